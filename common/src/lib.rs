@@ -1,0 +1,3 @@
+//! Domain types, queue, store, configuration and lifecycle.
+
+pub mod message;

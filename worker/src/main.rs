@@ -1,0 +1,2 @@
+//! `hothouse-worker`: the worker as a process of its own.
+fn main() {}
