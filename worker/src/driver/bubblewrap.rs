@@ -1,0 +1,1 @@
+//! The bubblewrap driver: no daemon and no image, for development.

@@ -1,0 +1,1 @@
+//! The worker against real sandboxes: every driver, its conformance, the pool.
