@@ -1,2 +1,62 @@
-//! Under construction.
-fn main() {}
+//! `hothouse`: the command line of Hothouse.
+
+mod commands;
+mod globals;
+mod services;
+
+use std::io::Write as _;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::globals::Globals;
+
+/// Durable jobs for chat turns and agent executions, in warm sealed sandboxes
+#[derive(Debug, Parser)]
+#[command(name = "hothouse", version, propagate_version = true, max_term_width = 100)]
+struct Cli {
+    #[command(flatten)]
+    globals: Globals,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Start everything on this machine and stay until Ctrl-C
+    Up(commands::up::Args),
+    /// Drain and stop what `up` started in this folder
+    Down(commands::down::Args),
+    /// Say what is missing on this machine and how to get it
+    Doctor(commands::doctor::Args),
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match runtime(&cli.command).and_then(|runtime| runtime.block_on(dispatch(cli))) {
+        Ok(code) => code,
+        Err(error) => {
+            // Nobody is left to tell when the error output itself is gone.
+            drop(writeln!(std::io::stderr(), "hothouse: {error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Servers need every core; a client is quicker to start and cheaper beside a server on one thread.
+fn runtime(command: &Command) -> anyhow::Result<tokio::runtime::Runtime> {
+    let mut builder = match command {
+        Command::Up(_) => tokio::runtime::Builder::new_multi_thread(),
+        _ => tokio::runtime::Builder::new_current_thread(),
+    };
+    Ok(builder.enable_all().build()?)
+}
+
+async fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
+    let globals = &cli.globals;
+    match cli.command {
+        Command::Up(args) => commands::up::run(args, globals).await,
+        Command::Down(args) => commands::down::run(args, globals).await,
+        Command::Doctor(args) => commands::doctor::run(args, globals).await,
+    }
+}

@@ -1,0 +1,14 @@
+//! `hothouse doctor`: say what is missing on this machine and how to get it.
+
+use std::process::ExitCode;
+
+use crate::globals::Globals;
+
+/// Options of `hothouse doctor`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {}
+
+/// Runs the command. The answer is the exit code of the process: 0 done, 1 failed.
+pub(crate) async fn run(_args: Args, _globals: &Globals) -> anyhow::Result<ExitCode> {
+    anyhow::bail!("`hothouse doctor` is not built yet")
+}
