@@ -1,0 +1,43 @@
+# Run `make` alone for the list of targets.
+.DEFAULT_GOAL := help
+.PHONY: help up down doctor test lint sqlx sqlx-check bench ci
+MAKEFLAGS += --no-print-directory
+target := $(or $(CARGO_TARGET_DIR),target)
+# Queries are checked against .sqlx, not against whatever database the environment names.
+export SQLX_OFFLINE = true
+
+help: ## This list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+up: ## Install what is missing, build, start everything and stay until Ctrl-C (ARGS="--port 8081")
+	@scripts/install.sh
+	@cargo build --locked --profile up --bin hothouse
+	@HOTHOUSE_INIT="$$(scripts/init.sh)" && export HOTHOUSE_INIT && exec $(target)/up/hothouse up $(ARGS)
+
+down: ## Drain and stop what `make up` started
+	@exec $(target)/up/hothouse down $(ARGS)
+
+doctor: ## Say what is missing on this machine and how to get it
+	@cargo build --locked --profile up --bin hothouse
+	@exec $(target)/up/hothouse doctor $(ARGS)
+
+test: ## Every test, with Redis, Postgres and Docker of its own (ARGS="-p worker")
+	@scripts/test.sh $(ARGS)
+
+lint: ## Formatting, file rules and clippy, without any service
+	@cargo fmt --all --check
+	@scripts/tidy.sh
+	@cargo clippy --locked --workspace --all-targets --all-features -- -D warnings
+
+sqlx: ## Write the offline query data in .sqlx anew
+	@scripts/sqlx.sh prepare
+
+sqlx-check: ## Compare .sqlx with what a real database says about every query
+	@scripts/sqlx.sh check
+
+bench: ## Measure a running Hothouse (ARGS="submit")
+	@cargo build --locked --release --bin hothouse
+	@exec $(target)/release/hothouse bench $(ARGS)
+
+ci: ## What must hold before a change lands
+	@.ci/run
