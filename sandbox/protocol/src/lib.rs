@@ -1,1 +1,51 @@
-//! Under construction.
+//! The protocol between a worker and the init of a sandbox.
+//!
+//! One connection, two byte streams (init's stdin and stdout), many things at once: programs with their input and
+//! output, files, the lease, pings. Everything is a [`Frame`] with a ten-byte head, a secret and at most
+//! [`PAYLOAD_MAX`] bytes; [`ToInit`] and [`FromInit`] are what frames mean. Nothing here does I/O, so that both ends
+//! and the tests share every line.
+//!
+//! # A connection
+//! The worker speaks first: [`ToInit::Hello`], which carries the secret. Init answers [`FromInit::Hello`]. From then on
+//! the worker opens *streams* by numbers of its own choice, each used once: a [`Run`] is one stream from
+//! [`ToInit::Run`] to [`FromInit::Exit`] or [`FromInit::Failed`]. The end of init's input, a frame that does not
+//! decode, a wrong secret and an unknown kind all end the connection, and with it everything in the sandbox.
+//!
+//! # The secret
+//! Each frame carries the [`Token`] of its connection. It protects against one thing: a program in the sandbox that
+//! got hold of a descriptor of init's and writes frames to it blindly. Those frames are refused and end the sandbox. It
+//! does not protect against somebody who can read the connection; that is the kernel's part (init cannot be read or
+//! traced by a job, and a job runs under a uid of its own).
+//!
+//! # Windows
+//! Data frames ([`ToInit::Stdin`], [`FromInit::Output`]) cost [`cost`] of their length and may be sent only within the
+//! credit that the receiver gave for their stream and channel: [`WINDOW`] at first, more by `Credit` frames. All other
+//! frames need none, so a flood of output never delays control. One exception is deliberate: init reads a program's
+//! output past its head without credit and keeps only the tail, because a program must never hang on a slow reader.
+
+mod frame;
+mod message;
+mod run;
+
+pub use frame::{Decoder, Error, Frame, HEAD_LEN, Kind, PAYLOAD_MAX, Token};
+pub use message::{About, CgroupKind, Channel, Failure, FailureCode, FromInit, Greeting, ToInit};
+pub use run::{
+    Exec, Exit, FileEntry, FilesReport, FullMount, Oom, Pack, Program, Rlimits, Run, StreamTotals, TerminalSize, Unpack,
+};
+
+/// The version of this protocol; both ends must name the same.
+pub const VERSION: u32 = 1;
+
+/// The credit of a stream's channel before the first `Credit` frame, in [`cost`].
+pub const WINDOW: u32 = 256 * 1024;
+
+/// What a data frame costs beyond its payload, so that many tiny frames are bounded too.
+pub const FRAME_COST: u32 = 64;
+
+/// The most data frames that a full window can hold.
+pub const WINDOW_FRAMES: usize = (WINDOW / FRAME_COST) as usize;
+
+/// The credit that a data frame with `len` bytes of payload uses up.
+pub fn cost(len: usize) -> u32 {
+    u32::try_from(len).unwrap_or(u32::MAX).saturating_add(FRAME_COST)
+}
