@@ -122,7 +122,7 @@ stop() {
     if pid=$(running_pid); then
         end "$pid"
     fi
-    if [ -n "$containerd" ] && tr '\0' '\n' <"/proc/$containerd/cmdline" 2>/dev/null | grep -qF -- "$dir/"; then
+    if [ -n "$containerd" ] && [ -r "/proc/$containerd/cmdline" ] && tr '\0' '\n' <"/proc/$containerd/cmdline" 2>/dev/null | grep -qF -- "$dir/"; then
         end "$containerd"
     fi
     rm -f "$pid_file" "$socket"
