@@ -1,10 +1,16 @@
 //! `hothouse`: the command line of Hothouse.
 
+mod args;
+mod client;
 mod commands;
+mod exit;
 mod globals;
+mod interrupt;
+mod output;
 mod services;
+mod watch;
 
-use std::io::Write as _;
+use std::io;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -27,6 +33,8 @@ enum Command {
     Up(commands::up::Args),
     /// Drain and stop what `up` started in this folder
     Down(commands::down::Args),
+    /// Run a program in a sandbox, as if it ran here
+    Run(commands::run::Args),
     /// Say what is missing on this machine and how to get it
     Doctor(commands::doctor::Args),
 }
@@ -36,11 +44,19 @@ fn main() -> ExitCode {
     match runtime(&cli.command).and_then(|runtime| runtime.block_on(dispatch(cli))) {
         Ok(code) => code,
         Err(error) => {
-            // Nobody is left to tell when the error output itself is gone.
-            drop(writeln!(std::io::stderr(), "hothouse: {error:#}"));
-            ExitCode::FAILURE
+            if is_broken_pipe(&error) {
+                return exit::BROKEN_PIPE.into();
+            }
+            output::note(format_args!("{error:#}"));
+            exit::FAILED.into()
         }
     }
+}
+
+/// Has the reader of the output gone, as in `hothouse jobs | head`? That is no news to anybody.
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    let mut causes = error.chain().filter_map(|cause| cause.downcast_ref::<io::Error>());
+    causes.any(|cause| cause.kind() == io::ErrorKind::BrokenPipe)
 }
 
 /// Servers need every core; a client is quicker to start and cheaper beside a server on one thread.
@@ -57,6 +73,7 @@ async fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
     match cli.command {
         Command::Up(args) => commands::up::run(args, globals).await,
         Command::Down(args) => commands::down::run(args, globals).await,
+        Command::Run(args) => commands::run::run(args, globals).await,
         Command::Doctor(args) => commands::doctor::run(args, globals).await,
     }
 }

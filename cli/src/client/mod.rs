@@ -1,0 +1,269 @@
+//! The HTTP client: one [`Client`] for all commands.
+//!
+//! Every call has a time limit. A call that may be repeated (reads, cancels, submissions under an idempotency key) is
+//! repeated while the server says 503 or 429, for as long as [`Client::PATIENCE`] lasts; and also when the connection
+//! breaks, but only once the server has answered before: a server that was never there is an error at once.
+
+mod error;
+mod follow;
+mod job;
+mod key;
+mod problem;
+mod sse;
+
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use reqwest::header::{ACCEPT, AUTHORIZATION, HeaderMap, HeaderValue, RETRY_AFTER};
+use reqwest::{RequestBuilder, Response, StatusCode, Url};
+use secrecy::ExposeSecret as _;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use uuid::Uuid;
+
+pub(crate) use self::error::Error;
+pub(crate) use self::follow::{Event, Follower};
+pub(crate) use self::job::{Attempt, Job, JobState, Page};
+use self::problem::Problem;
+use crate::globals::Globals;
+
+const CONNECT_LIMIT: Duration = Duration::from_secs(5);
+
+/// May the call be sent a second time without doing its work twice?
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Repeat {
+    Safe,
+    Never,
+}
+
+/// Talks to one server as one caller.
+#[derive(Debug)]
+pub(crate) struct Client {
+    http: reqwest::Client,
+    server: Url,
+    has_key: bool,
+    /// Has the server ever answered? Until then a refused connection means that there is none.
+    was_reached: AtomicBool,
+}
+
+impl Client {
+    /// How long one call waits for the server's answer.
+    pub(crate) const CALL_LIMIT: Duration = Duration::from_secs(30);
+    /// How long a repeatable call goes on being repeated.
+    pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+
+    /// A client for the server and caller that the options name.
+    ///
+    /// # Errors
+    /// [`Error::BadServer`] for an address that is not HTTP, [`Error::KeyFile`] for a key file that cannot be read.
+    pub(crate) fn new(globals: &Globals) -> Result<Self, Error> {
+        let server = parse_server(&globals.server)?;
+        let key = match &globals.key {
+            Some(key) => Some(key.clone()),
+            None => key::find()?,
+        };
+        let mut headers = HeaderMap::new();
+        if let Some(key) = &key {
+            let mut value = HeaderValue::try_from(format!("Bearer {}", key.expose_secret().trim()))
+                .map_err(|_invalid| Error::BadKey)?;
+            value.set_sensitive(true);
+            headers.insert(AUTHORIZATION, value);
+        }
+        if let Some(tenant) = &globals.tenant {
+            let value = HeaderValue::try_from(tenant.as_str()).map_err(|_invalid| Error::BadTenant)?;
+            headers.insert("x-tenant-id", value);
+        }
+        let mut http = reqwest::Client::builder()
+            .user_agent(concat!("hothouse/", env!("CARGO_PKG_VERSION")))
+            .default_headers(headers)
+            .connect_timeout(CONNECT_LIMIT)
+            .tcp_nodelay(true);
+        if is_loopback(&server) {
+            // A proxy for the outside world cannot reach this machine's own server.
+            http = http.no_proxy();
+        }
+        Ok(Self {
+            http: http.build().map_err(Error::Transport)?,
+            server,
+            has_key: key.is_some(),
+            was_reached: AtomicBool::new(false),
+        })
+    }
+
+    /// Address of the server, without a path.
+    pub(crate) fn server(&self) -> &Url {
+        &self.server
+    }
+
+    /// Reads a resource under the base path.
+    pub(crate) async fn get<T: DeserializeOwned>(&self, path: &[&str], query: &[(&str, String)]) -> Result<T, Error> {
+        let mut url = self.api_url(path);
+        if !query.is_empty() {
+            url.query_pairs_mut().extend_pairs(query);
+        }
+        self.answer(self.http.get(url).timeout(Self::CALL_LIMIT), Repeat::Safe)
+            .await
+    }
+
+    /// Reads one page of a list.
+    pub(crate) async fn page(&self, path: &[&str], query: &[(&str, String)]) -> Result<Page, Error> {
+        self.get(path, query).await
+    }
+
+    /// Does something that can be done twice without harm, such as cancel or pause.
+    pub(crate) async fn post_repeatable<T: DeserializeOwned>(
+        &self,
+        path: &[&str],
+        body: &impl Serialize,
+    ) -> Result<T, Error> {
+        let request = self.http.post(self.api_url(path)).json(body).timeout(Self::CALL_LIMIT);
+        self.answer(request, Repeat::Safe).await
+    }
+
+    /// Does something that must not be done twice.
+    pub(crate) async fn post_once<T: DeserializeOwned>(
+        &self,
+        path: &[&str],
+        body: &impl Serialize,
+    ) -> Result<T, Error> {
+        let request = self.http.post(self.api_url(path)).json(body).timeout(Self::CALL_LIMIT);
+        self.answer(request, Repeat::Never).await
+    }
+
+    /// Submits work under a fresh idempotency key, so that a repeated call is answered with the first one's job.
+    pub(crate) async fn submit<T: DeserializeOwned>(&self, path: &[&str], body: &impl Serialize) -> Result<T, Error> {
+        let request = self
+            .http
+            .post(self.api_url(path))
+            .header("idempotency-key", Uuid::now_v7().to_string())
+            .json(body)
+            .timeout(Self::CALL_LIMIT);
+        self.answer(request, Repeat::Safe).await
+    }
+
+    /// Removes a resource.
+    pub(crate) async fn delete(&self, path: &[&str]) -> Result<(), Error> {
+        let request = self.http.delete(self.api_url(path)).timeout(Self::CALL_LIMIT);
+        self.send(request, Repeat::Safe).await.map(drop)
+    }
+
+    /// Opens an answer whose body is read piece by piece, without a limit on the whole.
+    pub(crate) async fn open(&self, url: Url) -> Result<Response, Error> {
+        self.send(self.http.get(url), Repeat::Safe).await
+    }
+
+    /// Reads something outside the base path, such as `/readyz`, in whatever status it answers.
+    pub(crate) async fn get_outside(&self, path: &str) -> Result<Response, Error> {
+        let url = self.resolve(path)?;
+        self.execute(self.http.get(url).timeout(Self::CALL_LIMIT)).await
+    }
+
+    /// Opens an event stream once; [`Follower`] does the repeating.
+    pub(crate) async fn open_events(&self, path: &[&str], after: Option<u64>) -> Result<Response, Error> {
+        let mut request = self.http.get(self.api_url(path)).header(ACCEPT, "text/event-stream");
+        if let Some(after) = after {
+            request = request.header("last-event-id", after.to_string());
+        }
+        let response = self.execute(request).await?;
+        self.accept(response).await
+    }
+
+    /// Resolves an address that the server answered, such as an artifact's; another server's is refused, because the
+    /// key goes with the call.
+    pub(crate) fn resolve(&self, reference: &str) -> Result<Url, Error> {
+        match self.server.join(reference) {
+            Ok(url) if url.origin() == self.server.origin() => Ok(url),
+            _ => Err(Error::ForeignUrl(reference.to_owned())),
+        }
+    }
+
+    /// The address of a path under the base path; each segment is escaped.
+    pub(crate) fn api_url(&self, path: &[&str]) -> Url {
+        let mut url = self.server.clone();
+        if let Ok(mut segments) = url.path_segments_mut() {
+            segments.pop_if_empty().extend(["api", "v1"]).extend(path);
+        }
+        url
+    }
+
+    async fn answer<T: DeserializeOwned>(&self, request: RequestBuilder, repeat: Repeat) -> Result<T, Error> {
+        let response = self.send(request, repeat).await?;
+        let body = response.bytes().await.map_err(|error| self.broken(error))?;
+        // An empty answer reads as null.
+        let text: &[u8] = if body.is_empty() { b"null" } else { &body };
+        serde_json::from_slice(text).map_err(Error::Answer)
+    }
+
+    /// Sends until it is answered, refused for good, or patience ends.
+    async fn send(&self, mut request: RequestBuilder, repeat: Repeat) -> Result<Response, Error> {
+        let give_up_at = Instant::now() + Self::PATIENCE;
+        let mut backoff = Duration::from_millis(100);
+        loop {
+            let again = request.try_clone().filter(|_| repeat == Repeat::Safe);
+            let error = match self.execute(request).await {
+                Ok(response) => match self.accept(response).await {
+                    Ok(response) => return Ok(response),
+                    Err(error) => error,
+                },
+                Err(error) => error,
+            };
+            let pause = error.retry_after().unwrap_or(backoff);
+            match again {
+                Some(again) if error.is_passing() && Instant::now() + pause < give_up_at => request = again,
+                _ => return Err(error),
+            }
+            tokio::time::sleep(pause).await;
+            backoff = (backoff * 2).min(Duration::from_secs(2));
+        }
+    }
+
+    async fn execute(&self, request: RequestBuilder) -> Result<Response, Error> {
+        let response = request.send().await.map_err(|error| self.broken(error))?;
+        self.was_reached.store(true, Ordering::Relaxed);
+        Ok(response)
+    }
+
+    /// Turns an answer that is not a success into the problem that it describes.
+    async fn accept(&self, response: Response) -> Result<Response, Error> {
+        let status = response.status();
+        if status.is_success() {
+            return Ok(response);
+        }
+        let retry_after = retry_after(response.headers());
+        let body = response.bytes().await.unwrap_or_default();
+        let problem = Problem::read(status, &body);
+        if status == StatusCode::UNAUTHORIZED && !self.has_key {
+            return Err(Error::NoKey);
+        }
+        Err(Error::Problem { problem, retry_after })
+    }
+
+    fn broken(&self, error: reqwest::Error) -> Error {
+        if error.is_connect() && !self.was_reached.load(Ordering::Relaxed) {
+            Error::Unreachable(self.server.to_string())
+        } else if error.is_timeout() {
+            Error::TimedOut(Self::CALL_LIMIT)
+        } else {
+            Error::Transport(error)
+        }
+    }
+}
+
+/// Seconds only: the API never answers with a date.
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let seconds = headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
+    Some(Duration::from_secs(seconds))
+}
+
+fn parse_server(text: &str) -> Result<Url, Error> {
+    match Url::parse(text) {
+        Ok(url) if matches!(url.scheme(), "http" | "https") && url.has_host() => Ok(url),
+        _ => Err(Error::BadServer(text.to_owned())),
+    }
+}
+
+fn is_loopback(server: &Url) -> bool {
+    let host = server.host_str().unwrap_or_default().trim_matches(['[', ']']);
+    host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
+}
