@@ -9,7 +9,7 @@ export SQLX_OFFLINE = true
 help: ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
-up: ## Install what is missing, build, start everything and stay until Ctrl-C (ARGS="--port 8081")
+up: ## Install what is missing, build, start everything and stay until Ctrl-C (ARGS="--listen 127.0.0.1:8081")
 	@scripts/install.sh
 	@cargo build --locked --profile up --bin hothouse
 	@HOTHOUSE_INIT="$$(scripts/init.sh)" && export HOTHOUSE_INIT && exec $(target)/up/hothouse up $(ARGS)

@@ -37,12 +37,19 @@ impl Account {
             .mode(0o700)
             .create(folder)
             .with_context(|| format!("cannot make the folder {}", folder.display()))?;
-        let mut account = Self { user: None, outside: folder.to_owned(), inside: folder.to_owned() };
+        let mut account = Self {
+            user: None,
+            outside: folder.to_owned(),
+            inside: folder.to_owned(),
+        };
         if !nix::unistd::geteuid().is_root() {
             return Ok(account);
         }
         let Some(user) = names.iter().find_map(|name| User::from_name(name).ok().flatten()) else {
-            bail!("this machine has no user {}: install the packages with `make up`", names.join(" or "));
+            bail!(
+                "this machine has no user {}: install the packages with `make up`",
+                names.join(" or ")
+            );
         };
         chown(folder, Some(user.uid.as_raw()), Some(user.gid.as_raw()))
             .with_context(|| format!("cannot give {} to the user {}", folder.display(), user.name))?;

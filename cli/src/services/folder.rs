@@ -65,11 +65,17 @@ impl DataFolder {
         match DirBuilder::new().recursive(true).mode(mode).create(path) {
             Ok(()) => {}
             Err(error) if error.kind() == ErrorKind::AlreadyExists => {
-                bail!("{} is a file, and should be a folder: move it away, or choose another with --data-dir", path.display())
+                bail!(
+                    "{} is a file, and should be a folder: move it away, or choose another with --data-dir",
+                    path.display()
+                )
             }
             Err(error) => {
                 return Err(error).with_context(|| {
-                    format!("cannot make the folder {}; choose another with --data-dir", path.display())
+                    format!(
+                        "cannot make the folder {}; choose another with --data-dir",
+                        path.display()
+                    )
                 });
             }
         }
@@ -89,7 +95,10 @@ impl DataFolder {
             .with_context(|| format!("there is no data folder {}", path.display()))?;
         let metadata = fs::metadata(&path).with_context(|| format!("cannot read {}", path.display()))?;
         if !metadata.is_dir() {
-            bail!("{} is a file, and should be a folder: move it away, or choose another with --data-dir", path.display());
+            bail!(
+                "{} is a file, and should be a folder: move it away, or choose another with --data-dir",
+                path.display()
+            );
         }
         if metadata.uid() != nix::unistd::geteuid().as_raw() {
             bail!(
@@ -146,6 +155,17 @@ impl DataFolder {
         }
     }
 
+    /// Whether a living `up` holds the folder. Unlike [`Self::lock`] it writes nothing.
+    pub(crate) fn is_held(&self) -> bool {
+        let Ok(file) = OpenOptions::new().read(true).open(self.join("up.lock")) else {
+            return false;
+        };
+        matches!(
+            Flock::lock(file, FlockArg::LockSharedNonblock),
+            Err((_, nix::errno::Errno::EWOULDBLOCK))
+        )
+    }
+
     /// What the running `up` wrote, or the last one did.
     pub(crate) fn running(&self) -> Option<Running> {
         serde_json::from_slice(&fs::read(self.join("up.json")).ok()?).ok()
@@ -187,7 +207,9 @@ impl DataFolder {
             self.write_private("admin.key", format!("{key}\n").as_bytes())?;
             return Ok(key.to_owned());
         }
-        self.kept("admin.key", || format!("hh_{}", hex::encode(rand::random::<[u8; 24]>())))
+        self.kept("admin.key", || {
+            format!("hh_{}", hex::encode(rand::random::<[u8; 24]>()))
+        })
     }
 
     /// The content of a private file, which `make` gives at the first call.
@@ -211,7 +233,11 @@ impl DataFolder {
         let fresh = self.join(&format!("{name}.new"));
         let write = || {
             drop(fs::remove_file(&fresh));
-            let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&fresh)?;
+            let mut file = OpenOptions::new()
+                .write(true)
+                .create_new(true)
+                .mode(0o600)
+                .open(&fresh)?;
             file.write_all(content)?;
             file.sync_all()?;
             fs::rename(&fresh, &path)
@@ -238,7 +264,10 @@ mod tests {
         let again = DataFolder::open(&path).unwrap().password("postgres").unwrap();
 
         assert_eq!((first.len(), first), (64, again));
-        let mode = fs::metadata(folder.join("secrets/postgres")).unwrap().permissions().mode();
+        let mode = fs::metadata(folder.join("secrets/postgres"))
+            .unwrap()
+            .permissions()
+            .mode();
         assert_eq!(mode & 0o777, 0o600);
         fs::remove_dir_all(path).unwrap();
     }
@@ -261,8 +290,12 @@ mod tests {
     fn the_lock_of_a_folder_is_held_once_and_names_its_holder() {
         let (path, folder) = folder("lock");
 
-        let Locking::Held(lock) = folder.lock().unwrap() else { panic!("nobody else holds it") };
-        let Locking::Busy(pid) = folder.lock().unwrap() else { panic!("it is held") };
+        let Locking::Held(lock) = folder.lock().unwrap() else {
+            panic!("nobody else holds it")
+        };
+        let Locking::Busy(pid) = folder.lock().unwrap() else {
+            panic!("it is held")
+        };
         drop(lock);
 
         assert_eq!(pid, i32::try_from(std::process::id()).ok());

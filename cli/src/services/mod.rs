@@ -7,6 +7,8 @@
 //! - An instance that the system runs is never touched.
 
 pub(crate) mod account;
+pub(crate) mod docker;
+pub(crate) mod embedded;
 pub(crate) mod folder;
 pub(crate) mod ports;
 pub(crate) mod postgres;
@@ -14,4 +16,7 @@ pub(crate) mod process;
 pub(crate) mod programs;
 pub(crate) mod progress;
 pub(crate) mod redis;
+pub(crate) mod sample;
+pub(crate) mod sandboxes;
 pub(crate) mod server;
+pub(crate) mod stores;

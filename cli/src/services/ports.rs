@@ -35,10 +35,16 @@ pub(crate) fn check(address: SocketAddr) -> anyhow::Result<()> {
             address.port().checked_add(1).unwrap_or(8080)
         ),
         Err(error) if error.kind() == ErrorKind::PermissionDenied => {
-            bail!("ports below 1024 are for root: choose another with --listen {}:8080", address.ip())
+            bail!(
+                "ports below 1024 are for root: choose another with --listen {}:8080",
+                address.ip()
+            )
         }
         Err(error) if error.kind() == ErrorKind::AddrNotAvailable => {
-            bail!("this machine has no address {}: choose another with --listen", address.ip())
+            bail!(
+                "this machine has no address {}: choose another with --listen",
+                address.ip()
+            )
         }
         Err(error) => Err(error).with_context(|| format!("cannot listen on {address}")),
     }
@@ -57,6 +63,9 @@ mod tests {
         let refused = check(address).unwrap_err().to_string();
 
         assert_ne!(other, address.port());
-        assert!(refused.contains("in use by another program: stop that, or"), "{refused}");
+        assert!(
+            refused.contains("in use by another program: stop that, or"),
+            "{refused}"
+        );
     }
 }

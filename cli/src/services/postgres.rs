@@ -69,7 +69,13 @@ impl Postgres {
                 (server, port, false)
             }
         };
-        let postgres = Self { installation, server, port, password, was_running };
+        let postgres = Self {
+            installation,
+            server,
+            port,
+            password,
+            was_running,
+        };
         postgres.make_database(&admin_password).await?;
         Ok(postgres)
     }
@@ -131,7 +137,18 @@ impl Postgres {
             self.password
         );
         let mut child = Command::new(self.installation.bin.join("psql"))
-            .args(["-qAtX", "-v", "ON_ERROR_STOP=1", "-h", "127.0.0.1", "-U", ADMIN, "-d", "postgres", "-p"])
+            .args([
+                "-qAtX",
+                "-v",
+                "ON_ERROR_STOP=1",
+                "-h",
+                "127.0.0.1",
+                "-U",
+                ADMIN,
+                "-d",
+                "postgres",
+                "-p",
+            ])
             .arg(self.port.to_string())
             .env("PGPASSWORD", admin_password)
             .stdin(Stdio::piped())
@@ -178,7 +195,13 @@ impl Installation {
             .arg(self.account.folder().join("data.new"))
             .arg("--pwfile")
             .arg(self.account.folder().join("password"))
-            .args(["--username", ADMIN, "--auth=scram-sha-256", "--encoding=UTF8", "--locale=C.UTF-8"])
+            .args([
+                "--username",
+                ADMIN,
+                "--auth=scram-sha-256",
+                "--encoding=UTF8",
+                "--locale=C.UTF-8",
+            ])
             .args(["--data-checksums", "--no-instructions"])
             .output()
             .await
@@ -187,7 +210,11 @@ impl Installation {
         let output = output?;
         if !output.status.success() {
             let text = String::from_utf8_lossy(&output.stderr).replace('\n', " | ");
-            bail!("Postgres cannot make its database in {}: {}", data.display(), text.trim_end_matches([' ', '|']));
+            bail!(
+                "Postgres cannot make its database in {}: {}",
+                data.display(),
+                text.trim_end_matches([' ', '|'])
+            );
         }
         std::fs::rename(&fresh, data).with_context(|| format!("cannot make {}", data.display()))
     }
@@ -196,7 +223,11 @@ impl Installation {
     fn give(&self, file: &Path, content: &str) -> anyhow::Result<()> {
         use std::os::unix::fs::OpenOptionsExt as _;
         drop(std::fs::remove_file(file));
-        let mut open = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(file)?;
+        let mut open = std::fs::OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(file)?;
         open.write_all(content.as_bytes())?;
         self.account.own(file)
     }
@@ -209,9 +240,13 @@ impl Installation {
             drop(std::fs::remove_file(&pid_file));
             return None;
         };
-        let port = std::fs::read_to_string(&pid_file).ok().and_then(|text| text.lines().nth(3)?.trim().parse().ok());
+        let port = std::fs::read_to_string(&pid_file)
+            .ok()
+            .and_then(|text| text.lines().nth(3)?.trim().parse().ok());
         match port {
-            Some(port) if wanted.is_none_or(|wanted| wanted == port) && self.answers(port).await => Some((server, port)),
+            Some(port) if wanted.is_none_or(|wanted| wanted == port) && self.answers(port).await => {
+                Some((server, port))
+            }
             _ => {
                 server.stop(STOP_GRACE).await;
                 None
@@ -250,12 +285,22 @@ impl Installation {
             command.args(["-c", setting]);
         }
         command.args(["-p", &port.to_string()]);
-        self.program.start(command, READY_LIMIT, async || self.answers(port).await).await
+        self.program
+            .start(command, READY_LIMIT, async || self.answers(port).await)
+            .await
     }
 
     async fn answers(&self, port: u16) -> bool {
         let status = Command::new(self.bin.join("pg_isready"))
-            .args(["-q", "-t", "2", "-h", &Ipv4Addr::LOCALHOST.to_string(), "-p", &port.to_string()])
+            .args([
+                "-q",
+                "-t",
+                "2",
+                "-h",
+                &Ipv4Addr::LOCALHOST.to_string(),
+                "-p",
+                &port.to_string(),
+            ])
             .stdin(Stdio::null())
             .status()
             .await;
@@ -277,7 +322,9 @@ fn program(folder: &DataFolder) -> Program {
 /// The programs of the version that made the database, or the newest for a new one.
 fn programs_for(data: &Path) -> anyhow::Result<PathBuf> {
     let found = programs::postgres();
-    let version = std::fs::read_to_string(data.join("PG_VERSION")).ok().and_then(|text| programs::major(text.trim()));
+    let version = std::fs::read_to_string(data.join("PG_VERSION"))
+        .ok()
+        .and_then(|text| programs::major(text.trim()));
     let Some((newest, bin)) = found.first() else {
         bail!("PostgreSQL is not installed: run `apt-get install postgresql`, or `make up`, which does");
     };

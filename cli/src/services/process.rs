@@ -11,7 +11,9 @@ use nix::unistd::Pid;
 /// Whether `pid` is a living process of that name whose working folder is `folder`. Both servers work in their data.
 pub(crate) fn is_ours(pid: i32, name: &str, folder: &Path) -> bool {
     let comm = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-    let Ok(works_in) = fs::metadata(format!("/proc/{pid}/cwd")) else { return false };
+    let Ok(works_in) = fs::metadata(format!("/proc/{pid}/cwd")) else {
+        return false;
+    };
     let Ok(folder) = fs::metadata(folder) else { return false };
     // By inode and not by name: a server may see the folder under another name, in a mount namespace of its own.
     comm.trim() == name && (works_in.dev(), works_in.ino()) == (folder.dev(), folder.ino())
@@ -56,7 +58,9 @@ pub(crate) fn send(pid: i32, signal: Signal) -> bool {
 
 /// The last lines of a log file that are not empty, for a sentence about why its server did not start.
 pub(crate) fn last_lines(file: &Path, count: usize) -> String {
-    let text = fs::read(file).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
+    let text = fs::read(file)
+        .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+        .unwrap_or_default();
     let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
     lines[lines.len().saturating_sub(count)..].join(" | ")
 }
@@ -69,7 +73,11 @@ mod tests {
     async fn only_a_process_in_the_folder_is_ours_and_ends() {
         let folder = std::env::temp_dir().join(format!("hothouse-process-{}", uuid::Uuid::now_v7()));
         fs::create_dir(&folder).unwrap();
-        let mut child = tokio::process::Command::new("sleep").arg("60").current_dir(&folder).spawn().unwrap();
+        let mut child = tokio::process::Command::new("sleep")
+            .arg("60")
+            .current_dir(&folder)
+            .spawn()
+            .unwrap();
         let pid = i32::try_from(child.id().unwrap()).unwrap();
         assert!(wait_until(Duration::from_secs(10), || is_ours(pid, "sleep", &folder)).await);
 

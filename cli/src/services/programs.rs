@@ -79,7 +79,8 @@ fn version_in(text: &str) -> String {
 
 fn is_program(file: &Path) -> bool {
     use std::os::unix::fs::PermissionsExt as _;
-    file.metadata().is_ok_and(|metadata| metadata.is_file() && metadata.permissions().mode() & 0o111 != 0)
+    file.metadata()
+        .is_ok_and(|metadata| metadata.is_file() && metadata.permissions().mode() & 0o111 != 0)
 }
 
 #[cfg(test)]
@@ -92,7 +93,10 @@ mod tests {
         let redis = version_in("Redis server v=7.0.15 sha=00000000:0 malloc=jemalloc-5.2.1 bits=64\n");
         let docker = version_in("Docker version 28.2.2, build e6534b4\n");
 
-        assert_eq!((postgres.as_str(), redis.as_str(), docker.as_str()), ("15.18", "7.0.15", "28.2.2"));
+        assert_eq!(
+            (postgres.as_str(), redis.as_str(), docker.as_str()),
+            ("15.18", "7.0.15", "28.2.2")
+        );
         assert_eq!(major(&redis), Some(7));
         assert_eq!(major(&version_in("nothing to see")), None);
     }

@@ -1,61 +1,60 @@
-//! What `up` says while it works: a line for each step, with a spinner on a terminal.
+//! What `up` and `down` say while they work: one line for each step, with a spinner on a terminal.
 
-use std::io::{IsTerminal as _, Write as _};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
+
+use crate::output;
 
 /// One step that is under way. Dropping it without [`Step::done`] removes the spinner and prints nothing.
 #[derive(Debug)]
 pub(crate) struct Step {
     title: &'static str,
     started: Instant,
-    spinner: Option<ProgressBar>,
+    spinner: ProgressBar,
 }
 
 impl Step {
     /// Begins a step.
     pub(crate) fn begin(title: &'static str) -> Self {
-        let spinner = std::io::stderr().is_terminal().then(|| {
-            let spinner = ProgressBar::new_spinner();
-            if let Ok(style) = ProgressStyle::with_template("{spinner} {prefix:<10} {msg} {elapsed}") {
-                spinner.set_style(style);
-            }
-            spinner.set_prefix(title);
-            spinner.enable_steady_tick(Duration::from_millis(100));
-            spinner
-        });
-        Self { title, started: Instant::now(), spinner }
+        let spinner = output::spinner();
+        spinner.set_message(title);
+        Self {
+            title,
+            started: Instant::now(),
+            spinner,
+        }
     }
 
-    /// Says what it is doing now.
+    /// Says what it is doing now. Without a terminal each is a line of its own.
     pub(crate) fn now(&self, message: &str) {
-        match &self.spinner {
-            Some(spinner) => spinner.set_message(message.to_owned()),
-            None => line(&format!("  {:<10} {message}", self.title)),
+        if self.spinner.is_hidden() {
+            say(&format!("  {:<12} {message}", self.title));
+        } else {
+            self.spinner
+                .set_message(format!("{:<12} {}", self.title, output::clean(message)));
         }
     }
 
     /// Ends the step with what came of it, and how long it took.
     pub(crate) fn done(self, outcome: &str) {
-        if let Some(spinner) = &self.spinner {
-            spinner.finish_and_clear();
-        }
-        let seconds = self.started.elapsed().as_secs_f64();
-        line(&format!("\u{2713} {:<10} {outcome} ({seconds:.1} s)", self.title));
+        self.spinner.finish_and_clear();
+        say(&format!(
+            "\u{2713} {:<12} {outcome} ({})",
+            self.title,
+            output::duration(self.started.elapsed())
+        ));
     }
 }
 
 impl Drop for Step {
     fn drop(&mut self) {
-        if let Some(spinner) = &self.spinner {
-            spinner.finish_and_clear();
-        }
+        self.spinner.finish_and_clear();
     }
 }
 
-/// Prints one line on the standard output.
-pub(crate) fn line(text: &str) {
+/// Prints one line.
+pub(crate) fn say(text: &str) {
     // Whoever closed the output wants to hear no more; that is no reason to stop serving.
-    drop(writeln!(std::io::stdout(), "{text}"));
+    drop(output::line(text));
 }

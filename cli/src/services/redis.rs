@@ -52,12 +52,27 @@ impl Redis {
         let binary = programs::redis()?;
         let program = program(folder);
         let account = Account::new(&program.folder, &["redis", "nobody"]).await?;
-        let installation = Installation { account, binary, program, password: folder.password("redis")? };
+        let installation = Installation {
+            account,
+            binary,
+            program,
+            password: folder.password("redis")?,
+        };
         if let Some((server, port)) = installation.take_over(port).await {
-            return Ok(Self { installation, server, port, was_running: true });
+            return Ok(Self {
+                installation,
+                server,
+                port,
+                was_running: true,
+            });
         }
         let (server, port) = installation.launch(port).await?;
-        Ok(Self { installation, server, port, was_running: false })
+        Ok(Self {
+            installation,
+            server,
+            port,
+            was_running: false,
+        })
     }
 
     /// Ends the one that an `up` left behind, if any. Returns whether there was one.
@@ -112,7 +127,9 @@ impl Installation {
     async fn take_over(&self, wanted: Option<u16>) -> Option<(Server, u16)> {
         let server = self.program.left_over(&self.program.folder.join("redis.pid"))?;
         let settings = fs::read_to_string(self.program.folder.join("redis.conf")).unwrap_or_default();
-        let port = settings.lines().find_map(|line| line.strip_prefix("port ")?.parse().ok());
+        let port = settings
+            .lines()
+            .find_map(|line| line.strip_prefix("port ")?.parse().ok());
         match port {
             Some(port) if wanted.is_none_or(|wanted| wanted == port) && answers(port, &self.password).await => {
                 Some((server, port))
@@ -157,7 +174,9 @@ impl Installation {
         self.write_settings(port)?;
         let mut command = self.account.command(&self.binary);
         command.arg(self.account.folder().join("redis.conf"));
-        self.program.start(command, READY_LIMIT, async || answers(port, &self.password).await).await
+        self.program
+            .start(command, READY_LIMIT, async || answers(port, &self.password).await)
+            .await
     }
 
     /// The password stands in a file, because every user of the machine can read a command line.
@@ -172,7 +191,11 @@ impl Installation {
         );
         drop(fs::remove_file(&path));
         let write = || {
-            let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
+            let mut file = fs::OpenOptions::new()
+                .write(true)
+                .create_new(true)
+                .mode(0o600)
+                .open(&path)?;
             file.write_all(settings.as_bytes())
         };
         write().with_context(|| format!("cannot write {}: is the disk full?", path.display()))?;
@@ -194,7 +217,9 @@ fn program(folder: &DataFolder) -> Program {
 async fn answers(port: u16, password: &str) -> bool {
     let ask = async {
         let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await?;
-        stream.write_all(format!("AUTH {password}\r\nPING\r\n").as_bytes()).await?;
+        stream
+            .write_all(format!("AUTH {password}\r\nPING\r\n").as_bytes())
+            .await?;
         let mut answer = [0; 12];
         stream.read_exact(&mut answer).await?;
         Ok::<_, std::io::Error>(answer == *b"+OK\r\n+PONG\r\n")

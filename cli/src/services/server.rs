@@ -42,7 +42,11 @@ impl Program {
     /// The server whose pid is in `pid_file`, when it is alive and ours.
     pub(crate) fn left_over(&self, pid_file: &Path) -> Option<Server> {
         let pid = process::read_pid(pid_file)?;
-        process::is_ours(pid, self.name, &self.folder).then(|| Server { program: self.clone(), pid, child: None })
+        process::is_ours(pid, self.name, &self.folder).then(|| Server {
+            program: self.clone(),
+            pid,
+            child: None,
+        })
     }
 
     /// Starts `command` and waits until `is_ready` says so.
@@ -61,18 +65,30 @@ impl Program {
             .stderr(Stdio::from(log))
             .spawn()
             .with_context(|| format!("cannot start {}", self.title))?;
-        let pid = child.id().and_then(|pid| i32::try_from(pid).ok()).context("a process without a pid")?;
+        let pid = child
+            .id()
+            .and_then(|pid| i32::try_from(pid).ok())
+            .context("a process without a pid")?;
         let deadline = tokio::time::Instant::now() + limit;
         loop {
             if let Some(status) = child.try_wait()? {
                 bail!("{} ended at once ({status}): {}", self.title, self.last_words());
             }
             if is_ready().await {
-                return Ok(Server { program: self.clone(), pid, child: Some(child) });
+                return Ok(Server {
+                    program: self.clone(),
+                    pid,
+                    child: Some(child),
+                });
             }
             if tokio::time::Instant::now() >= deadline {
                 process::end(pid, self.name, &self.folder, self.stop_signal, Duration::from_secs(5)).await;
-                bail!("{} does not answer after {} s; see {}", self.title, limit.as_secs(), self.log.display());
+                bail!(
+                    "{} does not answer after {} s; see {}",
+                    self.title,
+                    limit.as_secs(),
+                    self.log.display()
+                );
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
@@ -80,15 +96,25 @@ impl Program {
 
     /// The end of the log, for a sentence.
     pub(crate) fn last_words(&self) -> String {
-        format!("{} (the log is {})", process::last_lines(&self.log, 3), self.log.display())
+        format!(
+            "{} (the log is {})",
+            process::last_lines(&self.log, 3),
+            self.log.display()
+        )
     }
 
     fn open_log(&self) -> anyhow::Result<File> {
         let is_long = self.log.metadata().is_ok_and(|metadata| metadata.len() > LOG_BYTES_MAX);
         let mut options = OpenOptions::new();
         options.create(true).mode(0o600);
-        let options = if is_long { options.write(true).truncate(true) } else { options.append(true) };
-        options.open(&self.log).with_context(|| format!("cannot write {}", self.log.display()))
+        let options = if is_long {
+            options.write(true).truncate(true)
+        } else {
+            options.append(true)
+        };
+        options
+            .open(&self.log)
+            .with_context(|| format!("cannot write {}", self.log.display()))
     }
 }
 
@@ -96,13 +122,21 @@ impl Server {
     /// Whether its process lives.
     pub(crate) fn is_alive(&mut self) -> bool {
         // Asking the child reaps it.
-        let has_ended = self.child.as_mut().is_some_and(|child| !matches!(child.try_wait(), Ok(None)));
+        let has_ended = self
+            .child
+            .as_mut()
+            .is_some_and(|child| !matches!(child.try_wait(), Ok(None)));
         !has_ended && process::is_ours(self.pid, self.program.name, &self.program.folder)
     }
 
     /// Ends it in order, by force after `grace`. Returns whether force was not needed.
     pub(crate) async fn stop(mut self, grace: Duration) -> bool {
-        let Program { name, folder, stop_signal, .. } = &self.program;
+        let Program {
+            name,
+            folder,
+            stop_signal,
+            ..
+        } = &self.program;
         let in_order = process::end(self.pid, name, folder, *stop_signal, grace).await;
         if let Some(child) = &mut self.child {
             // Reaps it; how it ended does not matter any more.
