@@ -1,3 +1,21 @@
-//! Domain types, queue, store, configuration and lifecycle.
+//! What every part of Hothouse shares: domain types, the job state machine, the queue (Redis), the store (Postgres),
+//! configuration, telemetry and lifecycle.
+//!
+//! [`job`] does no I/O. [`queue`] and [`store`] use it and not each other; what needs both joins them itself, as
+//! [`log`] does for a job's events.
 
+pub mod batch;
+pub mod clock;
+pub mod config;
+pub mod ids;
+pub mod job;
+pub mod lifecycle;
+pub mod log;
 pub mod message;
+pub mod metrics;
+pub mod queue;
+pub mod service;
+pub mod store;
+pub mod telemetry;
+#[cfg(feature = "testing")]
+pub mod testing;

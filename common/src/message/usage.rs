@@ -53,7 +53,9 @@ impl AddAssign for Usage {
         sum(&mut self.cache_write_long_tokens, other.cache_write_long_tokens);
         sum(&mut self.output_tokens, other.output_tokens);
         sum(&mut self.reasoning_tokens, other.reasoning_tokens);
-        self.estimated |= other.estimated;
+        if other.estimated {
+            self.estimated = true;
+        }
     }
 }
 

@@ -1,0 +1,126 @@
+//! Group commit without a timer: a batch is what arrived while the last one was under way.
+//!
+//! A lone caller pays no delay, and under load the cost of a commit is shared by everybody who came during the last.
+
+use std::future::Future;
+use std::sync::Arc;
+
+use futures_util::FutureExt;
+use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio_util::task::TaskTracker;
+
+/// Why a batch did not answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// The process is stopping, or the batch panicked.
+    #[error("the batch did not answer")]
+    Closed,
+}
+
+/// The sending side of a batching loop. Cheap to clone; the loop ends when the last clone is gone.
+#[derive(Debug)]
+pub struct Batcher<T, R> {
+    sender: mpsc::Sender<(T, oneshot::Sender<R>)>,
+}
+
+impl<T, R> Clone for Batcher<T, R> {
+    fn clone(&self) -> Self {
+        Self { sender: self.sender.clone() }
+    }
+}
+
+/// How a batching loop behaves.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Most items in one batch.
+    pub batch_max: usize,
+    /// Most batches under way at once.
+    pub parallel: usize,
+    /// Items that may wait; more make callers wait.
+    pub backlog: usize,
+}
+
+impl<T: Send + 'static, R: Send + 'static> Batcher<T, R> {
+    /// Starts a loop that hands batches to `process`, which answers one result for each item, in order.
+    pub fn spawn<F, Fut>(tracker: &TaskTracker, limits: Limits, process: F) -> Self
+    where
+        F: Fn(Vec<T>) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Vec<R>> + Send + 'static,
+    {
+        let (sender, mut receiver) = mpsc::channel::<(T, oneshot::Sender<R>)>(limits.backlog);
+        let places = Arc::new(Semaphore::new(limits.parallel));
+        let process = Arc::new(process);
+        let spawner = tracker.clone();
+        tracker.spawn(async move {
+            let mut arrived = Vec::with_capacity(limits.batch_max);
+            loop {
+                // The place is taken first: what comes while no place is free joins the next batch.
+                let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
+                if receiver.recv_many(&mut arrived, limits.batch_max).await == 0 {
+                    return;
+                }
+                let (items, answers): (Vec<T>, Vec<oneshot::Sender<R>>) = arrived.drain(..).unzip();
+                let process = Arc::clone(&process);
+                spawner.spawn(async move {
+                    let Ok(results) = std::panic::AssertUnwindSafe(process(items)).catch_unwind().await else {
+                        tracing::error!("a batch panicked");
+                        return;
+                    };
+                    for (answer, result) in answers.into_iter().zip(results) {
+                        // A caller that has gone away does not need its answer.
+                        drop(answer.send(result));
+                    }
+                    drop(place);
+                });
+            }
+        });
+        Self { sender }
+    }
+
+    /// Hands in one item and waits for its result.
+    ///
+    /// # Errors
+    /// [`Error::Closed`] when the loop has ended; the item may or may not have been processed.
+    pub async fn call(&self, item: T) -> Result<R, Error> {
+        let (answer, result) = oneshot::channel();
+        self.sender.send((item, answer)).await.map_err(|_closed| Error::Closed)?;
+        result.await.map_err(|_closed| Error::Closed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_arrives_during_a_batch_is_the_next_batch() {
+        let tracker = TaskTracker::new();
+        let gate = Arc::new(Semaphore::new(0));
+        let sizes = Arc::new(std::sync::Mutex::new(Vec::new()));
+        let (seen, held) = (Arc::clone(&sizes), Arc::clone(&gate));
+        let limits = Limits { batch_max: 100, parallel: 1, backlog: 100 };
+        let batcher = Batcher::spawn(&tracker, limits, move |items: Vec<u32>| {
+            let (seen, held) = (Arc::clone(&seen), Arc::clone(&held));
+            async move {
+                seen.lock().unwrap().push(items.len());
+                held.acquire().await.unwrap().forget();
+                items.into_iter().map(|item| item * 2).collect()
+            }
+        });
+        let calls: Vec<_> = (0..10)
+            .map(|item| {
+                let batcher = batcher.clone();
+                tracker.spawn(async move { batcher.call(item).await.unwrap() })
+            })
+            .collect();
+        while sizes.lock().unwrap().is_empty() {
+            tokio::task::yield_now().await;
+        }
+        gate.add_permits(10);
+        for (item, call) in calls.into_iter().enumerate() {
+            assert_eq!(call.await.unwrap() as usize, item * 2);
+        }
+        assert!(sizes.lock().unwrap().len() < 10, "{sizes:?}");
+        assert_eq!(sizes.lock().unwrap().iter().sum::<usize>(), 10);
+    }
+}

@@ -1,0 +1,63 @@
+//! Backoff: how long a job waits between failures.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+/// Exponential backoff with full jitter: the nth delay is uniform between 0 and `initial × factor^(n-1)`, at most `max`.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Backoff {
+    /// Upper bound of the first delay.
+    #[serde(with = "humantime_serde")]
+    pub initial: Duration,
+    /// Growth with each failure, 1 to 10.
+    pub factor: f64,
+    /// Upper bound of every delay.
+    #[serde(with = "humantime_serde")]
+    pub max: Duration,
+}
+
+impl Default for Backoff {
+    fn default() -> Self {
+        Self { initial: Duration::from_secs(1), factor: 2.0, max: Duration::from_secs(300) }
+    }
+}
+
+impl Backoff {
+    /// The longest that the delay after `failures` failures (1 or more) may be.
+    pub fn bound(&self, failures: u32) -> Duration {
+        let exponent = i32::try_from(failures.saturating_sub(1)).unwrap_or(i32::MAX);
+        let seconds = self.initial.as_secs_f64() * self.factor.powi(exponent);
+        if seconds.is_finite() && seconds < self.max.as_secs_f64() { Duration::from_secs_f64(seconds) } else { self.max }
+    }
+
+    /// The delay after `failures` failures. `spread` is a random number from 0 to 1; "full jitter" spreads jobs that
+    /// failed together over the whole interval (AWS Architecture Blog, "Exponential Backoff And Jitter", 2015).
+    pub fn delay(&self, failures: u32, spread: f64) -> Duration {
+        self.bound(failures).mul_f64(spread.clamp(0.0, 1.0))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_bound_doubles_up_to_its_maximum() {
+        let backoff = Backoff::default();
+        assert_eq!(backoff.bound(1), Duration::from_secs(1));
+        assert_eq!(backoff.bound(2), Duration::from_secs(2));
+        assert_eq!(backoff.bound(9), Duration::from_secs(256));
+        assert_eq!(backoff.bound(10), Duration::from_secs(300));
+        assert_eq!(backoff.bound(u32::MAX), Duration::from_secs(300));
+    }
+
+    #[test]
+    fn jitter_stays_between_nothing_and_the_bound() {
+        let backoff = Backoff::default();
+        assert_eq!(backoff.delay(3, 0.0), Duration::ZERO);
+        assert_eq!(backoff.delay(3, 0.5), Duration::from_secs(2));
+        assert_eq!(backoff.delay(3, 7.0), Duration::from_secs(4));
+    }
+}

@@ -1,0 +1,13 @@
+//! The Prometheus recorder. Metric names are `hothouse_<part>_<what>_<unit>`; `docs/metrics.md` lists them.
+
+use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
+
+/// Installs the process's recorder and returns the handle that renders it. `None` when one is installed already, as
+/// happens when several parts run in one process.
+pub fn install() -> Option<PrometheusHandle> {
+    // Seconds: from a fast commit to the longest agent run.
+    const BUCKETS: &[f64] = &[
+        0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0,
+    ];
+    PrometheusBuilder::new().set_buckets(BUCKETS).ok()?.install_recorder().ok()
+}

@@ -1,0 +1,15 @@
+-- Drop: forgets claims that Postgres did not confirm, and leases that are nobody's.
+-- KEYS[1] root. ARGV for each job: id, attempt.
+-- Returns how many it forgot. Redispatch finds what is still queued.
+local dropped, woken = 0, false
+for i = 1, #ARGV, 2 do
+  local job, r = ARGV[i], get(ARGV[i])
+  if r and r.attempt == tonumber(ARGV[i + 1]) then
+    take_out(job, r)
+    redis.call('HDEL', IDX, job)
+    woken = give_back(job, r) or woken
+    dropped = dropped + 1
+  end
+end
+if woken then wake() end
+return dropped

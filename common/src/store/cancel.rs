@@ -1,0 +1,63 @@
+//! Asking a job to stop.
+
+use chrono::{DateTime, Utc};
+use sqlx::AssertSqlSafe;
+
+use super::row::{self, qualified};
+use super::{Error, Store};
+use crate::ids::{JobId, TenantId};
+use crate::job::Job;
+
+impl Store {
+    /// Commits the request. A job that nobody holds is cancelled by it; one that runs is cancelled when its worker
+    /// obeys; one that has ended stays as it is. Answers the job after it; `None` when the tenant has no such job.
+    ///
+    /// # Errors
+    /// When Postgres is away.
+    pub async fn cancel(&self, tenant_id: TenantId, id: JobId, now: DateTime<Utc>) -> Result<Option<Job>, Error> {
+        let mut tx = self.pool().begin().await?;
+        let sql = format!(
+            "update jobs set
+                cancel_requested_at = coalesce(cancel_requested_at, $3),
+                seq = case when state = 'running' then seq else seq + 1 end,
+                finished_at = case when state = 'running' then null else $3 end,
+                due_at = null,
+                error_code = case when state = 'running' then error_code end,
+                error_message = case when state = 'running' then error_message end,
+                state = case when state = 'running' then state else 'cancelled' end
+             where id = $1 and tenant_id = $2 and state in ('scheduled', 'queued', 'running', 'waiting', 'retrying')
+             returning {}",
+            qualified()
+        );
+        let changed = sqlx::query(AssertSqlSafe(sql)).bind(id).bind(tenant_id).bind(now).fetch_optional(&mut *tx).await?;
+        let Some(changed) = changed else {
+            tx.commit().await?;
+            return Ok(self.job(tenant_id, id).await?.map(|detail| detail.job));
+        };
+        let job = row::job(&changed)?;
+        if let Some(conversation_id) = job.conversation_id
+            && job.state.is_terminal()
+        {
+            sqlx::query("update conversations set active_job_id = null where id = $1 and active_job_id = $2")
+                .bind(conversation_id)
+                .bind(id)
+                .execute(&mut *tx)
+                .await?;
+        }
+        tx.commit().await?;
+        Ok(Some(job))
+    }
+
+    /// Of these jobs, those that somebody asked to cancel and that still run.
+    ///
+    /// # Errors
+    /// When Postgres is away.
+    pub async fn cancels_requested(&self, ids: &[JobId]) -> Result<Vec<JobId>, Error> {
+        Ok(sqlx::query_scalar(
+            "select id from jobs where id = any($1) and state = 'running' and cancel_requested_at is not null",
+        )
+        .bind(ids)
+        .fetch_all(self.pool())
+        .await?)
+    }
+}

@@ -1,0 +1,228 @@
+//! Settling: the last write of an attempt, many attempts to a statement.
+
+use chrono::{DateTime, Utc};
+use sqlx::types::Json;
+use sqlx::{PgConnection, Postgres, Transaction};
+use uuid::Uuid;
+
+use super::events::{Chunk, insert_chunks};
+use super::row::{bigint, int};
+use super::{Error, Store};
+use crate::ids::{ConversationId, JobId, WorkerId};
+use crate::job::decision::Decision;
+use crate::job::{Failure, StateName, Usage};
+use crate::message::{Message, Role};
+
+/// How an attempt ends.
+#[derive(Clone, Debug)]
+pub struct Settlement {
+    /// The job.
+    pub job_id: JobId,
+    /// The fence.
+    pub attempt: u32,
+    /// What becomes of the job.
+    pub decision: Decision,
+    /// JSON of the result, when there is one.
+    pub result: Option<Vec<u8>>,
+    /// Totals over all attempts.
+    pub usage: Usage,
+    /// The number of this change, after all events of the attempt.
+    pub seq: u64,
+    /// The attempt's events that are not written yet, the change's own included when it does not end the job.
+    pub chunk: Option<Chunk>,
+    /// When the attempt was claimed.
+    pub started_at: DateTime<Utc>,
+    /// When it ended.
+    pub finished_at: DateTime<Utc>,
+    /// What a turn adds to its conversation.
+    pub turn: Option<TurnEnd>,
+}
+
+/// What a turn adds to its conversation.
+#[derive(Clone, Debug)]
+pub struct TurnEnd {
+    /// The conversation.
+    pub conversation_id: ConversationId,
+    /// The messages, in order.
+    pub messages: Vec<Message>,
+}
+
+/// The columns that a decision sets.
+struct Columns {
+    state: StateName,
+    outcome: &'static str,
+    due_at: Option<DateTime<Utc>>,
+    queued_at: Option<DateTime<Utc>>,
+    finished_at: Option<DateTime<Utc>>,
+    failed: i32,
+    failure: Option<Failure>,
+}
+
+fn columns(settlement: &Settlement) -> Columns {
+    let at = settlement.finished_at;
+    let base = Columns {
+        state: StateName::Succeeded,
+        outcome: "succeeded",
+        due_at: None,
+        queued_at: None,
+        finished_at: Some(at),
+        failed: 0,
+        failure: None,
+    };
+    match &settlement.decision {
+        Decision::Succeed => base,
+        Decision::Fail(failure) => {
+            Columns { state: StateName::Failed, outcome: "failed", failed: 1, failure: Some(failure.clone()), ..base }
+        }
+        Decision::Cancel => Columns { state: StateName::Cancelled, outcome: "cancelled", ..base },
+        Decision::RetryAt(due_at, failure) => Columns {
+            state: StateName::Retrying,
+            outcome: "retrying",
+            due_at: Some(*due_at),
+            finished_at: None,
+            failed: 1,
+            failure: Some(failure.clone()),
+            ..base
+        },
+        Decision::GiveBack => Columns {
+            state: StateName::Queued,
+            outcome: "interrupted",
+            queued_at: Some(at),
+            finished_at: None,
+            ..base
+        },
+        Decision::Wait => Columns { state: StateName::Waiting, outcome: "waiting", finished_at: None, ..base },
+    }
+}
+
+impl Store {
+    /// Settles attempts of one worker in one transaction and answers the jobs that it changed. One that is missing
+    /// was not the worker's any more: its lease is lost, and nothing of it was written.
+    ///
+    /// # Errors
+    /// When Postgres is away: then nothing was written. The call may be repeated: what it settled before is missing
+    /// from the answer, so a caller that does not know asks [`Self::is_settled`].
+    pub async fn settle(&self, worker_id: WorkerId, settlements: &[Settlement]) -> Result<Vec<JobId>, Error> {
+        let mut tx = self.pool().begin().await?;
+        let changed = update(&mut tx, worker_id, settlements).await?;
+        let kept: Vec<&Settlement> = settlements.iter().filter(|s| changed.contains(&s.job_id)).collect();
+        let chunks: Vec<&Chunk> = kept.iter().filter_map(|settlement| settlement.chunk.as_ref()).collect();
+        insert_chunks(&mut tx, &chunks).await?;
+        for settlement in kept {
+            if let Some(turn) = &settlement.turn {
+                end_turn(&mut tx, settlement, turn).await?;
+            }
+        }
+        tx.commit().await?;
+        Ok(changed)
+    }
+
+    /// Whether this attempt has ended, by the hand of this worker.
+    ///
+    /// # Errors
+    /// When Postgres is away.
+    pub async fn is_settled(&self, job_id: JobId, attempt: u32, worker_id: WorkerId) -> Result<bool, Error> {
+        let found: Option<i32> =
+            sqlx::query_scalar("select 1 from attempts where job_id = $1 and attempt = $2 and worker_id = $3")
+                .bind(job_id)
+                .bind(int(attempt))
+                .bind(worker_id)
+                .fetch_optional(self.pool())
+                .await?;
+        Ok(found.is_some())
+    }
+}
+
+/// One statement: the rows, and an `attempts` row for each that changed.
+async fn update(
+    tx: &mut Transaction<'_, Postgres>,
+    worker_id: WorkerId,
+    settlements: &[Settlement],
+) -> Result<Vec<JobId>, Error> {
+    let columns: Vec<Columns> = settlements.iter().map(columns).collect();
+    let changed = sqlx::query_scalar(
+        "with s as (
+            select * from unnest($2::uuid[], $3::integer[], $4::text[], $5::text[], $6::timestamptz[],
+                $7::timestamptz[], $8::timestamptz[], $9::integer[], $10::text[], $11::text[], $12::bytea[],
+                $13::json[], $14::bigint[], $15::timestamptz[], $16::timestamptz[])
+            as s(id, attempt, state, outcome, due_at, queued_at, finished_at, failed, error_code, error_message, result,
+                usage, seq, started_at, ended_at)
+         ), changed as (
+            update jobs set state = s.state, due_at = s.due_at, queued_at = coalesce(s.queued_at, jobs.queued_at),
+                finished_at = s.finished_at, failures = jobs.failures + s.failed, error_code = s.error_code,
+                error_message = s.error_message, result = s.result, usage = s.usage, seq = s.seq
+            from s
+            where jobs.id = s.id and jobs.id = any($2) and jobs.state = 'running' and jobs.attempt = s.attempt
+                and jobs.worker_id = $1
+            returning jobs.id
+         ), ended as (
+            insert into attempts (job_id, attempt, worker_id, started_at, finished_at, outcome, error_code, error_message)
+            select s.id, s.attempt, $1, s.started_at, s.ended_at, s.outcome, s.error_code, s.error_message
+            from s join changed using (id)
+         )
+         select id from changed",
+    )
+    .bind(worker_id)
+    .bind(settlements.iter().map(|s| s.job_id.uuid()).collect::<Vec<Uuid>>())
+    .bind(settlements.iter().map(|s| int(s.attempt)).collect::<Vec<_>>())
+    .bind(columns.iter().map(|c| c.state.as_str()).collect::<Vec<_>>())
+    .bind(columns.iter().map(|c| c.outcome).collect::<Vec<_>>())
+    .bind(columns.iter().map(|c| c.due_at).collect::<Vec<_>>())
+    .bind(columns.iter().map(|c| c.queued_at).collect::<Vec<_>>())
+    .bind(columns.iter().map(|c| c.finished_at).collect::<Vec<_>>())
+    .bind(columns.iter().map(|c| c.failed).collect::<Vec<_>>())
+    .bind(columns.iter().map(|c| c.failure.as_ref().map(|f| f.code.as_str())).collect::<Vec<_>>())
+    .bind(columns.iter().map(|c| c.failure.as_ref().map(|f| f.message.replace('\0', "\u{fffd}"))).collect::<Vec<_>>())
+    .bind(settlements.iter().map(|s| s.result.as_deref()).collect::<Vec<_>>())
+    .bind(settlements.iter().map(used).collect::<Vec<_>>())
+    .bind(settlements.iter().map(|s| bigint(s.seq)).collect::<Vec<_>>())
+    .bind(settlements.iter().map(|s| s.started_at).collect::<Vec<_>>())
+    .bind(settlements.iter().map(|s| s.finished_at).collect::<Vec<_>>())
+    .fetch_all(&mut **tx)
+    .await?;
+    Ok(changed)
+}
+
+/// A job that used nothing keeps a null.
+fn used(settlement: &Settlement) -> Option<Json<&Usage>> {
+    (settlement.usage != Usage::default()).then_some(Json(&settlement.usage))
+}
+
+/// Adds a turn's messages after the last one, and frees the conversation when the job has ended.
+async fn end_turn(tx: &mut PgConnection, settlement: &Settlement, turn: &TurnEnd) -> Result<(), Error> {
+    let over = matches!(settlement.decision, Decision::Succeed | Decision::Fail(_) | Decision::Cancel);
+    let added = i64::try_from(turn.messages.len()).unwrap_or(i64::MAX);
+    let last: Option<i64> = sqlx::query_scalar(
+        "update conversations set position = position + $2, updated_at = $3,
+            active_job_id = case when $4 and active_job_id = $5 then null else active_job_id end
+         where id = $1 returning position",
+    )
+    .bind(turn.conversation_id)
+    .bind(added)
+    .bind(settlement.finished_at)
+    .bind(over)
+    .bind(settlement.job_id)
+    .fetch_optional(&mut *tx)
+    .await?;
+    let Some(last) = last else { return Ok(()) };
+    for (position, message) in (last - added + 1..).zip(&turn.messages) {
+        sqlx::query(
+            "insert into messages (id, conversation_id, position, role, parts, job_id, usage, created_at)
+             values ($1, $2, $3, $4, $5, $6, $7, $8)",
+        )
+        .bind(message.id)
+        .bind(turn.conversation_id)
+        .bind(position)
+        .bind(match message.role {
+            Role::User => "user",
+            Role::Assistant => "assistant",
+        })
+        .bind(Json(&message.parts))
+        .bind(settlement.job_id)
+        .bind(message.usage.as_ref().map(Json))
+        .bind(message.created_at)
+        .execute(&mut *tx)
+        .await?;
+    }
+    Ok(())
+}

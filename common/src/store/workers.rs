@@ -1,0 +1,171 @@
+//! Worker processes.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use serde::Serialize;
+use sqlx::Row;
+use sqlx::types::Json;
+
+use super::row::int;
+use super::{Error, Store};
+use crate::ids::{JobId, WorkerId};
+
+/// A worker process as it describes itself.
+#[derive(Clone, Debug, Serialize)]
+pub struct Worker {
+    /// Its id, made anew at each start.
+    pub id: WorkerId,
+    /// A name for people, such as the host's.
+    pub name: String,
+    /// The version of Hothouse.
+    pub version: String,
+    /// Slots by class.
+    pub slots: BTreeMap<String, u32>,
+    /// Labels that jobs may require.
+    pub labels: Vec<String>,
+    /// Queues that it serves; empty is all of them.
+    pub queues: Vec<String>,
+    /// How it starts sandboxes.
+    pub driver: String,
+    /// When it started.
+    pub started_at: DateTime<Utc>,
+}
+
+/// A worker as the others see it.
+#[derive(Clone, Debug, Serialize)]
+pub struct WorkerStatus {
+    /// What it says of itself.
+    #[serde(flatten)]
+    pub worker: Worker,
+    /// When it was last heard of.
+    pub seen_at: DateTime<Utc>,
+    /// Since when it claims nothing more.
+    pub draining_at: Option<DateTime<Utc>>,
+    /// Jobs that it runs.
+    pub running: u64,
+}
+
+impl Store {
+    /// Registers a worker that starts.
+    ///
+    /// # Errors
+    /// When Postgres is away.
+    pub async fn register_worker(&self, worker: &Worker) -> Result<(), Error> {
+        sqlx::query(
+            "insert into workers (id, name, version, slots, labels, queues, driver, started_at, seen_at)
+             values ($1, $2, $3, $4, $5, $6, $7, $8, $8)",
+        )
+        .bind(worker.id)
+        .bind(&worker.name)
+        .bind(&worker.version)
+        .bind(Json(&worker.slots))
+        .bind(&worker.labels)
+        .bind(&worker.queues)
+        .bind(&worker.driver)
+        .bind(worker.started_at)
+        .execute(self.pool())
+        .await?;
+        Ok(())
+    }
+
+    /// Says that a worker lives, and answers whether it was asked to drain.
+    ///
+    /// # Errors
+    /// When Postgres is away.
+    pub async fn worker_seen(&self, id: WorkerId, now: DateTime<Utc>) -> Result<bool, Error> {
+        let draining: Option<Option<DateTime<Utc>>> =
+            sqlx::query_scalar("update workers set seen_at = $2 where id = $1 returning draining_at")
+                .bind(id)
+                .bind(now)
+                .fetch_optional(self.pool())
+                .await?;
+        Ok(draining.flatten().is_some())
+    }
+
+    /// Says in Postgres that a worker's leases hold until `until`, because it cannot say so in Redis.
+    ///
+    /// # Errors
+    /// When Postgres is away too.
+    pub async fn worker_alive_until(&self, id: WorkerId, until: DateTime<Utc>) -> Result<(), Error> {
+        sqlx::query("update workers set alive_until = $2 where id = $1").bind(id).bind(until).execute(self.pool()).await?;
+        Ok(())
+    }
+
+    /// Asks a worker to claim nothing more. Answers whether there is such a worker.
+    ///
+    /// # Errors
+    /// When Postgres is away.
+    pub async fn drain_worker(&self, id: WorkerId, now: DateTime<Utc>) -> Result<bool, Error> {
+        let done = sqlx::query("update workers set draining_at = coalesce(draining_at, $2) where id = $1 and stopped_at is null")
+            .bind(id)
+            .bind(now)
+            .execute(self.pool())
+            .await?;
+        Ok(done.rows_affected() == 1)
+    }
+
+    /// Says that a worker has stopped and holds nothing.
+    ///
+    /// # Errors
+    /// When Postgres is away.
+    pub async fn worker_stopped(&self, id: WorkerId, now: DateTime<Utc>) -> Result<(), Error> {
+        sqlx::query("update workers set stopped_at = $2, alive_until = null where id = $1")
+            .bind(id)
+            .bind(now)
+            .execute(self.pool())
+            .await?;
+        Ok(())
+    }
+
+    /// Workers that were heard of within `within` and have not stopped.
+    ///
+    /// # Errors
+    /// When Postgres is away.
+    pub async fn live_workers(&self, now: DateTime<Utc>, within: Duration) -> Result<Vec<WorkerStatus>, Error> {
+        let rows = sqlx::query(
+            "select id, name, version, slots, labels, queues, driver, started_at, seen_at, draining_at,
+                (select count(*) from jobs where jobs.worker_id = workers.id and jobs.state = 'running') as running
+             from workers where stopped_at is null and seen_at > $1 order by id",
+        )
+        .bind(now - within)
+        .fetch_all(self.pool())
+        .await?;
+        rows.iter()
+            .map(|row| {
+                Ok(WorkerStatus {
+                    worker: Worker {
+                        id: row.try_get("id")?,
+                        name: row.try_get("name")?,
+                        version: row.try_get("version")?,
+                        slots: row.try_get::<Json<_>, _>("slots")?.0,
+                        labels: row.try_get("labels")?,
+                        queues: row.try_get("queues")?,
+                        driver: row.try_get("driver")?,
+                        started_at: row.try_get("started_at")?,
+                    },
+                    seen_at: row.try_get("seen_at")?,
+                    draining_at: row.try_get("draining_at")?,
+                    running: u64::try_from(row.try_get::<i64, _>("running")?).unwrap_or(0),
+                })
+            })
+            .collect()
+    }
+
+    /// Of these attempts, those that are still the worker's: what it may register again after Redis was wiped.
+    ///
+    /// # Errors
+    /// When Postgres is away.
+    pub async fn held(&self, id: WorkerId, attempts: &[(JobId, u32)]) -> Result<Vec<JobId>, Error> {
+        Ok(sqlx::query_scalar(
+            "select jobs.id from jobs join unnest($2::uuid[], $3::integer[]) as h(id, attempt) on jobs.id = h.id
+             where jobs.id = any($2) and jobs.state = 'running' and jobs.attempt = h.attempt and jobs.worker_id = $1",
+        )
+        .bind(id)
+        .bind(attempts.iter().map(|(job, _)| job.uuid()).collect::<Vec<_>>())
+        .bind(attempts.iter().map(|(_, attempt)| int(*attempt)).collect::<Vec<_>>())
+        .fetch_all(self.pool())
+        .await?)
+    }
+}
