@@ -1,0 +1,168 @@
+//! Redis: a rebuildable index of who may work on which job now.
+//!
+//! A tenant lives in one shard, with all its backlogs, places, leases and logs; every key of a shard begins with its
+//! root, `<prefix>:{s<n>}:`, so that each script touches one slot.
+//!
+//! | key below the root | holds |
+//! |---|---|
+//! | `gen` | hash: this index's generation, and whether it is open for claims |
+//! | `idx` | hash: job → where it is, which attempt is expected, what it needs to run |
+//! | `lanes` | set of lanes (`queue/class`) with something to release |
+//! | `b:<lane>:<tenant>` | sorted set: a tenant's backlog in a lane |
+//! | `ring:<lane>`, `vt` | tenants by virtual time, and the present time of each lane |
+//! | `r:<lane>:<level>` | stream: admitted jobs, ready to be claimed |
+//! | `leases` | sorted set: job → when its lease passes, ms |
+//! | `h:<key>`, `w:<key>` | places of a concurrency key: who holds one, who waits for one |
+//! | `paused`, `weights`, `spilled` | queues that release nothing; weights of tenants; full backlogs |
+//! | `wake` | stream of one entry that carries no job: the only key that is read blocking |
+//! | `cancel:<worker>` | set of jobs that a worker should stop |
+//! | `log:<job>` | stream: the tail of a job's event log |
+//! | `hints`, `cancels` | pub/sub: `job:seq`; losing one loses nothing |
+//!
+//! # Invariants
+//! - Payloads never come here.
+//! - A job is in one place only, and the index names it.
+//! - While `gen` is missing or closed nothing is claimed: Redis was wiped, and running jobs register first.
+
+mod claim;
+mod dispatch;
+mod error;
+mod generation;
+mod lease;
+mod log;
+mod operate;
+mod script;
+mod subscribe;
+mod wake;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::Duration;
+
+use deadpool_redis::{Connection, Pool, Runtime};
+
+pub use claim::{Handout, Want};
+pub use dispatch::{Dispatch, Dispatched, Hold};
+pub use error::Error;
+pub use generation::Generation;
+pub use lease::{Acked, Beat, Expired};
+pub use log::Appended;
+pub use subscribe::{Channel, Hint};
+pub use wake::Waker;
+
+use crate::config::{self, Leases, Redis};
+use crate::ids::TenantId;
+use script::Scripts;
+
+/// A handle on the dispatch index. Cheap to clone.
+#[derive(Clone)]
+pub struct Queue {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    pool: Pool,
+    client: redis::Client,
+    prefix: String,
+    shards: u16,
+    lease_ttl: Duration,
+    dispatched_max: u32,
+    scripts: Scripts,
+    clock_offset_ms: AtomicI64,
+}
+
+impl Queue {
+    /// Opens a pool. Connections are made when they are needed, so this works while Redis is away.
+    ///
+    /// # Errors
+    /// When the URL is not set or cannot be read.
+    pub fn open(redis: &Redis, leases: &Leases) -> Result<Self, config::Error> {
+        let invalid = |_hidden| config::Error::Invalid("redis.url is not a Redis URL".to_owned());
+        let url = redis.resolved_url()?;
+        let client = redis::Client::open(url.expose()).map_err(invalid)?;
+        let connection = redis::AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(redis.response_timeout))
+            .set_response_timeout(Some(redis.response_timeout));
+        let manager = deadpool_redis::Manager::new_with_config(url.expose(), connection).map_err(invalid)?;
+        let pool = Pool::builder(manager)
+            .max_size(redis.connections_max)
+            .wait_timeout(Some(redis.response_timeout))
+            .create_timeout(Some(redis.response_timeout))
+            .recycle_timeout(Some(redis.response_timeout))
+            .runtime(Runtime::Tokio1)
+            .build()
+            .map_err(|error| config::Error::Invalid(format!("redis: {error}")))?;
+        if redis.shards == 0 {
+            return Err(config::Error::Invalid("redis.shards must be at least 1".to_owned()));
+        }
+        Ok(Self {
+            inner: Arc::new(Inner {
+                pool,
+                client,
+                prefix: redis.prefix.clone(),
+                shards: redis.shards,
+                lease_ttl: leases.ttl,
+                dispatched_max: leases.dispatched_max,
+                scripts: Scripts::new(),
+                clock_offset_ms: AtomicI64::new(0),
+            }),
+        })
+    }
+
+    /// The shards, in order.
+    pub fn shards(&self) -> impl Iterator<Item = Shard> + use<> {
+        (0..self.inner.shards).map(Shard)
+    }
+
+    /// The shard that a tenant lives in.
+    pub fn shard_of(&self, tenant_id: TenantId) -> Shard {
+        let hash = crc32fast::hash(tenant_id.uuid().as_bytes());
+        Shard(u16::try_from(hash % u32::from(self.inner.shards)).unwrap_or(0))
+    }
+
+    /// How long a lease holds without a heartbeat.
+    pub fn lease_ttl(&self) -> Duration {
+        self.inner.lease_ttl
+    }
+
+    /// Moves the scripts' clock, for tests that do not wait.
+    pub fn set_clock_offset(&self, offset: chrono::TimeDelta) {
+        self.inner.clock_offset_ms.store(offset.num_milliseconds(), Ordering::Relaxed);
+    }
+
+    fn clock_offset_ms(&self) -> i64 {
+        self.inner.clock_offset_ms.load(Ordering::Relaxed)
+    }
+
+    fn root(&self, shard: Shard) -> String {
+        format!("{}:{{s{}}}:", self.inner.prefix, shard.0)
+    }
+
+    fn key(&self, shard: Shard, name: &str) -> String {
+        format!("{}:{{s{}}}:{name}", self.inner.prefix, shard.0)
+    }
+
+    async fn connection(&self) -> Result<Connection, Error> {
+        Ok(self.inner.pool.get().await?)
+    }
+
+    /// Asks Redis for nothing, to know that it answers.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub async fn ping(&self) -> Result<(), Error> {
+        let mut connection = self.connection().await?;
+        let _pong: String = redis::cmd("PING").query_async(&mut connection).await?;
+        Ok(())
+    }
+}
+
+impl std::fmt::Debug for Queue {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Queue").field("prefix", &self.inner.prefix).field("shards", &self.inner.shards).finish_non_exhaustive()
+    }
+}
+
+/// A shard: the unit whose keys lie in one slot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Shard(u16);

@@ -1,0 +1,182 @@
+//! Fixtures for tests: a store and a queue of one's own on the real services, and waiting for a level.
+//!
+//! The test command sets `HOTHOUSE_TEST_REDIS_URL`; the database comes from `#[sqlx::test]`.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::{Duration, Instant};
+
+use chrono::{DateTime, TimeDelta, Utc};
+use sqlx::PgPool;
+use uuid::Uuid;
+
+use crate::clock::Clock;
+use crate::config::{Leases, Redis, Secret};
+use crate::ids::TenantId;
+use crate::job::spec::{JobSpec, Kind, SlotClass, class_of};
+use crate::job::{Links, NewJob};
+use crate::log::Log;
+use crate::queue::Queue;
+use crate::store::Store;
+use crate::store::insert::{Accepted, Submission};
+
+/// A clock that tests move.
+#[derive(Clone, Debug, Default)]
+pub struct MockClock {
+    offset_us: Arc<AtomicI64>,
+}
+
+impl MockClock {
+    /// Moves it forward.
+    pub fn advance(&self, by: Duration) {
+        self.offset_us.fetch_add(i64::try_from(by.as_micros()).unwrap_or(i64::MAX), Ordering::SeqCst);
+    }
+
+    /// How far it is from the system's clock.
+    pub fn offset(&self) -> TimeDelta {
+        TimeDelta::microseconds(self.offset_us.load(Ordering::SeqCst))
+    }
+
+    /// The clock to hand to the code under test.
+    pub fn clock(&self) -> Clock {
+        let (this, system) = (self.clone(), Clock::system());
+        Clock::from_fn(move || system.now() + this.offset())
+    }
+
+    /// Its time.
+    pub fn now(&self) -> DateTime<Utc> {
+        self.clock().now()
+    }
+}
+
+/// The default lease times.
+pub fn leases() -> Leases {
+    Leases {
+        ttl: Duration::from_secs(6),
+        heartbeat: Duration::from_secs(2),
+        run_on: Duration::from_secs(5),
+        dispatched_max: 10_000,
+    }
+}
+
+/// `[redis]` of the test's Redis with a prefix of its own.
+pub fn redis_section() -> Redis {
+    let url = std::env::vars().find(|(name, _)| name == "HOTHOUSE_TEST_REDIS_URL").map(|(_, url)| url);
+    Redis {
+        url: Secret::from(url.expect("HOTHOUSE_TEST_REDIS_URL is set by the test command: run `make test`")),
+        url_file: None,
+        prefix: format!("test-{}", Uuid::new_v4().simple()),
+        shards: 1,
+        connections_max: 8,
+        response_timeout: Duration::from_secs(5),
+    }
+}
+
+/// A store, a queue and a clock of one's own.
+#[derive(Clone, Debug)]
+pub struct TestEnv {
+    /// The database of the test.
+    pub store: Store,
+    /// The keys of the test.
+    pub queue: Queue,
+    /// Both joined.
+    pub log: Log,
+    /// The clock of the test.
+    pub clock: MockClock,
+    /// A tenant.
+    pub tenant_id: TenantId,
+    /// How the queue is reached.
+    pub redis: Redis,
+}
+
+impl TestEnv {
+    /// An environment over the database that `#[sqlx::test]` made, with an open generation.
+    pub async fn new(pool: PgPool) -> Self {
+        Self::with_leases(pool, &leases()).await
+    }
+
+    /// The same with other lease settings.
+    pub async fn with_leases(pool: PgPool, leases: &Leases) -> Self {
+        let (store, redis) = (Store::from_pool(pool), redis_section());
+        let queue = Queue::open(&redis, leases).unwrap();
+        let (log, clock) = (Log::new(store.clone(), queue.clone()), MockClock::default());
+        let env = Self { store, queue, log, clock, tenant_id: TenantId::new(), redis };
+        env.open().await;
+        env
+    }
+
+    /// Begins and opens a generation in every shard.
+    pub async fn open(&self) {
+        for shard in self.queue.shards() {
+            self.queue.begin_generation(shard, self.clock.now()).await.unwrap();
+            self.queue.open_generation(shard).await.unwrap();
+        }
+    }
+
+    /// Moves the clock of the code under test and of the scripts.
+    pub fn advance(&self, by: Duration) {
+        self.clock.advance(by);
+        self.queue.set_clock_offset(self.clock.offset());
+    }
+
+    /// A noop job of the test's tenant.
+    pub fn noop(&self) -> NewJob {
+        self.job(JobSpec::new(Kind::Noop), b"{}".to_vec())
+    }
+
+    /// A job of the test's tenant.
+    pub fn job(&self, spec: JobSpec, input: Vec<u8>) -> NewJob {
+        let slot = if spec.kind == Kind::Exec { SlotClass::Sandbox } else { SlotClass::Light };
+        NewJob {
+            id: crate::ids::JobId::new(),
+            tenant_id: self.tenant_id,
+            class: class_of(slot, &spec.labels),
+            spec,
+            input,
+            created_at: self.clock.now(),
+            api_key_id: None,
+            links: Links::default(),
+        }
+    }
+
+    /// Inserts a job.
+    pub async fn insert(&self, job: &NewJob) {
+        let submission = Submission { tenant_id: job.tenant_id, jobs: vec![job.clone()], idempotency: None };
+        let accepted = self.store.insert(&[submission]).await.pop().unwrap().unwrap();
+        assert!(matches!(accepted, Accepted::Inserted));
+    }
+
+    /// Inserts and dispatches a job.
+    pub async fn enqueue(&self, job: &NewJob) {
+        self.insert(job).await;
+        self.queue.dispatch(&[crate::queue::Dispatch::from_new(job)]).await.unwrap();
+    }
+
+    /// Forgets everything that Redis knows of the test, as a wipe does.
+    pub async fn wipe_redis(&self) {
+        let client = redis::Client::open(self.redis.url.expose()).unwrap();
+        let mut connection = client.get_multiplexed_async_connection().await.unwrap();
+        for key in self.queue.keys().await.unwrap() {
+            let _: i64 = redis::cmd("DEL").arg(key).query_async(&mut connection).await.unwrap();
+        }
+    }
+}
+
+/// Waits until `condition` answers something, looking again and again; panics after `limit`.
+///
+/// # Panics
+/// When the level is not reached in time.
+pub async fn eventually<T, F>(limit: Duration, what: &str, mut condition: impl FnMut() -> F) -> T
+where
+    F: Future<Output = Option<T>>,
+{
+    let begun = Instant::now();
+    loop {
+        if let Some(found) = condition().await {
+            return found;
+        }
+        assert!(begun.elapsed() < limit, "not within {limit:?}: {what}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}

@@ -1,0 +1,233 @@
+//! Dispatch: making committed jobs known to the workers.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use sha2::{Digest, Sha256};
+
+use super::{Error, Queue, Shard};
+use crate::ids::{ConversationId, JobId, TenantId};
+use crate::job::{Concurrency, Job, NewJob};
+
+/// How much earlier than its submission a job counts for each level of priority: level 9 goes before level 0 when it is
+/// submitted up to 45 minutes later, and behind everything that is older than that, so no level starves.
+pub const LEVEL_HEAD_START: Duration = Duration::from_secs(300);
+
+/// A place that a job needs while it runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hold {
+    key: String,
+    limit: u32,
+}
+
+impl Hold {
+    /// A place of a submitter's concurrency key. The key is hashed: it may contain anything.
+    fn concurrency(tenant_id: TenantId, concurrency: &Concurrency) -> Self {
+        let digest = Sha256::new().chain_update(tenant_id.uuid()).chain_update(&concurrency.key).finalize();
+        Self { key: format!("c:{}", hex::encode(&digest[..16])), limit: concurrency.limit }
+    }
+
+    /// The one place of a conversation.
+    fn conversation(id: ConversationId) -> Self {
+        Self { key: format!("v:{id}"), limit: 1 }
+    }
+}
+
+/// What Redis needs to know of a job.
+#[derive(Clone, Debug)]
+pub struct Dispatch {
+    pub(super) job_id: JobId,
+    pub(super) tenant_id: TenantId,
+    pub(super) attempt: u32,
+    pub(super) lane: String,
+    pub(super) level: u8,
+    pub(super) holds: Vec<Hold>,
+    pub(super) score: i64,
+}
+
+/// What became of a dispatch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dispatched {
+    /// It can be released.
+    Added,
+    /// It was known already.
+    Known,
+    /// Its backlog is full: it stays in Postgres until there is room.
+    Spilled,
+}
+
+impl Dispatch {
+    /// The next attempt of a queued job.
+    pub fn from_job(job: &Job) -> Self {
+        Self {
+            job_id: job.id,
+            tenant_id: job.tenant_id,
+            attempt: job.attempt + 1,
+            lane: lane(&job.queue, &job.class),
+            level: job.priority,
+            holds: holds(job.tenant_id, job.concurrency.as_ref(), job.conversation_id),
+            score: score(job.created_at, job.priority),
+        }
+    }
+
+    /// The attempt that a running job is in, to register it again.
+    pub fn from_running(job: &Job) -> Self {
+        Self { attempt: job.attempt, ..Self::from_job(job) }
+    }
+
+    /// The first attempt of a job that was just inserted.
+    pub fn from_new(job: &NewJob) -> Self {
+        Self {
+            job_id: job.id,
+            tenant_id: job.tenant_id,
+            attempt: 1,
+            lane: lane(&job.spec.queue, &job.class),
+            level: job.spec.priority,
+            holds: holds(job.tenant_id, job.spec.concurrency.as_ref(), job.links.conversation_id),
+            score: score(job.created_at, job.spec.priority),
+        }
+    }
+
+    /// The job.
+    pub fn job_id(&self) -> JobId {
+        self.job_id
+    }
+
+    pub(super) fn push_args(&self, script: &mut redis::ScriptInvocation<'_>) {
+        let holds: Vec<String> = self.holds.iter().map(|hold| format!("{}={}", hold.key, hold.limit)).collect();
+        script
+            .arg(self.job_id.to_string())
+            .arg(self.attempt)
+            .arg(self.tenant_id.to_string())
+            .arg(&self.lane)
+            .arg(self.level)
+            .arg(holds.join(","))
+            .arg(self.score);
+    }
+}
+
+/// A lane: one queue's jobs of one class.
+pub(super) fn lane(queue: &str, class: &str) -> String {
+    format!("{queue}/{class}")
+}
+
+fn holds(
+    tenant_id: TenantId,
+    concurrency: Option<&Concurrency>,
+    conversation_id: Option<ConversationId>,
+) -> Vec<Hold> {
+    let key = concurrency.map(|concurrency| Hold::concurrency(tenant_id, concurrency));
+    key.into_iter().chain(conversation_id.map(Hold::conversation)).collect()
+}
+
+/// Order within a tenant: the lowest first. Never negative, because times are after 2026.
+fn score(created_at: DateTime<Utc>, priority: u8) -> i64 {
+    let head_start = i64::from(priority) * i64::try_from(LEVEL_HEAD_START.as_millis()).unwrap_or(0);
+    created_at.timestamp_millis() - head_start
+}
+
+impl Queue {
+    /// Makes queued jobs known. Repeating it does nothing. Answers one result for each, in order.
+    ///
+    /// # Errors
+    /// When Redis is away: redispatch finds the rows later.
+    pub async fn dispatch(&self, jobs: &[Dispatch]) -> Result<Vec<Dispatched>, Error> {
+        let mut by_shard: BTreeMap<Shard, Vec<usize>> = BTreeMap::new();
+        for (index, job) in jobs.iter().enumerate() {
+            by_shard.entry(self.shard_of(job.tenant_id)).or_default().push(index);
+        }
+        let mut dispatched = vec![Dispatched::Known; jobs.len()];
+        for (shard, indexes) in by_shard {
+            // A thousand jobs keep a script below some ten milliseconds, for others wait meanwhile.
+            for chunk in indexes.chunks(1_000) {
+                let mut invocation = self.inner.scripts.dispatch.key(self.root(shard));
+                invocation.arg(self.inner.dispatched_max);
+                for index in chunk {
+                    jobs[*index].push_args(&mut invocation);
+                }
+                let codes: Vec<i64> = invocation.invoke_async(&mut self.connection().await?).await?;
+                for (index, code) in chunk.iter().zip(codes) {
+                    dispatched[*index] = match code {
+                        1 => Dispatched::Added,
+                        2 => Dispatched::Spilled,
+                        _ => Dispatched::Known,
+                    };
+                }
+            }
+        }
+        Ok(dispatched)
+    }
+
+    /// Of these jobs, the places in the list of those that Redis does not know.
+    ///
+    /// # Errors
+    /// When Redis is away.
+    pub async fn unknown(&self, jobs: &[(TenantId, JobId)]) -> Result<Vec<usize>, Error> {
+        let mut by_shard: BTreeMap<Shard, Vec<usize>> = BTreeMap::new();
+        for (index, (tenant_id, _)) in jobs.iter().enumerate() {
+            by_shard.entry(self.shard_of(*tenant_id)).or_default().push(index);
+        }
+        let mut unknown = Vec::new();
+        for (shard, indexes) in by_shard {
+            let mut command = redis::cmd("HMGET");
+            command.arg(self.key(shard, "idx"));
+            for index in &indexes {
+                command.arg(jobs[*index].1.to_string());
+            }
+            let found: Vec<Option<String>> = command.query_async(&mut self.connection().await?).await?;
+            unknown.extend(indexes.iter().zip(found).filter(|(_, record)| record.is_none()).map(|(index, _)| *index));
+        }
+        unknown.sort_unstable();
+        Ok(unknown)
+    }
+
+    /// Takes the backlogs that once were full and have room for `below` more: queue, class and tenant of each.
+    ///
+    /// # Errors
+    /// When Redis is away.
+    pub async fn spilled_with_room(&self) -> Result<Vec<(String, String, TenantId, u32)>, Error> {
+        let mut found = Vec::new();
+        for shard in self.shards() {
+            let mut connection = self.connection().await?;
+            let members: Vec<String> =
+                redis::cmd("SMEMBERS").arg(self.key(shard, "spilled")).query_async(&mut connection).await?;
+            for member in members {
+                let Some((lane, tenant)) = member.split_once(' ') else { continue };
+                let (Some((queue, class)), Ok(tenant_id)) = (lane.split_once('/'), tenant.parse()) else { continue };
+                let backlog = self.key(shard, &format!("b:{lane}:{tenant}"));
+                let length: u32 = redis::cmd("ZCARD").arg(backlog).query_async(&mut connection).await?;
+                if length <= self.inner.dispatched_max / 2 {
+                    let room = self.inner.dispatched_max - length;
+                    found.push((queue.to_owned(), class.to_owned(), tenant_id, room));
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// Says that nothing of a tenant's lane is left in Postgres alone.
+    ///
+    /// # Errors
+    /// When Redis is away.
+    pub async fn unspill(&self, queue: &str, class: &str, tenant_id: TenantId) -> Result<(), Error> {
+        let member = format!("{} {tenant_id}", lane(queue, class));
+        let key = self.key(self.shard_of(tenant_id), "spilled");
+        let _removed: i64 = redis::cmd("SREM").arg(key).arg(member).query_async(&mut self.connection().await?).await?;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_level_is_worth_its_head_start() {
+        let now = DateTime::from_timestamp(1_800_000_000, 0).unwrap();
+        let later = now + LEVEL_HEAD_START;
+        assert!(score(now, 5) < score(now, 4));
+        assert_eq!(score(later, 5), score(now, 4));
+        assert!(score(now, 0) < score(now + LEVEL_HEAD_START * 10, 9));
+    }
+}

@@ -1,0 +1,174 @@
+//! Leases: the timed right to work on one job.
+//!
+//! A worker that claims a job holds a lease until it settles the job or stops extending it. The lease is a member of the
+//! shard's `leases` set with its end as score; Redis's clock alone decides when it has passed.
+//!
+//! # Invariants
+//! - At most one live lease per job; (attempt, worker) is its fence, and attempt grows with each claim.
+//! - A settled or passed lease writes nothing: every script compares the fence first.
+//!
+//! # Not here
+//! Choosing the next job is [`super::claim`]; what happens to a passed lease is the scheduler's reclaim duty.
+
+use super::{Dispatch, Error, Queue, Shard};
+use crate::ids::{JobId, TenantId, WorkerId};
+
+/// The answer to one heartbeat.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Beat {
+    /// Extended.
+    Ok,
+    /// Somebody else's, or it has passed: stop working on it.
+    Lost,
+    /// Redis was wiped: confirm in Postgres and register again.
+    Unknown,
+}
+
+/// A settled attempt whose lease ends.
+#[derive(Clone, Copy, Debug)]
+pub struct Acked {
+    /// The job.
+    pub job_id: JobId,
+    /// The fence.
+    pub attempt: u32,
+    /// Number of the change, for followers.
+    pub seq: u64,
+    /// Whether the job is retrying or waiting, and keeps its places.
+    pub keeps_places: bool,
+}
+
+/// A lease that has passed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Expired {
+    /// The job.
+    pub job_id: JobId,
+    /// The attempt that Redis expected of the holder.
+    pub attempt: u32,
+    /// The holder.
+    pub worker_id: WorkerId,
+}
+
+/// How long the tail of a finished job's log stays in Redis: long enough for a follower that is just reading it.
+const LOG_AFTER_END_S: u32 = 60;
+
+impl Queue {
+    /// Extends leases of one shard; answers one beat for each, in order.
+    ///
+    /// # Errors
+    /// When Redis is away: then the worker says in Postgres that it lives.
+    pub async fn heartbeat(&self, shard: Shard, worker: WorkerId, held: &[(JobId, u32)]) -> Result<Vec<Beat>, Error> {
+        let mut invocation = self.inner.scripts.heartbeat.key(self.root(shard));
+        self.push_lease_args(&mut invocation, worker);
+        for (job_id, attempt) in held {
+            invocation.arg(job_id.to_string()).arg(*attempt);
+        }
+        let codes: Vec<i64> = invocation.invoke_async(&mut self.connection().await?).await?;
+        Ok(codes
+            .into_iter()
+            .map(|code| match code {
+                1 => Beat::Ok,
+                0 => Beat::Lost,
+                _ => Beat::Unknown,
+            })
+            .collect())
+    }
+
+    /// Puts running attempts back that Postgres confirmed; answers for each whether it is the worker's now.
+    /// All are of one shard and made by [`Dispatch::from_running`].
+    ///
+    /// # Errors
+    /// When Redis is away.
+    pub async fn register(&self, shard: Shard, worker: WorkerId, running: &[Dispatch]) -> Result<Vec<bool>, Error> {
+        let mut invocation = self.inner.scripts.register.key(self.root(shard));
+        self.push_lease_args(&mut invocation, worker);
+        for job in running {
+            job.push_args(&mut invocation);
+        }
+        let codes: Vec<i64> = invocation.invoke_async(&mut self.connection().await?).await?;
+        Ok(codes.into_iter().map(|code| code == 1).collect())
+    }
+
+    /// Ends the leases of settled attempts of one shard and tells followers.
+    ///
+    /// # Errors
+    /// When Redis is away: the leases pass, and the reclaim duty sees that their jobs have settled.
+    pub async fn ack(&self, shard: Shard, settled: &[Acked]) -> Result<(), Error> {
+        if settled.is_empty() {
+            return Ok(());
+        }
+        let mut invocation = self.inner.scripts.ack.key(self.root(shard));
+        invocation.arg(LOG_AFTER_END_S);
+        for acked in settled {
+            invocation
+                .arg(acked.job_id.to_string())
+                .arg(acked.attempt)
+                .arg(acked.seq)
+                .arg(u8::from(acked.keeps_places));
+        }
+        let _ended: i64 = invocation.invoke_async(&mut self.connection().await?).await?;
+        Ok(())
+    }
+
+    /// Leases of one shard that have passed, the longest ago first.
+    ///
+    /// # Errors
+    /// When Redis is away.
+    pub async fn expired(&self, shard: Shard, limit: u32) -> Result<Vec<Expired>, Error> {
+        let mut invocation = self.inner.scripts.expired.key(self.root(shard));
+        invocation.arg(self.clock_offset_ms()).arg(limit);
+        let flat: Vec<String> = invocation.invoke_async(&mut self.connection().await?).await?;
+        flat.chunks_exact(3)
+            .map(|fields| {
+                let bad = |what: &str| Error::Reply(format!("a lease with {what}"));
+                Ok(Expired {
+                    job_id: fields[0].parse().map_err(|_| bad("a bad id"))?,
+                    attempt: fields[1].parse().map_err(|_| bad("a bad attempt"))?,
+                    worker_id: fields[2].parse().map_err(|_| bad("a bad worker"))?,
+                })
+            })
+            .collect()
+    }
+
+    /// Forgets jobs of one shard, whoever holds them: they have ended in Postgres, or are dispatched anew.
+    ///
+    /// # Errors
+    /// When Redis is away.
+    pub async fn forget(&self, shard: Shard, jobs: &[(JobId, u64)]) -> Result<(), Error> {
+        let mut connection = self.connection().await?;
+        for (job_id, seq) in jobs {
+            let mut invocation = self.inner.scripts.cancel.key(self.root(shard));
+            invocation.arg(job_id.to_string()).arg(*seq).arg(1);
+            let _code: i64 = invocation.invoke_async(&mut connection).await?;
+        }
+        Ok(())
+    }
+
+    /// Takes a cancelled job out of Redis, or tells the worker that holds it. `seq` is the number of the change.
+    ///
+    /// # Errors
+    /// When Redis is away: the worker asks Postgres when it registers again.
+    pub async fn cancel(&self, tenant_id: TenantId, job_id: JobId, seq: u64, ended: bool) -> Result<(), Error> {
+        let mut invocation = self.inner.scripts.cancel.key(self.root(self.shard_of(tenant_id)));
+        invocation.arg(job_id.to_string()).arg(seq).arg(u8::from(ended));
+        let _code: i64 = invocation.invoke_async(&mut self.connection().await?).await?;
+        Ok(())
+    }
+
+    /// Takes the jobs that a worker was told to stop.
+    ///
+    /// # Errors
+    /// When Redis is away.
+    pub async fn take_cancels(&self, shard: Shard, worker: WorkerId) -> Result<Vec<JobId>, Error> {
+        let key = self.key(shard, &format!("cancel:{worker}"));
+        let ids: Vec<String> =
+            redis::cmd("SPOP").arg(key).arg(1_000).query_async(&mut self.connection().await?).await?;
+        Ok(ids.iter().filter_map(|id| id.parse().ok()).collect())
+    }
+
+    fn push_lease_args(&self, invocation: &mut redis::ScriptInvocation<'_>, worker: WorkerId) {
+        invocation
+            .arg(worker.to_string())
+            .arg(u64::try_from(self.inner.lease_ttl.as_millis()).unwrap_or(u64::MAX))
+            .arg(self.clock_offset_ms());
+    }
+}

@@ -1,0 +1,38 @@
+//! The scripts: one file each, loaded once, run by their hash.
+
+use redis::Script;
+
+macro_rules! script {
+    ($($part:literal),+) => {
+        Script::new(concat!($(include_str!(concat!("lua/", $part, ".lua"))),+))
+    };
+}
+
+/// All scripts. Each begins with `record.lua`, and with `place.lua` where places change hands.
+pub(super) struct Scripts {
+    pub(super) dispatch: Script,
+    pub(super) claim: Script,
+    pub(super) heartbeat: Script,
+    pub(super) register: Script,
+    pub(super) ack: Script,
+    pub(super) cancel: Script,
+    pub(super) drop: Script,
+    pub(super) expired: Script,
+    pub(super) append: Script,
+}
+
+impl Scripts {
+    pub(super) fn new() -> Self {
+        Self {
+            dispatch: script!("record", "place", "dispatch"),
+            claim: script!("record", "place", "release", "claim"),
+            heartbeat: script!("record", "heartbeat"),
+            register: script!("record", "place", "register"),
+            ack: script!("record", "place", "ack"),
+            cancel: script!("record", "place", "cancel"),
+            drop: script!("record", "place", "drop"),
+            expired: script!("record", "expired"),
+            append: script!("record", "append"),
+        }
+    }
+}
