@@ -62,23 +62,23 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    fn exit(state: &str, code: Option<&str>, result: Value) -> u8 {
+    fn exit(state: &str, code: Option<&str>, result: &Value) -> u8 {
         let job = json!({"id": uuid::Uuid::nil(), "kind": "exec", "queue": "default", "priority": 5, "state": state,
                          "created_at": "2026-01-01T00:00:00Z", "result": result,
                          "error": code.map(|code| json!({"code": code, "message": ""}))});
         of(&serde_json::from_value(job).unwrap())
     }
 
-    fn ended(exit_code: Value, signal: Value) -> Value {
-        json!({"exit_code": exit_code, "signal": signal, "stdout": ""})
+    fn ended(exit_code: impl Into<Value>, signal: impl Into<Value>) -> Value {
+        json!({"exit_code": exit_code.into(), "signal": signal.into(), "stdout": ""})
     }
 
     #[test]
     fn a_program_that_ran_passes_its_own_code_on() {
-        assert_eq!(exit("succeeded", None, ended(json!(0), Value::Null)), 0);
-        assert_eq!(exit("failed", Some("nonzero_exit"), ended(json!(3), Value::Null)), 3);
+        assert_eq!(exit("succeeded", None, &ended(json!(0), Value::Null)), 0);
+        assert_eq!(exit("failed", Some("nonzero_exit"), &ended(json!(3), Value::Null)), 3);
         assert_eq!(
-            exit("failed", Some("nonzero_exit"), ended(json!(255), Value::Null)),
+            exit("failed", Some("nonzero_exit"), &ended(json!(255), Value::Null)),
             255
         );
     }
@@ -86,35 +86,38 @@ mod tests {
     #[test]
     fn a_signal_is_told_as_a_shell_tells_it() {
         for signal in [json!(11), json!("SIGSEGV"), json!("SEGV")] {
-            assert_eq!(exit("failed", Some("nonzero_exit"), ended(Value::Null, signal)), 139);
+            assert_eq!(exit("failed", Some("nonzero_exit"), &ended(Value::Null, signal)), 139);
         }
         assert_eq!(
-            exit("failed", Some("nonzero_exit"), ended(Value::Null, json!("SIGWHAT"))),
+            exit("failed", Some("nonzero_exit"), &ended(Value::Null, json!("SIGWHAT"))),
             1
         );
     }
 
     #[test]
     fn a_timeout_wins_over_the_signal_that_carried_it_out() {
-        assert_eq!(exit("failed", Some("timeout"), ended(Value::Null, json!(9))), TIMED_OUT);
-        assert_eq!(exit("cancelled", None, ended(Value::Null, json!(9))), CANCELLED);
+        assert_eq!(
+            exit("failed", Some("timeout"), &ended(Value::Null, json!(9))),
+            TIMED_OUT
+        );
+        assert_eq!(exit("cancelled", None, &ended(Value::Null, json!(9))), CANCELLED);
     }
 
     #[test]
     fn a_failure_is_never_told_as_success() {
         assert_eq!(
-            exit("failed", Some("output_limit"), ended(json!(0), Value::Null)),
+            exit("failed", Some("output_limit"), &ended(json!(0), Value::Null)),
             FAILED
         );
-        assert_eq!(exit("failed", Some("disk_full"), ended(json!(2), Value::Null)), 2);
-        assert_eq!(exit("failed", Some("poisoned"), Value::Null), FAILED);
-        assert_eq!(exit("failed", Some("out_of_memory"), Value::Null), KILLED);
-        assert_eq!(exit("failed", None, json!("text")), FAILED);
+        assert_eq!(exit("failed", Some("disk_full"), &ended(json!(2), Value::Null)), 2);
+        assert_eq!(exit("failed", Some("poisoned"), &Value::Null), FAILED);
+        assert_eq!(exit("failed", Some("out_of_memory"), &Value::Null), KILLED);
+        assert_eq!(exit("failed", None, &json!("text")), FAILED);
     }
 
     #[test]
     fn a_job_without_a_program_succeeds_with_zero() {
-        assert_eq!(exit("succeeded", None, Value::Null), 0);
-        assert_eq!(exit("succeeded", None, json!({})), 0);
+        assert_eq!(exit("succeeded", None, &Value::Null), 0);
+        assert_eq!(exit("succeeded", None, &json!({})), 0);
     }
 }

@@ -4,6 +4,7 @@ use secrecy::SecretString;
 
 /// Options that go before or after any command.
 #[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Options of every command")]
 pub(crate) struct Globals {
     /// Address of the Hothouse API
     #[arg(

@@ -19,7 +19,7 @@ use crate::globals::Globals;
 
 /// Durable jobs for chat turns and agent executions, in warm sealed sandboxes
 #[derive(Debug, Parser)]
-#[command(name = "hothouse", version, propagate_version = true, max_term_width = 100)]
+#[command(name = "hothouse", version, propagate_version = true)]
 struct Cli {
     #[command(flatten)]
     globals: Globals,
@@ -34,7 +34,28 @@ enum Command {
     /// Drain and stop what `up` started in this folder
     Down(commands::down::Args),
     /// Run a program in a sandbox, as if it ran here
-    Run(commands::run::Args),
+    Run(Box<commands::run::Args>),
+    /// List jobs, or look at one
+    #[command(alias = "job")]
+    Jobs(commands::jobs::Args),
+    /// Show what a job printed
+    Logs(commands::logs::Args),
+    /// Stop jobs
+    Cancel(commands::cancel::Args),
+    /// Talk to an agent
+    Chat(commands::chat::Args),
+    /// List, save and run agents
+    #[command(alias = "agent")]
+    Agents(commands::agents::Args),
+    /// List, pause and resume queues
+    #[command(alias = "queue")]
+    Queues(commands::queues::Args),
+    /// List and make tenants (admin keys only)
+    #[command(alias = "tenant")]
+    Tenants(commands::tenants::Args),
+    /// List, make and end API keys (admin keys only)
+    #[command(alias = "key")]
+    Keys(commands::keys::Args),
     /// Say what is missing on this machine and how to get it
     Doctor(commands::doctor::Args),
 }
@@ -73,7 +94,15 @@ async fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
     match cli.command {
         Command::Up(args) => commands::up::run(args, globals).await,
         Command::Down(args) => commands::down::run(args, globals).await,
-        Command::Run(args) => commands::run::run(args, globals).await,
+        Command::Run(args) => commands::run::run(*args, globals).await,
+        Command::Jobs(args) => commands::jobs::run(args, globals).await,
+        Command::Logs(args) => commands::logs::run(args, globals).await,
+        Command::Cancel(args) => commands::cancel::run(args, globals).await,
+        Command::Chat(args) => commands::chat::run(args, globals).await,
+        Command::Agents(args) => commands::agents::run(args, globals).await,
+        Command::Queues(args) => commands::queues::run(args, globals).await,
+        Command::Tenants(args) => commands::tenants::run(args, globals).await,
+        Command::Keys(args) => commands::keys::run(args, globals).await,
         Command::Doctor(args) => commands::doctor::run(args, globals).await,
     }
 }

@@ -10,6 +10,7 @@ use std::time::Duration;
 use comfy_table::{ContentArrangement, Table, presets};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
+use serde_json::Value;
 
 /// Prints one line.
 pub(crate) fn line(text: impl Display) -> io::Result<()> {
@@ -59,6 +60,53 @@ pub(crate) fn table<const N: usize>(header: [&str; N], rows: Vec<[String; N]>) -
         table.add_row(row.map(|field| clean(&field)));
     }
     line(table)
+}
+
+/// Prints records: each as one JSON line, or the named fields of each as a table.
+pub(crate) fn records<const N: usize>(is_json: bool, records: &[Value], fields: [&str; N]) -> io::Result<()> {
+    if is_json {
+        return records.iter().try_for_each(json);
+    }
+    let header = fields.map(|field| field.trim_end_matches("_at").replace('_', " ").to_uppercase());
+    let rows = records
+        .iter()
+        .map(|record| fields.map(|name| field(record, name)))
+        .collect();
+    table(header.each_ref().map(String::as_str), rows)
+}
+
+/// Prints one record: as a JSON line, or one field a line.
+pub(crate) fn record(is_json: bool, record: &Value) -> io::Result<()> {
+    if is_json {
+        return json(record);
+    }
+    let Some(fields) = record.as_object() else {
+        return line(record);
+    };
+    let present = fields.iter().filter(|(_, value)| !is_empty(value));
+    table(
+        ["FIELD", "VALUE"],
+        present.map(|(name, _)| [name.clone(), field(record, name)]).collect(),
+    )
+}
+
+/// A field of a record as a person reads it; nothing for one that is absent.
+pub(crate) fn field(record: &Value, name: &str) -> String {
+    match record.get(name) {
+        None | Some(Value::Null) => String::new(),
+        Some(Value::String(text)) => text.clone(),
+        Some(value) => value.to_string(),
+    }
+}
+
+fn is_empty(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::String(text) => text.is_empty(),
+        Value::Array(items) => items.is_empty(),
+        Value::Object(fields) => fields.is_empty(),
+        Value::Bool(_) | Value::Number(_) => false,
+    }
 }
 
 /// Text of others made safe for a terminal: a control character could move the cursor or change the title.

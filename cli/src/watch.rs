@@ -74,10 +74,11 @@ impl Watch<'_> {
     }
 
     async fn give_up(&self, is_cancelling: bool) {
-        if self.on_interrupt == OnInterrupt::Cancel && !is_cancelling {
-            if let Err(error) = cancel(self.client, self.job_id).await {
-                output::note(format_args!("job {} goes on: {error}", self.job_id));
-            }
+        if self.on_interrupt == OnInterrupt::Cancel
+            && !is_cancelling
+            && let Err(error) = cancel(self.client, self.job_id).await
+        {
+            output::note(format_args!("job {} goes on: {error}", self.job_id));
         }
     }
 }

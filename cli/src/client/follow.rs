@@ -17,7 +17,7 @@ use super::{Client, Error};
 /// Three heartbeats.
 const QUIET_LIMIT: Duration = Duration::from_secs(30);
 /// How long a server may be away before following gives up.
-const AWAY_LIMIT: Duration = Duration::from_secs(300);
+const AWAY_LIMIT: Duration = Duration::from_mins(5);
 /// The pause before a reconnect while the server has not asked for another.
 const RETRY: Duration = Duration::from_secs(1);
 

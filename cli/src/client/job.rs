@@ -81,8 +81,8 @@ pub(crate) struct Job {
 /// One attempt of a job.
 #[derive(Debug, Clone, Deserialize)]
 pub(crate) struct Attempt {
-    #[serde(alias = "number")]
-    pub(crate) attempt: u32,
+    #[serde(rename = "attempt")]
+    pub(crate) number: u32,
     #[serde(default)]
     pub(crate) worker: Option<String>,
     #[serde(default)]

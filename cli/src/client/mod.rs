@@ -20,6 +20,7 @@ use reqwest::{RequestBuilder, Response, StatusCode, Url};
 use secrecy::ExposeSecret as _;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 use uuid::Uuid;
 
 pub(crate) use self::error::Error;
@@ -50,6 +51,8 @@ pub(crate) struct Client {
 impl Client {
     /// How long one call waits for the server's answer.
     pub(crate) const CALL_LIMIT: Duration = Duration::from_secs(30);
+    /// Rows asked for at once.
+    pub(crate) const PAGE_ROWS: usize = 100;
     /// How long a repeatable call goes on being repeated.
     pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -106,9 +109,28 @@ impl Client {
             .await
     }
 
-    /// Reads one page of a list.
-    pub(crate) async fn page(&self, path: &[&str], query: &[(&str, String)]) -> Result<Page, Error> {
-        self.get(path, query).await
+    /// Reads a list, page after page, up to so many rows.
+    pub(crate) async fn list(
+        &self,
+        path: &[&str],
+        filters: &[(&str, String)],
+        rows_max: usize,
+    ) -> Result<Vec<Value>, Error> {
+        let mut rows = Vec::new();
+        let mut cursor = None;
+        while rows.len() < rows_max {
+            let mut query = filters.to_vec();
+            query.push(("limit", (rows_max - rows.len()).min(Self::PAGE_ROWS).to_string()));
+            query.extend(cursor.map(|cursor| ("cursor", cursor)));
+            let page: Page = self.get(path, &query).await?;
+            rows.extend(page.data);
+            cursor = page.next_cursor;
+            if cursor.is_none() {
+                break;
+            }
+        }
+        rows.truncate(rows_max);
+        Ok(rows)
     }
 
     /// Does something that can be done twice without harm, such as cancel or pause.

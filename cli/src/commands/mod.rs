@@ -1,6 +1,14 @@
 //! One file a command.
 
+pub(crate) mod agents;
+pub(crate) mod cancel;
+pub(crate) mod chat;
 pub(crate) mod doctor;
 pub(crate) mod down;
+pub(crate) mod jobs;
+pub(crate) mod keys;
+pub(crate) mod logs;
+pub(crate) mod queues;
 pub(crate) mod run;
+pub(crate) mod tenants;
 pub(crate) mod up;

@@ -27,9 +27,9 @@ pub(crate) async fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCod
     let id = serde_json::from_value::<Job>(job.clone())?.id;
     if args.detach {
         if globals.json {
-            output::json(&job)?
+            output::json(&job)?;
         } else {
-            output::line(id)?
+            output::line(id)?;
         }
         return Ok(ExitCode::SUCCESS);
     }

@@ -35,7 +35,7 @@ pub(crate) struct Args {
 
     /// Argument for the program; may be repeated, and more can follow after `--`
     #[arg(long = "arg", value_name = "ARG", allow_hyphen_values = true)]
-    args: Vec<String>,
+    arguments: Vec<String>,
 
     /// Arguments for the program, or the command of --command
     #[arg(last = true, value_name = "ARGS")]
@@ -46,11 +46,11 @@ pub(crate) struct Args {
     stdin: Option<PathBuf>,
 
     /// Variable for the program: NAME=VALUE, or NAME to pass on this shell's; may be repeated
-    #[arg(short, long = "env", value_name = "NAME[=VALUE]")]
+    #[arg(short = 'e', long = "env", value_name = "NAME[=VALUE]")]
     variables: Vec<String>,
 
     /// File or folder to put beside the program, under its own name or DEST; may be repeated
-    #[arg(short, long = "file", value_name = "PATH[:DEST]")]
+    #[arg(short = 'f', long = "file", value_name = "PATH[:DEST]")]
     files: Vec<String>,
 
     /// Packages to install before the program runs (pip or npm, by language); may be repeated
@@ -58,7 +58,7 @@ pub(crate) struct Args {
     install: Vec<String>,
 
     /// Files to keep after the run, such as `out/*.png`; may be repeated
-    #[arg(short, long = "artifact", value_name = "GLOB")]
+    #[arg(short = 'a', long = "artifact", value_name = "GLOB")]
     artifacts: Vec<String>,
 
     /// Folder in which the kept files are saved
@@ -102,7 +102,7 @@ impl Args {
         for spec in &self.files {
             add_files(spec, &mut files)?;
         }
-        let mut arguments = self.args.clone();
+        let mut arguments = self.arguments.clone();
         if self.command {
             ensure!(
                 !self.rest.is_empty(),

@@ -1,0 +1,104 @@
+//! `hothouse agents`: saved definitions, and one execution of one.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::{fs, io};
+
+use anyhow::{Context as _, bail};
+use clap::Subcommand;
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use super::chat;
+use crate::args::JobOptions;
+use crate::client::Client;
+use crate::globals::Globals;
+use crate::output;
+
+/// Options of `hothouse agents`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    action: Option<Action>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Action {
+    /// Show the definition of an agent
+    Show {
+        #[arg(value_name = "AGENT")]
+        agent: String,
+    },
+    /// Save a definition from a JSON file; `-` reads the standard input
+    Create {
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+    },
+    /// Run an agent once, without a conversation, and show what it does
+    Run {
+        #[arg(value_name = "AGENT")]
+        agent: String,
+        #[arg(value_name = "INPUT")]
+        input: String,
+        #[command(flatten)]
+        job: JobOptions,
+    },
+}
+
+/// Lists the agents, or does what the subcommand says.
+pub(crate) async fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
+    let client = Client::new(globals)?;
+    match args.action {
+        None => {
+            let agents = client.list(&["agents"], &[], usize::MAX).await?;
+            output::records(
+                globals.json,
+                &agents,
+                ["id", "name", "harness", "status", "description"],
+            )?;
+        }
+        Some(Action::Show { agent }) => {
+            let id = find(&client, &agent).await?;
+            output::record(
+                globals.json,
+                &client.get::<Value>(&["agents", &id.to_string()], &[]).await?,
+            )?;
+        }
+        Some(Action::Create { file }) => {
+            let agent: Value = client.post_once(&["agents"], &read_json(&file)?).await?;
+            output::record(globals.json, &agent)?;
+        }
+        Some(Action::Run { agent, input, job }) => {
+            let id = find(&client, &agent).await?;
+            let mut body = job.to_fields();
+            body.insert("input".to_owned(), json!(input));
+            let job: Value = client.submit(&["agents", &id.to_string(), "runs"], &body).await?;
+            return chat::watch(&client, &job, globals.json).await;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The id of an agent that is named by its id or its name.
+pub(super) async fn find(client: &Client, agent: &str) -> anyhow::Result<Uuid> {
+    if let Ok(id) = agent.parse() {
+        return Ok(id);
+    }
+    let agents = client.list(&["agents"], &[], usize::MAX).await?;
+    let mut named = agents.iter().filter(|row| output::field(row, "name") == agent);
+    match (named.next(), named.next()) {
+        (Some(row), None) => output::field(row, "id").parse().context("the agent's id"),
+        (Some(_), Some(_)) => bail!("several agents are named `{agent}`: give the id, see `hothouse agents`"),
+        (None, _) => bail!("no agent is named `{agent}`: see `hothouse agents`"),
+    }
+}
+
+fn read_json(path: &Path) -> anyhow::Result<Value> {
+    let text = if path == Path::new("-") {
+        io::read_to_string(io::stdin())
+    } else {
+        fs::read_to_string(path)
+    };
+    let text = text.with_context(|| format!("cannot read {}", path.display()))?;
+    serde_json::from_str(&text).with_context(|| format!("{} is not JSON", path.display()))
+}
