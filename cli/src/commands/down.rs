@@ -17,7 +17,7 @@ use crate::services::progress::Step;
 use crate::services::stores::Stores;
 
 /// Beyond draining: the databases' own ends.
-const STOP_LIMIT: Duration = Duration::from_secs(60);
+const STOP_LIMIT: Duration = Duration::from_mins(1);
 
 /// Options of `hothouse down`.
 #[derive(Debug, clap::Args)]

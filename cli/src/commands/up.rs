@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use chrono::Utc;
+use common::clock::Clock;
 use common::lifecycle::Lifecycle;
 use secrecy::{ExposeSecret as _, SecretString};
 use tokio::signal::unix::{SignalKind, signal};
@@ -153,7 +153,7 @@ async fn start(args: &Args, folder: &DataFolder, stores: &Stores, lifecycle: &Li
     folder.write_running(&Running {
         pid: i32::try_from(std::process::id()).context("a pid beyond its type")?,
         address: args.listen,
-        started_at: Utc::now(),
+        started_at: Clock::system().now(),
     })?;
     if !args.no_sample {
         sample::run(&client).await?;

@@ -109,7 +109,9 @@ impl Account {
 
     /// Each program of the chain replaces itself by the next, so the pid is the server's.
     fn in_a_namespace(&self, program: &Path) -> Command {
-        let (uid, gid) = self.user.unwrap_or((nix::unistd::geteuid(), nix::unistd::getegid()));
+        let (uid, gid) = self
+            .user
+            .unwrap_or_else(|| (nix::unistd::geteuid(), nix::unistd::getegid()));
         let script = "mount --bind \"$1\" \"$2\" && cd \"$2\" && uid=$3 gid=$4 && shift 4 && \
                       exec setpriv --reuid \"$uid\" --regid \"$gid\" --clear-groups -- \"$@\"";
         let mut command = Command::new("unshare");

@@ -11,15 +11,18 @@
 //! ```
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{ErrorKind, Read as _, Write as _};
+use std::io::{ErrorKind, Write as _};
 use std::net::SocketAddr;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 use chrono::{DateTime, Utc};
+use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
+
+use super::process;
 
 /// A data folder that exists and belongs to this user.
 #[derive(Debug, Clone)]
@@ -146,11 +149,7 @@ impl DataFolder {
                     .with_context(|| format!("cannot write {}: is the disk full?", path.display()))?;
                 Ok(Locking::Held(Lock { _file: file }))
             }
-            Err((mut file, nix::errno::Errno::EWOULDBLOCK)) => {
-                let mut text = String::new();
-                file.read_to_string(&mut text)?;
-                Ok(Locking::Busy(text.trim().parse().ok()))
-            }
+            Err((_, Errno::EWOULDBLOCK)) => Ok(Locking::Busy(process::read_pid(&path))),
             Err((_, errno)) => Err(errno).with_context(|| format!("cannot lock {}", path.display())),
         }
     }
@@ -162,7 +161,7 @@ impl DataFolder {
         };
         matches!(
             Flock::lock(file, FlockArg::LockSharedNonblock),
-            Err((_, nix::errno::Errno::EWOULDBLOCK))
+            Err((_, Errno::EWOULDBLOCK))
         )
     }
 

@@ -4,12 +4,12 @@
 //! default. Hothouse itself is not its superuser.
 
 use std::io::Write as _;
-use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
+use futures_util::FutureExt as _;
 use nix::sys::signal::Signal;
 use tokio::io::AsyncWriteExt as _;
 use tokio::process::Command;
@@ -20,7 +20,7 @@ use super::server::{Program, Server};
 use super::{ports, programs};
 
 /// Replaying the log of a database that was killed takes a while.
-const READY_LIMIT: Duration = Duration::from_secs(120);
+const READY_LIMIT: Duration = Duration::from_mins(2);
 /// How long connections have to end before the server is killed; its log is replayed at the next start then.
 const STOP_GRACE: Duration = Duration::from_secs(20);
 /// Who owns the cluster.
@@ -62,12 +62,11 @@ impl Postgres {
         if !installation.program.folder.join("PG_VERSION").exists() {
             installation.initialize(&admin_password).await?;
         }
-        let (server, port, was_running) = match installation.take_over(port).await {
-            Some((server, port)) => (server, port, true),
-            None => {
-                let (server, port) = installation.launch(port).await?;
-                (server, port, false)
-            }
+        let taken_over = installation.take_over(port).await;
+        let was_running = taken_over.is_some();
+        let (server, port) = match taken_over {
+            Some(running) => running,
+            None => installation.launch(port).await?,
         };
         let postgres = Self {
             installation,
@@ -244,7 +243,9 @@ impl Installation {
             .ok()
             .and_then(|text| text.lines().nth(3)?.trim().parse().ok());
         match port {
-            Some(port) if wanted.is_none_or(|wanted| wanted == port) && self.answers(port).await => {
+            Some(port)
+                if wanted.is_none_or(|wanted| wanted == port) && answers(self.bin.join("pg_isready"), port).await =>
+            {
                 Some((server, port))
             }
             _ => {
@@ -285,27 +286,21 @@ impl Installation {
             command.args(["-c", setting]);
         }
         command.args(["-p", &port.to_string()]);
+        let pg_isready = self.bin.join("pg_isready");
         self.program
-            .start(command, READY_LIMIT, async || self.answers(port).await)
+            .start(command, READY_LIMIT, move || answers(pg_isready.clone(), port).boxed())
             .await
     }
+}
 
-    async fn answers(&self, port: u16) -> bool {
-        let status = Command::new(self.bin.join("pg_isready"))
-            .args([
-                "-q",
-                "-t",
-                "2",
-                "-h",
-                &Ipv4Addr::LOCALHOST.to_string(),
-                "-p",
-                &port.to_string(),
-            ])
-            .stdin(Stdio::null())
-            .status()
-            .await;
-        status.is_ok_and(|status| status.success())
-    }
+/// Whether a Postgres answers on that port.
+async fn answers(pg_isready: PathBuf, port: u16) -> bool {
+    let status = Command::new(pg_isready)
+        .args(["-q", "-t", "2", "-h", "127.0.0.1", "-p", &port.to_string()])
+        .stdin(Stdio::null())
+        .status()
+        .await;
+    status.is_ok_and(|status| status.success())
 }
 
 fn program(folder: &DataFolder) -> Program {

@@ -17,7 +17,7 @@ pub(crate) fn find(name: &str) -> Option<PathBuf> {
         .find(|file| is_program(file))
 }
 
-/// The folders with PostgreSQL's server programs and their major versions, the newest first.
+/// The folders with Postgres's server programs and their major versions, the newest first.
 pub(crate) fn postgres() -> Vec<(u32, PathBuf)> {
     let mut folders: Vec<PathBuf> = std::fs::read_dir("/usr/lib/postgresql")
         .map(|entries| entries.flatten().map(|entry| entry.path().join("bin")).collect())

@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
+use futures_util::FutureExt as _;
 use nix::sys::signal::Signal;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -21,7 +22,7 @@ use super::server::{Program, Server};
 use super::{ports, programs};
 
 /// Reading a large append-only file takes a while.
-const READY_LIMIT: Duration = Duration::from_secs(60);
+const READY_LIMIT: Duration = Duration::from_mins(1);
 /// How long it has to write out what it holds.
 const STOP_GRACE: Duration = Duration::from_secs(10);
 
@@ -131,7 +132,7 @@ impl Installation {
             .lines()
             .find_map(|line| line.strip_prefix("port ")?.parse().ok());
         match port {
-            Some(port) if wanted.is_none_or(|wanted| wanted == port) && answers(port, &self.password).await => {
+            Some(port) if wanted.is_none_or(|wanted| wanted == port) && answers(port, self.password.clone()).await => {
                 Some((server, port))
             }
             _ => {
@@ -174,8 +175,9 @@ impl Installation {
         self.write_settings(port)?;
         let mut command = self.account.command(&self.binary);
         command.arg(self.account.folder().join("redis.conf"));
+        let password = self.password.clone();
         self.program
-            .start(command, READY_LIMIT, async || answers(port, &self.password).await)
+            .start(command, READY_LIMIT, move || answers(port, password.clone()).boxed())
             .await
     }
 
@@ -214,7 +216,7 @@ fn program(folder: &DataFolder) -> Program {
 }
 
 /// Whether a Redis with our password answers, and has read all of its data.
-async fn answers(port: u16, password: &str) -> bool {
+async fn answers(port: u16, password: String) -> bool {
     let ask = async {
         let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).await?;
         stream

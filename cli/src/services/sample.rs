@@ -11,8 +11,8 @@ use crate::client::{Client, Follower, Job};
 use crate::globals::Globals;
 use crate::output;
 
-const READY_LIMIT: Duration = Duration::from_secs(60);
-const JOB_LIMIT: Duration = Duration::from_secs(120);
+const READY_LIMIT: Duration = Duration::from_mins(1);
+const JOB_LIMIT: Duration = Duration::from_mins(2);
 
 /// Prints as it works, so that one sees the output arrive live.
 const CODE: &str = "\

@@ -7,6 +7,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
+use futures_util::future::BoxFuture;
 use nix::sys::signal::Signal;
 use tokio::process::{Child, Command};
 
@@ -57,7 +58,7 @@ impl Program {
         &self,
         mut command: Command,
         limit: Duration,
-        is_ready: impl AsyncFn() -> bool,
+        is_ready: impl Fn() -> BoxFuture<'static, bool> + Send,
     ) -> anyhow::Result<Server> {
         let log = self.open_log()?;
         let mut child = command

@@ -81,7 +81,7 @@ pub(super) fn disk(data_dir: &Path) -> Check {
     let existing = absolute
         .ancestors()
         .find(|path| path.exists())
-        .unwrap_or(Path::new("/"));
+        .unwrap_or_else(|| Path::new("/"));
     let Ok(room) = statvfs(existing) else {
         return Check::warn(
             "disk",

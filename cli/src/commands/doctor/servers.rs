@@ -7,7 +7,7 @@ use super::Check;
 use crate::services::folder::DataFolder;
 use crate::services::{ports, programs};
 
-/// PostgreSQL's server programs.
+/// Postgres's server programs.
 pub(super) fn postgres() -> Check {
     match programs::postgres().first() {
         Some((_, bin)) => {
