@@ -1,0 +1,319 @@
+//! Putting the events of one answer together to the parts of a message.
+
+use common::message::{Part, Usage};
+use serde_json::{Value, json};
+
+use super::{ModelEvent, StopReason};
+
+/// Bytes of text that count as one token where nobody counted.
+const BYTES_PER_TOKEN: u64 = 4;
+
+/// An answer while it comes in.
+#[derive(Debug)]
+pub struct Answer {
+    provider: String,
+    blocks: Vec<Block>,
+    usage: Usage,
+    bytes: u64,
+    stop_reason: Option<StopReason>,
+}
+
+/// A part while it comes in.
+#[derive(Debug)]
+enum Block {
+    Text(String),
+    Reasoning {
+        text: String,
+        end: Option<(Option<String>, Option<String>)>,
+    },
+    Call {
+        index: u32,
+        id: String,
+        name: String,
+        json: String,
+        is_whole: bool,
+    },
+}
+
+/// An answer that is over, whole or not.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Finished {
+    /// Its parts, in order. The inputs of its tool calls are always objects.
+    pub parts: Vec<Part>,
+    /// The calls among the parts whose input the model got wrong: (id, what is wrong).
+    pub faults: Vec<(String, String)>,
+    /// What the call used.
+    pub usage: Usage,
+    /// Why it ended; none when it broke off.
+    pub stop_reason: Option<StopReason>,
+}
+
+impl Answer {
+    /// Nothing yet, from `provider`.
+    pub fn new(provider: impl Into<String>) -> Self {
+        Self {
+            provider: provider.into(),
+            blocks: Vec::new(),
+            usage: Usage::default(),
+            bytes: 0,
+            stop_reason: None,
+        }
+    }
+
+    /// Takes in the next event.
+    pub fn push(&mut self, event: ModelEvent) {
+        match event {
+            ModelEvent::TextDelta { text } => {
+                self.count(&text);
+                match self.blocks.last_mut() {
+                    Some(Block::Text(so_far)) => so_far.push_str(&text),
+                    _ => self.blocks.push(Block::Text(text)),
+                }
+            }
+            ModelEvent::ReasoningDelta { text } => {
+                self.count(&text);
+                self.open_reasoning().0.push_str(&text);
+            }
+            ModelEvent::ReasoningEnd { signature, redacted } => *self.open_reasoning().1 = Some((signature, redacted)),
+            ModelEvent::ToolCallStart { index, id, name } => {
+                self.count(&name);
+                self.blocks.push(Block::Call {
+                    index,
+                    id,
+                    name,
+                    json: String::new(),
+                    is_whole: false,
+                });
+            }
+            ModelEvent::ToolCallDelta { index, json: piece } => {
+                self.count(&piece);
+                if let Some((json, _)) = self.open_call(index) {
+                    json.push_str(&piece);
+                }
+            }
+            ModelEvent::ToolCallEnd { index } => {
+                if let Some((_, is_whole)) = self.open_call(index) {
+                    *is_whole = true;
+                }
+            }
+            ModelEvent::Usage(snapshot) => self.usage.merge_snapshot(&snapshot),
+            ModelEvent::End { stop_reason } => self.stop_reason = Some(stop_reason),
+        }
+    }
+
+    /// The answer as far as it came. Calls that were not whole are left out, reasoning that was not is without proof,
+    /// and what the provider had no time to count is estimated.
+    pub fn finish(self) -> Finished {
+        let mut usage = self.usage;
+        let estimate = self.bytes.div_ceil(BYTES_PER_TOKEN);
+        if self.stop_reason.is_none() && usage.output_tokens < estimate {
+            usage.output_tokens = estimate;
+            usage.estimated = true;
+        }
+        let mut parts = Vec::with_capacity(self.blocks.len());
+        let mut faults = Vec::new();
+        for block in self.blocks {
+            match block {
+                Block::Text(text) => parts.push(Part::Text { text }),
+                Block::Reasoning { text, end } => {
+                    let (signature, redacted) = end.unwrap_or_default();
+                    let provider = (signature.is_some() || redacted.is_some()).then(|| self.provider.clone());
+                    parts.push(Part::Reasoning {
+                        text,
+                        signature,
+                        redacted,
+                        provider,
+                    });
+                }
+                Block::Call { is_whole: false, .. } => {}
+                Block::Call { id, name, json, .. } => {
+                    let input = parse_input(&json).unwrap_or_else(|fault| {
+                        faults.push((id.clone(), fault));
+                        json!({ "unreadable_input": json })
+                    });
+                    parts.push(Part::ToolCall { id, name, input });
+                }
+            }
+        }
+        Finished {
+            parts,
+            faults,
+            usage,
+            stop_reason: self.stop_reason,
+        }
+    }
+
+    fn count(&mut self, text: &str) {
+        self.bytes = self.bytes.saturating_add(u64::try_from(text.len()).unwrap_or(u64::MAX));
+    }
+
+    fn open_reasoning(&mut self) -> (&mut String, &mut Option<(Option<String>, Option<String>)>) {
+        if !matches!(self.blocks.last(), Some(Block::Reasoning { end: None, .. })) {
+            self.blocks.push(Block::Reasoning {
+                text: String::new(),
+                end: None,
+            });
+        }
+        match self.blocks.last_mut() {
+            Some(Block::Reasoning { text, end }) => (text, end),
+            _ => unreachable!("a reasoning block was pushed when there was none"),
+        }
+    }
+
+    fn open_call(&mut self, wanted: u32) -> Option<(&mut String, &mut bool)> {
+        self.blocks.iter_mut().rev().find_map(|block| match block {
+            Block::Call {
+                index, json, is_whole, ..
+            } if *index == wanted && !*is_whole => Some((json, is_whole)),
+            _ => None,
+        })
+    }
+}
+
+/// A call's input. A model may leave out an empty one.
+fn parse_input(json: &str) -> Result<Value, String> {
+    if json.trim().is_empty() {
+        return Ok(json!({}));
+    }
+    match serde_json::from_str(json) {
+        Ok(input @ Value::Object(_)) => Ok(input),
+        Ok(_) => Err("the input is not a JSON object".to_owned()),
+        Err(error) => Err(format!("the input is not valid JSON: {error}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answer(events: Vec<ModelEvent>) -> Finished {
+        let mut answer = Answer::new("anthropic");
+        events.into_iter().for_each(|event| answer.push(event));
+        answer.finish()
+    }
+
+    fn text(text: &str) -> ModelEvent {
+        ModelEvent::TextDelta { text: text.to_owned() }
+    }
+
+    fn call(index: u32, json: &str) -> Vec<ModelEvent> {
+        vec![
+            ModelEvent::ToolCallStart {
+                index,
+                id: format!("c{index}"),
+                name: "bash".to_owned(),
+            },
+            ModelEvent::ToolCallDelta {
+                index,
+                json: json.to_owned(),
+            },
+        ]
+    }
+
+    fn end(stop_reason: StopReason) -> ModelEvent {
+        ModelEvent::End { stop_reason }
+    }
+
+    #[test]
+    fn calls_that_are_written_in_turns_are_kept_apart() {
+        let piece = |index, json: &str| ModelEvent::ToolCallDelta {
+            index,
+            json: json.to_owned(),
+        };
+        let mut events = call(1, "{\"a\":");
+        events.extend(call(2, "{\"b\":"));
+        events.extend([piece(1, "1}"), piece(2, "2}")]);
+        events.extend([
+            ModelEvent::ToolCallEnd { index: 2 },
+            ModelEvent::ToolCallEnd { index: 1 },
+        ]);
+        events.push(end(StopReason::ToolUse));
+        let finished = answer(events);
+        let inputs: Vec<&Value> = finished
+            .parts
+            .iter()
+            .filter_map(|part| match part {
+                Part::ToolCall { input, .. } => Some(input),
+                _ => None,
+            })
+            .collect();
+        assert_eq!(inputs, [&json!({"a": 1}), &json!({"b": 2})]);
+    }
+
+    #[test]
+    fn input_that_is_no_object_is_kept_and_named() {
+        for (wrong, what) in [("{\"command\": ", "not valid JSON"), ("[1]", "not a JSON object")] {
+            let mut events = call(0, wrong);
+            events.extend([ModelEvent::ToolCallEnd { index: 0 }, end(StopReason::ToolUse)]);
+            let finished = answer(events);
+            assert_eq!(finished.faults.len(), 1);
+            assert!(finished.faults[0].1.contains(what), "{:?}", finished.faults);
+            let expected = Part::ToolCall {
+                id: "c0".to_owned(),
+                name: "bash".to_owned(),
+                input: json!({"unreadable_input": wrong}),
+            };
+            assert_eq!(finished.parts, [expected]);
+        }
+    }
+
+    #[test]
+    fn an_answer_that_broke_off_keeps_its_text_leaves_out_the_open_call_and_is_estimated() {
+        let mut events = vec![ModelEvent::Usage(Usage {
+            input_tokens: 9,
+            output_tokens: 1,
+            ..Usage::default()
+        })];
+        events.push(text("twelve bytes"));
+        events.extend(call(1, "{\"comm"));
+        let finished = answer(events);
+        assert_eq!(finished.parts, [Part::text("twelve bytes")]);
+        assert_eq!(finished.stop_reason, None);
+        // 12 + "bash" + 6 bytes of JSON text.
+        assert_eq!((finished.usage.input_tokens, finished.usage.output_tokens), (9, 6));
+        assert!(finished.usage.estimated);
+    }
+
+    #[test]
+    fn a_whole_answer_is_counted_by_its_provider_alone() {
+        let usage = |output_tokens| {
+            ModelEvent::Usage(Usage {
+                input_tokens: 9,
+                output_tokens,
+                ..Usage::default()
+            })
+        };
+        let finished = answer(vec![
+            usage(1),
+            text("a long text of many bytes"),
+            usage(2),
+            usage(2),
+            end(StopReason::EndTurn),
+        ]);
+        assert_eq!(
+            finished.usage,
+            Usage {
+                input_tokens: 9,
+                output_tokens: 2,
+                ..Usage::default()
+            }
+        );
+    }
+
+    #[test]
+    fn reasoning_names_its_provider_only_with_proof() {
+        let thought = || ModelEvent::ReasoningDelta { text: "hm".to_owned() };
+        let signed = ModelEvent::ReasoningEnd {
+            signature: Some("s".to_owned()),
+            redacted: None,
+        };
+        let finished = answer(vec![thought(), signed, thought()]);
+        let part = |signature: Option<&str>| Part::Reasoning {
+            text: "hm".to_owned(),
+            signature: signature.map(str::to_owned),
+            redacted: None,
+            provider: signature.map(|_| "anthropic".to_owned()),
+        };
+        assert_eq!(finished.parts, [part(Some("s")), part(None)]);
+    }
+}
