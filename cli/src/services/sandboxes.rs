@@ -85,7 +85,10 @@ fn find_init(given: Option<PathBuf>) -> anyhow::Result<PathBuf> {
     let beside = std::env::current_exe()
         .ok()
         .and_then(|program| Some(program.parent()?.join("hothouse-init")));
-    let built = repository().map(|root| root.join("target/init/init/hothouse-init"));
+    let built = repository().map(|root| {
+        let triple = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
+        root.join("target/init").join(triple).join("init/hothouse-init")
+    });
     let is_given = given.is_some();
     let found = given
         .into_iter()
