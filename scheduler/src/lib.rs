@@ -1,1 +1,54 @@
-//! Under construction.
+//! The scheduler of Hothouse: cron, and the periodic duties that keep Postgres and Redis in step.
+//!
+//! Any number of schedulers may run; one leads. See [`leader`] for how it is elected and [`duties`] for what it does.
+
+mod config;
+mod duties;
+mod leader;
+mod record;
+
+pub use config::{Config, Partitions, Retention, Scheduler};
+
+use std::sync::Arc;
+
+use common::clock::Clock;
+use common::lifecycle::Lifecycle;
+use common::queue::Queue;
+use common::store::Store;
+use tokio_util::sync::CancellationToken;
+
+use duties::Deps;
+use leader::Election;
+use record::Recorder;
+
+/// Starts a scheduler on the lifecycle and returns when it has stopped. It needs neither Postgres nor Redis to start:
+/// it stands for election again and again until Postgres answers.
+///
+/// # Errors
+/// When the configuration names no database or no Redis, or one that cannot be read.
+pub async fn run(config: Config, clock: Clock, lifecycle: Lifecycle) -> anyhow::Result<()> {
+    let store = Store::open(&config.database)?;
+    let queue = Queue::open(&config.redis, &config.leases)?;
+    let (election, leadership) = Election::new(
+        store.clone(),
+        config.scheduler.leader_ttl,
+        config.scheduler.leader_renew,
+    );
+    let recorder = Arc::new(Recorder::new(store.clone(), clock.clone()));
+    let deps = Deps {
+        store: store.clone(),
+        queue,
+        config: Arc::new(config),
+        clock,
+        recorder: Arc::clone(&recorder),
+    };
+    // The lease is held, and reports are written, until the last duty has stopped.
+    let ended = CancellationToken::new();
+    let work = async {
+        duties::while_leading(&deps, leadership, lifecycle.soft()).await;
+        ended.cancel();
+    };
+    tokio::join!(election.run(&ended), recorder.run(&ended), work);
+    store.close().await;
+    Ok(())
+}

@@ -1,2 +1,44 @@
-//! Under construction.
-fn main() {}
+//! `hothouse-scheduler`: the scheduler as a process of its own.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Parser;
+use common::clock::Clock;
+use common::lifecycle::Lifecycle;
+use common::{config, metrics, telemetry};
+use scheduler::Config;
+
+/// Fires schedules and runs the periodic duties of Hothouse; one of those that run leads.
+#[derive(Debug, Parser)]
+#[command(name = "hothouse-scheduler", version)]
+struct Args {
+    /// A TOML file with settings that differ from the defaults
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+#[tokio::main]
+async fn main() -> anyhow::Result<ExitCode> {
+    let args = Args::parse();
+    let config: Config = config::load(args.config.as_deref(), config::environment())?;
+    telemetry::install(&config.telemetry)?;
+    metrics::install();
+    let lifecycle = Lifecycle::new();
+    lifecycle.stop_on_signals()?;
+    let drain = config.scheduler.drain;
+    let scheduler = scheduler::run(config, Clock::system(), lifecycle.clone());
+    let stopping = lifecycle.clone();
+    lifecycle.spawn("scheduler", async move {
+        let ended = scheduler.await;
+        stopping.stop();
+        ended.map_err(|error| format!("{error:#}"))
+    });
+    let clean = lifecycle.drained(drain, Duration::from_secs(1)).await;
+    Ok(if clean && !lifecycle.has_failed() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}

@@ -6,16 +6,22 @@
 pub mod attempts;
 pub mod cancel;
 pub mod claim;
+pub mod duties;
 mod error;
 pub mod events;
 pub mod insert;
 pub mod jobs;
+pub mod keys;
+pub mod leaders;
 pub mod list;
 pub mod partitions;
 pub mod promote;
+pub mod queues;
 pub mod reclaim;
+pub mod retention;
 mod row;
 pub mod settle;
+pub mod tenants;
 pub mod workers;
 
 use std::time::Duration;

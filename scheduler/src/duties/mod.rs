@@ -1,0 +1,95 @@
+//! The periodic duties, and who runs them: every duty runs while this process leads, and stops when it does not.
+//!
+//! A duty is a type with [`Duty::tick`]; [`start`] lists them all. A tick that is under way when the lead is lost is
+//! dropped: each is a reconciler, and the next leader's tick begins again.
+
+mod partitions;
+mod retention;
+
+use std::sync::Arc;
+
+use common::clock::Clock;
+use common::queue::Queue;
+use common::service::{self, Duty};
+use common::store::Store;
+use common::store::leaders::Leadership;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::config::Config;
+use crate::record::Recorder;
+
+/// What duties are made of.
+#[derive(Clone, Debug)]
+pub(crate) struct Deps {
+    /// Postgres.
+    pub(crate) store: Store,
+    /// Redis.
+    pub(crate) queue: Queue,
+    /// All settings.
+    pub(crate) config: Arc<Config>,
+    /// Time.
+    pub(crate) clock: Clock,
+    /// Where ticks are written down.
+    pub(crate) recorder: Arc<Recorder>,
+}
+
+/// Starts every duty. A new one needs a line here.
+fn start(running: &mut Running<'_>) {
+    let deps = running.deps.clone();
+    running.duty(partitions::Partitions::new(&deps));
+    running.duty(retention::Retention::new(&deps));
+}
+
+/// Runs the duties whenever this process leads, until `stop`.
+pub(crate) async fn while_leading(
+    deps: &Deps,
+    mut leadership: watch::Receiver<Option<Leadership>>,
+    stop: &CancellationToken,
+) {
+    loop {
+        let elected = tokio::select! {
+            () = stop.cancelled() => return,
+            elected = leadership.wait_for(Option::is_some) => elected.ok().and_then(|elected| elected.clone()),
+        };
+        let Some(elected) = elected else { return };
+        let token = stop.child_token();
+        let mut running = Running {
+            deps,
+            leadership: &elected,
+            stop: token.clone(),
+            tasks: JoinSet::new(),
+        };
+        start(&mut running);
+        let mut tasks = running.tasks;
+        tokio::select! {
+            () = stop.cancelled() => {}
+            _changed = leadership.wait_for(|now| now.as_ref() != Some(&elected)) => {}
+            // Ticks that panic are caught where they run, so this is a duty that cannot go on: start all of them again.
+            ended = tasks.join_next() => tracing::error!(?ended, "a duty ended: starting all again"),
+        }
+        token.cancel();
+        while tasks.join_next().await.is_some() {}
+    }
+}
+
+/// The duties of one term of office.
+struct Running<'a> {
+    deps: &'a Deps,
+    leadership: &'a Leadership,
+    stop: CancellationToken,
+    tasks: JoinSet<()>,
+}
+
+impl Running<'_> {
+    fn duty(&mut self, duty: impl Duty + 'static) {
+        let recorder = Arc::clone(&self.deps.recorder);
+        let (epoch, interval) = (self.leadership.epoch, duty.interval());
+        let observe = move |name: &'static str, outcome: &Result<service::Report, String>| {
+            recorder.observe(name, interval, epoch, outcome);
+        };
+        self.tasks
+            .spawn(service::run(duty, self.deps.clock.clone(), self.stop.clone(), observe));
+    }
+}

@@ -1,0 +1,51 @@
+//! Retention: rows that are forgotten one by one. Whole days of jobs are dropped by [`super::partitions`].
+
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use common::service::{Duty, Report};
+use common::store::Store;
+
+use super::Deps;
+use crate::config;
+
+/// Most rows that one tick deletes from a table.
+const BATCH: u32 = 5_000;
+
+/// Deletes old idempotency keys and workers that are long gone.
+#[derive(Debug)]
+pub(crate) struct Retention {
+    store: Store,
+    settings: config::Retention,
+}
+
+impl Retention {
+    pub(crate) fn new(deps: &Deps) -> Self {
+        Self {
+            store: deps.store.clone(),
+            settings: deps.config.retention,
+        }
+    }
+}
+
+impl Duty for Retention {
+    fn name(&self) -> &'static str {
+        "retention"
+    }
+
+    fn interval(&self) -> Duration {
+        Duration::from_secs(60)
+    }
+
+    async fn tick(&self, now: DateTime<Utc>) -> anyhow::Result<Report> {
+        let keys = self
+            .store
+            .delete_idempotency_keys(now - self.settings.idempotency_keys, BATCH)
+            .await?;
+        let workers = self.store.delete_workers(now - self.settings.workers, BATCH).await?;
+        Ok(Report {
+            changed: keys + workers,
+            more: keys == u64::from(BATCH) || workers == u64::from(BATCH),
+        })
+    }
+}
