@@ -1,0 +1,163 @@
+//! Files of the workspace as a tar stream.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use globset::{GlobBuilder, GlobSet, GlobSetBuilder};
+use hothouse_protocol::{FileEntry, FilesReport, Pack};
+use nix::dir::Dir;
+use nix::errno::Errno;
+use nix::fcntl::{AtFlags, OFlag, openat, readlinkat};
+use nix::sys::stat::{Mode, SFlag, fstatat};
+use tar::{EntryType, Header};
+
+use super::folder::{DEPTH_MAX, FOLDER, below_current};
+use super::report::Error;
+
+/// Packs; `report` lists what the archive holds.
+pub(super) fn pack(request: &Pack, output: impl Write, report: &mut FilesReport) -> Result<(), Error> {
+    let globs = globs(&request.globs)?;
+    let root = below_current(&request.root, false)?;
+    let mut packer = Packer {
+        archive: tar::Builder::new(output),
+        globs,
+        request,
+        report,
+    };
+    packer.folder(&root, Path::new(""), 0)?;
+    packer.archive.finish().map_err(Error::Archive)
+}
+
+fn globs(globs: &[String]) -> Result<GlobSet, Error> {
+    let mut set = GlobSetBuilder::new();
+    let refuse = |glob: &String, e: &globset::Error| Error::Glob {
+        glob: glob.clone(),
+        reason: e.kind().to_string(),
+    };
+    for glob in globs {
+        let pattern = glob.strip_prefix("./").unwrap_or(glob);
+        set.add(
+            GlobBuilder::new(pattern)
+                .literal_separator(true)
+                .build()
+                .map_err(|e| refuse(glob, &e))?,
+        );
+    }
+    set.build().map_err(|e| refuse(&globs.join(" "), &e))
+}
+
+struct Packer<'a, W: Write> {
+    archive: tar::Builder<W>,
+    globs: GlobSet,
+    request: &'a Pack,
+    report: &'a mut FilesReport,
+}
+
+impl<W: Write> Packer<'_, W> {
+    /// Everything in a folder, by name, so that the same files make the same archive.
+    fn folder(&mut self, folder: &OwnedFd, path: &Path, depth: usize) -> Result<(), Error> {
+        let mut names = list(folder).map_err(|e| Error::file(path.as_os_str(), e))?;
+        names.sort_unstable();
+        for name in names {
+            let path = path.join(&name);
+            let Ok(found) = fstatat(folder, name.as_os_str(), AtFlags::AT_SYMLINK_NOFOLLOW) else {
+                continue;
+            };
+            match SFlag::from_bits_truncate(found.st_mode & SFlag::S_IFMT.bits()) {
+                SFlag::S_IFDIR if depth < DEPTH_MAX => {
+                    if self.request.whole_tree && self.globs.is_match(&path) && self.has_room(0) {
+                        let header = header(EntryType::Directory, found.st_mode, 0, found.st_mtime);
+                        self.append(header, &path, None, io::empty())?;
+                    }
+                    // A folder that the job forbade itself to read is left out, as one that vanished.
+                    if let Ok(below) = openat(folder, name.as_os_str(), FOLDER, Mode::empty()) {
+                        self.folder(&below, &path, depth + 1)?;
+                    }
+                }
+                SFlag::S_IFREG if self.globs.is_match(&path) => self.file(folder, &name, &path)?,
+                SFlag::S_IFLNK if self.request.whole_tree && self.globs.is_match(&path) && self.has_room(0) => {
+                    if let Ok(target) = readlinkat(folder, name.as_os_str()) {
+                        let header = header(EntryType::Symlink, 0o777, 0, found.st_mtime);
+                        self.append(header, &path, Some(&target), io::empty())?;
+                    }
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn file(&mut self, folder: &OwnedFd, name: &OsStr, path: &Path) -> Result<(), Error> {
+        // Without blocking, because it may have become a fifo; without following, because it may have become a link.
+        let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
+        let file = match openat(folder, name, flags, Mode::empty()) {
+            Ok(fd) => File::from(fd),
+            Err(Errno::ENOENT | Errno::ELOOP | Errno::EACCES | Errno::ENXIO) => return Ok(()),
+            Err(errno) => return Err(Error::file(path.as_os_str(), errno)),
+        };
+        let found = file.metadata().map_err(|e| Error::file(path.as_os_str(), e))?;
+        if !found.is_file() || !self.has_room(found.len()) {
+            return Ok(());
+        }
+        let header = header(EntryType::Regular, found.mode(), found.len(), found.mtime());
+        // What grows meanwhile is cut and what shrinks is filled: the archive must hold what its header says.
+        self.append(header, path, None, file.chain(io::repeat(0)).take(found.len()))
+    }
+
+    /// Whether another entry of this size is within the caps; if not, the archive is incomplete.
+    fn has_room(&mut self, size: u64) -> bool {
+        let fits = self.report.entries < self.request.entries_max
+            && self.report.bytes.saturating_add(size) <= self.request.bytes_max;
+        self.report.incomplete |= !fits;
+        fits
+    }
+
+    fn append(
+        &mut self,
+        mut header: Header,
+        path: &Path,
+        link: Option<&OsStr>,
+        content: impl Read,
+    ) -> Result<(), Error> {
+        let size = header.size().unwrap_or(0);
+        let appended = match link {
+            Some(target) => self.archive.append_link(&mut header, path, PathBuf::from(target)),
+            None => self.archive.append_data(&mut header, path, content),
+        };
+        appended.map_err(|e| Error::file(path.as_os_str(), e))?;
+        self.report.entries += 1;
+        self.report.bytes += size;
+        self.report.files.push(FileEntry {
+            path: path.to_string_lossy().into_owned(),
+            size,
+        });
+        Ok(())
+    }
+}
+
+fn header(kind: EntryType, mode: u32, size: u64, changed: i64) -> Header {
+    let mut header = Header::new_gnu();
+    header.set_entry_type(kind);
+    header.set_mode(mode & 0o777);
+    header.set_size(size);
+    header.set_mtime(u64::try_from(changed).unwrap_or(0));
+    header
+}
+
+fn list(folder: &OwnedFd) -> io::Result<Vec<OsString>> {
+    let mut folder = Dir::from_fd(folder.as_fd().try_clone_to_owned()?)?;
+    let mut names = Vec::new();
+    for entry in folder.iter() {
+        let entry = entry?;
+        let name = entry.file_name().to_bytes();
+        if !matches!(name, b"." | b"..") {
+            names.push(OsStr::from_bytes(name).to_owned());
+        }
+    }
+    Ok(names)
+}

@@ -1,0 +1,454 @@
+//! One run, from its request to its exit: a supervisor, the program's input and output, and its limits.
+
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::time::Duration;
+
+use hothouse_protocol::{Channel, Exec, Exit, Failure, FromInit, Program, TerminalSize};
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::poll::{PollFd, PollFlags};
+use nix::pty::openpty;
+use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, send, socketpair};
+use nix::unistd::pipe2;
+
+use crate::cgroup::{Cgroup, Counters};
+use crate::clock::Moment;
+use crate::connection::{Connection, Lost};
+use crate::input::Input;
+use crate::output::{Output, Rest};
+use crate::plan::{Identity, Plan};
+use crate::supervisor::{Charge, Command, Ended, PACKET_MAX, Report, failed_to_fork, supervise};
+use crate::{sys, whatever};
+
+const SIGKILL: i32 = 9;
+const SIGTERM: i32 = 15;
+
+// After SIGKILL to a whole tree only processes stuck in the kernel stay; then the sandbox is not usable any more.
+const KILL_TAKES_MAX: Duration = Duration::from_secs(10);
+
+/// What all runs share.
+#[derive(Debug)]
+pub(crate) struct Surroundings {
+    /// Who programs run as.
+    pub(crate) identity: Identity,
+    /// Where files are moved to and from.
+    pub(crate) workspace: String,
+    /// Where programs can write.
+    pub(crate) mounts: Vec<String>,
+    /// The sandbox's counters.
+    pub(crate) cgroup: Cgroup,
+    /// Init's own file.
+    pub(crate) own_image: OwnedFd,
+}
+
+/// A run.
+#[derive(Debug)]
+pub(crate) struct Run {
+    stream: u32,
+    socket: OwnedFd,
+    terminal: Option<OwnedFd>,
+    input: Input,
+    stdout: Output,
+    stderr: Output,
+    stage: Stage,
+    grace: Duration,
+    kill_bytes: u64,
+    before: Counters,
+    reasons: Reasons,
+    /// Whether no other run shared its time.
+    pub(crate) was_alone: bool,
+}
+
+#[derive(Debug)]
+enum Stage {
+    Running { until: Option<Moment> },
+    Terminating { until: Moment },
+    Killing { until: Moment },
+    Ended(Ended),
+    Failed(Failure),
+    Over,
+}
+
+#[derive(Debug, Default)]
+struct Reasons {
+    timed_out: bool,
+    output_limit: bool,
+    killed: bool,
+}
+
+/// The supervisor of a run is not there any more or does not obey: nobody answers for the tree.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Unsupervised;
+
+impl Run {
+    /// Forks the supervisor.
+    pub(crate) fn start(stream: u32, run: &hothouse_protocol::Run, around: &Surroundings) -> Result<Self, Failure> {
+        let plan = Plan::new(&run.program, &around.workspace)?;
+        let wires = match &run.program {
+            Program::Exec(Exec {
+                terminal: Some(size), ..
+            }) => Wires::terminal(*size),
+            _ => Wires::pipes(plan.has_input),
+        };
+        let (wires, (socket, theirs)) = wires
+            .and_then(|wires| Ok((wires, packets()?)))
+            .map_err(failed_to_fork)?;
+        let before = around.cgroup.read();
+        let started = Moment::now();
+        if sys::fork_single_threaded().map_err(failed_to_fork)?.is_none() {
+            let (stdio, mounts) = (wires.theirs, around.mounts.clone());
+            let charge = Charge {
+                plan,
+                identity: around.identity,
+                stdio,
+                socket: theirs,
+                mounts,
+            };
+            supervise(charge, around.own_image.as_fd())
+        }
+        let output = |fd| Output::new(fd, run.head_bytes, run.tail_bytes);
+        Ok(Self {
+            stream,
+            socket,
+            input: Input::new(wires.input, wires.terminal.is_some()),
+            terminal: wires.terminal,
+            stdout: output(Some(wires.stdout)),
+            stderr: output(wires.stderr),
+            stage: Stage::Running {
+                until: run.timeout_ms.map(|ms| started.after(Duration::from_millis(ms))),
+            },
+            grace: Duration::from_millis(run.grace_ms),
+            kill_bytes: run.kill_bytes.unwrap_or(u64::MAX),
+            before,
+            reasons: Reasons::default(),
+            was_alone: true,
+        })
+    }
+
+    /// The program's input, to push to.
+    pub(crate) fn input(&mut self) -> &mut Input {
+        &mut self.input
+    }
+
+    /// An output of the program, to give credit to.
+    pub(crate) fn output(&mut self, channel: Channel) -> &mut Output {
+        match channel {
+            Channel::Stdout => &mut self.stdout,
+            Channel::Stderr => &mut self.stderr,
+        }
+    }
+
+    /// A signal for the program.
+    pub(crate) fn signal(&self, signal: i32) {
+        self.command(Command::Signal(signal));
+    }
+
+    /// Kills everything because the worker said so.
+    pub(crate) fn kill(&mut self, discard: bool) {
+        if discard {
+            self.stdout.discard();
+            self.stderr.discard();
+        }
+        if self.kill_now() {
+            self.reasons.killed = true;
+        }
+    }
+
+    /// Another size of the terminal.
+    pub(crate) fn resize(&self, size: TerminalSize) {
+        if let Some(terminal) = &self.terminal {
+            let resized = sys::resize_terminal(terminal.as_fd(), size.rows, size.cols);
+            debug_assert!(resized.is_ok());
+        }
+    }
+
+    /// What to wait for.
+    pub(crate) fn watch<'a>(&'a self, has_room: bool, fds: &mut Vec<PollFd<'a>>) {
+        if self.is_supervised() {
+            fds.push(PollFd::new(self.socket.as_fd(), PollFlags::POLLIN));
+        }
+        let outputs = [&self.stdout, &self.stderr]
+            .into_iter()
+            .filter_map(|output| output.wanted(has_room));
+        fds.extend(outputs.map(|fd| PollFd::new(fd.as_fd(), PollFlags::POLLIN)));
+        fds.extend(
+            self.input
+                .wanted()
+                .map(|fd| PollFd::new(fd.as_fd(), PollFlags::POLLOUT)),
+        );
+    }
+
+    /// When time must be looked at next.
+    pub(crate) fn due(&self) -> Option<Moment> {
+        match self.stage {
+            Stage::Running { until } => until,
+            Stage::Terminating { until } | Stage::Killing { until } => Some(until),
+            Stage::Ended(_) | Stage::Failed(_) | Stage::Over => None,
+        }
+    }
+
+    /// Does what has become due.
+    pub(crate) fn look_at_time(&mut self, now: Moment) -> Result<(), Unsupervised> {
+        if self.due().is_none_or(|due| now < due) {
+            return Ok(());
+        }
+        match self.stage {
+            Stage::Running { .. } => {
+                self.reasons.timed_out = true;
+                self.signal(SIGTERM);
+                self.stage = Stage::Terminating {
+                    until: now.after(self.grace),
+                };
+            }
+            Stage::Terminating { .. } => {
+                self.kill_now();
+            }
+            Stage::Killing { .. } => return Err(Unsupervised),
+            Stage::Ended(_) | Stage::Failed(_) | Stage::Over => {}
+        }
+        Ok(())
+    }
+
+    /// Moves what can be moved without waiting. Whether the run is over and can be forgotten.
+    pub(crate) fn go_on(
+        &mut self,
+        connection: &mut Connection,
+        around: &Surroundings,
+        buffer: &mut [u8],
+    ) -> Result<bool, Trouble> {
+        self.hear(connection)?;
+        self.input.flush();
+        if let Some(credit) = self.input.owed_credit() {
+            connection.send(FromInit::Credit {
+                stream: self.stream,
+                credit,
+            })?;
+        }
+        self.drain(Channel::Stdout, connection, buffer)?;
+        self.drain(Channel::Stderr, connection, buffer)?;
+        let written = self.stdout.written() + self.stderr.written();
+        if written > self.kill_bytes && self.kill_now() {
+            self.reasons.output_limit = true;
+        }
+        self.finish(connection, around)
+    }
+
+    fn hear(&mut self, connection: &mut Connection) -> Result<(), Trouble> {
+        let mut packet = [0; PACKET_MAX];
+        while self.is_supervised() {
+            let report = match recv(self.socket.as_raw_fd(), &mut packet, MsgFlags::MSG_DONTWAIT) {
+                Err(Errno::EAGAIN | Errno::EINTR) => return Ok(()),
+                Ok(len) if len > 0 => serde_json::from_slice(packet.get(..len).unwrap_or_default()),
+                Ok(_) | Err(_) => return Err(Trouble::Unsupervised),
+            };
+            match report {
+                Ok(Report::Started { pid }) => {
+                    connection.send(FromInit::Started {
+                        stream: self.stream,
+                        pid: u32::try_from(pid).unwrap_or(0),
+                    })?;
+                }
+                Ok(Report::Ended(ended)) => self.stage = Stage::Ended(ended),
+                Ok(Report::Failed(failure)) => self.stage = Stage::Failed(failure),
+                Err(_) => return Err(Trouble::Unsupervised),
+            }
+        }
+        Ok(())
+    }
+
+    fn drain(&mut self, channel: Channel, connection: &mut Connection, buffer: &mut [u8]) -> Result<(), Lost> {
+        let (stream, is_last) = (self.stream, matches!(self.stage, Stage::Ended(_)));
+        let output = self.output(channel);
+        loop {
+            if output.wanted(connection.has_room()).is_none() {
+                return Ok(());
+            }
+            let read_before = output.written();
+            let data = if is_last {
+                output.read_last(buffer)
+            } else {
+                output.read(buffer)
+            };
+            if let Some(data) = data {
+                connection.send(FromInit::Output { stream, channel, data })?;
+            }
+            // A program that writes without end must not keep the loop from everything else.
+            if !is_last || output.written() == read_before {
+                return Ok(());
+            }
+        }
+    }
+
+    fn finish(&mut self, connection: &mut Connection, around: &Surroundings) -> Result<bool, Trouble> {
+        let stream = self.stream;
+        match &self.stage {
+            Stage::Failed(failure) => {
+                connection.send(FromInit::Failed {
+                    stream,
+                    failure: failure.clone(),
+                })?;
+                self.stage = Stage::Over;
+                return Ok(true);
+            }
+            Stage::Ended(_) => {}
+            _ => return Ok(false),
+        }
+        for channel in [Channel::Stdout, Channel::Stderr] {
+            let output = self.output(channel);
+            if !output.is_closed() {
+                return Ok(false);
+            }
+            loop {
+                if !connection.has_room() {
+                    return Ok(false);
+                }
+                let message = match output.rest() {
+                    Rest::Cut(dropped) => FromInit::Cut {
+                        stream,
+                        channel,
+                        dropped,
+                    },
+                    Rest::Piece(data) => FromInit::Output { stream, channel, data },
+                    Rest::Blocked => return Ok(false),
+                    Rest::Done => break,
+                };
+                connection.send(message)?;
+            }
+        }
+        if let Stage::Ended(ended) = std::mem::replace(&mut self.stage, Stage::Over) {
+            let exit = Box::new(self.exit(ended, &around.cgroup.read()));
+            connection.send(FromInit::Exit { stream, exit })?;
+        }
+        Ok(true)
+    }
+
+    fn exit(&self, ended: Ended, after: &Counters) -> Exit {
+        let Reasons {
+            timed_out,
+            output_limit,
+            killed,
+        } = self.reasons;
+        let was_ours = timed_out || output_limit || killed;
+        let was_killed = ended.signal == Some(SIGKILL) && !was_ours;
+        let counted = self.before.cpu_us_until(after).filter(|_| self.was_alone);
+        Exit {
+            code: ended.code,
+            signal: ended.signal,
+            timed_out,
+            output_limit,
+            killed,
+            oom: self.before.oom_until(after, self.was_alone, was_killed),
+            // A process whose parent ignores its end is missing in the sum that the parent is told.
+            cpu_us: counted.unwrap_or(ended.cpu_us),
+            memory_peak_bytes: self.before.raised_peak(after).unwrap_or(0).max(ended.largest_bytes),
+            wall_us: ended.wall_us,
+            full_mounts: ended.full_mounts,
+            stdout: self.stdout.totals(),
+            stderr: self.stderr.totals(),
+        }
+    }
+
+    /// Whether there was something to kill that was not being killed already.
+    fn kill_now(&mut self) -> bool {
+        let is_new = matches!(self.stage, Stage::Running { .. } | Stage::Terminating { .. });
+        if is_new {
+            self.command(Command::Kill);
+            self.stage = Stage::Killing {
+                until: Moment::now().after(KILL_TAKES_MAX),
+            };
+        }
+        is_new
+    }
+
+    fn is_supervised(&self) -> bool {
+        matches!(
+            self.stage,
+            Stage::Running { .. } | Stage::Terminating { .. } | Stage::Killing { .. }
+        )
+    }
+
+    fn command(&self, command: Command) {
+        if self.is_supervised() {
+            let packet = serde_json::to_vec(&command).unwrap_or_default();
+            let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+            // A supervisor that is gone is found when it is heard next.
+            whatever(send(self.socket.as_raw_fd(), &packet, flags));
+        }
+    }
+}
+
+/// Why a sandbox cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Trouble {
+    /// The worker.
+    #[error("{0}")]
+    Lost(#[from] Lost),
+    /// A tree without a supervisor.
+    #[error("a supervisor is gone or does not obey")]
+    Unsupervised,
+    /// No lease.
+    #[error("the lease is over")]
+    LeaseOver,
+}
+
+impl From<Unsupervised> for Trouble {
+    fn from(_: Unsupervised) -> Self {
+        Self::Unsupervised
+    }
+}
+
+/// The descriptors between init and a program.
+struct Wires {
+    input: Option<OwnedFd>,
+    stdout: OwnedFd,
+    stderr: Option<OwnedFd>,
+    terminal: Option<OwnedFd>,
+    theirs: [OwnedFd; 3],
+}
+
+impl Wires {
+    fn pipes(has_input: bool) -> nix::Result<Self> {
+        let (stdin, input) = pipe2(OFlag::O_CLOEXEC)?;
+        let (stdout, their_stdout) = pipe2(OFlag::O_CLOEXEC)?;
+        let (stderr, their_stderr) = pipe2(OFlag::O_CLOEXEC)?;
+        for fd in [&input, &stdout, &stderr] {
+            do_not_block(fd)?;
+        }
+        let theirs = [stdin, their_stdout, their_stderr];
+        Ok(Self {
+            input: has_input.then_some(input),
+            stdout,
+            stderr: Some(stderr),
+            terminal: None,
+            theirs,
+        })
+    }
+
+    fn terminal(size: TerminalSize) -> nix::Result<Self> {
+        let size = nix::libc::winsize {
+            ws_row: size.rows,
+            ws_col: size.cols,
+            ws_xpixel: 0,
+            ws_ypixel: 0,
+        };
+        let pair = openpty(Some(&size), None)?;
+        do_not_block(&pair.master)?;
+        let copy = |fd: &OwnedFd| fd.try_clone().map_err(|_io| Errno::EMFILE);
+        Ok(Self {
+            input: Some(copy(&pair.master)?),
+            stdout: copy(&pair.master)?,
+            stderr: None,
+            terminal: Some(pair.master),
+            theirs: [copy(&pair.slave)?, copy(&pair.slave)?, pair.slave],
+        })
+    }
+}
+
+fn do_not_block(fd: &OwnedFd) -> nix::Result<()> {
+    let flags = OFlag::from_bits_retain(fcntl(fd, FcntlArg::F_GETFL)?);
+    fcntl(fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK)).map(drop)
+}
+
+fn packets() -> nix::Result<(OwnedFd, OwnedFd)> {
+    socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
+}

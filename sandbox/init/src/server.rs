@@ -1,0 +1,264 @@
+//! Init's loop.
+//!
+//! Level-triggered and without bookkeeping of readiness: after each wake-up everything that could move is tried, and
+//! what cannot says so at once. There are at most a few runs, so that costs a few system calls.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use hothouse_protocol::{Failure, FailureCode, FromInit, Greeting, ToInit};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::prctl;
+use nix::sys::signal::{SigmaskHow, Signal, kill, sigprocmask};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::Pid;
+
+use crate::cgroup::Cgroup;
+use crate::clock::Moment;
+use crate::connection::{Connection, Lost};
+use crate::input::OverWindow;
+use crate::output::CHUNK;
+use crate::plan::Identity;
+use crate::run::{Run, Surroundings, Trouble};
+use crate::supervisor::child_signal;
+use crate::{about, complain, mounts, sys, whatever};
+
+const RUNS_MAX: usize = 32;
+// The timer of `poll` stands still while the machine sleeps and the lease does not, so it is looked at this often.
+const LOOK_AT_LEASE: Duration = Duration::from_millis(250);
+const LAST_REAP_MAX: Duration = Duration::from_millis(500);
+
+/// Serves the worker until it is gone.
+pub(crate) fn serve() -> ExitCode {
+    // Everything here kills "all processes"; anywhere but in a process namespace of its own that would be the machine.
+    if Pid::this().as_raw() != 1 {
+        complain("this must be PID 1 of a sandbox");
+        return ExitCode::from(2);
+    }
+    let mut server = match Server::prepare() {
+        Ok(server) => server,
+        Err(errno) => {
+            complain(format_args!("cannot begin: {}", errno.desc()));
+            return ExitCode::from(2);
+        }
+    };
+    let mut buffer = vec![0; CHUNK];
+    let trouble = loop {
+        if let Err(trouble) = server.turn(&mut buffer) {
+            break trouble;
+        }
+    };
+    kill_everything();
+    match trouble {
+        Trouble::Lost(Lost::Closed) => ExitCode::SUCCESS,
+        trouble => {
+            complain(&trouble);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+struct Server {
+    connection: Connection,
+    children: SignalFd,
+    around: Option<Surroundings>,
+    runs: BTreeMap<u32, Run>,
+    lease: Option<Moment>,
+    // Requests to kill everything that wait for it to be done.
+    clearing: Vec<u32>,
+}
+
+impl Server {
+    fn prepare() -> nix::Result<Self> {
+        sys::close_from(3);
+        prctl::set_dumpable(false)?;
+        prctl::set_no_new_privs()?;
+        sigprocmask(SigmaskHow::SIG_BLOCK, Some(&child_signal()), None)?;
+        let children = SignalFd::with_flags(&child_signal(), SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
+        let connection = Connection::open()?;
+        Ok(Self {
+            connection,
+            children,
+            around: None,
+            runs: BTreeMap::new(),
+            lease: None,
+            clearing: Vec::new(),
+        })
+    }
+
+    fn turn(&mut self, buffer: &mut [u8]) -> Result<(), Trouble> {
+        self.wait()?;
+        self.reap();
+        self.connection.read(buffer)?;
+        while let Some(message) = self.connection.next()? {
+            self.obey(message)?;
+        }
+        let now = Moment::now();
+        if self.lease.is_some_and(|until| now >= until) {
+            return Err(Trouble::LeaseOver);
+        }
+        if let Some(around) = &self.around {
+            let mut over = Vec::new();
+            for (stream, run) in &mut self.runs {
+                run.look_at_time(now)?;
+                if run.go_on(&mut self.connection, around, buffer)? {
+                    over.push(*stream);
+                }
+            }
+            for stream in over {
+                self.runs.remove(&stream);
+            }
+        }
+        self.clear()?;
+        Ok(self.connection.flush()?)
+    }
+
+    fn wait(&self) -> Result<(), Trouble> {
+        let due = self.runs.values().filter_map(Run::due).chain(self.lease).min();
+        let limit = self.lease.map(|_| LOOK_AT_LEASE);
+        let until_due = due.map(|due| due.since(Moment::now()) + Duration::from_millis(1));
+        let timeout = until_due.into_iter().chain(limit).min();
+        let timeout = timeout.map_or(PollTimeout::NONE, |t| {
+            PollTimeout::try_from(t).unwrap_or(PollTimeout::MAX)
+        });
+
+        let (has_room, has_waiting) = (self.connection.has_room(), self.connection.has_waiting());
+        let mut fds = vec![
+            PollFd::new(sys::standard(0), PollFlags::POLLIN),
+            PollFd::new(self.children.as_fd(), PollFlags::POLLIN),
+        ];
+        if has_waiting {
+            fds.push(PollFd::new(sys::standard(1), PollFlags::POLLOUT));
+        }
+        for run in self.runs.values() {
+            run.watch(has_room, &mut fds);
+        }
+        match poll(&mut fds, timeout) {
+            Ok(_) | Err(Errno::EINTR) => Ok(()),
+            Err(errno) => Err(Lost::Pipe(errno).into()),
+        }
+    }
+
+    /// Supervisors that ended, and what they may have left behind.
+    fn reap(&self) {
+        while let Ok(Some(_)) = self.children.read_signal() {}
+        while matches!(waitpid(None, Some(WaitPidFlag::WNOHANG)), Ok(status) if status != WaitStatus::StillAlive) {}
+    }
+
+    fn obey(&mut self, message: ToInit) -> Result<(), Trouble> {
+        match message {
+            ToInit::Hello(greeting) => self.greet(greeting)?,
+            ToInit::Run { stream, run } => self.start(stream, &run)?,
+            ToInit::Stdin { stream, data, is_end } => {
+                if let Some(run) = self.runs.get_mut(&stream) {
+                    run.input().push(data, is_end).map_err(|OverWindow| Lost::OverWindow)?;
+                }
+            }
+            ToInit::Signal { stream, signal } => {
+                if let Some(run) = self.runs.get(&stream) {
+                    run.signal(signal);
+                }
+            }
+            ToInit::Kill { stream, discard } => {
+                if let Some(run) = self.runs.get_mut(&stream) {
+                    run.kill(discard);
+                }
+            }
+            ToInit::Resize { stream, size } => {
+                if let Some(run) = self.runs.get(&stream) {
+                    run.resize(size);
+                }
+            }
+            ToInit::Credit {
+                stream,
+                channel,
+                credit,
+            } => {
+                if let Some(run) = self.runs.get_mut(&stream) {
+                    run.output(channel).grant(credit);
+                }
+            }
+            ToInit::Lease { run_on_ms } => self.lease = Some(Moment::now().after(Duration::from_millis(run_on_ms))),
+            ToInit::Ping { nonce } => self.connection.send(FromInit::Pong { nonce })?,
+            ToInit::KillAll { stream } => {
+                self.runs.values_mut().for_each(|run| run.kill(false));
+                self.clearing.push(stream);
+            }
+            ToInit::Tunnel { stream } => self.connection.send(FromInit::Close { stream })?,
+        }
+        Ok(())
+    }
+
+    fn greet(&mut self, greeting: Greeting) -> Result<(), Trouble> {
+        let identity: Identity = about::identity(&greeting);
+        let around = Surroundings {
+            identity,
+            workspace: greeting.workspace,
+            mounts: mounts::writable(),
+            cgroup: Cgroup::detect(),
+            own_image: File::open("/proc/self/exe")
+                .map_err(|_io| Lost::Pipe(Errno::ENOENT))?
+                .into(),
+        };
+        let about = about::describe(&identity, &around.cgroup, &around.mounts);
+        self.around = Some(around);
+        Ok(self.connection.send(FromInit::Hello(about))?)
+    }
+
+    fn start(&mut self, stream: u32, run: &hothouse_protocol::Run) -> Result<(), Trouble> {
+        let started = match &self.around {
+            _ if self.runs.contains_key(&stream) => Err(refused(FailureCode::Invalid, "the stream is in use")),
+            _ if self.runs.len() >= RUNS_MAX => Err(refused(FailureCode::Exhausted, "too many programs at once")),
+            None => Err(refused(FailureCode::Invalid, "there was no hello")),
+            Some(around) => Run::start(stream, run, around),
+        };
+        match started {
+            Ok(mut run) => {
+                run.was_alone = self.runs.is_empty();
+                self.runs.values_mut().for_each(|other| other.was_alone = false);
+                self.runs.insert(stream, run);
+                Ok(())
+            }
+            Err(failure) => Ok(self.connection.send(FromInit::Failed { stream, failure })?),
+        }
+    }
+
+    /// Answers requests to kill everything when it is done.
+    fn clear(&mut self) -> Result<(), Trouble> {
+        if self.clearing.is_empty() || !self.runs.is_empty() {
+            return Ok(());
+        }
+        // All descend from supervisors that are done; this is for what nobody thought of.
+        kill_everything();
+        for stream in std::mem::take(&mut self.clearing) {
+            self.connection.send(FromInit::Done { stream })?;
+        }
+        Ok(())
+    }
+}
+
+fn refused(code: FailureCode, message: &str) -> Failure {
+    Failure {
+        code,
+        message: message.to_owned(),
+    }
+}
+
+/// Kills every process of the namespace but init, and waits for a moment until they are gone.
+fn kill_everything() {
+    let until = Moment::now().after(LAST_REAP_MAX);
+    // It fails when there is nobody.
+    whatever(kill(Pid::from_raw(-1), Signal::SIGKILL));
+    while Moment::now() < until {
+        match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+            Ok(WaitStatus::StillAlive) => std::thread::sleep(Duration::from_millis(1)),
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(_) => return,
+        }
+    }
+}
