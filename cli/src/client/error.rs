@@ -9,6 +9,8 @@ use super::problem::Problem;
 /// Why a call has no answer.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
+    #[error("this measures plain HTTP only, and {0} is not")]
+    NotPlain(String),
     #[error("no server answers at {0}: start one here with `hothouse up`, or name another with --server")]
     Unreachable(String),
     #[error("`{0}` is not the address of a server: it looks like http://127.0.0.1:8080")]
@@ -57,14 +59,6 @@ impl Error {
     pub(crate) fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::Problem { retry_after, .. } => *retry_after,
-            _ => None,
-        }
-    }
-
-    /// The `code` of the server's problem, if it is one.
-    pub(crate) fn code(&self) -> Option<&str> {
-        match self {
-            Self::Problem { problem, .. } => problem.code.as_deref(),
             _ => None,
         }
     }

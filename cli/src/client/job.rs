@@ -24,13 +24,6 @@ pub(crate) enum JobState {
     Unknown,
 }
 
-impl JobState {
-    /// Does nothing follow it?
-    pub(crate) fn is_terminal(self) -> bool {
-        matches!(self, Self::Succeeded | Self::Failed | Self::Cancelled)
-    }
-}
-
 impl fmt::Display for JobState {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
@@ -63,11 +56,7 @@ pub(crate) struct Job {
     pub(crate) queue: String,
     pub(crate) priority: u8,
     pub(crate) state: JobState,
-    #[serde(default)]
-    pub(crate) attempt: u32,
     pub(crate) created_at: DateTime<Utc>,
-    #[serde(default)]
-    pub(crate) queued_at: Option<DateTime<Utc>>,
     #[serde(default)]
     pub(crate) started_at: Option<DateTime<Utc>>,
     #[serde(default)]

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use reqwest::header::{ACCEPT, AUTHORIZATION, HeaderMap, HeaderValue, RETRY_AFTER};
 use reqwest::{RequestBuilder, Response, StatusCode, Url};
-use secrecy::ExposeSecret as _;
+use secrecy::{ExposeSecret as _, SecretString};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -43,7 +43,9 @@ enum Repeat {
 pub(crate) struct Client {
     http: reqwest::Client,
     server: Url,
-    has_key: bool,
+    /// `Bearer …`.
+    authorization: Option<SecretString>,
+    tenant: Option<String>,
     /// Has the server ever answered? Until then a refused connection means that there is none.
     was_reached: AtomicBool,
 }
@@ -66,15 +68,16 @@ impl Client {
             Some(key) => Some(key.clone()),
             None => key::find()?,
         };
+        let bearer = |key: SecretString| SecretString::from(format!("Bearer {}", key.expose_secret().trim()));
+        let authorization = key.map(bearer);
         let mut headers = HeaderMap::new();
-        if let Some(key) = &key {
-            let mut value = HeaderValue::try_from(format!("Bearer {}", key.expose_secret().trim()))
-                .map_err(|_invalid| Error::BadKey)?;
+        if let Some(value) = &authorization {
+            let mut value = HeaderValue::from_str(value.expose_secret()).map_err(|_invalid| Error::BadKey)?;
             value.set_sensitive(true);
             headers.insert(AUTHORIZATION, value);
         }
         if let Some(tenant) = &globals.tenant {
-            let value = HeaderValue::try_from(tenant.as_str()).map_err(|_invalid| Error::BadTenant)?;
+            let value = HeaderValue::from_str(tenant).map_err(|_invalid| Error::BadTenant)?;
             headers.insert("x-tenant-id", value);
         }
         let mut http = reqwest::Client::builder()
@@ -89,14 +92,43 @@ impl Client {
         Ok(Self {
             http: http.build().map_err(Error::Transport)?,
             server,
-            has_key: key.is_some(),
+            authorization,
+            tenant: globals.tenant.clone(),
             was_reached: AtomicBool::new(false),
         })
     }
 
-    /// Address of the server, without a path.
-    pub(crate) fn server(&self) -> &Url {
-        &self.server
+    /// Does the server run on this machine, by this machine's clock?
+    pub(crate) fn is_here(&self) -> bool {
+        is_loopback(&self.server)
+    }
+
+    /// `host:port` of a server that speaks plain HTTP, for connections that are not this client's.
+    ///
+    /// # Errors
+    /// [`Error::NotPlain`] for HTTPS.
+    pub(crate) fn address(&self) -> Result<String, Error> {
+        match (
+            self.server.scheme(),
+            self.server.host_str(),
+            self.server.port_or_known_default(),
+        ) {
+            ("http", Some(host), Some(port)) => Ok(format!("{host}:{port}")),
+            _ => Err(Error::NotPlain(self.server.to_string())),
+        }
+    }
+
+    /// The headers that every call carries, for connections that are not this client's. The key is among them.
+    pub(crate) fn raw_headers(&self) -> Vec<(&'static str, &str)> {
+        let host = [("host", self.server.authority()), ("content-type", "application/json")];
+        let mut headers = host.to_vec();
+        headers.extend(
+            self.authorization
+                .as_ref()
+                .map(|value| ("authorization", value.expose_secret())),
+        );
+        headers.extend(self.tenant.as_deref().map(|tenant| ("x-tenant-id", tenant)));
+        headers
     }
 
     /// Reads a resource under the base path.
@@ -255,7 +287,7 @@ impl Client {
         let retry_after = retry_after(response.headers());
         let body = response.bytes().await.unwrap_or_default();
         let problem = Problem::read(status, &body);
-        if status == StatusCode::UNAUTHORIZED && !self.has_key {
+        if status == StatusCode::UNAUTHORIZED && self.authorization.is_none() {
             return Err(Error::NoKey);
         }
         Err(Error::Problem { problem, retry_after })

@@ -11,7 +11,7 @@ use crate::output::clean;
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Problem {
     pub(crate) status: StatusCode,
-    pub(crate) code: Option<String>,
+    code: Option<String>,
     what: String,
     fields: Vec<Field>,
     request_id: Option<String>,

@@ -78,9 +78,9 @@ pub(crate) async fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCod
             for id in ids {
                 let job: Value = client.submit(&["jobs", &id.to_string(), "redrive"], &json!({})).await?;
                 if globals.json {
-                    output::json(&job)?
+                    output::json(&job)?;
                 } else {
-                    output::line(output::field(&job, "id"))?
+                    output::line(output::field(&job, "id"))?;
                 }
             }
         }

@@ -48,14 +48,20 @@ pub(crate) async fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCod
     match args.action {
         None => {
             let keys = client.list(&["keys"], &[], usize::MAX).await?;
-            output::records(globals.json, &keys, ["id", "tenant_id", "role", "prefix", "created_at", "revoked_at"])?;
+            output::records(
+                globals.json,
+                &keys,
+                ["id", "tenant_id", "role", "prefix", "created_at", "revoked_at"],
+            )?;
         }
         Some(Action::Create { tenant_id, role }) => {
             let role = match role {
                 Role::Member => "member",
                 Role::Admin => "admin",
             };
-            let key: Value = client.post_once(&["keys"], &json!({"tenant_id": tenant_id, "role": role})).await?;
+            let key: Value = client
+                .post_once(&["keys"], &json!({"tenant_id": tenant_id, "role": role}))
+                .await?;
             // Alone on its line, so that a script can take it.
             match key.get("key").and_then(Value::as_str) {
                 Some(secret) if !globals.json => output::line(secret)?,

@@ -47,8 +47,10 @@ impl Create {
             ("max_running", self.max_running),
             ("rate", self.rate),
         ];
-        let mut body: Map<String, Value> =
-            given.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?.into()))).collect();
+        let mut body: Map<String, Value> = given
+            .into_iter()
+            .filter_map(|(name, value)| Some((name.to_owned(), value?.into())))
+            .collect();
         body.insert("name".to_owned(), self.name.as_str().into());
         Value::Object(body)
     }
@@ -60,7 +62,15 @@ pub(crate) async fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCod
     match args.action {
         None => {
             let tenants = client.list(&["tenants"], &[], usize::MAX).await?;
-            let fields = ["id", "name", "weight", "priority_max", "max_running", "rate", "created_at"];
+            let fields = [
+                "id",
+                "name",
+                "weight",
+                "priority_max",
+                "max_running",
+                "rate",
+                "created_at",
+            ];
             output::records(globals.json, &tenants, fields)?;
         }
         Some(Action::Create(create)) => {

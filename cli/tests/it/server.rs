@@ -134,7 +134,7 @@ async fn events(State(app): App, headers: HeaderMap) -> Response {
                 .subscribe()
                 .wait_for(|is_cancelled| *is_cancelled)
                 .await
-                .map_err(|_| "stopped")?;
+                .map_err(|_gone| "stopped")?;
         }
         let state = last(&app)["state"].as_str().unwrap().to_owned();
         Ok(frame(seq, &state, &last(&app)))

@@ -1,0 +1,61 @@
+//! `hothouse bench`: what this installation does, measured over HTTP as its users meet it.
+//!
+//! Every measurement uses a queue of its own, checks that what it counted is true (each accepted job is there, each
+//! ended exactly once) and cleans up. A measurement whose check fails is not a result: the exit code is 1.
+
+mod latency;
+mod load;
+mod machine;
+mod pickup;
+mod queue;
+mod report;
+mod sandbox;
+mod submit;
+mod throughput;
+mod wire;
+
+use std::process::ExitCode;
+
+use clap::Subcommand;
+
+use self::report::Report;
+use crate::client::Client;
+use crate::exit;
+use crate::globals::Globals;
+
+/// Options of `hothouse bench`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    measurement: Measurement,
+}
+
+#[derive(Debug, Subcommand)]
+enum Measurement {
+    /// Single submissions into a paused queue: how many are accepted a second, and how long each takes
+    Submit(submit::Args),
+    /// Jobs through the whole path at full speed: how many end a second, and does each end once
+    Throughput(throughput::Args),
+    /// One job at a time on an idle system: from the call to its start on a worker
+    Pickup(pickup::Args),
+    /// One program at a time in a warm sandbox, beside `docker run` of the same image
+    Sandbox(sandbox::Args),
+}
+
+/// Measures and prints the report.
+pub(crate) async fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
+    let client = Client::new(globals)?;
+    let mut report = Report::new(&client).await?;
+    match args.measurement {
+        Measurement::Submit(args) => submit::run(&args, &client, &mut report).await?,
+        Measurement::Throughput(args) => throughput::run(&args, &client, &mut report).await?,
+        Measurement::Pickup(args) => pickup::run(&args, &client, &mut report).await?,
+        Measurement::Sandbox(args) => sandbox::run(&args, &client, &mut report).await?,
+    }
+    report.print(globals.json)?;
+    Ok(if report.is_sound() {
+        ExitCode::SUCCESS
+    } else {
+        exit::FAILED.into()
+    })
+}

@@ -1,0 +1,143 @@
+//! The queue of a measurement: its own, emptied and resumed when the measurement is over.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use anyhow::ensure;
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use crate::client::Client;
+use crate::output;
+
+/// How long the jobs that are left may take to end.
+const DRAIN_LIMIT: Duration = Duration::from_mins(5);
+
+/// A queue that nobody else uses.
+#[derive(Debug)]
+pub(super) struct BenchQueue<'c> {
+    client: &'c Client,
+    pub(super) name: String,
+}
+
+impl<'c> BenchQueue<'c> {
+    /// A queue with a fresh name.
+    pub(super) fn new(client: &'c Client, measurement: &str) -> Self {
+        let id = Uuid::new_v4().simple().to_string();
+        let short: String = id.chars().take(8).collect();
+        Self {
+            client,
+            name: format!("bench-{measurement}-{short}"),
+        }
+    }
+
+    /// Keeps its jobs from being handed out.
+    pub(super) async fn pause(&self) -> anyhow::Result<()> {
+        Ok(self
+            .client
+            .post_repeatable(&["queues", &self.name, "pause"], &json!({}))
+            .await?)
+    }
+
+    /// Lets its jobs be handed out.
+    pub(super) async fn resume(&self) -> anyhow::Result<()> {
+        Ok(self
+            .client
+            .post_repeatable(&["queues", &self.name, "resume"], &json!({}))
+            .await?)
+    }
+
+    /// How many of its jobs have not ended.
+    pub(super) async fn open_jobs(&self) -> anyhow::Result<u64> {
+        let body = json!({"filter": {"queue": self.name}, "dry_run": true});
+        let answer: Value = self.client.post_repeatable(&["jobs", "cancel"], &body).await?;
+        Ok(answer.get("matched").and_then(Value::as_u64).unwrap_or_default())
+    }
+
+    /// Waits until all its jobs have ended.
+    pub(super) async fn drain(&self) -> anyhow::Result<()> {
+        let give_up_at = Instant::now() + DRAIN_LIMIT;
+        let spinner = output::spinner();
+        loop {
+            let open = self.open_jobs().await?;
+            if open == 0 {
+                spinner.finish_and_clear();
+                return Ok(());
+            }
+            spinner.set_message(format!("{open} jobs are left"));
+            ensure!(
+                Instant::now() < give_up_at,
+                "{open} jobs of queue {} have not ended",
+                self.name
+            );
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    }
+
+    /// Cancels what has not ended, and leaves the queue as a queue that was never used.
+    pub(super) async fn clean_up(&self) -> anyhow::Result<()> {
+        let body = json!({"filter": {"queue": self.name}});
+        while self.open_jobs().await? > 0 {
+            self.client.post_repeatable::<Value>(&["jobs", "cancel"], &body).await?;
+        }
+        self.resume().await
+    }
+
+    /// All its jobs, by what became of them: (state, attempts made) → how many, and the ids.
+    pub(super) async fn census(&self, expected: usize) -> anyhow::Result<Census> {
+        let bar = output::bar(expected.try_into().unwrap_or_default(), "checking each job");
+        let mut census = Census::default();
+        let mut cursor: Option<String> = None;
+        loop {
+            let mut query = vec![("queue", self.name.clone()), ("limit", Client::PAGE_ROWS.to_string())];
+            query.extend(cursor.take().map(|cursor| ("cursor", cursor)));
+            let page: JobPage = self.client.get(&["jobs"], &query).await?;
+            bar.inc(page.data.len().try_into().unwrap_or_default());
+            for job in page.data {
+                *census.ends.entry((job.state, job.attempt)).or_default() += 1;
+                census.finished_at.extend(job.finished_at);
+                census.ids.push(job.id);
+            }
+            cursor = page.next_cursor;
+            if cursor.is_none() {
+                bar.finish_and_clear();
+                return Ok(census);
+            }
+        }
+    }
+}
+
+/// What became of the jobs of a queue.
+#[derive(Debug, Default)]
+pub(super) struct Census {
+    /// (state, attempts made) → how many.
+    pub(super) ends: BTreeMap<(String, u32), usize>,
+    pub(super) finished_at: Vec<chrono::DateTime<chrono::Utc>>,
+    pub(super) ids: Vec<Uuid>,
+}
+
+impl Census {
+    /// The counts as a sentence.
+    pub(super) fn told(&self) -> String {
+        let ends = self
+            .ends
+            .iter()
+            .map(|((state, attempt), count)| format!("{count} {state} at attempt {attempt}"));
+        ends.collect::<Vec<_>>().join(", ")
+    }
+}
+
+/// A page of jobs with only what a census needs: there may be a million of them.
+#[derive(serde::Deserialize)]
+struct JobPage {
+    data: Vec<Listed>,
+    next_cursor: Option<String>,
+}
+
+#[derive(serde::Deserialize)]
+struct Listed {
+    id: Uuid,
+    state: String,
+    attempt: u32,
+    finished_at: Option<chrono::DateTime<chrono::Utc>>,
+}

@@ -1,0 +1,69 @@
+//! `hothouse bench submit`: single submissions into a paused queue.
+
+use std::time::Duration;
+
+use anyhow::ensure;
+
+use super::load::Load;
+use super::queue::BenchQueue;
+use super::report::Report;
+use super::wire;
+use crate::client::Client;
+
+/// Options of `hothouse bench submit`.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Connections, each with one call in flight
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    connections: usize,
+    /// Measured time
+    #[arg(long, value_name = "SECONDS", default_value_t = 10)]
+    seconds: u64,
+    /// Time before it, in which everything gets warm
+    #[arg(long, value_name = "SECONDS", default_value_t = 2)]
+    warm_up: u64,
+}
+
+/// Measures, checks that every accepted job is there, and removes them.
+pub(super) async fn run(args: &Args, client: &Client, report: &mut Report) -> anyhow::Result<()> {
+    ensure!(
+        args.seconds > 0 && args.connections > 0,
+        "--seconds and --connections must be at least 1"
+    );
+    let queue = BenchQueue::new(client, "submit");
+    queue.pause().await?;
+    let body = serde_json::json!({"kind": "noop", "queue": queue.name});
+    let load = Load {
+        address: client.address()?,
+        request: wire::request(
+            "POST",
+            "/api/v1/jobs",
+            &client.raw_headers(),
+            body.to_string().as_bytes(),
+        ),
+        connections: args.connections,
+        warm_up: Duration::from_secs(args.warm_up),
+        measured: Duration::from_secs(args.seconds),
+    };
+    let tally = load.run().await;
+    let open = queue.open_jobs().await;
+    queue.clean_up().await?;
+
+    let answered = tally.accepted.len();
+    #[expect(clippy::cast_precision_loss, reason = "counts are far below 2^52")]
+    report.number("accepted", answered as f64 / load.measured.as_secs_f64(), "jobs/s");
+    report.latencies("latency", tally.accepted);
+    let refused: u64 = tally.refused.values().sum();
+    report.check(
+        "all accepted",
+        refused == 0,
+        format!("refused by status (0: broken connection): {:?}", tally.refused),
+    );
+    let (open, accepted) = (open?, tally.accepted_ever);
+    report.check(
+        "all there",
+        open == accepted,
+        format!("{open} open jobs in the queue of {accepted} accepted"),
+    );
+    Ok(())
+}
