@@ -107,11 +107,11 @@ fi
 
 export SQLX_OFFLINE=true
 if cargo nextest --version >/dev/null 2>&1; then
-    step "compiling the tests" cargo nextest run --locked --workspace --no-run "$@" 9>&-
-    command=(cargo nextest run --locked --workspace --no-fail-fast "$@")
+    step "compiling the tests" cargo nextest run --locked --no-run "$@" 9>&-
+    command=(cargo nextest run --locked --no-fail-fast "$@")
 else
     echo "hothouse: cargo-nextest is not installed; using cargo test, which is slower" >&2
-    command=(cargo test --locked --workspace --no-fail-fast "$@")
+    command=(cargo test --locked --no-fail-fast "$@")
 fi
 
 if [ -n "$image" ]; then
