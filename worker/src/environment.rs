@@ -193,8 +193,8 @@ impl Default for Warm {
         Self {
             size: 5,
             max: 16,
-            idle: Duration::from_secs(300),
-            age: Duration::from_secs(3600),
+            idle: Duration::from_mins(5),
+            age: Duration::from_hours(1),
         }
     }
 }

@@ -56,7 +56,7 @@ impl Default for Settings {
         Self {
             host: None,
             runtime: None,
-            timeout: Duration::from_secs(60),
+            timeout: Duration::from_mins(1),
         }
     }
 }
@@ -99,7 +99,9 @@ impl DockerDriver {
         let pipe = attach_and_start(docker, &name, spec.id).await;
         if pipe.is_err() {
             // A container that never ran is not removed by the engine itself.
-            remove(docker, spec.id).await.ok();
+            if let Err(e) = remove(docker, spec.id).await {
+                tracing::warn!(sandbox_id = %spec.id, error = %e, "a container that did not start is left to the reaper");
+            }
         }
         pipe.map_err(|e| error::start(spec.id, e))
     }

@@ -1,0 +1,129 @@
+//! How a job gets a sandbox.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{Instant, timeout, timeout_at};
+
+use super::shelf::Shelf;
+use super::{Error, Inner, Slot, refill};
+use crate::driver::Profile;
+
+/// A sandbox that became warm longer ago is asked whether it answers before a job gets it.
+const PING_AFTER: Duration = Duration::from_secs(5);
+const PING_TIMEOUT: Duration = Duration::from_millis(250);
+
+/// See [`super::Pool::check_out`].
+pub(super) async fn check_out(pool: &Arc<Inner>, environment: &str, profile: Option<&Profile>) -> Result<Slot, Error> {
+    let shelf = pool.shelves.get(environment).ok_or_else(|| Error::NoSuchEnvironment {
+        environment: environment.to_owned(),
+    })?;
+    if let Some(profile) = profile.filter(|profile| !fits(profile, &shelf.environment.profile)) {
+        return sized(pool, shelf, profile).await;
+    }
+    let mut reason = "empty";
+    while let Some((warm, leased)) = shelf.take() {
+        let slot = Slot::new(pool, warm, leased, true);
+        if is_healthy(&slot).await {
+            return Ok(slot);
+        }
+        reason = "unhealthy";
+        slot.retire();
+    }
+    cold(pool, shelf, reason).await
+}
+
+/// Waits in line for the next sandbox that becomes warm.
+async fn cold(pool: &Arc<Inner>, shelf: &Arc<Shelf>, reason: &'static str) -> Result<Slot, Error> {
+    count_cold_start(shelf, reason);
+    if let Some(source) = shelf.refusal(&pool.pace) {
+        return Err(Error::Failing { source });
+    }
+    let delivery = shelf.wait();
+    let waited = tokio::select! {
+        () = pool.stop.cancelled() => return Err(Error::Stopped),
+        waited = timeout(pool.check_out_timeout, delivery) => waited,
+    };
+    match waited {
+        Ok(Ok(Ok((warm, leased)))) => Ok(Slot::new(pool, warm, leased, false)),
+        Ok(Ok(Err(source))) => Err(Error::Failing { source }),
+        Ok(Err(_)) => Err(Error::Stopped),
+        Err(_) => Err(exhausted(pool, shelf)),
+    }
+}
+
+/// Starts a sandbox of another size, making room for it when there is none.
+async fn sized(pool: &Arc<Inner>, shelf: &Arc<Shelf>, profile: &Profile) -> Result<Slot, Error> {
+    count_cold_start(shelf, "profile");
+    let deadline = Instant::now() + pool.check_out_timeout;
+    let creating = loop {
+        let mut changed = std::pin::pin!(shelf.changed.notified());
+        // Heard from here on, so that no change between the look and the wait is missed.
+        changed.as_mut().enable();
+        if let Some(creating) = shelf.reserve() {
+            break creating;
+        }
+        if let Some((warm, retiring)) = shelf.evict() {
+            pool.destroy(warm.id, Some(warm.sandbox), retiring);
+        }
+        if timeout_at(deadline, changed).await.is_err() {
+            return Err(exhausted(pool, shelf));
+        }
+    };
+    let started = refill::start_for_job(pool, creating, profile.clone());
+    match timeout_at(deadline, started).await {
+        Ok(Ok(Ok((warm, leased)))) => Ok(Slot::new(pool, warm, leased, false)),
+        Ok(Ok(Err(error))) => Err(error),
+        Ok(Err(_)) => Err(Error::Stopped),
+        Err(_) => Err(exhausted(pool, shelf)),
+    }
+}
+
+/// Whether a job that wants so much is content with a sandbox that has so much. Less is made of more by the limits of
+/// the job's processes.
+fn fits(wanted: &Profile, has: &Profile) -> bool {
+    wanted.cpus <= has.cpus
+        && wanted.memory_bytes <= has.memory_bytes
+        && wanted.pids <= has.pids
+        && wanted.nofile <= has.nofile
+        && wanted.workspace_bytes <= has.workspace_bytes
+        && wanted.tmp_bytes <= has.tmp_bytes
+        && wanted.inodes <= has.inodes
+}
+
+/// Whether it still answers; one that became warm just now did so then.
+async fn is_healthy(slot: &Slot) -> bool {
+    if !slot.sandbox().is_alive() {
+        return false;
+    }
+    slot.warm_for() < PING_AFTER || matches!(timeout(PING_TIMEOUT, slot.sandbox().ping()).await, Ok(Ok(_)))
+}
+
+fn count_cold_start(shelf: &Shelf, reason: &'static str) {
+    shelf.note_cold_start();
+    let environment = shelf.environment.name.clone();
+    metrics::counter!("hothouse_sandbox_cold_starts_total", "environment" => environment, "reason" => reason)
+        .increment(1);
+}
+
+fn exhausted(pool: &Inner, shelf: &Shelf) -> Error {
+    Error::Exhausted {
+        environment: shelf.environment.name.clone(),
+        waited: pool.check_out_timeout,
+        last_error: shelf.look().2.map(|last| last.error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_job_that_wants_more_of_something_does_not_fit() {
+        let has = Profile::default();
+        assert!(fits(&has, &has));
+        assert!(fits(&Profile { memory_bytes: 1, cpus: 0.5, ..has.clone() }, &has));
+        assert!(!fits(&Profile { pids: has.pids + 1, memory_bytes: 1, ..has.clone() }, &has));
+        assert!(!fits(&Profile { cpus: 1.5, ..has.clone() }, &has));
+    }
+}

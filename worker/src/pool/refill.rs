@@ -1,0 +1,153 @@
+//! Refill: one loop that keeps every shelf at what [`super::plan`] says.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep_until, timeout};
+use uuid::Uuid;
+
+use super::held::{Creating, Leased};
+use super::shelf::{Shelf, Warm};
+use super::{Error, Inner, reaper};
+use crate::driver::{Profile, Spec};
+use crate::sandbox::Sandbox;
+
+/// How often dead and old sandboxes are looked for when nothing else happens.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// Runs until the pool stops; then it retires everything, and ends when all that is done.
+pub(super) async fn run(pool: Arc<Inner>) {
+    let mut starts = JoinSet::new();
+    loop {
+        let look_again = tick(&pool, &mut starts).min(Instant::now() + LOOK);
+        tokio::select! {
+            () = pool.stop.cancelled() => break,
+            () = pool.wake.notified() => {}
+            Some(ended) = starts.join_next(), if !starts.is_empty() => {
+                if let Err(e) = ended {
+                    tracing::error!(error = %e, "a start of a sandbox ended badly");
+                }
+            }
+            () = sleep_until(look_again) => {}
+        }
+    }
+    starts.shutdown().await;
+    for shelf in pool.shelves.values() {
+        retire(&pool, shelf, true);
+    }
+    pool.tasks.close();
+    pool.tasks.wait().await;
+    // A start that was cut short left a sandbox that nobody knows; its labels tell whose it is.
+    reaper::destroy_own(&pool).await;
+    pool.ended.cancel();
+}
+
+/// Retires and starts what is due. Returns when to look again at the latest.
+fn tick(pool: &Arc<Inner>, starts: &mut JoinSet<()>) -> Instant {
+    let mut next = Instant::now() + LOOK;
+    for shelf in pool.shelves.values() {
+        retire(pool, shelf, false);
+        let (creating, look_again) = shelf.plan_starts(&pool.pace);
+        for creating in creating {
+            starts.spawn(start_one(Arc::clone(pool), creating));
+        }
+        next = look_again.map_or(next, |at| next.min(at));
+    }
+    next
+}
+
+fn retire(pool: &Arc<Inner>, shelf: &Arc<Shelf>, everything: bool) {
+    for (warm, retiring) in shelf.sweep(everything) {
+        pool.destroy(warm.id, Some(warm.sandbox), retiring);
+    }
+}
+
+async fn start_one(pool: Arc<Inner>, creating: Creating) {
+    let profile = creating.shelf().environment.profile.clone();
+    match start(&pool, creating, profile).await {
+        Ok((creating, warm)) => creating.deliver(warm),
+        Err((shelf, error)) => {
+            if !shelf.is_failing() {
+                let error = error.with_causes();
+                tracing::warn!(environment = shelf.environment.name, error, "sandboxes do not start");
+            }
+            shelf.failed(error, pool.clock.now());
+        }
+    }
+}
+
+/// Starts a sandbox of a size of its own for one job. A task of its own: a job that goes away in the middle must not
+/// cut the start short and leave something behind.
+pub(super) fn start_for_job(
+    pool: &Arc<Inner>,
+    creating: Creating,
+    profile: Profile,
+) -> oneshot::Receiver<Result<(Warm, Leased), Error>> {
+    let (sender, receiver) = oneshot::channel();
+    let inner = Arc::clone(pool);
+    pool.tasks.spawn(async move {
+        let result = match start(&inner, creating, profile).await {
+            Ok((creating, warm)) => Ok((warm, creating.lease())),
+            Err((_, error)) => Err(error),
+        };
+        if let Err(Ok((warm, leased))) = sender.send(result) {
+            inner.destroy(warm.id, Some(warm.sandbox), leased.retire());
+        }
+    });
+    receiver
+}
+
+type Started = Result<(Creating, Warm), (Arc<Shelf>, Error)>;
+
+/// Starts one as soon as not too many others are starting, and waits until it answers.
+async fn start(pool: &Arc<Inner>, creating: Creating, profile: Profile) -> Started {
+    let shelf = Arc::clone(creating.shelf());
+    let _permit = pool.starts.acquire().await;
+    let spec = Spec {
+        id: Uuid::now_v7(),
+        worker_id: pool.worker_id,
+        environment: shelf.environment.name.clone(),
+        image: shelf.environment.image(),
+        profile,
+    };
+    let begun = Instant::now();
+    pool.know(spec.id);
+    let result = timeout(pool.start_timeout, start_and_connect(pool, &spec)).await;
+    let result = result.unwrap_or(Err(Error::SlowStart {
+        waited: pool.start_timeout,
+    }));
+    record_start(&spec, begun, result.is_ok());
+    match result {
+        Ok(sandbox) => {
+            let warm = Warm {
+                id: spec.id,
+                sandbox,
+                since: Instant::now(),
+            };
+            Ok((creating, warm))
+        }
+        Err(error) => {
+            // It may be there all the same, half started.
+            pool.destroy(spec.id, None, creating.retire());
+            Err((shelf, error))
+        }
+    }
+}
+
+async fn start_and_connect(pool: &Inner, spec: &Spec) -> Result<Sandbox, Error> {
+    let pipe = pool.driver.start(spec).await.map_err(Error::Start)?;
+    Sandbox::connect(pipe, pool.sandbox.clone()).await.map_err(Error::Connect)
+}
+
+fn record_start(spec: &Spec, begun: Instant, is_ok: bool) {
+    let outcome = if is_ok { "ok" } else { "error" };
+    let environment = spec.environment.clone();
+    metrics::counter!("hothouse_sandbox_starts_total", "environment" => environment.clone(), "outcome" => outcome)
+        .increment(1);
+    if is_ok {
+        metrics::histogram!("hothouse_sandbox_start_seconds", "environment" => environment)
+            .record(begun.elapsed().as_secs_f64());
+    }
+}

@@ -1,0 +1,245 @@
+//! One environment's sandboxes: how many there are in which state, those that are warm, and the jobs that wait.
+//!
+//! A lock that is never held across an await; everything slow happens outside. Each sandbox is counted in exactly one
+//! state, by the type that holds it: [`Creating`] while it starts, the shelf itself while it is warm, [`Leased`] while
+//! a job has it, [`Retiring`] while it is destroyed.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use chrono::{DateTime, Utc};
+use tokio::sync::{Notify, oneshot};
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use super::Error;
+use super::held::{Creating, Leased, Phase, Retiring};
+use super::plan::{self, Counts, Pace, Recent};
+use crate::environment::Environment;
+use crate::sandbox::Sandbox;
+
+/// A sandbox that answered.
+#[derive(Debug)]
+pub(super) struct Warm {
+    pub(super) id: Uuid,
+    pub(super) sandbox: Sandbox,
+    /// When it became warm.
+    pub(super) since: Instant,
+}
+
+/// What a job that waits gets: a sandbox, or the reason why there will be none.
+pub(super) type Delivery = Result<(Warm, Leased), Arc<Error>>;
+
+/// The last failed start.
+#[derive(Debug, Clone)]
+pub struct LastError {
+    /// When.
+    pub at: DateTime<Utc>,
+    /// Why.
+    pub error: String,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    // Oldest first.
+    warm: VecDeque<Warm>,
+    waiting: VecDeque<oneshot::Sender<Delivery>>,
+    // Without those that are warm or wait, which the lists above count.
+    counts: Counts,
+    recent: Recent,
+    cold_starts: u64,
+    last_error: Option<LastError>,
+    // The last failure, when trying again does not help.
+    refusal: Option<Arc<Error>>,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Shelf {
+    pub(super) environment: Arc<Environment>,
+    epoch: Instant,
+    state: Mutex<State>,
+    /// Told whenever room may have been made.
+    pub(super) changed: Notify,
+    /// Wakes refill.
+    wake: Arc<Notify>,
+}
+
+impl Shelf {
+    pub(super) fn new(environment: Arc<Environment>, wake: Arc<Notify>) -> Self {
+        Self {
+            environment,
+            epoch: Instant::now(),
+            state: Mutex::default(),
+            changed: Notify::new(),
+            wake,
+        }
+    }
+
+    /// Takes the oldest warm sandbox for a job.
+    pub(super) fn take(self: &Arc<Self>) -> Option<(Warm, Leased)> {
+        self.note_check_out();
+        let mut state = self.lock();
+        let warm = state.warm.pop_front()?;
+        Some((warm, Leased::counted(self, &mut state.counts)))
+    }
+
+    /// Asks for the next sandbox that becomes warm.
+    pub(super) fn wait(self: &Arc<Self>) -> oneshot::Receiver<Delivery> {
+        let (sender, receiver) = oneshot::channel();
+        self.lock().waiting.push_back(sender);
+        self.wake.notify_one();
+        receiver
+    }
+
+    /// How many to start now: each is counted as being created from here on.
+    pub(super) fn plan_starts(self: &Arc<Self>, pace: &Pace) -> (Vec<Creating>, Option<Instant>) {
+        let now = self.epoch.elapsed();
+        let mut state = self.lock();
+        let warm = &self.environment.warm;
+        let start = plan::start(counts(&mut state), state.recent, warm, pace, now);
+        let creating = (0..start.count)
+            .map(|_| Creating::counted(self, &mut state.counts))
+            .collect();
+        if count(state.warm.len()) + state.counts.creating >= warm.size {
+            state.recent.short_since = None;
+        }
+        (creating, start.look_again.map(|at| self.epoch + at))
+    }
+
+    /// Room for one sandbox of a size of its own, if the ceiling leaves any.
+    pub(super) fn reserve(self: &Arc<Self>) -> Option<Creating> {
+        self.note_check_out();
+        let mut state = self.lock();
+        if counts(&mut state).total() >= self.environment.warm.max {
+            return None;
+        }
+        Some(Creating::counted(self, &mut state.counts))
+    }
+
+    /// Counts a job that found nothing warm.
+    pub(super) fn note_cold_start(&self) {
+        self.lock().cold_starts += 1;
+    }
+
+    /// Takes the oldest warm sandbox off, to make room.
+    pub(super) fn evict(self: &Arc<Self>) -> Option<(Warm, Retiring)> {
+        let mut state = self.lock();
+        let warm = state.warm.pop_front()?;
+        Some((warm, Retiring::counted(self, &mut state.counts)))
+    }
+
+    /// Takes those off that are dead, too old, or idle beyond the floor; all of them when `everything` goes.
+    pub(super) fn sweep(self: &Arc<Self>, everything: bool) -> Vec<(Warm, Retiring)> {
+        let mut state = self.lock();
+        let now = self.epoch.elapsed();
+        let mut gone = Vec::new();
+        let (kept, dead): (Vec<_>, Vec<_>) = state
+            .warm
+            .drain(..)
+            .partition(|warm| !everything && warm.sandbox.is_alive());
+        state.warm = kept.into();
+        gone.extend(dead);
+        let since: Vec<_> = state.warm.iter().map(|warm| warm.since - self.epoch).collect();
+        // From the back, so that the indices before stay right.
+        for index in plan::retire(&since, &self.environment.warm, now).into_iter().rev() {
+            gone.extend(state.warm.remove(index));
+        }
+        gone.into_iter()
+            .map(|warm| (warm, Retiring::counted(self, &mut state.counts)))
+            .collect()
+    }
+
+    /// Remembers a failed start; when trying again cannot help, nobody waits for it any longer.
+    pub(super) fn failed(&self, error: Error, at: DateTime<Utc>) {
+        let mut state = self.lock();
+        state.recent.failures = state.recent.failures.saturating_add(1);
+        state.recent.last_failure = Some(self.epoch.elapsed());
+        state.last_error = Some(LastError {
+            at,
+            error: error.with_causes(),
+        });
+        state.refusal = None;
+        if error.is_transient() {
+            return;
+        }
+        let error = Arc::new(error);
+        state.refusal = Some(Arc::clone(&error));
+        let waiting: Vec<_> = state.waiting.drain(..).collect();
+        drop(state);
+        for job in waiting {
+            // A job that is gone needs no answer.
+            drop(job.send(Err(Arc::clone(&error))));
+        }
+    }
+
+    /// Why a job need not wait: starts are refused, and it is too early to see whether somebody has changed that.
+    pub(super) fn refusal(&self, pace: &Pace) -> Option<Arc<Error>> {
+        let state = self.lock();
+        let retry_at = plan::retry_at(state.recent, pace)?;
+        state.refusal.clone().filter(|_| self.epoch.elapsed() < retry_at)
+    }
+
+    /// The counts, how many jobs found nothing warm, and the last failure.
+    pub(super) fn look(&self) -> (Counts, u64, Option<LastError>) {
+        let mut state = self.lock();
+        (counts(&mut state), state.cold_starts, state.last_error.clone())
+    }
+
+    /// Whether starts fail at present.
+    pub(super) fn is_failing(&self) -> bool {
+        self.lock().recent.failures > 0
+    }
+
+    /// A start worked: the next one need not be careful. Hands out the job that waits longest, if it is to have it.
+    pub(super) fn succeeded(&self) -> Option<oneshot::Sender<Delivery>> {
+        let mut state = self.lock();
+        state.recent.failures = 0;
+        state.last_error = None;
+        state.refusal = None;
+        state.waiting.pop_front()
+    }
+
+    /// Puts a warm sandbox on the shelf.
+    pub(super) fn put(&self, warm: Warm) {
+        self.lock().warm.push_back(warm);
+    }
+
+    /// Counts a sandbox in.
+    pub(super) fn count_in(self: &Arc<Self>, phase: Phase) {
+        *phase.of(&mut self.lock().counts) += 1;
+    }
+
+    /// Counts a sandbox out, and tells those who wait for room.
+    pub(super) fn count_out(&self, phase: Phase) {
+        *phase.of(&mut self.lock().counts) -= 1;
+        self.changed.notify_waiters();
+        self.wake.notify_one();
+    }
+
+    fn note_check_out(&self) {
+        let now = self.epoch.elapsed();
+        let mut state = self.lock();
+        state.recent.last_check_out = Some(now);
+        state.recent.short_since.get_or_insert(now);
+        self.wake.notify_one();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Every change under the lock is whole, so a panic elsewhere leaves nothing half done.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn counts(state: &mut State) -> Counts {
+    state.waiting.retain(|job| !job.is_closed());
+    Counts {
+        warm: count(state.warm.len()),
+        waiting: count(state.waiting.len()),
+        ..state.counts
+    }
+}
+
+fn count(len: usize) -> u32 {
+    u32::try_from(len).unwrap_or(u32::MAX)
+}
