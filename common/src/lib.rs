@@ -4,9 +4,11 @@
 //! [`job`] does no I/O. [`queue`] and [`store`] use it and not each other; what needs both joins them itself, as
 //! [`log`] does for a job's events.
 
+pub mod agent;
 pub mod batch;
 pub mod clock;
 pub mod config;
+pub mod cron;
 pub mod ids;
 pub mod job;
 pub mod lifecycle;

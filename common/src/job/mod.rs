@@ -2,7 +2,9 @@
 
 pub mod decision;
 pub mod event;
+pub mod exec;
 pub mod failure;
+pub mod invalid;
 pub mod retry;
 pub mod spec;
 pub mod state;

@@ -1,0 +1,299 @@
+//! Agents: saved definitions of how an answer is made.
+//!
+//! A run carries a snapshot of the definition in its input, so a worker reads no other row for it.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::{Map, Value};
+
+use crate::job::exec::{is_name, or_default};
+use crate::job::invalid::InvalidField;
+use crate::job::spec::SlotClass;
+
+/// Longest instructions, bytes.
+pub const INSTRUCTIONS_BYTES_MAX: usize = 1024 * 1024;
+/// Most models, tools or allowed addresses.
+pub const LIST_MAX: usize = 100;
+/// Most steps of one run.
+pub const STEPS_MAX: u32 = 1_000;
+/// The tools that an agent can be given. `files` is `read`, `write` and `edit` together.
+pub const TOOLS: [&str; 6] = ["bash", "python", "files", "read", "write", "edit"];
+
+/// How an agent is run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub enum Harness {
+    /// The model alone.
+    Chat,
+    /// Our loop of model and tools.
+    #[default]
+    Native,
+    /// The Claude Code command line.
+    ClaudeCode,
+    /// Any program that reads the prompt and prints an answer.
+    Command,
+}
+
+/// Whether an agent may be used.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub enum AgentStatus {
+    /// It may.
+    #[default]
+    Active,
+    /// It is kept, and takes no new runs or turns.
+    Archived,
+}
+
+/// Where an agent's sandbox may connect to, if the operator's list allows it too.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Egress {
+    /// Hosts, such as `docs.example.com:443` or `*.example.org`.
+    #[serde(default, deserialize_with = "or_default")]
+    pub allow: Vec<String>,
+}
+
+/// What one run or turn may spend.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct Budget {
+    /// US dollars, decimal.
+    #[serde(default, deserialize_with = "decimal")]
+    pub max_cost_usd: Option<String>,
+    /// Tokens that models write.
+    #[serde(default)]
+    pub max_output_tokens: Option<u64>,
+}
+
+/// Reads a decimal number from a string or a number.
+fn decimal<'de, D: Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Decimal {
+        Text(String),
+        Number(serde_json::Number),
+    }
+    Ok(Option::<Decimal>::deserialize(from)?.map(|given| match given {
+        Decimal::Text(text) => text,
+        Decimal::Number(number) => number.to_string(),
+    }))
+}
+
+/// What an agent is.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct AgentDefinition {
+    /// Its name, 1 to 200 characters; may be empty for one that is not saved.
+    pub name: String,
+    /// What it is for.
+    pub description: String,
+    /// The system prompt.
+    pub instructions: String,
+    /// How it is run.
+    pub harness: Harness,
+    /// The program of a `command` agent, and its arguments.
+    pub command: Option<Vec<String>>,
+    /// Models as `provider/model`, in order of preference.
+    pub models: Vec<String>,
+    /// Tools of a `native` agent: `bash`, `python`, `files`, `read`, `write`, `edit`.
+    pub tools: Vec<String>,
+    /// The operator's name of the image and limits.
+    pub environment: String,
+    /// Where its sandbox may connect to.
+    pub egress: Egress,
+    /// Most model calls of one run.
+    pub max_steps: u32,
+    /// Longest duration of one attempt, such as `10m`.
+    #[serde(with = "humantime_serde")]
+    #[cfg_attr(feature = "openapi", schema(value_type = String, example = "10m"))]
+    pub timeout: Duration,
+    /// What one run may spend.
+    pub budget: Budget,
+    /// Whether it may be used.
+    pub status: AgentStatus,
+    /// The submitter's own notes.
+    #[cfg_attr(feature = "openapi", schema(value_type = Object))]
+    pub metadata: Map<String, Value>,
+}
+
+impl Default for AgentDefinition {
+    fn default() -> Self {
+        Self {
+            name: String::new(),
+            description: String::new(),
+            instructions: String::new(),
+            harness: Harness::Native,
+            command: None,
+            models: Vec::new(),
+            tools: Vec::new(),
+            environment: "default".to_owned(),
+            egress: Egress::default(),
+            max_steps: 50,
+            timeout: Duration::from_secs(600),
+            budget: Budget::default(),
+            status: AgentStatus::Active,
+            metadata: Map::new(),
+        }
+    }
+}
+
+impl AgentDefinition {
+    /// The slot that a run of it starts in.
+    pub fn slot_class(&self) -> SlotClass {
+        match self.harness {
+            Harness::Chat | Harness::Native => SlotClass::Light,
+            Harness::ClaudeCode | Harness::Command => SlotClass::Sandbox,
+        }
+    }
+
+    /// Everything that is wrong with it, but for limits on `metadata`, which are the API's. Pointers are below the
+    /// definition itself.
+    pub fn validate(&self, saved: bool) -> Vec<InvalidField> {
+        let mut faults = Vec::new();
+        let mut add = |pointer: &str, detail: String| faults.push(InvalidField::new(pointer, detail));
+        let length = self.name.chars().count();
+        if length > 200 || (saved && length == 0) || self.name.contains('\0') {
+            add("/name", "is 1 to 200 characters without NUL".to_owned());
+        }
+        if self.description.len() > 10_000 {
+            add("/description", "is over 10000 bytes".to_owned());
+        }
+        if self.instructions.len() > INSTRUCTIONS_BYTES_MAX {
+            add("/instructions", format!("is over {INSTRUCTIONS_BYTES_MAX} bytes"));
+        }
+        if !is_name(&self.environment) {
+            add(
+                "/environment",
+                "is 1 to 63 letters, digits, dots, hyphens or underscores".to_owned(),
+            );
+        }
+        if !(1..=STEPS_MAX).contains(&self.max_steps) {
+            add("/max_steps", format!("is between 1 and {STEPS_MAX}"));
+        }
+        if self.budget.max_cost_usd.as_deref().is_some_and(|text| !is_amount(text)) {
+            add(
+                "/budget/max_cost_usd",
+                "is a decimal number, such as \"1.50\"".to_owned(),
+            );
+        }
+        faults.extend(self.harness_faults());
+        faults.extend(self.list_faults());
+        faults
+    }
+
+    fn harness_faults(&self) -> Option<InvalidField> {
+        let program = self.command.as_deref().unwrap_or_default();
+        match self.harness {
+            Harness::Command if program.first().is_none_or(String::is_empty) => Some(InvalidField::new(
+                "/command",
+                "is required with harness command, and begins with a program",
+            )),
+            Harness::Command if program.iter().any(|part| part.contains('\0')) => Some(InvalidField::new(
+                "/command",
+                "contains NUL, which an argument cannot hold",
+            )),
+            Harness::Chat | Harness::Native if self.command.is_some() => {
+                Some(InvalidField::new("/command", "needs harness command"))
+            }
+            Harness::Chat | Harness::Native if self.models.is_empty() => {
+                Some(InvalidField::new("/models", "names at least one model"))
+            }
+            _ => None,
+        }
+    }
+
+    fn list_faults(&self) -> Vec<InvalidField> {
+        let mut faults = Vec::new();
+        let lists = [
+            ("models", &self.models),
+            ("tools", &self.tools),
+            ("egress/allow", &self.egress.allow),
+        ];
+        for (name, list) in lists {
+            if list.len() > LIST_MAX {
+                faults.push(InvalidField::new(
+                    format!("/{name}"),
+                    format!("has more than {LIST_MAX} items"),
+                ));
+            }
+            for (index, item) in list.iter().enumerate() {
+                let fault = match name {
+                    "models" if !is_model(item) => "is provider/model, such as anthropic/claude-sonnet-4-5",
+                    "tools" if !TOOLS.contains(&item.as_str()) => "is one of bash, python, files, read, write, edit",
+                    "egress/allow" if !is_host(item) => "is a host with an optional port, such as *.example.org:443",
+                    _ => continue,
+                };
+                faults.push(InvalidField::new(format!("/{name}/{index}"), fault));
+            }
+        }
+        faults
+    }
+}
+
+fn is_amount(text: &str) -> bool {
+    let digits = |part: &str| !part.is_empty() && part.len() <= 12 && part.bytes().all(|byte| byte.is_ascii_digit());
+    let (whole, fraction) = text.split_once('.').unwrap_or((text, "0"));
+    digits(whole) && digits(fraction)
+}
+
+fn is_model(text: &str) -> bool {
+    let plain = |part: &str| !part.is_empty() && !part.contains(|c: char| c.is_whitespace() || c.is_control());
+    text.len() <= 200
+        && text
+            .split_once('/')
+            .is_some_and(|(provider, model)| is_name(provider) && plain(model))
+}
+
+fn is_host(text: &str) -> bool {
+    let (host, port) = text.rsplit_once(':').unwrap_or((text, "443"));
+    let host = host.strip_prefix("*.").unwrap_or(host);
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b".-_".contains(&byte);
+    (1..=253).contains(&host.len()) && host.bytes().all(allowed) && port.parse::<u16>().is_ok_and(|port| port > 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn faults(json: &str) -> Vec<String> {
+        let agent: AgentDefinition = serde_json::from_str(json).unwrap();
+        agent.validate(true).into_iter().map(|fault| fault.pointer).collect()
+    }
+
+    #[test]
+    fn the_contracts_example_is_valid_and_comes_back_equal() {
+        let json = r#"{"name":"n","harness":"native","command":null,"models":["anthropic/claude-x","openai/gpt"],
+            "tools":["bash","python","files"],"egress":{"allow":["docs.example.com:443","*.example.org"]},
+            "max_steps":50,"timeout":"10m","budget":{"max_cost_usd":null,"max_output_tokens":null},"status":"active"}"#;
+        assert_eq!(faults(json), Vec::<String>::new());
+        let agent: AgentDefinition = serde_json::from_str(json).unwrap();
+        let again = serde_json::from_str(&serde_json::to_string(&agent).unwrap()).unwrap();
+        assert_eq!(agent, again);
+    }
+
+    #[rstest::rstest]
+    #[case::no_name(r#"{"models":["a/b"]}"#, "/name")]
+    #[case::no_model(r#"{"name":"a"}"#, "/models")]
+    #[case::odd_model(r#"{"name":"a","models":["x"]}"#, "/models/0")]
+    #[case::odd_tool(r#"{"name":"a","models":["a/b"],"tools":["browser"]}"#, "/tools/0")]
+    #[case::odd_host(
+        r#"{"name":"a","models":["a/b"],"egress":{"allow":["http://x"]}}"#,
+        "/egress/allow/0"
+    )]
+    #[case::no_program(r#"{"name":"a","harness":"command"}"#, "/command")]
+    #[case::steps(r#"{"name":"a","models":["a/b"],"max_steps":0}"#, "/max_steps")]
+    #[case::cost(
+        r#"{"name":"a","models":["a/b"],"budget":{"max_cost_usd":"-1"}}"#,
+        "/budget/max_cost_usd"
+    )]
+    fn a_fault_is_named(#[case] json: &str, #[case] pointer: &str) {
+        assert_eq!(faults(json), [pointer]);
+    }
+}

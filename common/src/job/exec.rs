@@ -1,0 +1,356 @@
+//! The input of an `exec` job: which program to run, on which files, and what to keep of them.
+//!
+//! The API refuses what [`ExecInput::validate`] names, so a worker that reads a stored input may rely on it.
+
+use std::collections::BTreeMap;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use serde::{Deserialize, Deserializer, Serialize};
+
+use super::invalid::{InvalidField, escape};
+
+/// Most files of one job.
+pub const FILES_MAX: usize = 1_000;
+/// Most arguments, or parts of a command.
+pub const ARGS_MAX: usize = 1_000;
+/// Most environment variables.
+pub const ENV_MAX: usize = 256;
+/// Most packages to install.
+pub const INSTALL_MAX: usize = 100;
+/// Most patterns of files to keep.
+pub const ARTIFACTS_MAX: usize = 100;
+/// Longest argument or variable, bytes: Linux refuses one of 128 KiB or more (`MAX_ARG_STRLEN`).
+pub const ARG_BYTES_MAX: usize = 128 * 1024 - 1;
+/// Longest command line and environment together, bytes, well below what Linux allows.
+pub const ARGS_BYTES_MAX: usize = 1024 * 1024;
+/// Longest path or pattern, bytes.
+pub const PATH_BYTES_MAX: usize = 1024;
+
+/// A language whose programs can be run by name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub enum Language {
+    /// Python 3.
+    Python,
+    /// JavaScript, on Node.
+    Javascript,
+    /// TypeScript, on Node.
+    Typescript,
+    /// Bash.
+    Bash,
+}
+
+impl Language {
+    /// The name as it is written in JSON.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Python => "python",
+            Self::Javascript => "javascript",
+            Self::Typescript => "typescript",
+            Self::Bash => "bash",
+        }
+    }
+}
+
+/// A file that is put into the workspace before the program starts.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct InputFile {
+    /// Its path below the workspace.
+    pub path: String,
+    /// Its content as text; this or `content_base64`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub content: Option<String>,
+    /// Its content in base64 (RFC 4648, section 4, with padding).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub content_base64: Option<String>,
+}
+
+impl InputFile {
+    /// The bytes of the file; `None` when it is not valid.
+    pub fn bytes(&self) -> Option<Vec<u8>> {
+        match (&self.content, &self.content_base64) {
+            (Some(text), None) => Some(text.clone().into_bytes()),
+            (None, Some(encoded)) => STANDARD.decode(encoded).ok(),
+            _ => None,
+        }
+    }
+}
+
+/// What an `exec` job runs.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub struct ExecInput {
+    /// Runs `code`, or the file `entrypoint`, in this language; this or `command`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub language: Option<Language>,
+    /// The program.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub code: Option<String>,
+    /// Files of the workspace.
+    #[serde(default, deserialize_with = "or_default", skip_serializing_if = "Vec::is_empty")]
+    pub files: Vec<InputFile>,
+    /// The file that is the program.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub entrypoint: Option<String>,
+    /// The program and its arguments, without a shell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub command: Option<Vec<String>>,
+    /// What the program reads.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stdin: Option<String>,
+    /// Its arguments.
+    #[serde(default, deserialize_with = "or_default", skip_serializing_if = "Vec::is_empty")]
+    pub args: Vec<String>,
+    /// Its environment variables. The values are never shown again.
+    #[serde(default, deserialize_with = "or_default", skip_serializing_if = "BTreeMap::is_empty")]
+    pub env: BTreeMap<String, String>,
+    /// The operator's name of the image and limits; `default` when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub environment: Option<String>,
+    /// Packages to install first: from PyPI for python, from npm for javascript and typescript.
+    #[serde(default, deserialize_with = "or_default", skip_serializing_if = "Vec::is_empty")]
+    pub install: Vec<String>,
+    /// Patterns of files to keep, such as `out/*.png`.
+    #[serde(default, deserialize_with = "or_default", skip_serializing_if = "Vec::is_empty")]
+    pub artifacts: Vec<String>,
+}
+
+/// Reads `null` as the default.
+pub(crate) fn or_default<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(from: D) -> Result<T, D::Error> {
+    Ok(Option::deserialize(from)?.unwrap_or_default())
+}
+
+impl ExecInput {
+    /// Everything that is wrong with it; empty when it can be run. Pointers are below the input itself.
+    pub fn validate(&self) -> Vec<InvalidField> {
+        let mut faults = Faults(Vec::new());
+        self.validate_program(&mut faults);
+        self.validate_files(&mut faults);
+        self.validate_process(&mut faults);
+        if self.environment.as_deref().is_some_and(|name| !is_name(name)) {
+            faults.add(
+                "/environment",
+                "is 1 to 63 letters, digits, dots, hyphens or underscores",
+            );
+        }
+        self.validate_install(&mut faults);
+        faults.limit("/artifacts", self.artifacts.len(), ARTIFACTS_MAX);
+        for (index, pattern) in self.artifacts.iter().enumerate() {
+            if let Some(detail) = path_fault(pattern) {
+                faults.add(format!("/artifacts/{index}"), detail);
+            }
+        }
+        faults.0
+    }
+
+    /// The same input with every value of `env` replaced, for showing it.
+    #[must_use]
+    pub fn redacted(mut self) -> Self {
+        for value in self.env.values_mut() {
+            "[redacted]".clone_into(value);
+        }
+        self
+    }
+
+    fn validate_program(&self, faults: &mut Faults) {
+        match (&self.language, &self.command) {
+            (None, None) => faults.add("/language", "is required, unless there is a command"),
+            (Some(_), Some(_)) => faults.add("/command", "cannot be combined with language"),
+            (None, Some(command)) => {
+                if command.first().is_none_or(String::is_empty) {
+                    faults.add("/command", "must begin with a program");
+                }
+                if self.code.is_some() {
+                    faults.add("/code", "needs a language");
+                }
+                if self.entrypoint.is_some() {
+                    faults.add("/entrypoint", "needs a language");
+                }
+            }
+            (Some(_), None) => match (&self.code, &self.entrypoint) {
+                (None, None) => faults.add("/code", "is required, unless there are files and an entrypoint"),
+                (Some(_), Some(_)) => faults.add("/entrypoint", "cannot be combined with code"),
+                (None, Some(entrypoint)) if !self.files.iter().any(|file| file.path == *entrypoint) => {
+                    faults.add("/entrypoint", "is not among the files");
+                }
+                _ => {}
+            },
+        }
+    }
+
+    fn validate_files(&self, faults: &mut Faults) {
+        faults.limit("/files", self.files.len(), FILES_MAX);
+        let mut seen = std::collections::BTreeSet::new();
+        for (index, file) in self.files.iter().enumerate() {
+            if let Some(detail) = path_fault(&file.path) {
+                faults.add(format!("/files/{index}/path"), detail);
+            } else if !seen.insert(file.path.as_str()) {
+                faults.add(format!("/files/{index}/path"), "is there twice");
+            }
+            match (&file.content, &file.content_base64) {
+                (None, None) => faults.add(format!("/files/{index}/content"), "is required, or content_base64"),
+                (Some(_), Some(_)) => {
+                    faults.add(
+                        format!("/files/{index}/content_base64"),
+                        "cannot be combined with content",
+                    );
+                }
+                (None, Some(encoded)) if STANDARD.decode(encoded).is_err() => {
+                    faults.add(format!("/files/{index}/content_base64"), "is not base64");
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// The kernel's rules for what a process is started with.
+    fn validate_process(&self, faults: &mut Faults) {
+        let command = self.command.as_deref().unwrap_or_default();
+        faults.limit("/command", command.len(), ARGS_MAX);
+        faults.limit("/args", self.args.len(), ARGS_MAX);
+        faults.limit("/env", self.env.len(), ENV_MAX);
+        for (name, list) in [("command", command), ("args", &self.args)] {
+            for (index, argument) in list.iter().enumerate() {
+                faults.argument(format!("/{name}/{index}"), argument);
+            }
+        }
+        for (name, value) in &self.env {
+            let pointer = format!("/env/{}", escape(name));
+            if name.is_empty() || name.contains(['=', '\0']) {
+                faults.add(&pointer, "a variable's name is not empty and has no '=' and no NUL");
+            }
+            faults.argument(pointer, value);
+        }
+        let arguments = command.iter().chain(&self.args).map(String::len);
+        let total: usize = arguments
+            .chain(self.env.iter().map(|(name, value)| name.len() + value.len()))
+            .sum();
+        if total > ARGS_BYTES_MAX {
+            faults.add(
+                "/args",
+                format!("command, args and env together are over {ARGS_BYTES_MAX} bytes"),
+            );
+        }
+    }
+
+    fn validate_install(&self, faults: &mut Faults) {
+        faults.limit("/install", self.install.len(), INSTALL_MAX);
+        if !self.install.is_empty() && matches!(self.language, None | Some(Language::Bash)) {
+            faults.add("/install", "needs language python, javascript or typescript");
+        }
+        for (index, package) in self.install.iter().enumerate() {
+            let odd = |c: char| c.is_whitespace() || c.is_control();
+            if package.is_empty() || package.len() > 200 || package.starts_with('-') || package.contains(odd) {
+                faults.add(format!("/install/{index}"), "is not the name of a package");
+            }
+        }
+    }
+}
+
+struct Faults(Vec<InvalidField>);
+
+impl Faults {
+    fn add(&mut self, pointer: impl Into<String>, detail: impl Into<String>) {
+        self.0.push(InvalidField::new(pointer, detail));
+    }
+
+    fn limit(&mut self, pointer: &str, length: usize, max: usize) {
+        if length > max {
+            self.add(pointer, format!("has {length} items, at most {max} are allowed"));
+        }
+    }
+
+    fn argument(&mut self, pointer: String, text: &str) {
+        if text.contains('\0') {
+            self.add(
+                pointer,
+                "contains NUL, which neither an argument nor a variable can hold",
+            );
+        } else if text.len() > ARG_BYTES_MAX {
+            self.add(pointer, format!("is over {ARG_BYTES_MAX} bytes"));
+        }
+    }
+}
+
+/// Whether this can name an environment or a label.
+pub fn is_name(name: &str) -> bool {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b".-_".contains(&byte);
+    (1..=63).contains(&name.len()) && name.bytes().all(allowed)
+}
+
+/// What is wrong with a path, or a pattern, below the workspace.
+pub fn path_fault(path: &str) -> Option<&'static str> {
+    if path.is_empty() || path.len() > PATH_BYTES_MAX {
+        Some("is 1 to 1024 bytes long")
+    } else if path.contains('\0') {
+        Some("contains NUL, which a path cannot hold")
+    } else if path.starts_with('/') {
+        Some("is relative to the workspace and does not begin with a slash")
+    } else if path
+        .split('/')
+        .any(|step| step.is_empty() || step == "." || step == "..")
+    {
+        Some("has no empty step and none that is '.' or '..'")
+    } else if path.split('/').any(|step| step.len() > 255) {
+        Some("has a step of more than 255 bytes")
+    } else {
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn faults(json: &str) -> Vec<String> {
+        let input: ExecInput = serde_json::from_str(json).unwrap();
+        input.validate().into_iter().map(|fault| fault.pointer).collect()
+    }
+
+    #[rstest::rstest]
+    #[case::code(r#"{"language":"python","code":"print(1)\u0000"}"#)]
+    #[case::files(r#"{"language":"bash","files":[{"path":"a/b.sh","content":""}],"entrypoint":"a/b.sh"}"#)]
+    #[case::command(r#"{"command":["ls","-l"],"files":[{"path":"x","content_base64":"AAE="}],"env":{"A":""}}"#)]
+    #[case::nulls(r#"{"language":"typescript","code":"","files":null,"args":null,"env":null,"install":["a@1"]}"#)]
+    fn a_usable_input_has_no_faults(#[case] json: &str) {
+        assert_eq!(faults(json), Vec::<String>::new());
+    }
+
+    #[rstest::rstest]
+    #[case::nothing("{}", "/language")]
+    #[case::no_code(r#"{"language":"python"}"#, "/code")]
+    #[case::both(r#"{"language":"python","code":"","command":["ls"]}"#, "/command")]
+    #[case::no_program(r#"{"command":[]}"#, "/command")]
+    #[case::no_entrypoint(r#"{"language":"python","entrypoint":"main.py"}"#, "/entrypoint")]
+    #[case::two_programs(r#"{"language":"python","code":"","entrypoint":"a"}"#, "/entrypoint")]
+    #[case::nul_in_argument(r#"{"command":["ls","a\u0000"]}"#, "/command/1")]
+    #[case::nul_in_variable(r#"{"command":["ls"],"env":{"A/B":"\u0000"}}"#, "/env/A~1B")]
+    #[case::nul_in_path(r#"{"command":["ls"],"files":[{"path":"\u0000","content":""}]}"#, "/files/0/path")]
+    #[case::climbing(r#"{"command":["ls"],"files":[{"path":"a/../../b","content":""}]}"#, "/files/0/path")]
+    #[case::absolute(r#"{"command":["ls"],"artifacts":["/etc/*"]}"#, "/artifacts/0")]
+    #[case::twice(
+        r#"{"command":["ls"],"files":[{"path":"a","content":""},{"path":"a","content":""}]}"#,
+        "/files/1/path"
+    )]
+    #[case::not_base64(
+        r#"{"command":["ls"],"files":[{"path":"a","content_base64":"*"}]}"#,
+        "/files/0/content_base64"
+    )]
+    #[case::option_as_package(r#"{"language":"python","code":"","install":["--index-url=x"]}"#, "/install/0")]
+    #[case::package_for_bash(r#"{"language":"bash","code":"","install":["x"]}"#, "/install")]
+    fn a_fault_is_named(#[case] json: &str, #[case] pointer: &str) {
+        assert_eq!(faults(json), [pointer]);
+    }
+
+    #[test]
+    fn values_of_variables_are_not_shown() {
+        let input: ExecInput = serde_json::from_str(r#"{"command":["x"],"env":{"KEY":"secret"}}"#).unwrap();
+        let shown = serde_json::to_string(&input.redacted()).unwrap();
+        assert!(shown.contains("KEY") && !shown.contains("secret"), "{shown}");
+    }
+}
