@@ -38,6 +38,10 @@ generate() {
 }
 
 compare() {
+    if [ ! -d .sqlx ] && [ -z "$(ls "$written")" ]; then
+        echo "no query is checked by a macro, so there is nothing to compare"
+        return 0
+    fi
     diff --brief --recursive .sqlx "$written" || die ".sqlx is not what the queries need; run: make sqlx"
 }
 
