@@ -18,8 +18,10 @@ use crate::ids::{JobId, TenantId, WorkerId};
 pub enum Beat {
     /// Extended.
     Ok,
-    /// Somebody else's, or it has passed: stop working on it.
+    /// Somebody else's: stop working on it.
     Lost,
+    /// It has passed. Whoever could not reach Redis, but said in Postgres that it lives, registers again.
+    Passed,
     /// Redis was wiped: confirm in Postgres and register again.
     Unknown,
 }
@@ -68,6 +70,7 @@ impl Queue {
             .map(|code| match code {
                 1 => Beat::Ok,
                 0 => Beat::Lost,
+                2 => Beat::Passed,
                 _ => Beat::Unknown,
             })
             .collect())

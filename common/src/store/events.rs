@@ -88,7 +88,8 @@ impl Store {
         }
     }
 
-    /// Writes a chunk of an attempt that is still the caller's.
+    /// Writes a chunk of an attempt that is still the caller's. Repeating it, even with more events after the same first
+    /// one, leaves one chunk: a commit whose answer was lost is tried again.
     ///
     /// # Errors
     /// [`Error::LeaseLost`] when the attempt is not current any more.
@@ -97,7 +98,7 @@ impl Store {
             "insert into job_events (job_id, first_seq, last_seq, data)
              select $1, $2, $3, $4 from jobs
              where id = $1 and state = 'running' and attempt = $5 and worker_id = $6
-             on conflict do nothing",
+             on conflict (job_id, first_seq) do update set last_seq = excluded.last_seq, data = excluded.data",
         )
         .bind(chunk.job_id)
         .bind(bigint(chunk.first_seq))
@@ -118,7 +119,8 @@ pub(super) async fn insert_chunks(connection: &mut PgConnection, chunks: &[&Chun
     }
     sqlx::query(
         "insert into job_events (job_id, first_seq, last_seq, data)
-         select * from unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::bytea[]) on conflict do nothing",
+         select * from unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::bytea[])
+         on conflict (job_id, first_seq) do update set last_seq = excluded.last_seq, data = excluded.data",
     )
     .bind(chunks.iter().map(|chunk| chunk.job_id.uuid()).collect::<Vec<Uuid>>())
     .bind(chunks.iter().map(|chunk| bigint(chunk.first_seq)).collect::<Vec<_>>())

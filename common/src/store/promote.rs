@@ -5,7 +5,7 @@ use sqlx::AssertSqlSafe;
 
 use super::row::{self, qualified};
 use super::{Error, Store};
-use crate::ids::JobId;
+use crate::ids::{JobId, TenantId};
 use crate::job::Job;
 
 impl Store {
@@ -54,7 +54,7 @@ impl Store {
     /// When Postgres is away.
     pub async fn queued_of(
         &self,
-        tenant_id: crate::ids::TenantId,
+        tenant_id: TenantId,
         queue: &str,
         class: &str,
         limit: u32,
@@ -72,5 +72,23 @@ impl Store {
             .fetch_all(self.pool())
             .await?;
         rows.iter().map(row::job).collect()
+    }
+
+    /// Whether any job is running.
+    ///
+    /// # Errors
+    /// When Postgres is away.
+    pub async fn is_anything_running(&self) -> Result<bool, Error> {
+        Ok(sqlx::query_scalar("select exists (select from jobs where state = 'running')").fetch_one(self.pool()).await?)
+    }
+
+    /// The tenants, queues and classes that have queued jobs.
+    ///
+    /// # Errors
+    /// When Postgres is away.
+    pub async fn queued_lanes(&self) -> Result<Vec<(TenantId, String, String)>, Error> {
+        Ok(sqlx::query_as("select distinct tenant_id, queue, class from jobs where state = 'queued'")
+            .fetch_all(self.pool())
+            .await?)
     }
 }

@@ -5,7 +5,7 @@ use sqlx::Row;
 use sqlx::postgres::PgRow;
 
 use super::error::Error;
-use crate::ids::{JobId, TenantId, WorkerId};
+use crate::ids::{TenantId, WorkerId};
 use crate::job::{Backoff, Concurrency, Failure, FailureCode, Job, JobState, Kind, StateName, Strategy, Usage};
 
 /// The columns that [`job`] reads: everything but the input and the result.
@@ -114,11 +114,6 @@ fn count(row: &PgRow, column: &str) -> Result<u32, Error> {
 
 fn number(row: &PgRow, column: &str) -> Result<u64, Error> {
     u64::try_from(row.try_get::<i64, _>(column)?).map_err(|_negative| Error::Corrupt(format!("{column} is negative")))
-}
-
-/// The id of a row that has little else.
-pub(super) fn id(row: &PgRow) -> Result<JobId, Error> {
-    Ok(row.try_get("id")?)
 }
 
 /// Milliseconds as Postgres stores them.

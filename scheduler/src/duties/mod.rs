@@ -4,6 +4,9 @@
 //! dropped: each is a reconciler, and the next leader's tick begins again.
 
 mod partitions;
+mod promote;
+mod reclaim;
+mod redispatch;
 mod retention;
 
 use std::sync::Arc;
@@ -38,6 +41,9 @@ pub(crate) struct Deps {
 /// Starts every duty. A new one needs a line here.
 fn start(running: &mut Running<'_>) {
     let deps = running.deps.clone();
+    running.duty(promote::Promote::new(&deps));
+    running.duty(redispatch::Redispatch::new(&deps));
+    running.duty(reclaim::Reclaim::new(&deps));
     running.duty(partitions::Partitions::new(&deps));
     running.duty(retention::Retention::new(&deps));
 }

@@ -1,0 +1,47 @@
+//! Promote: scheduled and retrying jobs become queued when their time has come, and are dispatched.
+
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use common::queue::{Dispatch, Queue};
+use common::service::{Duty, Report};
+use common::store::Store;
+
+use super::Deps;
+
+/// Most jobs of one tick.
+const BATCH: u32 = 1_000;
+
+pub(super) struct Promote {
+    store: Store,
+    queue: Queue,
+}
+
+impl Promote {
+    pub(super) fn new(deps: &Deps) -> Self {
+        Self { store: deps.store.clone(), queue: deps.queue.clone() }
+    }
+}
+
+impl Duty for Promote {
+    fn name(&self) -> &'static str {
+        "promote"
+    }
+
+    fn interval(&self) -> Duration {
+        Duration::from_millis(200)
+    }
+
+    async fn tick(&self, now: DateTime<Utc>) -> anyhow::Result<Report> {
+        let jobs = self.store.promote(now, BATCH).await?;
+        if jobs.is_empty() {
+            return Ok(Report::default());
+        }
+        let dispatches: Vec<Dispatch> = jobs.iter().map(Dispatch::from_job).collect();
+        if let Err(error) = self.queue.dispatch(&dispatches).await {
+            tracing::warn!(%error, jobs = jobs.len(), "promoted jobs wait for redispatch");
+        }
+        let changed = u64::try_from(jobs.len()).unwrap_or(u64::MAX);
+        Ok(Report { changed, more: changed == u64::from(BATCH) })
+    }
+}

@@ -1,0 +1,175 @@
+//! Redispatch: makes Redis know what is queued in Postgres, and rebuilds it when it is new.
+//!
+//! | what | how often |
+//! |---|---|
+//! | a shard without a generation: begin one, wait one lease time for running jobs to register, dispatch, open | every tick |
+//! | backlogs that were full and have room: page in by priority and age | every tick |
+//! | rows of the last seconds that Redis does not know: their API died, or could not reach Redis | every tick |
+//! | all queued rows, page by page; paused queues | every ten ticks |
+
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use chrono::{DateTime, TimeDelta, Utc};
+use common::ids::JobId;
+use common::job::Job;
+use common::queue::{Dispatch, Dispatched, Generation, Queue, Shard};
+use common::service::{Duty, Report};
+use common::store::Store;
+use uuid::Uuid;
+
+use super::Deps;
+
+/// Rows of one page.
+const PAGE: u32 = 2_000;
+
+/// A row younger than this is on its way to Redis in the process that inserted it.
+const UNDER_WAY: TimeDelta = TimeDelta::seconds(1);
+
+/// How far back a row is looked for at every tick.
+const RECENT: TimeDelta = TimeDelta::seconds(10);
+
+/// Ticks between two pages of the slow cursor.
+const SLOW: u64 = 10;
+
+pub(super) struct Redispatch {
+    store: Store,
+    queue: Queue,
+    dispatched_max: u32,
+    cursor: Mutex<Cursor>,
+}
+
+#[derive(Clone, Copy)]
+struct Cursor {
+    tick: u64,
+    after: JobId,
+}
+
+impl Redispatch {
+    pub(super) fn new(deps: &Deps) -> Self {
+        let cursor = Mutex::new(Cursor { tick: 0, after: JobId(Uuid::nil()) });
+        let dispatched_max = deps.config.leases.dispatched_max;
+        Self { store: deps.store.clone(), queue: deps.queue.clone(), dispatched_max, cursor }
+    }
+
+    fn cursor(&self) -> std::sync::MutexGuard<'_, Cursor> {
+        self.cursor.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Begins, waits for, or opens the generation of a shard. Answers whether it is open.
+    async fn open(&self, shard: Shard, now: DateTime<Utc>) -> anyhow::Result<bool> {
+        match self.queue.generation(shard).await? {
+            Generation::Open(_) => return Ok(true),
+            Generation::Missing => {
+                tracing::warn!(?shard, "Redis is new: rebuilding it from Postgres");
+                self.queue.begin_generation(shard, now).await?;
+                if self.store.is_anything_running().await? {
+                    return Ok(false);
+                }
+            }
+            Generation::Closed(begun) => {
+                // Clocks of two leaders may differ a little; a lease time is enough for workers that beat every third.
+                let waited = now - begun >= TimeDelta::from_std(self.queue.lease_ttl())?;
+                if !waited && self.store.is_anything_running().await? {
+                    return Ok(false);
+                }
+            }
+        }
+        self.sync_settings().await?;
+        let mut dispatched = 0;
+        for (tenant_id, queue, class) in self.store.queued_lanes().await? {
+            if self.queue.shard_of(tenant_id) == shard {
+                let jobs = self.store.queued_of(tenant_id, &queue, &class, self.dispatched_max + 1).await?;
+                dispatched += self.dispatch(&jobs).await?;
+            }
+        }
+        self.queue.open_generation(shard).await?;
+        tracing::info!(?shard, dispatched, "Redis is rebuilt");
+        Ok(true)
+    }
+
+    async fn sync_settings(&self) -> anyhow::Result<()> {
+        self.queue.set_paused(&self.store.paused_queues().await?).await?;
+        for (tenant_id, weight) in self.store.tenant_weights().await? {
+            self.queue.set_weight(tenant_id, weight).await?;
+        }
+        Ok(())
+    }
+
+    /// Brings in what is next of the backlogs that were full. Answers how many jobs it added.
+    async fn page_in(&self) -> anyhow::Result<u64> {
+        let mut added = 0;
+        for (queue, class, tenant_id, _room) in self.queue.spilled_with_room().await? {
+            let jobs = self.store.queued_of(tenant_id, &queue, &class, self.dispatched_max).await?;
+            added += self.dispatch(&jobs).await?;
+            if jobs.len() < usize::try_from(self.dispatched_max).unwrap_or(usize::MAX) {
+                self.queue.unspill(&queue, &class, tenant_id).await?;
+            }
+        }
+        Ok(added)
+    }
+
+    /// Dispatches those rows that Redis does not know and that nobody is bringing there.
+    async fn dispatch_unknown(&self, jobs: &[Job], now: DateTime<Utc>) -> anyhow::Result<u64> {
+        let ids: Vec<_> = jobs.iter().map(|job| (job.tenant_id, job.id)).collect();
+        let unknown = self.queue.unknown(&ids).await?;
+        let settled = |job: &&Job| job.queued_at.is_some_and(|at| now - at >= UNDER_WAY);
+        let missing: Vec<Job> = unknown.into_iter().map(|index| &jobs[index]).filter(settled).cloned().collect();
+        self.dispatch(&missing).await
+    }
+
+    async fn dispatch(&self, jobs: &[Job]) -> anyhow::Result<u64> {
+        let dispatches: Vec<Dispatch> = jobs.iter().map(Dispatch::from_job).collect();
+        let dispatched = self.queue.dispatch(&dispatches).await?;
+        let added = dispatched.iter().filter(|dispatched| **dispatched == Dispatched::Added).count();
+        Ok(u64::try_from(added).unwrap_or(u64::MAX))
+    }
+
+    /// One page of the slow cursor.
+    async fn sweep(&self, now: DateTime<Utc>) -> anyhow::Result<u64> {
+        let after = self.cursor().after;
+        let jobs = self.store.queued_after(after, PAGE).await?;
+        self.cursor().after = match jobs.last() {
+            Some(last) if jobs.len() == usize::try_from(PAGE).unwrap_or(usize::MAX) => last.id,
+            _ => JobId(Uuid::nil()),
+        };
+        self.dispatch_unknown(&jobs, now).await
+    }
+}
+
+impl Duty for Redispatch {
+    fn name(&self) -> &'static str {
+        "redispatch"
+    }
+
+    fn interval(&self) -> Duration {
+        Duration::from_secs(1)
+    }
+
+    async fn tick(&self, now: DateTime<Utc>) -> anyhow::Result<Report> {
+        for shard in self.queue.shards() {
+            if !self.open(shard, now).await? {
+                return Ok(Report::default());
+            }
+        }
+        let paged = self.page_in().await?;
+        let recent = self.store.queued_after(floor(now - RECENT), PAGE).await?;
+        let mut changed = paged + self.dispatch_unknown(&recent, now).await?;
+        let tick = {
+            let mut cursor = self.cursor();
+            cursor.tick += 1;
+            cursor.tick
+        };
+        if tick.is_multiple_of(SLOW) {
+            changed += self.sweep(now).await?;
+            self.sync_settings().await?;
+        }
+        Ok(Report { changed, more: paged > 0 })
+    }
+}
+
+/// The lowest job id of an instant.
+fn floor(at: DateTime<Utc>) -> JobId {
+    let ms = u64::try_from(at.timestamp_millis()).unwrap_or(0);
+    JobId(Uuid::from_u128(u128::from(ms) << 80))
+}
