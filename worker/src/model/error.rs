@@ -25,6 +25,9 @@ pub enum Error {
     /// The agent names no model at all.
     #[error("no model is named")]
     NoModel,
+    /// The conversation does not end with the user.
+    #[error("there is nothing to answer: the conversation does not end with a message of the user")]
+    NothingToAnswer,
     /// A setting of a provider cannot be used.
     #[error("settings of the model provider {provider}: {reason}")]
     Settings {
@@ -157,9 +160,11 @@ impl Error {
             Self::Connect(_) | Self::Cut(_) | Self::Malformed { .. } => Class::Transient,
             Self::Timeout { .. } => Class::Timeout,
             Self::Cancelled => Class::Cancelled,
-            Self::Name { .. } | Self::UnknownProvider { .. } | Self::NoModel | Self::Settings { .. } => {
-                Class::Permanent
-            }
+            Self::Name { .. }
+            | Self::UnknownProvider { .. }
+            | Self::NoModel
+            | Self::NothingToAnswer
+            | Self::Settings { .. } => Class::Permanent,
             Self::Refused(refusal) => refusal.class(),
         }
     }
@@ -175,7 +180,7 @@ impl Error {
     /// Whether another model may do what this one did not. A request that is at fault itself stays at fault.
     pub fn may_fall_back(&self) -> bool {
         match self {
-            Self::Cancelled | Self::Name { .. } | Self::NoModel => false,
+            Self::Cancelled | Self::Name { .. } | Self::NoModel | Self::NothingToAnswer => false,
             Self::Refused(refusal) => refusal.reason != Reason::InvalidRequest,
             _ => true,
         }
@@ -183,9 +188,10 @@ impl Error {
 
     /// The failure as the job's row shows it. What a provider says about our key stays in the log.
     pub fn failure(&self) -> Failure {
-        let code = match self.class() {
-            Class::Permanent => FailureCode::ModelRefused,
-            Class::Transient | Class::Timeout | Class::Cancelled => FailureCode::ModelFailed,
+        let code = match (self, self.class()) {
+            (Self::NothingToAnswer, _) => FailureCode::InvalidInput,
+            (_, Class::Permanent) => FailureCode::ModelRefused,
+            (_, Class::Transient | Class::Timeout | Class::Cancelled) => FailureCode::ModelFailed,
         };
         let message = match self {
             Self::Refused(refusal) if refusal.reason == Reason::Authentication => {
