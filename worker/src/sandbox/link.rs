@@ -1,0 +1,324 @@
+//! The two tasks of a connection, and what they share with those who ask.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::{Bytes, BytesMut};
+use hothouse_protocol::{About, Channel, Decoder, Failure, Frame, FromInit, ToInit, Token, WINDOW, WINDOW_FRAMES};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::sync::{Notify, Semaphore, mpsc, oneshot, watch};
+use tokio::task::JoinSet;
+
+use super::error::{Error, Lost};
+use crate::driver::Pipe;
+
+// Requests that wait for the pipe; who asks more waits too.
+const OUTGOING: usize = 64;
+const READ_BYTES: usize = 256 * 1024;
+// Frames that are written together.
+const BATCH_BYTES: usize = 128 * 1024;
+// Both windows full, and the few frames that need no window.
+const EVENTS: usize = 2 * WINDOW_FRAMES + 8;
+
+/// What comes to a run.
+#[derive(Debug)]
+pub(super) enum Event {
+    Started,
+    Output(Channel, Bytes),
+    Cut(Channel, u64),
+    Exit(Box<hothouse_protocol::Exit>),
+    Failed(Failure),
+}
+
+/// A run's place at the link.
+#[derive(Debug)]
+pub(super) struct Port {
+    pub(super) stream: u32,
+    pub(super) events: mpsc::Receiver<Event>,
+    pub(super) input_credit: Arc<Semaphore>,
+}
+
+#[derive(Debug)]
+struct Listener {
+    events: mpsc::Sender<Event>,
+    input_credit: Arc<Semaphore>,
+}
+
+/// A connection.
+#[derive(Debug)]
+pub(super) struct Link {
+    outgoing: mpsc::Sender<ToInit>,
+    next_stream: AtomicU32,
+    next_nonce: AtomicU64,
+    waiting: Mutex<Waiting>,
+    // Runs that nobody waits for any more. The writer tells init; whoever dropped one could not wait for that.
+    abandoned: Mutex<Vec<u32>>,
+    has_abandoned: Notify,
+    lost: watch::Sender<Option<Lost>>,
+}
+
+#[derive(Debug, Default)]
+struct Waiting {
+    runs: HashMap<u32, Listener>,
+    done: HashMap<u32, oneshot::Sender<()>>,
+    pongs: HashMap<u64, oneshot::Sender<()>>,
+    hello: Option<oneshot::Sender<About>>,
+}
+
+impl Link {
+    /// Starts the two tasks.
+    pub(super) fn open(pipe: Pipe, token: Token) -> (Arc<Self>, oneshot::Receiver<About>, JoinSet<()>) {
+        let (outgoing, requests) = mpsc::channel(OUTGOING);
+        let (hello, about) = oneshot::channel();
+        let link = Arc::new(Self {
+            outgoing,
+            next_stream: AtomicU32::new(1),
+            next_nonce: AtomicU64::new(1),
+            waiting: Mutex::new(Waiting {
+                hello: Some(hello),
+                ..Waiting::default()
+            }),
+            abandoned: Mutex::default(),
+            has_abandoned: Notify::new(),
+            lost: watch::Sender::new(None),
+        });
+        let mut tasks = JoinSet::new();
+        tasks.spawn(Arc::clone(&link).read(pipe.reader, Decoder::expecting(token)));
+        tasks.spawn(Arc::clone(&link).write(pipe.writer, requests, token));
+        (link, about, tasks)
+    }
+
+    /// Puts a message in line.
+    pub(super) async fn send(&self, message: ToInit) -> Result<(), Error> {
+        self.reserve().await?.send(message);
+        Ok(())
+    }
+
+    /// Waits for a place in line.
+    pub(super) async fn reserve(&self) -> Result<mpsc::Permit<'_, ToInit>, Error> {
+        let mut lost = self.lost.subscribe();
+        tokio::select! {
+            biased;
+            // The writer may be stuck in a pipe that nobody reads when the other direction ends.
+            _ = lost.wait_for(Option::is_some) => Err(self.lost()),
+            permit = self.outgoing.reserve() => permit.map_err(|_closed| self.lost()),
+        }
+    }
+
+    /// A new stream for a run.
+    pub(super) fn port(&self) -> Result<Port, Error> {
+        let stream = self.next_stream();
+        let (sender, events) = mpsc::channel(EVENTS);
+        let input_credit = Arc::new(Semaphore::new(WINDOW as usize));
+        let listener = Listener {
+            events: sender,
+            input_credit: Arc::clone(&input_credit),
+        };
+        let mut waiting = self.waiting();
+        if !self.is_alive() {
+            return Err(self.lost());
+        }
+        waiting.runs.insert(stream, listener);
+        Ok(Port {
+            stream,
+            events,
+            input_credit,
+        })
+    }
+
+    /// Nobody waits for this run any more: it is killed, and its output dropped.
+    pub(super) fn abandon(&self, stream: u32) {
+        if self.waiting().runs.remove(&stream).is_some() {
+            self.abandoned
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .push(stream);
+            self.has_abandoned.notify_one();
+        }
+    }
+
+    /// Asks and waits for the answer.
+    pub(super) async fn ping(&self) -> Result<(), Error> {
+        let nonce = self.next_nonce.fetch_add(1, Ordering::Relaxed);
+        let (sender, pong) = oneshot::channel();
+        self.waiting().pongs.insert(nonce, sender);
+        self.send(ToInit::Ping { nonce }).await?;
+        self.answer(pong).await
+    }
+
+    /// Kills everything and waits until it is done.
+    pub(super) async fn kill_all(&self) -> Result<(), Error> {
+        let stream = self.next_stream();
+        let (sender, done) = oneshot::channel();
+        self.waiting().done.insert(stream, sender);
+        self.send(ToInit::KillAll { stream }).await?;
+        self.answer(done).await
+    }
+
+    /// Whether the pipe stands.
+    pub(super) fn is_alive(&self) -> bool {
+        self.lost.borrow().is_none()
+    }
+
+    /// Waits for the end.
+    pub(super) async fn ended(&self) -> Lost {
+        let mut lost = self.lost.subscribe();
+        let found = lost.wait_for(Option::is_some).await;
+        found.ok().and_then(|found| found.clone()).unwrap_or(Lost::Closed)
+    }
+
+    /// The error for who asks after the end.
+    pub(super) fn lost(&self) -> Error {
+        Error::Lost(self.lost.borrow().clone().unwrap_or(Lost::Closed))
+    }
+
+    async fn answer(&self, answer: oneshot::Receiver<()>) -> Result<(), Error> {
+        // An answer that was registered after the end has no sender that could be dropped.
+        let mut lost = self.lost.subscribe();
+        tokio::select! {
+            biased;
+            answered = answer => answered.map_err(|_closed| self.lost()),
+            _ = lost.wait_for(Option::is_some) => Err(self.lost()),
+        }
+    }
+
+    fn next_stream(&self) -> u32 {
+        self.next_stream.fetch_add(1, Ordering::Relaxed)
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The first reason counts. Everybody who waits hears that nothing comes any more.
+    fn end(&self, why: Lost) {
+        self.lost.send_if_modified(|lost| {
+            let is_first = lost.is_none();
+            lost.get_or_insert(why);
+            is_first
+        });
+        let waiting = std::mem::take(&mut *self.waiting());
+        for listener in waiting.runs.values() {
+            listener.input_credit.close();
+        }
+    }
+
+    async fn write(
+        self: Arc<Self>,
+        mut pipe: Box<dyn AsyncWrite + Send + Unpin>,
+        mut requests: mpsc::Receiver<ToInit>,
+        token: Token,
+    ) {
+        let mut wire = BytesMut::new();
+        loop {
+            let message = tokio::select! {
+                message = requests.recv() => message,
+                () = self.has_abandoned.notified() => None,
+            };
+            let streams = std::mem::take(&mut *self.abandoned.lock().unwrap_or_else(PoisonError::into_inner));
+            let kills = streams.into_iter().map(|stream| ToInit::Kill { stream, discard: true });
+            let mut encoded = Ok(());
+            for message in message.into_iter().chain(kills) {
+                encoded = encoded.and_then(|()| Frame::from(message).encode(&token, &mut wire));
+            }
+            while wire.len() < BATCH_BYTES
+                && let Ok(message) = requests.try_recv()
+            {
+                encoded = encoded.and_then(|()| Frame::from(message).encode(&token, &mut wire));
+            }
+            if let Err(error) = encoded {
+                return self.end(Lost::Refused(error));
+            }
+            let written = async {
+                pipe.write_all_buf(&mut wire).await?;
+                pipe.flush().await
+            };
+            if let Err(error) = written.await {
+                return self.end(Lost::Failed(error.to_string()));
+            }
+        }
+    }
+
+    async fn read(self: Arc<Self>, mut pipe: Box<dyn AsyncRead + Send + Unpin>, mut decoder: Decoder) {
+        let mut wire = BytesMut::with_capacity(READ_BYTES);
+        loop {
+            wire.reserve(READ_BYTES);
+            match pipe.read_buf(&mut wire).await {
+                Ok(0) => return self.end(Lost::Closed),
+                Ok(_) => {}
+                Err(error) => return self.end(Lost::Failed(error.to_string())),
+            }
+            loop {
+                let message = match decoder.decode(&mut wire) {
+                    Ok(None) => break,
+                    Ok(Some(frame)) => FromInit::try_from(frame),
+                    Err(error) => Err(error),
+                };
+                if let Err(why) = message.map_err(Lost::Refused).and_then(|message| self.deliver(message)) {
+                    return self.end(why);
+                }
+            }
+        }
+    }
+
+    fn deliver(&self, message: FromInit) -> Result<(), Lost> {
+        let mut waiting = self.waiting();
+        match message {
+            FromInit::Hello(about) => {
+                let hello = waiting.hello.take().ok_or(Lost::Broken("a second hello"))?;
+                drop(hello.send(about));
+            }
+            FromInit::Started { stream, .. } => waiting.tell(stream, Event::Started)?,
+            FromInit::Output { stream, channel, data } => waiting.tell(stream, Event::Output(channel, data))?,
+            FromInit::Cut {
+                stream,
+                channel,
+                dropped,
+            } => waiting.tell(stream, Event::Cut(channel, dropped))?,
+            FromInit::Exit { stream, exit } => waiting.tell_last(stream, Event::Exit(exit))?,
+            FromInit::Failed { stream, failure } => waiting.tell_last(stream, Event::Failed(failure))?,
+            FromInit::Credit { stream, credit } => waiting.grant(stream, credit)?,
+            FromInit::Pong { nonce } => {
+                let _is_awaited = waiting.pongs.remove(&nonce).is_some_and(|pong| pong.send(()).is_ok());
+            }
+            FromInit::Done { stream } => {
+                let _is_awaited = waiting.done.remove(&stream).is_some_and(|done| done.send(()).is_ok());
+            }
+            FromInit::Close { .. } => {}
+        }
+        Ok(())
+    }
+}
+
+impl Waiting {
+    fn tell(&self, stream: u32, event: Event) -> Result<(), Lost> {
+        let Some(listener) = self.runs.get(&stream) else {
+            return Ok(());
+        };
+        match listener.events.try_send(event) {
+            Ok(()) | Err(mpsc::error::TrySendError::Closed(_)) => Ok(()),
+            Err(mpsc::error::TrySendError::Full(_)) => Err(Lost::Broken("more output than the window allows")),
+        }
+    }
+
+    fn tell_last(&mut self, stream: u32, event: Event) -> Result<(), Lost> {
+        self.tell(stream, event)?;
+        if let Some(listener) = self.runs.remove(&stream) {
+            listener.input_credit.close();
+        }
+        Ok(())
+    }
+
+    fn grant(&self, stream: u32, credit: u32) -> Result<(), Lost> {
+        let Some(listener) = self.runs.get(&stream) else {
+            return Ok(());
+        };
+        let credit = credit as usize;
+        if listener.input_credit.available_permits().saturating_add(credit) > WINDOW as usize {
+            return Err(Lost::Broken("more credit than was used"));
+        }
+        listener.input_credit.add_permits(credit);
+        Ok(())
+    }
+}

@@ -1,0 +1,446 @@
+//! A program in a sandbox: how it is asked for, followed and ended.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use hothouse_protocol::{
+    Channel, Exec, FRAME_COST, FullMount, Oom, PAYLOAD_MAX, Program, Rlimits, Run, StreamTotals, TerminalSize, ToInit,
+    WINDOW, cost,
+};
+use tokio::sync::Semaphore;
+
+use super::WORKSPACE;
+use super::error::Error;
+use super::link::{Event, Link, Port};
+
+const STDIN_CHUNK: usize = 32 * 1024;
+const GRANT_AT: u32 = WINDOW / 4;
+
+/// A program to start.
+#[derive(Debug, Clone)]
+pub struct RunSpec {
+    /// The program, looked up in the `PATH` of `env` when it has no slash, and its arguments.
+    pub argv: Vec<String>,
+    /// The whole environment.
+    pub env: Vec<(String, String)>,
+    /// Where it starts.
+    pub cwd: String,
+    /// What it reads.
+    pub stdin: Input,
+    /// From the start of the process to SIGTERM; none is no limit but the sandbox's own.
+    pub timeout: Option<Duration>,
+    /// From SIGTERM to SIGKILL.
+    pub grace: Duration,
+    /// Bytes of each output stream that are kept: half as its head, which comes live, half as its tail, which comes at
+    /// the end. None keeps everything.
+    pub keep_bytes: Option<u64>,
+    /// Bytes of both output streams together after which the program is killed; none is no limit.
+    pub kill_bytes: Option<u64>,
+    /// Limits of each process.
+    pub rlimits: Rlimits,
+    /// A terminal of this size instead of pipes; its output is all standard output.
+    pub terminal: Option<TerminalSize>,
+}
+
+/// What a program reads.
+#[derive(Debug, Clone, Default)]
+pub enum Input {
+    /// Nothing: the end at once.
+    #[default]
+    None,
+    /// These bytes, then the end.
+    Bytes(Bytes),
+    /// What [`Stdin::write`] sends, until [`Stdin::close`].
+    Stream,
+}
+
+impl RunSpec {
+    /// A program with the usual limits: 60 s, 1 MiB kept of each stream, 64 MiB in all.
+    pub fn new<S: Into<String>>(argv: impl IntoIterator<Item = S>) -> Self {
+        Self {
+            argv: argv.into_iter().map(Into::into).collect(),
+            env: Vec::new(),
+            cwd: WORKSPACE.to_owned(),
+            stdin: Input::None,
+            timeout: Some(Duration::from_mins(1)),
+            grace: Duration::from_secs(2),
+            keep_bytes: Some(1 << 20),
+            kill_bytes: Some(64 << 20),
+            rlimits: Rlimits::default(),
+            terminal: None,
+        }
+    }
+
+    fn into_wire(self) -> (Run, Input) {
+        let head_bytes = self.keep_bytes.map(|keep| keep / 2);
+        let tail_bytes = self
+            .keep_bytes
+            .map_or(0, |keep| u32::try_from(keep - keep / 2).unwrap_or(u32::MAX));
+        let exec = Exec {
+            argv: self.argv,
+            env: self.env,
+            cwd: self.cwd,
+            stdin: !matches!(self.stdin, Input::None),
+            rlimits: self.rlimits,
+            terminal: self.terminal,
+        };
+        let run = Run {
+            program: Program::Exec(exec),
+            timeout_ms: self.timeout.map(millis),
+            grace_ms: millis(self.grace),
+            head_bytes,
+            tail_bytes,
+            kill_bytes: self.kill_bytes,
+        };
+        (run, self.stdin)
+    }
+}
+
+/// Something that a program wrote.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Output {
+    /// To its standard output.
+    Stdout(Bytes),
+    /// To its standard error.
+    Stderr(Bytes),
+    /// Here bytes are missing; what follows on this channel is the tail.
+    Cut {
+        /// Which stream.
+        channel: Channel,
+        /// How many bytes.
+        dropped: u64,
+    },
+}
+
+/// How a program ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "several may be true at once, and who settles a job weighs them")]
+pub struct Exit {
+    /// The exit code, when it exited.
+    pub code: Option<i32>,
+    /// The signal, when one killed it.
+    pub signal: Option<i32>,
+    /// Its time was over.
+    pub timed_out: bool,
+    /// It wrote more than [`RunSpec::kill_bytes`].
+    pub output_limit: bool,
+    /// It was killed on request.
+    pub killed: bool,
+    /// Whether the kernel killed one of its processes for memory.
+    pub oom: Oom,
+    /// Whether a writable mount had no room left when it ended.
+    pub disk_full: bool,
+    /// Which ones.
+    pub full_mounts: Vec<FullMount>,
+    /// Processor time of all its processes.
+    pub cpu: Duration,
+    /// The most memory that it used, in bytes.
+    pub memory_peak_bytes: u64,
+    /// From the start of the process to its end.
+    pub wall: Duration,
+    /// Its standard output.
+    pub stdout: StreamSummary,
+    /// Its standard error.
+    pub stderr: StreamSummary,
+}
+
+impl Exit {
+    /// Whether it exited with 0.
+    pub fn is_success(&self) -> bool {
+        self.code == Some(0)
+    }
+}
+
+/// What became of an output stream.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct StreamSummary {
+    /// Bytes that the program wrote.
+    pub bytes: u64,
+    /// Bytes that were dropped between head and tail.
+    pub dropped: u64,
+}
+
+impl StreamSummary {
+    /// Whether anything was dropped.
+    pub const fn is_truncated(&self) -> bool {
+        self.dropped > 0
+    }
+}
+
+/// A program that was started. Dropping it kills it with all its descendants.
+#[derive(Debug)]
+pub struct Running {
+    link: Arc<Link>,
+    port: Port,
+    owed: [u32; 2],
+    received: [u64; 2],
+    end: Option<Result<Exit, Error>>,
+}
+
+impl Running {
+    /// Sends the request and waits until the program runs. The second value feeds its input, when that is known.
+    pub(super) async fn start(
+        link: &Arc<Link>,
+        spec: RunSpec,
+    ) -> Result<(Self, Option<impl Future<Output = ()> + Send + use<>>), Error> {
+        let (run, input) = spec.into_wire();
+        let running = Self::launch(link, run).await?;
+        let feed = match input {
+            Input::Bytes(bytes) => {
+                let stdin = running.stdin();
+                // A program that ends without reading its input is no failure; it shows in its exit.
+                Some(async move { drop(stdin.write_all_and_close(bytes).await) })
+            }
+            Input::None | Input::Stream => None,
+        };
+        Ok((running, feed))
+    }
+
+    /// Sends a request of any kind and waits until it runs.
+    pub(super) async fn launch(link: &Arc<Link>, run: Run) -> Result<Self, Error> {
+        let bytes = serde_json::to_vec(&run).map_or(usize::MAX, |text| text.len());
+        if bytes > PAYLOAD_MAX {
+            return Err(Error::TooLarge { bytes });
+        }
+        let port = link.port()?;
+        let stream = port.stream;
+        let mut running = Self {
+            link: Arc::clone(link),
+            port,
+            owed: [0; 2],
+            received: [0; 2],
+            end: None,
+        };
+        link.send(ToInit::Run {
+            stream,
+            run: Box::new(run),
+        })
+        .await?;
+        match running.port.events.recv().await {
+            Some(Event::Started) => Ok(running),
+            Some(Event::Failed(failure)) => Err(Error::Refused(failure)),
+            Some(_) | None => Err(link.lost()),
+        }
+    }
+
+    /// The next piece of output, or none when there is no more and [`Running::wait`] answers at once. Cancel-safe.
+    pub async fn next(&mut self) -> Option<Output> {
+        if self.end.is_some() {
+            return None;
+        }
+        if let Err(error) = self.grant().await {
+            self.end = Some(Err(error));
+            return None;
+        }
+        match self.port.events.recv().await {
+            Some(Event::Output(channel, data)) => {
+                let index = channel as usize;
+                self.owed[index] = self.owed[index].saturating_add(cost(data.len()));
+                self.received[index] += data.len() as u64;
+                return Some(match channel {
+                    Channel::Stdout => Output::Stdout(data),
+                    Channel::Stderr => Output::Stderr(data),
+                });
+            }
+            Some(Event::Cut(channel, dropped)) => return Some(Output::Cut { channel, dropped }),
+            Some(Event::Exit(exit)) => self.end = Some(self.account(*exit)),
+            Some(Event::Failed(failure)) => self.end = Some(Err(Error::Refused(failure))),
+            Some(Event::Started) | None => self.end = Some(Err(self.link.lost())),
+        }
+        None
+    }
+
+    /// Waits for the end; output that nobody read is thrown away.
+    ///
+    /// # Errors
+    /// [`Error::Lost`] when the sandbox is gone, [`Error::Incomplete`] when output was lost on the way.
+    pub async fn wait(mut self) -> Result<Exit, Error> {
+        while self.next().await.is_some() {}
+        self.end.take().unwrap_or_else(|| Err(self.link.lost()))
+    }
+
+    /// A handle for the program's input, good as long as it runs.
+    pub fn stdin(&self) -> Stdin {
+        let credit = Arc::clone(&self.port.input_credit);
+        Stdin {
+            link: Arc::clone(&self.link),
+            stream: self.port.stream,
+            credit,
+        }
+    }
+
+    /// Sends input, in order; waits while the program does not read.
+    ///
+    /// # Errors
+    /// As [`Stdin::write`].
+    pub async fn write_stdin(&self, data: impl Into<Bytes>) -> Result<(), Error> {
+        self.stdin().write(data).await
+    }
+
+    /// Ends the input.
+    ///
+    /// # Errors
+    /// [`Error::Lost`].
+    pub async fn close_stdin(&self) -> Result<(), Error> {
+        self.stdin().close().await
+    }
+
+    /// Sends a signal, by its number, to the program's process group.
+    ///
+    /// # Errors
+    /// [`Error::Lost`]. A program that has ended is no error.
+    pub async fn signal(&self, signal: i32) -> Result<(), Error> {
+        self.link
+            .send(ToInit::Signal {
+                stream: self.port.stream,
+                signal,
+            })
+            .await
+    }
+
+    /// Kills the program with all its descendants; [`Running::wait`] tells when nothing is left.
+    ///
+    /// # Errors
+    /// [`Error::Lost`].
+    pub async fn kill(&self) -> Result<(), Error> {
+        self.link
+            .send(ToInit::Kill {
+                stream: self.port.stream,
+                discard: false,
+            })
+            .await
+    }
+
+    /// Tells the program's terminal another size.
+    ///
+    /// # Errors
+    /// [`Error::Lost`].
+    pub async fn resize(&self, size: TerminalSize) -> Result<(), Error> {
+        self.link
+            .send(ToInit::Resize {
+                stream: self.port.stream,
+                size,
+            })
+            .await
+    }
+
+    async fn grant(&mut self) -> Result<(), Error> {
+        for channel in [Channel::Stdout, Channel::Stderr] {
+            let owed = &mut self.owed[channel as usize];
+            if *owed >= GRANT_AT {
+                // Nothing is forgotten when this is dropped while it waits for the place.
+                let place = self.link.reserve().await?;
+                place.send(ToInit::Credit {
+                    stream: self.port.stream,
+                    channel,
+                    credit: std::mem::take(owed),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    fn account(&self, exit: hothouse_protocol::Exit) -> Result<Exit, Error> {
+        for (totals, received) in [exit.stdout, exit.stderr].into_iter().zip(self.received) {
+            if totals.sent != received {
+                return Err(Error::Incomplete {
+                    sent: totals.sent,
+                    received,
+                });
+            }
+        }
+        let summary = |totals: StreamTotals| StreamSummary {
+            bytes: totals.bytes,
+            dropped: totals.dropped,
+        };
+        Ok(Exit {
+            code: exit.code,
+            signal: exit.signal,
+            timed_out: exit.timed_out,
+            output_limit: exit.output_limit,
+            killed: exit.killed,
+            oom: exit.oom,
+            disk_full: !exit.full_mounts.is_empty(),
+            full_mounts: exit.full_mounts,
+            cpu: Duration::from_micros(exit.cpu_us),
+            memory_peak_bytes: exit.memory_peak_bytes,
+            wall: Duration::from_micros(exit.wall_us),
+            stdout: summary(exit.stdout),
+            stderr: summary(exit.stderr),
+        })
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.link.abandon(self.port.stream);
+    }
+}
+
+/// The input of a running program.
+#[derive(Debug, Clone)]
+pub struct Stdin {
+    link: Arc<Link>,
+    stream: u32,
+    credit: Arc<Semaphore>,
+}
+
+impl Stdin {
+    /// Sends input, in order; waits while the program does not read. Bytes for a program that ended are dropped.
+    ///
+    /// # Errors
+    /// [`Error::Lost`].
+    pub async fn write(&self, data: impl Into<Bytes>) -> Result<(), Error> {
+        let mut data = data.into();
+        while !data.is_empty() {
+            let piece = data.split_to(data.len().min(STDIN_CHUNK));
+            let permits = self.credit.acquire_many(cost(piece.len())).await;
+            let Ok(permits) = permits else {
+                return if self.link.is_alive() {
+                    Ok(())
+                } else {
+                    Err(self.link.lost())
+                };
+            };
+            permits.forget();
+            self.link
+                .send(ToInit::Stdin {
+                    stream: self.stream,
+                    data: piece,
+                    is_end: false,
+                })
+                .await?;
+        }
+        Ok(())
+    }
+
+    /// Ends the input.
+    ///
+    /// # Errors
+    /// [`Error::Lost`].
+    pub async fn close(&self) -> Result<(), Error> {
+        self.link
+            .send(ToInit::Stdin {
+                stream: self.stream,
+                data: Bytes::new(),
+                is_end: true,
+            })
+            .await
+    }
+
+    /// Sends everything, then the end.
+    ///
+    /// # Errors
+    /// [`Error::Lost`].
+    pub async fn write_all_and_close(&self, data: impl Into<Bytes>) -> Result<(), Error> {
+        self.write(data).await?;
+        self.close().await
+    }
+}
+
+fn millis(span: Duration) -> u64 {
+    u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
+}
+
+const _: () = assert!(STDIN_CHUNK + (FRAME_COST as usize) < WINDOW as usize);
