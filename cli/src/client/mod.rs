@@ -8,6 +8,7 @@ mod error;
 mod follow;
 mod job;
 mod key;
+mod log;
 mod problem;
 mod sse;
 
@@ -26,6 +27,7 @@ use uuid::Uuid;
 pub(crate) use self::error::Error;
 pub(crate) use self::follow::{Event, Follower};
 pub(crate) use self::job::{Attempt, Job, JobState, Page};
+pub(crate) use self::log::LogPages;
 use self::problem::Problem;
 use crate::globals::Globals;
 

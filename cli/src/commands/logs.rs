@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use serde_json::Value;
 use uuid::Uuid;
 
-use crate::client::{Client, Event, Page};
+use crate::client::{Client, Event, LogPages};
 use crate::globals::Globals;
 use crate::interrupt::Interrupts;
 use crate::output;
@@ -51,22 +51,11 @@ pub(crate) async fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCod
 
 /// Reads what there is now.
 async fn pages(client: &Client, args: &Args, show: impl Fn(&Event) -> io::Result<()>) -> anyhow::Result<()> {
-    let mut after = args.after;
-    loop {
-        let mut query = vec![("limit", Client::PAGE_ROWS.to_string())];
-        query.extend(after.map(|after| ("after", after.to_string())));
-        let page: Page = client.get(&["jobs", &args.id.to_string(), "events"], &query).await?;
-        let events: Vec<Event> = page
-            .data
-            .into_iter()
-            .map(serde_json::from_value)
-            .collect::<Result<_, _>>()?;
+    let mut log = LogPages::new(client, args.id, args.after);
+    while let Some(events) = log.next().await? {
         events.iter().try_for_each(&show)?;
-        match events.last() {
-            Some(last) if page.next_cursor.is_some() && Some(last.seq) > after => after = Some(last.seq),
-            _ => return Ok(()),
-        }
     }
+    Ok(())
 }
 
 fn show(event: &Event, every: bool, is_json: bool) -> io::Result<()> {

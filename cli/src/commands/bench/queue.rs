@@ -33,18 +33,18 @@ impl<'c> BenchQueue<'c> {
 
     /// Keeps its jobs from being handed out.
     pub(super) async fn pause(&self) -> anyhow::Result<()> {
-        Ok(self
-            .client
-            .post_repeatable(&["queues", &self.name, "pause"], &json!({}))
-            .await?)
+        self.switch("pause").await
     }
 
     /// Lets its jobs be handed out.
     pub(super) async fn resume(&self) -> anyhow::Result<()> {
-        Ok(self
-            .client
-            .post_repeatable(&["queues", &self.name, "resume"], &json!({}))
-            .await?)
+        self.switch("resume").await
+    }
+
+    async fn switch(&self, verb: &str) -> anyhow::Result<()> {
+        let path = ["queues", &self.name, verb];
+        self.client.post_repeatable::<Value>(&path, &json!({})).await?;
+        Ok(())
     }
 
     /// How many of its jobs have not ended.

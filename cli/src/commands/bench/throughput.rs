@@ -17,7 +17,7 @@ use uuid::Uuid;
 use super::queue::{BenchQueue, Census};
 use super::report::Report;
 use super::wire::{self, Connection};
-use crate::client::{Client, Event, Follower};
+use crate::client::{Client, Event, LogPages};
 use crate::output;
 
 /// Jobs whose event log is looked at as a whole.
@@ -197,10 +197,10 @@ fn rates(report: &mut Report, census: &Census, from: DateTime<Utc>, seconds: u64
 async fn check_logs(report: &mut Report, client: &Client, ids: &[Uuid]) -> anyhow::Result<()> {
     let mut wrong = Vec::new();
     for id in ids {
-        let mut follower = Follower::new(client, *id, None);
+        let mut log = LogPages::new(client, *id, None);
         let mut events: Vec<Event> = Vec::new();
-        while let Some(event) = follower.next().await? {
-            events.push(event);
+        while let Some(page) = log.next().await? {
+            events.extend(page);
         }
         let is_rising = events.is_sorted_by(|one, next| one.seq < next.seq);
         let ends = events.iter().filter(|event| event.is_terminal()).count();
