@@ -96,7 +96,7 @@ async fn is_healthy(slot: &Slot) -> bool {
     if !slot.sandbox().is_alive() {
         return false;
     }
-    slot.warm_for() < PING_AFTER || matches!(timeout(PING_TIMEOUT, slot.sandbox().ping()).await, Ok(Ok(_)))
+    slot.warm_for() < PING_AFTER || slot.sandbox().ping(PING_TIMEOUT).await.is_ok()
 }
 
 fn count_cold_start(shelf: &Shelf, reason: &'static str) {
@@ -122,8 +122,28 @@ mod tests {
     fn only_a_job_that_wants_more_of_something_does_not_fit() {
         let has = Profile::default();
         assert!(fits(&has, &has));
-        assert!(fits(&Profile { memory_bytes: 1, cpus: 0.5, ..has.clone() }, &has));
-        assert!(!fits(&Profile { pids: has.pids + 1, memory_bytes: 1, ..has.clone() }, &has));
-        assert!(!fits(&Profile { cpus: 1.5, ..has.clone() }, &has));
+        assert!(fits(
+            &Profile {
+                memory_bytes: 1,
+                cpus: 0.5,
+                ..has.clone()
+            },
+            &has
+        ));
+        assert!(!fits(
+            &Profile {
+                pids: has.pids + 1,
+                memory_bytes: 1,
+                ..has.clone()
+            },
+            &has
+        ));
+        assert!(!fits(
+            &Profile {
+                cpus: 1.5,
+                ..has.clone()
+            },
+            &has
+        ));
     }
 }

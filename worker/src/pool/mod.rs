@@ -1,1 +1,261 @@
-//! Under construction.
+//! The warm pool: sandboxes that are started before a job comes.
+//!
+//! A sandbox goes `creating → warm → leased → retired`, one way only: one job, one sandbox. A check-out is a pop from
+//! memory. When nothing is warm the job waits for the next start, counted with its reason as a cold start; it never
+//! fails because an engine restarts, only when that takes longer than its time.
+//!
+//! # Invariants
+//! - An environment never has more sandboxes than its ceiling, whatever state they are in.
+//! - Every sandbox that was started is destroyed: by its slot, by refill, at the end of the pool, or by the reaper.
+//!
+//! # Not here
+//! The decisions are [`plan`], pure; a sandbox's own doing is [`crate::sandbox`].
+
+use std::collections::{BTreeMap, HashSet};
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use common::clock::Clock;
+use common::lifecycle::Lifecycle;
+use futures_util::future::BoxFuture;
+use tokio::sync::{Notify, Semaphore};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use uuid::Uuid;
+
+use crate::driver::{Profile, SandboxDriver};
+use crate::environment::Environments;
+use crate::sandbox::{self, Sandbox};
+
+mod check_out;
+mod error;
+mod held;
+mod plan;
+mod reaper;
+mod refill;
+mod shelf;
+mod slot;
+
+pub use error::Error;
+pub use reaper::Report;
+pub use shelf::LastError;
+pub use slot::Slot;
+
+use held::Retiring;
+use plan::Pace;
+use shelf::Shelf;
+
+/// Tells whether a worker still lives. Asked of the store by the caller; when in doubt it must say yes.
+pub type IsAlive = Arc<dyn Fn(Uuid) -> BoxFuture<'static, bool> + Send + Sync>;
+
+/// How the pool works, the same for all environments.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// The worker whose sandboxes these are.
+    pub worker_id: Uuid,
+    /// How many may start at once. The engine's rate falls beyond about twice the number of processors.
+    pub starts_max: usize,
+    /// How long a start may take until the sandbox answers.
+    pub start_timeout: Duration,
+    /// How long a job waits for a sandbox.
+    pub check_out_timeout: Duration,
+    /// How long no job must have come before the floor is filled again; a tenfold wait is the most.
+    pub quiet: Duration,
+    /// The longest delay between failing starts.
+    pub backoff_max: Duration,
+    /// How often sandboxes of dead workers are looked for.
+    pub cleanup_interval: Duration,
+    /// What is asked of each init. Bubblewrap without root cannot give jobs a user of their own.
+    pub sandbox: sandbox::Settings,
+}
+
+impl Settings {
+    /// The defaults for a worker.
+    pub fn new(worker_id: Uuid) -> Self {
+        let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        Self {
+            worker_id,
+            starts_max: 2 * processors,
+            start_timeout: Duration::from_mins(1),
+            check_out_timeout: Duration::from_mins(1),
+            quiet: Duration::from_millis(100),
+            backoff_max: Duration::from_secs(30),
+            cleanup_interval: Duration::from_hours(1),
+            sandbox: sandbox::Settings {
+                must_have_own_uid: true,
+                ..sandbox::Settings::default()
+            },
+        }
+    }
+}
+
+/// One environment's state, for people and metrics.
+#[derive(Debug, Clone)]
+pub struct EnvironmentStatus {
+    /// Its name.
+    pub name: String,
+    /// The image it starts.
+    pub image: String,
+    /// Sandboxes that are ready.
+    pub warm: u32,
+    /// In use.
+    pub leased: u32,
+    /// Being started.
+    pub creating: u32,
+    /// Being destroyed.
+    pub retiring: u32,
+    /// Jobs that wait for one.
+    pub waiting: u32,
+    /// How many jobs found nothing warm, since the pool was made.
+    pub cold_starts: u64,
+    /// The last failed start, when none has succeeded since.
+    pub last_error: Option<LastError>,
+}
+
+/// The warm pool of a worker. Cheap to clone; clones are the same pool.
+#[derive(Debug, Clone)]
+pub struct Pool(Arc<Inner>);
+
+pub(crate) struct Inner {
+    driver: Arc<dyn SandboxDriver>,
+    shelves: BTreeMap<String, Arc<Shelf>>,
+    worker_id: Uuid,
+    start_timeout: Duration,
+    check_out_timeout: Duration,
+    sandbox: sandbox::Settings,
+    pace: Pace,
+    starts: Semaphore,
+    is_alive: IsAlive,
+    clock: Clock,
+    wake: Arc<Notify>,
+    // Sandboxes that somebody here holds; the reaper leaves them alone.
+    known: Mutex<HashSet<Uuid>>,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+    ended: CancellationToken,
+}
+
+impl Pool {
+    /// Starts filling. It goes on until [`Pool::shutdown`], which belongs after the last job, or a hard stop.
+    pub fn start(
+        driver: Arc<dyn SandboxDriver>,
+        environments: &Environments,
+        settings: Settings,
+        is_alive: IsAlive,
+        lifecycle: &Lifecycle,
+    ) -> Self {
+        let wake = Arc::new(Notify::new());
+        let shelves = environments
+            .iter()
+            .map(|(name, environment)| {
+                let shelf = Shelf::new(Arc::clone(environment), Arc::clone(&wake));
+                (name.clone(), Arc::new(shelf))
+            })
+            .collect();
+        let inner = Arc::new(Inner {
+            driver,
+            shelves,
+            worker_id: settings.worker_id,
+            start_timeout: settings.start_timeout,
+            check_out_timeout: settings.check_out_timeout,
+            sandbox: settings.sandbox,
+            pace: Pace {
+                quiet: settings.quiet,
+                quiet_max: 10 * settings.quiet,
+                backoff: Duration::from_millis(250),
+                backoff_max: settings.backoff_max,
+            },
+            starts: Semaphore::new(settings.starts_max.max(1)),
+            is_alive,
+            clock: Clock::system(),
+            wake,
+            known: Mutex::default(),
+            tasks: TaskTracker::new(),
+            stop: lifecycle.hard().child_token(),
+            ended: CancellationToken::new(),
+        });
+        lifecycle.spawn_infallible("pool refill", refill::run(Arc::clone(&inner)));
+        let reaper = reaper::run(Arc::clone(&inner), settings.cleanup_interval);
+        lifecycle.spawn_infallible("pool reaper", reaper);
+        Self(inner)
+    }
+
+    /// A sandbox for one job: a warm one at once, else the next that starts. With a `profile` that does not fit into
+    /// the environment's, one of that size is started for it.
+    ///
+    /// Cancel-safe: what was under way is used for the next job or destroyed.
+    pub async fn check_out(&self, environment: &str, profile: Option<&Profile>) -> Result<Slot, Error> {
+        check_out::check_out(&self.0, environment, profile).await
+    }
+
+    /// What there is of each environment, by name.
+    pub fn status(&self) -> Vec<EnvironmentStatus> {
+        let shelves = self.0.shelves.values();
+        shelves.map(|shelf| status(shelf)).collect()
+    }
+
+    /// One pass of the reaper, which also runs by itself.
+    pub async fn reap(&self, now: DateTime<Utc>) -> Result<Report, crate::driver::Error> {
+        reaper::tick(&self.0, now).await
+    }
+
+    /// Retires everything and waits until it is gone. Slots that are still out lose their sandbox.
+    pub async fn shutdown(&self) {
+        self.0.stop.cancel();
+        self.0.ended.cancelled().await;
+    }
+}
+
+impl Inner {
+    /// Kills a sandbox now and removes what is left of it behind.
+    fn destroy(self: &Arc<Self>, id: Uuid, sandbox: Option<Sandbox>, retiring: Retiring) {
+        // Its pipe closes, so init kills everything and exits; no need to wait for the engine.
+        drop(sandbox);
+        let inner = Arc::clone(self);
+        self.tasks.spawn(async move {
+            if let Err(e) = inner.driver.destroy(id).await {
+                tracing::warn!(sandbox_id = %id, error = %e, "a sandbox is left to the reaper");
+            }
+            inner.known().remove(&id);
+            drop(retiring);
+        });
+    }
+
+    fn know(&self, id: Uuid) {
+        self.known().insert(id);
+    }
+
+    fn knows(&self, id: Uuid) -> bool {
+        self.known().contains(&id)
+    }
+
+    fn known(&self) -> std::sync::MutexGuard<'_, HashSet<Uuid>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for Inner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pool")
+            .field("driver", &self.driver)
+            .field("worker_id", &self.worker_id)
+            .finish_non_exhaustive()
+    }
+}
+
+fn status(shelf: &Shelf) -> EnvironmentStatus {
+    let (counts, cold_starts, last_error) = shelf.look();
+    EnvironmentStatus {
+        name: shelf.environment.name.clone(),
+        image: shelf.environment.image(),
+        warm: counts.warm,
+        leased: counts.leased,
+        creating: counts.creating,
+        retiring: counts.retiring,
+        waiting: counts.waiting,
+        cold_starts,
+        last_error,
+    }
+}

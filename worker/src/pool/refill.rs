@@ -138,7 +138,7 @@ async fn start(pool: &Arc<Inner>, creating: Creating, profile: Profile) -> Start
 
 async fn start_and_connect(pool: &Inner, spec: &Spec) -> Result<Sandbox, Error> {
     let pipe = pool.driver.start(spec).await.map_err(Error::Start)?;
-    Sandbox::connect(pipe, pool.sandbox.clone()).await.map_err(Error::Connect)
+    Sandbox::connect(pipe, &pool.sandbox).await.map_err(Error::Connect)
 }
 
 fn record_start(spec: &Spec, begun: Instant, is_ok: bool) {

@@ -62,7 +62,9 @@ impl Slot {
     }
 
     fn held(&self) -> &(Warm, Leased) {
-        self.held.as_ref().expect("only retire and drop take it, and both end the slot")
+        self.held
+            .as_ref()
+            .expect("only retire and drop take it, and both end the slot")
     }
 
     fn settle(&mut self) {
