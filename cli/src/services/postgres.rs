@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, anyhow, bail};
 use futures_util::FutureExt as _;
 use nix::sys::signal::Signal;
 use tokio::io::AsyncWriteExt as _;
@@ -287,9 +287,14 @@ impl Installation {
         }
         command.args(["-p", &port.to_string()]);
         let pg_isready = self.bin.join("pg_isready");
-        self.program
-            .start(command, READY_LIMIT, move || answers(pg_isready.clone(), port).boxed())
-            .await
+        let is_ready = move || answers(pg_isready.clone(), port).boxed();
+        self.program.start(command, READY_LIMIT, is_ready).await.map_err(|error| {
+            let data = self.program.folder.display();
+            anyhow!(
+                "{error:#}; if it is the database that is broken, restore {data} from a backup, or move it away to begin \
+                 with an empty one"
+            )
+        })
     }
 }
 
