@@ -1,8 +1,18 @@
 //! The worker: claims jobs, runs each one in a warm, sealed sandbox, and settles what came of it.
 
+pub mod attempt;
+pub mod config;
+pub mod consumer;
 pub mod driver;
 pub mod environment;
+pub mod events;
 pub mod executor;
+mod machine;
 pub mod model;
 pub mod pool;
+mod run;
 pub mod sandbox;
+pub mod settle;
+
+pub use config::Config;
+pub use run::run;

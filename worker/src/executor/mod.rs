@@ -1,1 +1,104 @@
-//! Under construction.
+//! What an attempt does, by the kind of its job.
+
+pub mod chat;
+pub mod native;
+
+use std::sync::Arc;
+
+use common::clock::Clock;
+use common::ids::WorkerId;
+use common::job::decision::Outcome;
+use common::job::{Failure, Job, Kind, Usage};
+use common::message::Message;
+use common::store::Store;
+use tokio::sync::watch;
+
+use crate::consumer::held::Orders;
+use crate::environment::Environments;
+use crate::events::Sink;
+use crate::model::{Providers, RetryPolicy};
+use crate::pool::Pool;
+
+/// What executors need of the process. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Machine {
+    /// For what an attempt reads beyond its input: a conversation's messages.
+    pub store: Store,
+    /// Warm sandboxes; none on a worker with light slots only.
+    pub pool: Option<Pool>,
+    /// What a sandbox holds.
+    pub environments: Arc<Environments>,
+    /// Who answers models' names.
+    pub providers: Arc<Providers>,
+    /// How a model is asked again before its first token.
+    pub retry: RetryPolicy,
+}
+
+impl Machine {
+    /// Whether jobs that need a sandbox can run here.
+    pub fn has_sandboxes(&self) -> bool {
+        self.pool.is_some()
+    }
+
+    /// Ends every sandbox.
+    pub async fn shutdown(&self) {
+        if let Some(pool) = &self.pool {
+            pool.shutdown().await;
+        }
+    }
+}
+
+/// One attempt's surroundings.
+#[derive(Debug)]
+pub struct Context {
+    /// The job, running.
+    pub job: Job,
+    /// JSON of its input.
+    pub input: Vec<u8>,
+    /// Who runs it.
+    pub worker_id: WorkerId,
+    /// Where it says what happens.
+    pub events: Sink,
+    /// What it is told: run on until, stop.
+    pub orders: watch::Receiver<Orders>,
+    /// When things happen.
+    pub clock: Clock,
+    /// What it runs on.
+    pub machine: Machine,
+}
+
+/// How an attempt ended.
+#[derive(Clone, Debug)]
+pub struct Ended {
+    /// How.
+    pub outcome: Outcome,
+    /// JSON of the result, when there is one.
+    pub result: Option<Vec<u8>>,
+    /// What this attempt used.
+    pub usage: Usage,
+    /// What a turn adds to its conversation.
+    pub messages: Vec<Message>,
+}
+
+impl Ended {
+    /// Well, with a result.
+    pub fn succeeded(result: Vec<u8>) -> Self {
+        Self { outcome: Outcome::Succeeded, result: Some(result), usage: Usage::default(), messages: Vec::new() }
+    }
+
+    /// Badly, without a result.
+    pub fn failed(failure: Failure) -> Self {
+        let outcome = Outcome::Failed { failure, retry_after: None };
+        Self { outcome, result: None, usage: Usage::default(), messages: Vec::new() }
+    }
+}
+
+/// Runs the attempt to its end.
+pub async fn execute(context: Context) -> Ended {
+    match context.job.kind {
+        Kind::Noop => Ended::succeeded(b"{}".to_vec()),
+        Kind::Exec | Kind::AgentRun | Kind::ChatTurn => {
+            Ended::failed(Failure::new(common::job::FailureCode::Internal, "not built yet"))
+        }
+    }
+}

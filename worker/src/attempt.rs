@@ -1,0 +1,241 @@
+//! One attempt, from its claim to its committed end.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use common::clock::Clock;
+use common::ids::WorkerId;
+use common::job::decision::{self, Counts, Decision, Outcome};
+use common::job::event::{Event, EventBody};
+use common::job::{Failure, FailureCode, Job};
+use common::queue::{Dispatch, Queue};
+use common::store::Store;
+use common::store::claim::Claimed;
+use common::store::events::Chunk;
+use common::store::settle::{Settlement, TurnEnd};
+use futures_util::FutureExt;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio_util::task::TaskTracker;
+
+use crate::consumer::held::{Held, HeldAttempt, Holding, Stop};
+use crate::events::{EventLog, LogTarget, Unwritten};
+use crate::executor::{Context, Ended, Machine};
+use crate::settle::{Settled, Settler};
+
+/// Runs attempts. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Attempts {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    worker_id: WorkerId,
+    store: Store,
+    queue: Queue,
+    clock: Clock,
+    held: Held,
+    settler: Settler,
+    machine: Machine,
+    run_on: Duration,
+    tracker: TaskTracker,
+}
+
+/// What [`Attempts`] is made of.
+#[derive(Debug)]
+pub struct Parts {
+    /// Who.
+    pub worker_id: WorkerId,
+    /// The truth.
+    pub store: Store,
+    /// The leases.
+    pub queue: Queue,
+    /// When things happen.
+    pub clock: Clock,
+    /// What is held.
+    pub held: Held,
+    /// Who writes ends.
+    pub settler: Settler,
+    /// What executors need.
+    pub machine: Machine,
+    /// How long a sandbox runs on after a renewal.
+    pub run_on: Duration,
+    /// Where attempts run.
+    pub tracker: TaskTracker,
+}
+
+impl Attempts {
+    /// Puts the parts together.
+    pub fn new(parts: Parts) -> Self {
+        let Parts { worker_id, store, queue, clock, held, settler, machine, run_on, tracker } = parts;
+        Self { inner: Arc::new(Inner { worker_id, store, queue, clock, held, settler, machine, run_on, tracker }) }
+    }
+
+    /// The clock that claims are written with.
+    pub fn clock(&self) -> &Clock {
+        &self.inner.clock
+    }
+
+    /// Runs a claimed attempt. The slot is free when its process has ended, `result` when its end is committed.
+    pub fn spawn(
+        &self,
+        claimed: Claimed,
+        held: HeldAttempt,
+        slot: OwnedSemaphorePermit,
+        result: OwnedSemaphorePermit,
+    ) {
+        let inner = Arc::clone(&self.inner);
+        let holding = self.inner.held.add(held, self.inner.run_on);
+        self.inner.tracker.spawn(async move {
+            inner.run(claimed, holding, slot).await;
+            drop(result);
+        });
+    }
+}
+
+impl Inner {
+    async fn run(&self, claimed: Claimed, holding: Holding, slot: OwnedSemaphorePermit) {
+        let Claimed { job, input } = claimed;
+        let started = Event {
+            seq: job.seq,
+            at: job.started_at.unwrap_or_else(|| self.clock.now()),
+            attempt: job.attempt,
+            body: EventBody::Started { worker: self.worker_id },
+        };
+        let target = LogTarget {
+            tenant_id: job.tenant_id,
+            job_id: job.id,
+            attempt: job.attempt,
+            worker_id: self.worker_id,
+            queue: self.queue.clone(),
+            store: self.store.clone(),
+            clock: self.clock.clone(),
+        };
+        let log = EventLog::begin(target, started, &self.tracker);
+        let context = Context {
+            job: job.clone(),
+            input,
+            worker_id: self.worker_id,
+            events: log.sink().clone(),
+            orders: holding.orders.clone(),
+            clock: self.clock.clone(),
+            machine: self.machine.clone(),
+        };
+        let ended = match std::panic::AssertUnwindSafe(crate::executor::execute(context)).catch_unwind().await {
+            Ok(ended) => ended,
+            Err(_) => {
+                tracing::error!(job_id = %job.id, "an executor panicked");
+                Ended::failed(Failure::new(FailureCode::Internal, "an internal error ended the attempt"))
+            }
+        };
+        drop(slot);
+        let unwritten = log.end().await;
+        if holding.orders.borrow().stop == Some(Stop::Lost) {
+            return;
+        }
+        self.settle(&job, ended, unwritten).await;
+        drop(holding);
+    }
+
+    async fn settle(&self, job: &Job, ended: Ended, unwritten: Unwritten) {
+        let settlement = self.settlement(job, ended, unwritten);
+        let (decision, seq) = (settlement.decision.clone(), settlement.seq);
+        metrics::counter!("hothouse_attempts_total", "decision" => name(&decision)).increment(1);
+        match self.settler.settle(job.tenant_id, settlement.clone()).await {
+            Settled::Committed if decision == Decision::GiveBack => self.requeue(job).await,
+            Settled::Committed | Settled::GivenUp => {}
+            Settled::LeaseLost => tracing::warn!(job_id = %job.id, attempt = job.attempt, "ended after its lease"),
+            Settled::Refused => {
+                // What it wanted to write cannot be written: its end must be, or it would run for ever.
+                let failure = Failure::new(FailureCode::Internal, "the result could not be stored");
+                let bare = Settlement {
+                    decision: Decision::Fail(failure),
+                    result: None,
+                    chunk: None,
+                    turn: None,
+                    seq,
+                    ..settlement
+                };
+                let settled = self.settler.settle(job.tenant_id, bare).await;
+                tracing::error!(job_id = %job.id, ?settled, "stored without its result");
+            }
+        }
+    }
+
+    fn settlement(&self, job: &Job, ended: Ended, unwritten: Unwritten) -> Settlement {
+        let now = self.clock.now();
+        let counts = Counts {
+            failures: job.failures,
+            losses: job.losses,
+            max_attempts: job.max_attempts,
+            backoff: job.backoff,
+            retry_on: &job.retry_on,
+            cancel_requested: matches!(ended.outcome, Outcome::Cancelled),
+        };
+        let decision = decision::settle(ended.outcome, counts, rand::random(), now);
+        let (chunk, seq) = last_events(job, self.worker_id, unwritten, &decision, now);
+        let mut usage = job.usage.clone();
+        usage.add(&ended.usage);
+        let turn = job.conversation_id.map(|id| TurnEnd { conversation_id: id, messages: ended.messages });
+        Settlement {
+            job_id: job.id,
+            attempt: job.attempt,
+            decision,
+            result: ended.result,
+            usage,
+            seq,
+            chunk,
+            started_at: job.started_at.unwrap_or(now),
+            finished_at: now,
+            turn,
+        }
+    }
+
+    /// A job that was given back may start elsewhere at once.
+    async fn requeue(&self, job: &Job) {
+        if let Err(error) = self.queue.dispatch(&[Dispatch::from_job(job)]).await {
+            tracing::debug!(%error, job_id = %job.id, "redispatch finds it");
+        }
+    }
+}
+
+/// The chunk to write with the end, and the number of the end itself. A job that ends without having said anything needs
+/// no chunk: its events are made from its row. One that goes on must leave behind what the row will forget.
+fn last_events(
+    job: &Job,
+    worker_id: WorkerId,
+    unwritten: Unwritten,
+    decision: &Decision,
+    now: chrono::DateTime<chrono::Utc>,
+) -> (Option<Chunk>, u64) {
+    let seq = unwritten.last_seq + 1;
+    let mut events = unwritten.events;
+    let body = match decision {
+        Decision::Succeed | Decision::Fail(_) | Decision::Cancel => None,
+        Decision::RetryAt(retry_at, failure) => {
+            Some(EventBody::Retrying { next_attempt: job.attempt + 1, retry_at: *retry_at, error: failure.clone() })
+        }
+        Decision::GiveBack => Some(EventBody::Queued { position: None }),
+        Decision::Wait => Some(EventBody::Waiting { waits_for: "children".to_owned() }),
+    };
+    if let Some(body) = body {
+        if !unwritten.spoke {
+            let at = job.started_at.unwrap_or(now);
+            let body = EventBody::Started { worker: worker_id };
+            events.insert(0, Event { seq: job.seq, at, attempt: job.attempt, body });
+        }
+        events.push(Event { seq, at: now, attempt: job.attempt, body });
+    }
+    (Chunk::pack(job.id, &events), seq)
+}
+
+fn name(decision: &Decision) -> &'static str {
+    match decision {
+        Decision::Succeed => "succeeded",
+        Decision::Fail(_) => "failed",
+        Decision::Cancel => "cancelled",
+        Decision::RetryAt(..) => "retrying",
+        Decision::GiveBack => "given_back",
+        Decision::Wait => "waiting",
+    }
+}

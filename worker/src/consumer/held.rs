@@ -1,0 +1,162 @@
+//! The attempts that this worker holds now.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use common::ids::{JobId, TenantId};
+use tokio::sync::watch;
+
+/// Why an attempt should end before it is done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stop {
+    /// Somebody asked to cancel the job.
+    Cancel,
+    /// The attempt is not this worker's any more: write nothing.
+    Lost,
+    /// The worker is being drained and its time is over.
+    Drain,
+}
+
+/// What the holder of an attempt is told.
+#[derive(Clone, Copy, Debug)]
+pub struct Orders {
+    /// The job's sandbox may run on until then; each heartbeat that succeeds moves it.
+    pub run_until: Instant,
+    /// Set once: end before you are done.
+    pub stop: Option<Stop>,
+}
+
+/// One held attempt as heartbeats see it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct HeldAttempt {
+    /// The job.
+    pub job_id: JobId,
+    /// The fence.
+    pub attempt: u32,
+    /// Whose job it is: decides the shard.
+    pub tenant_id: TenantId,
+}
+
+/// All held attempts. Cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub struct Held {
+    attempts: Arc<Mutex<HashMap<JobId, (HeldAttempt, watch::Sender<Orders>)>>>,
+}
+
+/// An attempt leaves [`Held`] when this is dropped.
+#[derive(Debug)]
+pub struct Holding {
+    held: Held,
+    attempt: HeldAttempt,
+    /// What the holder is told.
+    pub orders: watch::Receiver<Orders>,
+}
+
+impl Drop for Holding {
+    fn drop(&mut self) {
+        let mut attempts = self.held.lock();
+        if attempts.get(&self.attempt.job_id).is_some_and(|(held, _)| *held == self.attempt) {
+            attempts.remove(&self.attempt.job_id);
+        }
+    }
+}
+
+impl Held {
+    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<JobId, (HeldAttempt, watch::Sender<Orders>)>> {
+        self.attempts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds an attempt whose lease was just taken and runs its sandbox on for `run_on`.
+    pub fn add(&self, attempt: HeldAttempt, run_on: Duration) -> Holding {
+        let (sender, orders) = watch::channel(Orders { run_until: Instant::now() + run_on, stop: None });
+        self.lock().insert(attempt.job_id, (attempt, sender));
+        Holding { held: self.clone(), attempt, orders }
+    }
+
+    /// Every held attempt.
+    pub fn all(&self) -> Vec<HeldAttempt> {
+        self.lock().values().map(|(attempt, _)| *attempt).collect()
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.lock().len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.lock().is_empty()
+    }
+
+    /// Lets sandboxes run on: the lease was renewed.
+    pub fn renew(&self, attempts: &[HeldAttempt], run_on: Duration) {
+        let run_until = Instant::now() + run_on;
+        let held = self.lock();
+        for attempt in attempts {
+            if let Some((_, sender)) = held.get(&attempt.job_id).filter(|(held, _)| held == attempt) {
+                sender.send_modify(|orders| orders.run_until = run_until);
+            }
+        }
+    }
+
+    /// Orders one attempt to stop. The first order stands, but losing the lease overrules the others.
+    pub fn stop(&self, job_id: JobId, stop: Stop) {
+        if let Some((_, sender)) = self.lock().get(&job_id) {
+            sender.send_modify(|orders| {
+                if orders.stop.is_none() || stop == Stop::Lost {
+                    orders.stop = Some(stop);
+                }
+            });
+        }
+    }
+
+    /// Orders all of them to stop.
+    pub fn stop_all(&self, stop: Stop) {
+        for attempt in self.all() {
+            self.stop(attempt.job_id, stop);
+        }
+    }
+}
+
+/// Waits for an order to stop; pending for ever when none comes.
+pub async fn stopped(orders: &mut watch::Receiver<Orders>) -> Stop {
+    loop {
+        if let Some(stop) = orders.borrow_and_update().stop {
+            return stop;
+        }
+        if orders.changed().await.is_err() {
+            // The holding is gone: nobody can order anything any more.
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_first_order_stands_unless_the_lease_is_lost() {
+        let held = Held::default();
+        let attempt = HeldAttempt { job_id: JobId::new(), attempt: 1, tenant_id: TenantId::new() };
+        let mut holding = held.add(attempt, Duration::from_secs(5));
+        held.stop(attempt.job_id, Stop::Cancel);
+        held.stop(attempt.job_id, Stop::Drain);
+        assert_eq!(stopped(&mut holding.orders).await, Stop::Cancel);
+        held.stop(attempt.job_id, Stop::Lost);
+        assert_eq!(stopped(&mut holding.orders).await, Stop::Lost);
+        drop(holding);
+        assert!(held.is_empty());
+    }
+
+    #[test]
+    fn an_older_holding_does_not_remove_a_newer_one() {
+        let held = Held::default();
+        let first = HeldAttempt { job_id: JobId::new(), attempt: 1, tenant_id: TenantId::new() };
+        let old = held.add(first, Duration::ZERO);
+        let _new = held.add(HeldAttempt { attempt: 2, ..first }, Duration::ZERO);
+        drop(old);
+        assert_eq!(held.len(), 1);
+    }
+}

@@ -1,0 +1,152 @@
+//! The claim loop: takes no more than it has slots for, and runs each attempt on the lifecycle's tracker.
+//!
+//! A slot is free again when its process has ended; the result may still be on its way to Postgres. Results on their
+//! way are bounded too, and when there are too many, claiming stops.
+
+pub mod cancels;
+pub mod heartbeat;
+pub mod held;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use common::ids::WorkerId;
+use common::job::spec::SlotClass;
+use common::queue::{Error, Queue, Shard, Want};
+use common::store::Store;
+use common::store::claim::Claimed;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_util::sync::CancellationToken;
+
+use crate::attempt::Attempts;
+use held::HeldAttempt;
+
+/// How long an idle loop waits before it looks without having been woken.
+const IDLE: Duration = Duration::from_secs(1);
+
+/// How long a loop waits after Redis or Postgres did not answer.
+const PAUSE: Duration = Duration::from_millis(250);
+
+/// One loop: one slot class in one shard.
+#[derive(Clone, Debug)]
+pub struct Consumer {
+    /// Who.
+    pub worker_id: WorkerId,
+    /// What these slots are.
+    pub slot: SlotClass,
+    /// Labels of the worker.
+    pub labels: Vec<String>,
+    /// Queues that it serves; empty is all of them.
+    pub queues: Vec<String>,
+    /// Free slots of the class.
+    pub slots: Arc<Semaphore>,
+    /// Room for attempts and for results on their way.
+    pub results: Arc<Semaphore>,
+    /// Where claims come from.
+    pub queue: Queue,
+    /// Who confirms them.
+    pub store: Store,
+    /// Who runs them.
+    pub attempts: Attempts,
+}
+
+impl Consumer {
+    /// Claims until `stop`.
+    pub async fn run(self, shard: Shard, stop: CancellationToken) {
+        let mut waker = self.queue.waker(shard);
+        let mut rotation = 0_u32;
+        loop {
+            rotation = rotation.wrapping_add(1);
+            let taken = tokio::select! {
+                () = stop.cancelled() => return,
+                permits = self.room() => {
+                    // Not in the select: a claim that was sent must be carried out.
+                    self.claim(shard, permits, rotation).await
+                }
+            };
+            match taken {
+                Ok(0) => {
+                    let woken = tokio::select! {
+                        () = stop.cancelled() => return,
+                        woken = waker.wait(IDLE) => woken,
+                    };
+                    if let Err(error) = woken {
+                        tracing::debug!(%error, "cannot wait for work");
+                        tokio::time::sleep(PAUSE).await;
+                    }
+                }
+                Ok(_) => {}
+                Err(error) => {
+                    tracing::debug!(error = %format!("{error:#}"), "cannot claim");
+                    tokio::time::sleep(PAUSE).await;
+                }
+            }
+        }
+    }
+
+    /// Waits for at least one free slot with room for its result, and takes all there are.
+    async fn room(&self) -> Vec<(OwnedSemaphorePermit, OwnedSemaphorePermit)> {
+        let (Ok(slot), Ok(result)) =
+            (Arc::clone(&self.slots).acquire_owned().await, Arc::clone(&self.results).acquire_owned().await)
+        else {
+            return std::future::pending().await;
+        };
+        let mut room = vec![(slot, result)];
+        while let Ok(slot) = Arc::clone(&self.slots).try_acquire_owned() {
+            let Ok(result) = Arc::clone(&self.results).try_acquire_owned() else { break };
+            room.push((slot, result));
+        }
+        room
+    }
+
+    async fn claim(
+        &self,
+        shard: Shard,
+        mut room: Vec<(OwnedSemaphorePermit, OwnedSemaphorePermit)>,
+        rotation: u32,
+    ) -> anyhow::Result<usize> {
+        let want = Want {
+            free: u32::try_from(room.len()).unwrap_or(u32::MAX),
+            slot: self.slot,
+            labels: self.labels.clone(),
+            queues: self.queues.clone(),
+        };
+        let claims = match self.queue.claim(shard, self.worker_id, &want, rotation).await {
+            Ok(handout) => handout.claims,
+            Err(Error::Closed) => Vec::new(),
+            Err(error) => return Err(error.into()),
+        };
+        if claims.is_empty() {
+            return Ok(0);
+        }
+        let fences: Vec<_> = claims.iter().map(|claim| (claim.job_id, claim.attempt)).collect();
+        let claimed = match self.store.claim(self.worker_id, &claims, self.attempts.clock().now()).await {
+            Ok(claimed) => claimed,
+            Err(error) => {
+                self.queue.drop_claims(shard, &fences).await?;
+                return Err(error.into());
+            }
+        };
+        let refused: Vec<_> =
+            fences.into_iter().filter(|(id, _)| !claimed.iter().any(|claimed| claimed.job.id == *id)).collect();
+        metrics::counter!("hothouse_claims_total").increment(claimed.len() as u64);
+        let taken = claimed.len();
+        for claimed in claimed {
+            let Some((slot, result)) = room.pop() else { break };
+            self.start(claimed, slot, result);
+        }
+        if let Err(error) = self.queue.drop_claims(shard, &refused).await {
+            tracing::debug!(%error, "unconfirmed claims pass by themselves");
+        }
+        Ok(taken.max(refused.len()))
+    }
+
+    fn start(&self, claimed: Claimed, slot: OwnedSemaphorePermit, result: OwnedSemaphorePermit) {
+        let held = HeldAttempt {
+            job_id: claimed.job.id,
+            attempt: claimed.job.attempt,
+            tenant_id: claimed.job.tenant_id,
+        };
+        self.attempts.spawn(claimed, held, slot, result);
+    }
+}

@@ -1,0 +1,115 @@
+//! What executors run on: the warm pool, the environments, the model providers.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use common::clock::Clock;
+use common::ids::WorkerId;
+use common::lifecycle::Lifecycle;
+use common::store::Store;
+use futures_util::FutureExt;
+
+use crate::config::{Config, Driver, Sandboxes};
+use crate::driver::SandboxDriver;
+use crate::driver::docker::{self, DockerDriver};
+use crate::environment::{self, Environments};
+use crate::executor::Machine;
+use crate::pool::{self, IsAlive, Pool};
+
+/// How long an engine may take to say that it is there when the driver is to be chosen.
+const PROBE: Duration = Duration::from_secs(3);
+
+/// A worker that was not heard of for so long is dead, whatever it runs on.
+const DEAD_AFTER: Duration = Duration::from_secs(60);
+
+/// Opens everything; answers the driver's name too.
+///
+/// # Errors
+/// When a setting is wrong, or the driver that was asked for cannot be used.
+pub(crate) async fn open(
+    config: &Config,
+    worker_id: WorkerId,
+    store: &Store,
+    clock: &Clock,
+    lifecycle: &Lifecycle,
+) -> anyhow::Result<(Machine, &'static str)> {
+    let providers = Arc::new(config.model.providers().context("the [model] settings")?);
+    let environments = environments(&config.sandbox)?;
+    let driver = choose(&config.sandbox).await?;
+    let name = driver.as_ref().map_or("none", |driver| driver.name());
+    let pool = driver.map(|driver| {
+        let settings = pool::Settings {
+            check_out_timeout: config.sandbox.check_out_timeout,
+            cleanup_interval: config.sandbox.cleanup_interval,
+            ..pool::Settings::new(worker_id.uuid())
+        };
+        Pool::start(driver, &environments, settings, is_alive(store, clock), lifecycle)
+    });
+    let retry = config.model.retry.clone();
+    Ok((Machine { store: store.clone(), pool, environments: Arc::new(environments), providers, retry }, name))
+}
+
+fn environments(sandbox: &Sandboxes) -> anyhow::Result<Environments> {
+    let folder = (!sandbox.environments.as_os_str().is_empty()).then_some(sandbox.environments.as_path());
+    let mut environments = environment::load(folder).context("the environments")?;
+    if !sandbox.image.is_empty()
+        && let Some(default) = environments.remove(environment::DEFAULT)
+    {
+        let default = Arc::unwrap_or_clone(default).with_image(sandbox.image.clone());
+        environments.insert(environment::DEFAULT.to_owned(), Arc::new(default));
+    }
+    Ok(environments)
+}
+
+async fn choose(sandbox: &Sandboxes) -> anyhow::Result<Option<Arc<dyn SandboxDriver>>> {
+    let text = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+    let docker = || {
+        let settings = docker::Settings {
+            host: text(&sandbox.docker_host),
+            runtime: text(&sandbox.docker_runtime),
+            ..docker::Settings::default()
+        };
+        Arc::new(DockerDriver::new(settings))
+    };
+    Ok(match sandbox.driver {
+        Driver::None => None,
+        // The engine may come later: the pool starts filling when it does.
+        Driver::Docker => Some(docker()),
+        Driver::Bubblewrap => Some(bubblewrap(&sandbox.init)?),
+        Driver::Auto => {
+            let docker = docker();
+            match tokio::time::timeout(PROBE, docker.check()).await {
+                Ok(Ok(())) => Some(docker),
+                _ => Some(bubblewrap(&sandbox.init)?),
+            }
+        }
+    })
+}
+
+fn bubblewrap(init: &Path) -> anyhow::Result<Arc<dyn SandboxDriver>> {
+    let init = if init.as_os_str().is_empty() { beside_this_program()? } else { init.to_owned() };
+    anyhow::ensure!(init.is_file(), "sandbox.init: there is no {}: build it with `make init`", init.display());
+    anyhow::bail!("bubblewrap is being built: {}", init.display())
+}
+
+fn beside_this_program() -> anyhow::Result<PathBuf> {
+    let program = std::env::current_exe().context("where this program is")?;
+    Ok(program.with_file_name("hothouse-init"))
+}
+
+/// Asks the store; when it does not answer, everybody lives.
+fn is_alive(store: &Store, clock: &Clock) -> IsAlive {
+    let (store, clock) = (store.clone(), clock.clone());
+    Arc::new(move |id| {
+        let (store, clock) = (store.clone(), clock.clone());
+        async move {
+            match store.live_workers(clock.now(), DEAD_AFTER).await {
+                Ok(live) => live.iter().any(|status| status.worker.id.uuid() == id),
+                Err(_) => true,
+            }
+        }
+        .boxed()
+    })
+}

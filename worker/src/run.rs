@@ -1,0 +1,218 @@
+//! The worker process: what it starts, and in what order it stops.
+//!
+//! At a soft stop the claim loops end, attempts finish within `worker.drain`, and those that do not are given back, which
+//! costs them nothing. Heartbeats and settling go on until the last attempt is settled; only then the pool goes.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use common::clock::Clock;
+use common::ids::WorkerId;
+use common::job::spec::SlotClass;
+use common::lifecycle::Lifecycle;
+use common::queue::Queue;
+use common::store::Store;
+use common::store::workers;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::attempt::{Attempts, Parts};
+use crate::config::{Config, Worker};
+use crate::consumer::heartbeat::Heartbeat;
+use crate::consumer::held::{Held, Stop};
+use crate::consumer::{Consumer, cancels};
+use crate::executor::Machine;
+use crate::machine;
+use crate::settle::Settler;
+
+/// Time between two signs of life in Postgres, which only lists and reapers read.
+const PRESENCE: Duration = Duration::from_secs(5);
+
+/// How long attempts that were told to stop may take to say so.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// A running worker's parts that its stop needs.
+struct Running {
+    worker_id: WorkerId,
+    store: Store,
+    clock: Clock,
+    held: Held,
+    attempts: TaskTracker,
+    settling: TaskTracker,
+    upkeep: CancellationToken,
+    machine: Machine,
+}
+
+/// Starts a worker on the lifecycle and returns when it has stopped. It needs neither Postgres nor Redis to start.
+///
+/// # Errors
+/// When the configuration is wrong.
+pub async fn run(config: Config, clock: Clock, lifecycle: Lifecycle) -> anyhow::Result<()> {
+    let store = Store::open(&config.database)?;
+    let queue = Queue::open(&config.redis, &config.leases)?;
+    let worker_id = WorkerId::new();
+    let (machine, driver) = machine::open(&config, worker_id, &store, &clock, &lifecycle).await?;
+    let running = Running {
+        worker_id,
+        store: store.clone(),
+        clock: clock.clone(),
+        held: Held::default(),
+        attempts: TaskTracker::new(),
+        settling: TaskTracker::new(),
+        upkeep: CancellationToken::new(),
+        machine: machine.clone(),
+    };
+    let sandbox_slots = if machine.has_sandboxes() { config.worker.sandbox_slots() } else { 0 };
+    let slots = BTreeMap::from([(SlotClass::Light, config.worker.light_slots), (SlotClass::Sandbox, sandbox_slots)]);
+    let registration = registration(&config.worker, worker_id, &slots, driver, &clock);
+    if !register(&store, &registration, &lifecycle).await {
+        return Ok(());
+    }
+    tracing::info!(%worker_id, name = registration.name, driver, ?slots, "worker started");
+    start(&config, &running, &queue, &slots, &lifecycle);
+    lifecycle.soft().cancelled().await;
+    stop(&running, config.worker.drain, &lifecycle).await
+}
+
+fn registration(
+    worker: &Worker,
+    id: WorkerId,
+    slots: &BTreeMap<SlotClass, u32>,
+    driver: &str,
+    clock: &Clock,
+) -> workers::Worker {
+    workers::Worker {
+        id,
+        name: worker.name(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        slots: slots.iter().map(|(slot, count)| (slot.as_str().to_owned(), *count)).collect(),
+        labels: worker.labels.clone(),
+        queues: worker.queues.clone(),
+        driver: driver.to_owned(),
+        started_at: clock.now(),
+    }
+}
+
+/// Registers as soon as Postgres answers; answers false when the process is stopped before.
+async fn register(store: &Store, worker: &workers::Worker, lifecycle: &Lifecycle) -> bool {
+    loop {
+        match store.register_worker(worker).await {
+            Ok(()) => return true,
+            Err(error) => tracing::warn!(%error, "waiting for Postgres"),
+        }
+        tokio::select! {
+            () = lifecycle.soft().cancelled() => return false,
+            () = tokio::time::sleep(Duration::from_secs(1)) => {}
+        }
+    }
+}
+
+fn start(
+    config: &Config,
+    running: &Running,
+    queue: &Queue,
+    slots: &BTreeMap<SlotClass, u32>,
+    lifecycle: &Lifecycle,
+) {
+    let (worker_id, store, held) = (running.worker_id, &running.store, &running.held);
+    let attempts = Attempts::new(Parts {
+        worker_id,
+        store: store.clone(),
+        queue: queue.clone(),
+        clock: running.clock.clone(),
+        held: held.clone(),
+        settler: Settler::spawn(worker_id, store.clone(), queue.clone(), lifecycle.hard().clone(), &running.settling),
+        machine: running.machine.clone(),
+        run_on: config.leases.run_on,
+        tracker: running.attempts.clone(),
+    });
+    let heartbeat = Heartbeat {
+        worker_id,
+        queue: queue.clone(),
+        store: store.clone(),
+        held: held.clone(),
+        leases: config.leases.clone(),
+        clock: running.clock.clone(),
+    };
+    let upkeep = &running.upkeep;
+    lifecycle.spawn_infallible("heartbeat", heartbeat.run(upkeep.clone()));
+    lifecycle.spawn_infallible("cancels", cancels::run(worker_id, queue.clone(), held.clone(), upkeep.clone()));
+    // Ends with the soft stop, or when an operator drains this worker.
+    let claiming = lifecycle.soft().child_token();
+    lifecycle.spawn_infallible(
+        "presence",
+        presence(store.clone(), worker_id, running.clock.clone(), claiming.clone(), upkeep.clone()),
+    );
+    for (slot, count) in slots {
+        let count = usize::try_from(*count).unwrap_or(usize::MAX);
+        if count == 0 {
+            continue;
+        }
+        let consumer = Consumer {
+            worker_id,
+            slot: *slot,
+            labels: config.worker.labels.clone(),
+            queues: config.worker.queues.clone(),
+            slots: Arc::new(Semaphore::new(count)),
+            // Room for results on their way while the slots work on: a few commits' worth.
+            results: Arc::new(Semaphore::new(count.saturating_mul(4))),
+            queue: queue.clone(),
+            store: store.clone(),
+            attempts: attempts.clone(),
+        };
+        for shard in queue.shards() {
+            lifecycle.spawn_infallible("consumer", consumer.clone().run(shard, claiming.clone()));
+        }
+    }
+}
+
+/// Says in Postgres that the worker lives, and hears there that it should claim nothing more.
+async fn presence(
+    store: Store,
+    worker_id: WorkerId,
+    clock: Clock,
+    claiming: CancellationToken,
+    stop: CancellationToken,
+) {
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(PRESENCE) => {}
+        }
+        match store.worker_seen(worker_id, clock.now()).await {
+            Ok(true) if !claiming.is_cancelled() => {
+                tracing::info!("asked to drain: claiming nothing more");
+                claiming.cancel();
+            }
+            Ok(_) => {}
+            Err(error) => tracing::debug!(%error, "Postgres does not hear that this worker lives"),
+        }
+    }
+}
+
+async fn stop(running: &Running, drain: Duration, lifecycle: &Lifecycle) -> anyhow::Result<()> {
+    running.attempts.close();
+    let held = running.held.len();
+    if held > 0 {
+        tracing::info!(held, "draining");
+    }
+    tokio::select! {
+        () = running.attempts.wait() => {}
+        () = lifecycle.hard().cancelled() => {}
+        () = tokio::time::sleep(drain) => {}
+    }
+    running.held.stop_all(Stop::Drain);
+    let ended = tokio::time::timeout(GRACE, running.attempts.wait()).await;
+    if ended.is_err() {
+        tracing::warn!(held = running.held.len(), "attempts did not end: others take them over when their leases pass");
+    }
+    running.machine.shutdown().await;
+    if let Err(error) = running.store.worker_stopped(running.worker_id, running.clock.now()).await {
+        tracing::warn!(%error, "Postgres does not hear that this worker has stopped");
+    }
+    running.upkeep.cancel();
+    ended.context("not every attempt ended in time")
+}
