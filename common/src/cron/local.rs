@@ -1,6 +1,6 @@
 //! Times on the wall to moments: where a zone skips an hour or has it twice.
 
-use chrono::{DateTime, MappedLocalTime, NaiveDateTime, Offset, TimeDelta, TimeZone, Utc};
+use chrono::{DateTime, MappedLocalTime, NaiveDateTime, Offset, TimeDelta, TimeZone, Timelike, Utc};
 use chrono_tz::Tz;
 
 use super::calendar::Calendar;
@@ -10,7 +10,8 @@ const SHIFT_MAX: TimeDelta = TimeDelta::hours(26);
 
 pub(super) fn next_after(calendar: &Calendar, zone: Tz, time: DateTime<Utc>) -> Option<DateTime<Utc>> {
     let local = zone.from_utc_datetime(&time.naive_utc()).naive_local();
-    let ahead = first_after(calendar, zone, local, time);
+    let following = local.checked_add_signed(TimeDelta::seconds(1))?.with_nanosecond(0)?;
+    let ahead = first_after(calendar, zone, following, time);
     if calendar.names_times_of_day() {
         return ahead;
     }

@@ -1,6 +1,6 @@
 //! What people expect of cron, and a comparison with an independent implementation.
 
-use chrono::{DateTime, NaiveDate, SecondsFormat, TimeDelta, TimeZone, Utc};
+use chrono::{DateTime, SecondsFormat, TimeDelta, TimeZone, Utc};
 use chrono_tz::{TZ_VARIANTS, Tz};
 use croner::parser::CronParser;
 use proptest::prelude::*;
@@ -32,7 +32,7 @@ fn next(expression: &str, zone: &str, after: &str, count: usize) -> Vec<String> 
 #[case("0 0 * * sat-sun", "2026-11-22T00:00:00Z", "2026-11-28T00:00:00Z")]
 #[case("0 0 */2 * 1", "2026-11-01T00:00:00Z", "2026-11-09T00:00:00Z")]
 #[case("0 0 29 feb *", "2026-01-01T00:00:00Z", "2028-02-29T00:00:00Z")]
-#[case("0 0 29 2 */6", "2076-03-01T00:00:00Z", "2092-03-01T00:00:00Z")]
+#[case("0 0 29 2 */6", "2026-01-01T00:00:00Z", "2032-02-29T00:00:00Z")]
 #[case("5,10-12,20-30/5 4 * * *", "2026-01-01T04:12:00Z", "2026-01-01T04:20:00Z")]
 #[case("*/20 * * * * *", "2026-01-01T00:00:20.5Z", "2026-01-01T00:00:40Z")]
 #[case("* * * * * *", "2026-12-31T23:59:59.999999Z", "2027-01-01T00:00:00Z")]
@@ -49,16 +49,7 @@ fn the_next_moment_is_the_one_that_unix_users_expect(
     #[case] after: &str,
     #[case] expected: &str,
 ) {
-    // Leap days and weekdays by steps combine with "and", which 2076 to 2092 shows; see below for the exact day.
     let found = Cron::parse(expression, "UTC").unwrap().next_after(at(after)).unwrap();
-    if expression == "0 0 29 2 */6" {
-        let date = found.date_naive();
-        assert!(
-            date > NaiveDate::from_ymd_opt(2076, 3, 1).unwrap() && date < at(expected).date_naive(),
-            "{date}"
-        );
-        return;
-    }
     assert_eq!(found, at(expected));
 }
 
@@ -161,17 +152,14 @@ fn a_repeated_time_fires_once() {
 #[test]
 fn intervals_keep_running() {
     let fall = next("*/30 * * * *", "Europe/Berlin", "2026-10-24T23:59:00Z", 6);
-    let offsets = ["+02:00", "+02:00", "+02:00", "+02:00", "+01:00", "+01:00"];
-    let times = ["02:00", "02:30", "02:00", "02:30", "03:00", "03:30"];
-    let fall_utc: Vec<_> = fall.iter().map(|text| at(text)).collect();
-    assert!(
-        fall_utc
-            .windows(2)
-            .all(|pair| pair[1] - pair[0] == TimeDelta::minutes(30)),
-        "{fall:?}"
-    );
-    assert_eq!(fall[0], format!("2026-10-25T{}:00{}", times[0], offsets[0]));
-    assert_eq!(fall[2], "2026-10-25T02:00:00+01:00");
+    let passes = [
+        "02:00:00+02:00",
+        "02:30:00+02:00",
+        "02:00:00+01:00",
+        "02:30:00+01:00",
+        "03:00:00+01:00",
+    ];
+    assert_eq!(fall[..5], passes.map(|time| format!("2026-10-25T{time}")));
     let spring = next("0 * * * *", "America/New_York", "2026-03-08T06:30:00Z", 2);
     assert_eq!(spring, ["2026-03-08T03:00:00-04:00", "2026-03-08T04:00:00-04:00"]);
     let every = Cron::parse("every 20m", "Europe/Berlin")
@@ -248,7 +236,7 @@ fn gap_over_midnight(zone: Tz, end: DateTime<Utc>) -> bool {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(1500))]
+    #![proptest_config(ProptestConfig::with_cases(4_000))]
 
     #[test]
     fn an_independent_implementation_finds_the_same(
