@@ -30,7 +30,10 @@ want() {
     done
     shift
     if ! "$@" >/dev/null 2>&1; then
-        missing+=("$package")
+        case " ${missing[*]} " in
+        *" $package "*) ;;
+        *) missing+=("$package") ;;
+        esac
         units+=("${new[@]}")
     fi
 }
@@ -42,6 +45,7 @@ want gcc -- command -v cc
 want libc6-dev -- test -e /usr/include/stdio.h
 if $for_tests; then
     want docker.io docker.service docker.socket containerd.service -- command -v dockerd
+    want docker.io -- command -v docker
     want debootstrap -- command -v debootstrap
     want curl -- command -v curl
     want ca-certificates -- test -e /etc/ssl/certs/ca-certificates.crt
@@ -67,6 +71,10 @@ install_missing() {
     local apt=(env DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=300 -o Dpkg::Use-Pty=0)
     as_root "${apt[@]}" update </dev/null ||
         echo "hothouse: 'apt-get update' failed; trying with the package lists that are here" >&2
+    # Newer releases keep the client apart from the engine.
+    if $for_tests && ! command -v docker >/dev/null && apt-cache show docker-cli >/dev/null 2>&1; then
+        missing+=(docker-cli)
+    fi
     # A package asks this file whether it may start its service; 101 is no.
     local policy=/usr/sbin/policy-rc.d ours=false
     if [ ! -e "$policy" ]; then

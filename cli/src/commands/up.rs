@@ -28,7 +28,7 @@ pub(crate) const DATA_DIR: &str = ".hothouse";
 /// Where the API listens unless somebody says otherwise.
 pub(crate) const LISTEN: &str = "127.0.0.1:8080";
 /// How long running jobs have to finish.
-pub(crate) const DRAIN: Duration = Duration::from_secs(30);
+pub(crate) const DRAIN: Duration = Duration::from_secs(35);
 /// How long what was dropped has to end.
 const GRACE: Duration = Duration::from_secs(10);
 
@@ -66,6 +66,10 @@ pub(crate) struct Args {
     /// Port of the private Redis; a free one unless given
     #[arg(long, value_name = "PORT")]
     redis_port: Option<u16>,
+
+    /// A file with further settings of the API, the worker and the scheduler
+    #[arg(long, env = "HOTHOUSE_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
 
     /// Do not run the sample job
     #[arg(long)]
@@ -123,7 +127,7 @@ async fn serve(args: &Args, folder: &DataFolder, lifecycle: &Lifecycle) -> anyho
     };
     lifecycle.stop();
     let step = Step::begin("stopping");
-    step.now("running jobs have up to 30 s to finish; Ctrl-C again drops them");
+    step.now("running jobs have up to 20 s to finish; Ctrl-C again drops them");
     if !lifecycle.drained(DRAIN, GRACE).await {
         output::note("something did not end in time; its job is run again at the next start");
     }
@@ -143,10 +147,10 @@ async fn start(args: &Args, folder: &DataFolder, stores: &Stores, lifecycle: &Li
         redis_url: stores.redis_url.clone(),
         admin_key: admin_key.clone(),
         sandboxes,
-        data: folder.path().to_owned(),
+        file: args.config.clone(),
     };
     let step = Step::begin("hothouse");
-    embedded::start(settings, lifecycle).await?;
+    embedded::start(&settings, lifecycle).await?;
     let client = sample::client(args.listen, &admin_key)?;
     sample::wait_until_ready(&client).await?;
     step.done(&format!("API, worker and scheduler at http://{}", args.listen));

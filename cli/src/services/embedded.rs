@@ -1,9 +1,17 @@
 //! The three parts of Hothouse inside this process.
+//!
+//! Each reads its own configuration, as it does alone: documented defaults, then a file, then the environment. What `up`
+//! knows better than anybody, such as the address of its private Postgres, comes last and wins.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use anyhow::Context as _;
+use common::clock::Clock;
+use common::config;
 use common::lifecycle::Lifecycle;
+use common::store::Store;
+use common::telemetry;
 
 use super::sandboxes::Sandboxes;
 
@@ -15,23 +23,58 @@ pub(crate) struct Settings {
     pub(crate) redis_url: String,
     pub(crate) admin_key: String,
     pub(crate) sandboxes: Sandboxes,
-    /// The data folder.
-    pub(crate) data: PathBuf,
+    /// A file with settings of any part.
+    pub(crate) file: Option<PathBuf>,
 }
 
-/// Migrates, then starts API, worker and scheduler on the lifecycle.
+impl Settings {
+    /// The configuration of one part.
+    fn load<S: config::Settings>(&self) -> anyhow::Result<S> {
+        Ok(config::load(self.file.as_deref(), self.variables())?)
+    }
+
+    /// The process's environment, and on top of it what this machine's servers are.
+    fn variables(&self) -> Vec<(String, String)> {
+        let mut own = vec![
+            ("HTTP__ADDRESS", self.listen.to_string()),
+            ("DATABASE__URL", self.postgres_url.clone()),
+            ("REDIS__URL", self.redis_url.clone()),
+            ("AUTH__ADMIN_KEY", self.admin_key.clone()),
+        ];
+        match &self.sandboxes {
+            Sandboxes::Docker { host, image } => own.extend([
+                ("SANDBOX__DRIVER", "docker".to_owned()),
+                ("SANDBOX__DOCKER_HOST", host.clone()),
+                ("SANDBOX__IMAGE", image.clone()),
+            ]),
+            Sandboxes::Bubblewrap { init } => own.extend([
+                ("SANDBOX__DRIVER", "bubblewrap".to_owned()),
+                ("SANDBOX__INIT", init.display().to_string()),
+            ]),
+        }
+        let own = own.into_iter().map(|(name, value)| (format!("HOTHOUSE_{name}"), value));
+        // The terminal is for what a person should see: unless somebody asks for more, warnings and errors.
+        let quiet = ("HOTHOUSE_TELEMETRY__LOG".to_owned(), "warn".to_owned());
+        std::iter::once(quiet).chain(config::environment()).chain(own).collect()
+    }
+}
+
+/// Migrates, then starts the parts on the lifecycle.
 ///
 /// # Errors
-/// When the configuration or a migration is wrong.
-pub(crate) async fn start(settings: Settings, _lifecycle: &Lifecycle) -> anyhow::Result<()> {
-    let Settings {
-        listen,
-        postgres_url,
-        redis_url,
-        admin_key,
-        sandboxes,
-        data,
-    } = settings;
-    let _ = (listen, postgres_url, redis_url, admin_key, sandboxes, data);
-    anyhow::bail!("the parts are not built yet")
+/// When a setting or a migration is wrong.
+pub(crate) async fn start(settings: &Settings, lifecycle: &Lifecycle) -> anyhow::Result<()> {
+    let worker: worker::Config = settings.load()?;
+    let scheduler: scheduler::Config = settings.load()?;
+    telemetry::install(&worker.telemetry)?;
+    let store = Store::open(&worker.database)?;
+    store
+        .migrate()
+        .await
+        .context("the database does not take this version's migrations")?;
+    store.close().await;
+    let clock = Clock::system();
+    lifecycle.spawn("worker", worker::run(worker, clock.clone(), lifecycle.clone()));
+    lifecycle.spawn("scheduler", scheduler::run(scheduler, clock, lifecycle.clone()));
+    Ok(())
 }

@@ -80,7 +80,7 @@ impl Sandboxes {
     }
 }
 
-/// The init beside this program, or where the build leaves it.
+/// The init where the build leaves it, or beside this program.
 fn find_init(given: Option<PathBuf>) -> anyhow::Result<PathBuf> {
     let beside = std::env::current_exe()
         .ok()
@@ -92,7 +92,7 @@ fn find_init(given: Option<PathBuf>) -> anyhow::Result<PathBuf> {
     let is_given = given.is_some();
     let found = given
         .into_iter()
-        .chain(beside.into_iter().chain(built).filter(|_| !is_given))
+        .chain(built.into_iter().chain(beside).filter(|_| !is_given))
         .find(|file| file.is_file());
     let found = found.context("hothouse-init is not built: run `make up`, or name it with HOTHOUSE_INIT")?;
     found
