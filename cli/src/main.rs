@@ -56,6 +56,8 @@ enum Command {
     /// List, make and end API keys (admin keys only)
     #[command(alias = "key")]
     Keys(commands::keys::Args),
+    /// Check the configuration of the servers
+    Config(commands::config::Args),
     /// Measure this installation
     Bench(commands::bench::Args),
     /// Say what is missing on this machine and how to get it
@@ -105,6 +107,7 @@ async fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Queues(args) => commands::queues::run(args, globals).await,
         Command::Tenants(args) => commands::tenants::run(args, globals).await,
         Command::Keys(args) => commands::keys::run(args, globals).await,
+        Command::Config(args) => commands::config::run(args, globals).await,
         Command::Bench(args) => commands::bench::run(args, globals).await,
         Command::Doctor(args) => commands::doctor::run(args, globals).await,
     }

@@ -1,8 +1,6 @@
 //! The HTTP client: one [`Client`] for all commands.
 //!
-//! Every call has a time limit. A call that may be repeated (reads, cancels, submissions under an idempotency key) is
-//! repeated while the server says 503 or 429, for as long as [`Client::PATIENCE`] lasts; and also when the connection
-//! breaks, but only once the server has answered before: a server that was never there is an error at once.
+//! Every call has a time limit; [`send`] says which are repeated, and when.
 
 mod error;
 mod follow;
@@ -10,14 +8,15 @@ mod job;
 mod key;
 mod log;
 mod problem;
+mod send;
 mod sse;
 
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 
-use reqwest::header::{ACCEPT, AUTHORIZATION, HeaderMap, HeaderValue, RETRY_AFTER};
-use reqwest::{RequestBuilder, Response, StatusCode, Url};
+use reqwest::header::{ACCEPT, AUTHORIZATION, HeaderMap, HeaderValue};
+use reqwest::{Response, Url};
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -28,17 +27,10 @@ pub(crate) use self::error::Error;
 pub(crate) use self::follow::{Event, Follower};
 pub(crate) use self::job::{Attempt, Job, JobState, Page};
 pub(crate) use self::log::LogPages;
-use self::problem::Problem;
+use self::send::Repeat;
 use crate::globals::Globals;
 
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
-
-/// May the call be sent a second time without doing its work twice?
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Repeat {
-    Safe,
-    Never,
-}
 
 /// Talks to one server as one caller.
 #[derive(Debug)]
@@ -242,74 +234,6 @@ impl Client {
         }
         url
     }
-
-    async fn answer<T: DeserializeOwned>(&self, request: RequestBuilder, repeat: Repeat) -> Result<T, Error> {
-        let response = self.send(request, repeat).await?;
-        let body = response.bytes().await.map_err(|error| self.broken(error))?;
-        // An empty answer reads as null.
-        let text: &[u8] = if body.is_empty() { b"null" } else { &body };
-        serde_json::from_slice(text).map_err(Error::Answer)
-    }
-
-    /// Sends until it is answered, refused for good, or patience ends.
-    async fn send(&self, mut request: RequestBuilder, repeat: Repeat) -> Result<Response, Error> {
-        let give_up_at = Instant::now() + Self::PATIENCE;
-        let mut backoff = Duration::from_millis(100);
-        loop {
-            let again = request.try_clone().filter(|_| repeat == Repeat::Safe);
-            let error = match self.execute(request).await {
-                Ok(response) => match self.accept(response).await {
-                    Ok(response) => return Ok(response),
-                    Err(error) => error,
-                },
-                Err(error) => error,
-            };
-            let pause = error.retry_after().unwrap_or(backoff);
-            match again {
-                Some(again) if error.is_passing() && Instant::now() + pause < give_up_at => request = again,
-                _ => return Err(error),
-            }
-            tokio::time::sleep(pause).await;
-            backoff = (backoff * 2).min(Duration::from_secs(2));
-        }
-    }
-
-    async fn execute(&self, request: RequestBuilder) -> Result<Response, Error> {
-        let response = request.send().await.map_err(|error| self.broken(error))?;
-        self.was_reached.store(true, Ordering::Relaxed);
-        Ok(response)
-    }
-
-    /// Turns an answer that is not a success into the problem that it describes.
-    async fn accept(&self, response: Response) -> Result<Response, Error> {
-        let status = response.status();
-        if status.is_success() {
-            return Ok(response);
-        }
-        let retry_after = retry_after(response.headers());
-        let body = response.bytes().await.unwrap_or_default();
-        let problem = Problem::read(status, &body);
-        if status == StatusCode::UNAUTHORIZED && self.authorization.is_none() {
-            return Err(Error::NoKey);
-        }
-        Err(Error::Problem { problem, retry_after })
-    }
-
-    fn broken(&self, error: reqwest::Error) -> Error {
-        if error.is_connect() && !self.was_reached.load(Ordering::Relaxed) {
-            Error::Unreachable(self.server.to_string())
-        } else if error.is_timeout() {
-            Error::TimedOut(Self::CALL_LIMIT)
-        } else {
-            Error::Transport(error)
-        }
-    }
-}
-
-/// Seconds only: the API never answers with a date.
-fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    let seconds = headers.get(RETRY_AFTER)?.to_str().ok()?.trim().parse().ok()?;
-    Some(Duration::from_secs(seconds))
 }
 
 fn parse_server(text: &str) -> Result<Url, Error> {
