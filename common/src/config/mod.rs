@@ -11,7 +11,7 @@ mod sections;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use config::{Config, Environment, File, FileFormat, Map};
+use config::{Config, Environment, File, FileFormat, Map, Value};
 use serde::de::DeserializeOwned;
 
 pub use secret::Secret;
@@ -60,15 +60,12 @@ pub fn load<S: Settings>(
     file: Option<&Path>,
     environment: impl IntoIterator<Item = (String, String)>,
 ) -> Result<S, Error> {
-    let defaults = Config::builder()
+    let mut builder = Config::builder()
         .add_source(File::from_str(SHARED_DEFAULTS, FileFormat::Toml))
         .add_source(File::from_str(S::DEFAULTS, FileFormat::Toml));
-    let sections: BTreeSet<String> =
-        defaults.build_cloned()?.collect_sections();
-    let mut builder = defaults;
+    let sections: BTreeSet<String> = builder.clone().build()?.try_deserialize::<Map<String, Value>>()?.into_keys().collect();
     if let Some(path) = file {
-        let given = Config::builder().add_source(File::from(path).format(FileFormat::Toml)).build()?;
-        builder = builder.add_source(only(&given, &sections)?);
+        builder = builder.add_source(known_sections(path, &sections)?);
     }
     let variables: Map<String, String> = environment
         .into_iter()
@@ -88,38 +85,77 @@ pub fn environment() -> Vec<(String, String)> {
     std::env::vars().filter(|(name, _)| name.starts_with("HOTHOUSE_")).collect()
 }
 
-trait Sections {
-    fn collect_sections(self) -> BTreeSet<String>;
-}
-
-impl Sections for Config {
-    fn collect_sections(self) -> BTreeSet<String> {
-        match self.cache.kind {
-            config::ValueKind::Table(table) => table.into_keys().collect(),
-            _ => BTreeSet::new(),
+/// A file without the sections of other processes.
+fn known_sections(path: &Path, sections: &BTreeSet<String>) -> Result<Config, config::ConfigError> {
+    let given = Config::builder().add_source(File::from(path).format(FileFormat::Toml)).build()?;
+    let mut known = Config::builder();
+    for (section, value) in given.try_deserialize::<Map<String, Value>>()? {
+        if sections.contains(&section) {
+            known = known.set_override(section, value)?;
         }
     }
+    known.build()
 }
 
-trait BuildCloned {
-    fn build_cloned(&self) -> Result<Config, config::ConfigError>;
-}
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
 
-impl BuildCloned for config::ConfigBuilder<config::builder::DefaultState> {
-    fn build_cloned(&self) -> Result<Config, config::ConfigError> {
-        self.clone().build()
+    use serde::Deserialize;
+
+    use super::*;
+
+    #[derive(Debug, Deserialize)]
+    #[serde(deny_unknown_fields)]
+    #[expect(dead_code, reason = "the sections must be there for their keys to be known")]
+    struct Example {
+        database: Database,
+        redis: Redis,
+        leases: Leases,
+        telemetry: crate::telemetry::Telemetry,
     }
-}
 
-/// The part of a file whose sections this process has.
-fn only(given: &Config, sections: &BTreeSet<String>) -> Result<Config, config::ConfigError> {
-    let mut kept = Config::builder();
-    if let config::ValueKind::Table(table) = &given.cache.kind {
-        for (section, value) in table {
-            if sections.contains(section) {
-                kept = kept.set_override(section, value.clone())?;
-            }
+    impl Settings for Example {
+        const DEFAULTS: &'static str = "";
+
+        fn validate(&self) -> Result<(), Error> {
+            self.leases.validate()
         }
     }
-    kept.build()
+
+    fn file(text: &str) -> tempfile::NamedTempFile {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(text.as_bytes()).unwrap();
+        file
+    }
+
+    fn variable(name: &str, value: &str) -> (String, String) {
+        (name.to_owned(), value.to_owned())
+    }
+
+    #[test]
+    fn the_environment_wins_over_the_file_and_the_file_over_the_defaults() {
+        let file = file("[redis]\nshards = 3\nprefix = \"x\"\n[http]\naddress = \"of another process\"\n");
+        let environment = [variable("HOTHOUSE_REDIS__PREFIX", "0123"), variable("HOTHOUSE_HTTP__ADDRESS", "z")];
+        let example: Example = load(Some(file.path()), environment).unwrap();
+        assert_eq!((example.redis.shards, example.redis.prefix.as_str()), (3, "0123"));
+        assert_eq!(example.redis.connections_max, 16);
+    }
+
+    #[test]
+    fn an_unknown_key_and_a_wrong_combination_are_refused() {
+        let unknown = load::<Example>(None, [variable("HOTHOUSE_REDIS__SHARD", "3")]).unwrap_err();
+        assert!(unknown.to_string().contains("shard"), "{unknown}");
+        let wrong = load::<Example>(None, [variable("HOTHOUSE_LEASES__TTL", "3s")]).unwrap_err();
+        assert!(wrong.to_string().contains("leases.heartbeat"), "{wrong}");
+    }
+
+    #[test]
+    fn secrets_are_not_printed() {
+        let database: Database = load::<Example>(None, [variable("HOTHOUSE_DATABASE__URL", "postgres://u:hunter2@h/d")])
+            .unwrap()
+            .database;
+        let printed = format!("{database:?} {}", serde_json::to_string(&database).unwrap());
+        assert!(!printed.contains("hunter2"), "{printed}");
+    }
 }
