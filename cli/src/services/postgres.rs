@@ -279,6 +279,9 @@ impl Installation {
             "max_connections=200",
             "shared_buffers=256MB",
             "max_wal_size=2GB",
+            "checkpoint_timeout=15min",
+            // Compiling a plan takes longer than any of our queries.
+            "jit=off",
             "password_encryption=scram-sha-256",
             "log_timezone=UTC",
             "timezone=UTC",
