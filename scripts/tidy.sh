@@ -43,7 +43,7 @@ only() {
     done
 }
 only 'redis|deadpool-redis|sqlx' common
-only 'axum|axum-extra|tower-http|utoipa|utoipa-axum' api
+only 'axum|axum-extra|tower-http|utoipa-axum' api
 only 'bollard' worker
 only 'cron' scheduler
 only 'api|worker|scheduler' cli
