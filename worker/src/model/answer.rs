@@ -24,7 +24,7 @@ enum Block {
     Text(String),
     Reasoning {
         text: String,
-        end: Option<(Option<String>, Option<String>)>,
+        proof: Option<Proof>,
     },
     Call {
         index: u32,
@@ -33,6 +33,13 @@ enum Block {
         json: String,
         is_whole: bool,
     },
+}
+
+/// What makes the provider recognise its reasoning.
+#[derive(Debug, Default)]
+struct Proof {
+    signature: Option<String>,
+    redacted: Option<String>,
 }
 
 /// An answer that is over, whole or not.
@@ -74,7 +81,9 @@ impl Answer {
                 self.count(&text);
                 self.open_reasoning().0.push_str(&text);
             }
-            ModelEvent::ReasoningEnd { signature, redacted } => *self.open_reasoning().1 = Some((signature, redacted)),
+            ModelEvent::ReasoningEnd { signature, redacted } => {
+                *self.open_reasoning().1 = Some(Proof { signature, redacted });
+            }
             ModelEvent::ToolCallStart { index, id, name } => {
                 self.count(&name);
                 self.blocks.push(Block::Call {
@@ -115,8 +124,8 @@ impl Answer {
         for block in self.blocks {
             match block {
                 Block::Text(text) => parts.push(Part::Text { text }),
-                Block::Reasoning { text, end } => {
-                    let (signature, redacted) = end.unwrap_or_default();
+                Block::Reasoning { text, proof } => {
+                    let Proof { signature, redacted } = proof.unwrap_or_default();
                     let provider = (signature.is_some() || redacted.is_some()).then(|| self.provider.clone());
                     parts.push(Part::Reasoning {
                         text,
@@ -147,15 +156,15 @@ impl Answer {
         self.bytes = self.bytes.saturating_add(u64::try_from(text.len()).unwrap_or(u64::MAX));
     }
 
-    fn open_reasoning(&mut self) -> (&mut String, &mut Option<(Option<String>, Option<String>)>) {
-        if !matches!(self.blocks.last(), Some(Block::Reasoning { end: None, .. })) {
+    fn open_reasoning(&mut self) -> (&mut String, &mut Option<Proof>) {
+        if !matches!(self.blocks.last(), Some(Block::Reasoning { proof: None, .. })) {
             self.blocks.push(Block::Reasoning {
                 text: String::new(),
-                end: None,
+                proof: None,
             });
         }
         match self.blocks.last_mut() {
-            Some(Block::Reasoning { text, end }) => (text, end),
+            Some(Block::Reasoning { text, proof }) => (text, proof),
             _ => unreachable!("a reasoning block was pushed when there was none"),
         }
     }
@@ -188,7 +197,9 @@ mod tests {
 
     fn answer(events: Vec<ModelEvent>) -> Finished {
         let mut answer = Answer::new("anthropic");
-        events.into_iter().for_each(|event| answer.push(event));
+        for event in events {
+            answer.push(event);
+        }
         answer.finish()
     }
 

@@ -205,13 +205,15 @@ impl Error {
 
 impl Refusal {
     fn class(&self) -> Class {
-        match (self.should_retry, self.reason) {
-            (Some(false), _) | (_, Reason::SpendLimit) => Class::Permanent,
-            (Some(true), _) => Class::Transient,
-            (None, Reason::RateLimited | Reason::Overloaded | Reason::Server | Reason::Timeout) => Class::Transient,
-            (None, Reason::InvalidRequest | Reason::TooLarge | Reason::Authentication | Reason::NotFound) => {
-                Class::Permanent
-            }
+        let by_itself = match self.reason {
+            Reason::SpendLimit => return Class::Permanent,
+            Reason::RateLimited | Reason::Overloaded | Reason::Server | Reason::Timeout => true,
+            Reason::InvalidRequest | Reason::TooLarge | Reason::Authentication | Reason::NotFound => false,
+        };
+        if self.should_retry.unwrap_or(by_itself) {
+            Class::Transient
+        } else {
+            Class::Permanent
         }
     }
 }

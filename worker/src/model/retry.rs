@@ -117,7 +117,7 @@ mod tests {
         }
         let late = |phase| Error::Timeout {
             phase,
-            limit: Duration::from_secs(60),
+            limit: Duration::from_mins(1),
         };
         assert_eq!(POLICY.pause(0, &late(Phase::FirstByte), 0.5), None);
         assert!(POLICY.pause(0, &late(Phase::Connect), 0.5).is_some());

@@ -30,7 +30,7 @@ impl Settings {
     pub fn providers(&self) -> Result<Providers, Error> {
         let mut providers: BTreeMap<String, Arc<dyn ModelProvider>> = BTreeMap::new();
         let mut scripted = Scripted::built_in();
-        if let Some(folder) = &self.scripts {
+        if let Some(folder) = self.scripts.as_ref().filter(|folder| !folder.as_os_str().is_empty()) {
             scripted.load(folder)?;
         }
         providers.insert("scripted".to_owned(), Arc::new(scripted));

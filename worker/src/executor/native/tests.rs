@@ -134,7 +134,12 @@ async fn take(turn: Turn, rules: Value, notes: &Notes) -> TurnEnd {
         sink: notes,
         cancel: &cancel,
     };
-    run(turn, context, &mut Parrot).await
+    movable(run(turn, context, &mut Parrot)).await
+}
+
+/// A turn is run on whichever thread is free.
+fn movable<F: Future + Send>(turn: F) -> F {
+    turn
 }
 
 fn say(text: &str) -> Value {
@@ -328,6 +333,31 @@ async fn a_conversation_without_a_question_is_not_asked() {
     ));
     let end = take(turn, json!([]), &Notes::default()).await;
     assert_matches!(end.stop, Stop::Model(Error::NothingToAnswer));
+}
+
+#[tokio::test]
+async fn what_a_lost_call_had_counted_before_its_first_token_is_metered_too() {
+    let overloaded = json!({"error": {"status": 529, "kind": "overloaded_error"}});
+    let notes = Notes::default();
+    let mut asked = turn("go");
+    asked.models.push("scripted/demo".parse().unwrap());
+    // The wait makes the answer begin, with its input counted, before it fails without a word.
+    let end = take(asked, json!([{"reply": [{"wait": "1ms"}, overloaded]}]), &notes).await;
+    assert_matches!(end.stop, Stop::Answered(_));
+    let usages: Vec<String> = notes
+        .lines()
+        .into_iter()
+        .filter(|line| line.starts_with("usage"))
+        .collect();
+    let expected = [
+        "usage 0 scripted/test 1",
+        "usage 1 scripted/test 1",
+        "usage 2 scripted/test 1",
+    ];
+    assert_eq!(usages[..3], expected);
+    assert!(usages[3].starts_with("usage 3 scripted/demo"), "{usages:?}");
+    let last = end.messages[0].usage.unwrap();
+    assert_eq!(end.usage.output_tokens, last.output_tokens + 3);
 }
 
 fn any_action() -> impl Strategy<Value = Value> {

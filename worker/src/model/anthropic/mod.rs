@@ -59,7 +59,7 @@ impl Anthropic {
         headers.insert(ACCEPT, HeaderValue::from_static("text/event-stream"));
         if let Some(key) = settings.resolved_key()? {
             let mut value = HeaderValue::from_str(key.expose())
-                .map_err(|_| settings::fault("api_key has characters that no key has"))?; // the source would show it
+                .map_err(|_shows_it| settings::fault("api_key has characters that no key has"))?;
             value.set_sensitive(true);
             headers.insert("x-api-key", value);
         }

@@ -15,7 +15,7 @@ const PUBLIC_URL: &str = "https://api.anthropic.com";
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct AnthropicSettings {
-    /// Where it is, with or without `/v1`.
+    /// Where it is, with or without `/v1`; empty is the public one.
     pub base_url: String,
     /// The key; local servers need none.
     pub api_key: Secret,
@@ -39,8 +39,8 @@ impl Default for AnthropicSettings {
             api_key: Secret::default(),
             api_key_file: None,
             connect_timeout: Duration::from_secs(5),
-            first_byte_timeout: Duration::from_secs(60),
-            silence_timeout: Duration::from_secs(60),
+            first_byte_timeout: Duration::from_mins(1),
+            silence_timeout: Duration::from_mins(1),
         }
     }
 }
@@ -48,12 +48,24 @@ impl Default for AnthropicSettings {
 impl AnthropicSettings {
     /// Whether there is anything to use: a key, or a server of one's own.
     pub fn is_set_up(&self) -> bool {
-        !self.api_key.is_empty() || self.api_key_file.is_some() || self.base_url != PUBLIC_URL
+        !self.api_key.is_empty() || self.key_file().is_some() || self.base_url() != PUBLIC_URL
+    }
+
+    fn base_url(&self) -> &str {
+        if self.base_url.is_empty() {
+            PUBLIC_URL
+        } else {
+            self.base_url.trim_end_matches('/')
+        }
+    }
+
+    fn key_file(&self) -> Option<&PathBuf> {
+        self.api_key_file.as_ref().filter(|path| !path.as_os_str().is_empty())
     }
 
     /// The key, from the setting or its file.
     pub(super) fn resolved_key(&self) -> Result<Option<Secret>, Error> {
-        match &self.api_key_file {
+        match self.key_file() {
             _ if !self.api_key.is_empty() => Ok(Some(self.api_key.clone())),
             None => Ok(None),
             Some(path) => match std::fs::read_to_string(path) {
@@ -65,7 +77,7 @@ impl AnthropicSettings {
 
     /// The URL that messages are posted to.
     pub(super) fn messages_url(&self) -> Result<Url, Error> {
-        let base = self.base_url.trim_end_matches('/');
+        let base = self.base_url();
         let path = if base.ends_with("/v1") {
             "/messages"
         } else {
@@ -114,6 +126,7 @@ mod tests {
 
     #[rstest]
     #[case("https://api.anthropic.com", "https://api.anthropic.com/v1/messages")]
+    #[case("", "https://api.anthropic.com/v1/messages")]
     #[case("http://127.0.0.1:8000/v1/", "http://127.0.0.1:8000/v1/messages")]
     #[case(
         "https://gateway.example.com/anthropic",
@@ -125,7 +138,7 @@ mod tests {
 
     #[test]
     fn a_wrong_base_url_is_named() {
-        for base in ["", "ftp://example.com", "https://user:pw@example.com", "not a url"] {
+        for base in ["/", "ftp://example.com", "https://user:pw@example.com", "not a url"] {
             let error = at(base).messages_url().unwrap_err().to_string();
             assert!(error.contains("base_url") && !error.contains("pw"), "{error}");
         }

@@ -44,7 +44,7 @@ fn report(outputs: &[(bool, String)]) -> String {
         text.push_str(if *failed { "It failed:" } else { "It printed:" });
         // A fence must be longer than any in the output.
         let fence = "`".repeat(longest_ticks(output).max(2) + 1);
-        text.push_str(&format!("\n\n{fence}\n{}\n{fence}\n\n", output.trim_end()));
+        text.extend(["\n\n", &fence, "\n", output.trim_end(), "\n", &fence, "\n\n"]);
     }
     text + NOTE
 }

@@ -72,21 +72,19 @@ impl Scripted {
 
     /// What the script `model` does with `request`; a refusal when there is no such script.
     pub fn play(&self, model: &str, request: &ModelRequest) -> Vec<Step> {
-        match self.scripts.get(model) {
-            Some(script) => perform(&script.reply(request), request, script),
-            None => {
-                let known: Vec<&str> = self.scripts.keys().map(String::as_str).collect();
-                vec![Step::Refuse(Refusal {
-                    reason: Reason::NotFound,
-                    status: Some(404),
-                    kind: "not_found_error".to_owned(),
-                    message: format!("there is no script {model:?}; there are: {}", known.join(", ")),
-                    request_id: None,
-                    retry_after: None,
-                    should_retry: None,
-                })]
-            }
+        if let Some(script) = self.scripts.get(model) {
+            return perform(&script.reply(request), request, script);
         }
+        let known: Vec<&str> = self.scripts.keys().map(String::as_str).collect();
+        vec![Step::Refuse(Refusal {
+            reason: Reason::NotFound,
+            status: Some(404),
+            kind: "not_found_error".to_owned(),
+            message: format!("there is no script {model:?}; there are: {}", known.join(", ")),
+            request_id: None,
+            retry_after: None,
+            should_retry: None,
+        })]
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use common::message::{Part, Usage};
+use common::message::{Message, Part, Usage};
 use serde_json::Value;
 
 use super::script::{Action, Script};
@@ -35,7 +35,7 @@ pub fn perform(actions: &[Action], request: &ModelRequest, script: &Script) -> V
         script,
     };
     let input_tokens = request_tokens(request);
-    let calls_before = request.messages.iter().flat_map(|message| message.tool_calls()).count();
+    let calls_before = request.messages.iter().flat_map(Message::tool_calls).count();
     let mut calls = 0_usize;
     let mut stop_reason = None;
     for action in actions {

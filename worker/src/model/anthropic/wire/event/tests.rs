@@ -102,7 +102,9 @@ fn well(items: Vec<Result<ModelEvent, Error>>) -> Vec<ModelEvent> {
 #[test]
 fn a_whole_answer_is_read_with_all_its_parts_and_its_usage() {
     let mut answer = Answer::new("anthropic");
-    well(read_text(WHOLE)).into_iter().for_each(|event| answer.push(event));
+    for event in well(read_text(WHOLE)) {
+        answer.push(event);
+    }
     let finished = answer.finish();
     let call = |id: &str, name: &str, input| Part::ToolCall {
         id: id.to_owned(),
