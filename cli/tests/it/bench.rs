@@ -51,6 +51,14 @@ async fn submissions_are_counted_and_found_again() {
 }
 
 #[tokio::test]
+async fn a_rate_is_kept() {
+    let (code, report) = bench(Fault::None, &[SUBMIT, &["--rate", "50"]].concat()).await;
+    assert_eq!(code, 0, "{report:#}");
+    let count = report["findings"]["latency"]["count"].as_u64().unwrap();
+    assert!((1..=50).contains(&count), "{count} calls in a second");
+}
+
+#[tokio::test]
 async fn an_accepted_job_that_is_not_there_is_found_out() {
     let (code, report) = bench(Fault::LosesOne, SUBMIT).await;
     assert_eq!((code, &report["sound"]), (1, &Value::Bool(false)), "{report:#}");

@@ -1,9 +1,12 @@
-//! Closed-loop load: so many connections, each sending its next call when the last is answered.
+//! Load on one address, from so many connections with one call in flight each.
 //!
-//! What is measured is what a caller with that many calls in flight sees. The latency of a call counts from its first
-//! byte out to its last byte in.
+//! Closed loop, without a rate: a connection sends its next call when the last is answered, as fast as the server lets
+//! it; a call's latency counts from its first byte out to its last byte in. Open loop, with a rate: calls have fixed
+//! times, and a latency counts from the time at which the call was due, so that a server which stalls is charged for
+//! every call that it kept from being made.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use tokio::task::JoinSet;
@@ -30,6 +33,8 @@ pub(super) struct Load {
     pub(super) address: String,
     pub(super) request: Vec<u8>,
     pub(super) connections: usize,
+    /// Calls a second over all connections; none is as many as are answered.
+    pub(super) rate: Option<u32>,
     /// Time before the measured time, in which everything gets warm.
     pub(super) warm_up: Duration,
     pub(super) measured: Duration,
@@ -40,10 +45,16 @@ impl Load {
     pub(super) async fn run(&self) -> Tally {
         let bar = output::spinner();
         bar.set_message("measuring");
-        let from = Instant::now() + self.warm_up;
+        let began = Instant::now();
+        let from = began + self.warm_up;
+        let step = self.rate.map(|rate| Duration::from_secs(1).div_f64(f64::from(rate)));
         let mut callers = JoinSet::new();
-        for _ in 0..self.connections {
-            callers.spawn(caller(self.clone(), from));
+        for n in 0..u32::try_from(self.connections).unwrap_or(u32::MAX) {
+            let due = step.map(|step| Due {
+                next: began + step * n,
+                step: step * u32::try_from(self.connections).unwrap_or(u32::MAX),
+            });
+            callers.spawn(caller(self.clone(), from, due));
         }
         let mut tally = Tally::default();
         while let Some(part) = callers.join_next().await {
@@ -60,11 +71,28 @@ impl Load {
     }
 }
 
-async fn caller(load: Load, from: Instant) -> Tally {
+/// When the calls of one connection are due.
+#[derive(Debug)]
+struct Due {
+    next: Instant,
+    step: Duration,
+}
+
+impl Due {
+    /// Waits for the next call's time, and answers it; it may have passed already.
+    async fn wait(&mut self) -> Instant {
+        let due = self.next;
+        self.next += self.step;
+        tokio::time::sleep_until(due.into()).await;
+        due
+    }
+}
+
+async fn caller(load: Load, from: Instant, mut due: Option<Due>) -> Tally {
     let until = from + load.measured;
     let mut tally = Tally::default();
     while Instant::now() < until {
-        if calls(&load, from, until, &mut tally).await.is_err() {
+        if calls(&load, from..until, &mut due, &mut tally).await.is_err() {
             *tally.refused.entry(0).or_default() += 1;
             // A server that refuses connections is not to be hammered.
             tokio::time::sleep(Duration::from_millis(50)).await;
@@ -74,21 +102,25 @@ async fn caller(load: Load, from: Instant) -> Tally {
 }
 
 /// Calls over one connection until the time is over or the connection breaks.
-async fn calls(load: &Load, from: Instant, until: Instant, tally: &mut Tally) -> std::io::Result<()> {
+async fn calls(load: &Load, measured: Range<Instant>, due: &mut Option<Due>, tally: &mut Tally) -> std::io::Result<()> {
     let mut connection = Connection::open(&load.address).await?;
-    let mut sent_at = Instant::now();
-    while sent_at < until {
+    loop {
+        let sent_at = match due {
+            Some(due) => due.wait().await,
+            None => Instant::now(),
+        };
+        if sent_at >= measured.end {
+            return Ok(());
+        }
         let status = connection.exchange(&load.request).await?.status;
         let answered_at = Instant::now();
         if status == 202 {
             tally.accepted_ever += 1;
-            if sent_at >= from && answered_at < until {
+            if measured.contains(&sent_at) && answered_at < measured.end {
                 tally.accepted.add(answered_at - sent_at);
             }
         } else {
             *tally.refused.entry(status).or_default() += 1;
         }
-        sent_at = answered_at;
     }
-    Ok(())
 }

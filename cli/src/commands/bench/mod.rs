@@ -18,10 +18,12 @@ use std::process::ExitCode;
 
 use clap::Subcommand;
 
+use self::queue::BenchQueue;
 use self::report::Report;
 use crate::client::Client;
 use crate::exit;
 use crate::globals::Globals;
+use crate::interrupt::Interrupts;
 
 /// Options of `hothouse bench`.
 #[derive(Debug, clap::Args)]
@@ -42,20 +44,46 @@ enum Measurement {
     Sandbox(sandbox::Args),
 }
 
-/// Measures and prints the report.
+/// Measures, cleans up whatever happened, and prints the report.
 pub(crate) async fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
     let client = Client::new(globals)?;
+    let mut interrupts = Interrupts::new()?;
     let mut report = Report::new(&client).await?;
-    match args.measurement {
-        Measurement::Submit(args) => submit::run(&args, &client, &mut report).await?,
-        Measurement::Throughput(args) => throughput::run(&args, &client, &mut report).await?,
-        Measurement::Pickup(args) => pickup::run(&args, &client, &mut report).await?,
-        Measurement::Sandbox(args) => sandbox::run(&args, &client, &mut report).await?,
-    }
+    let queue = BenchQueue::new(&client, args.measurement.name());
+    let measured = tokio::select! {
+        measured = args.measurement.run(&client, &queue, &mut report) => measured,
+        () = interrupts.next() => Err(anyhow::anyhow!("interrupted: nothing was measured")),
+    };
+    let cleaned = tokio::select! {
+        cleaned = queue.clean_up() => cleaned,
+        () = interrupts.next() => Err(anyhow::anyhow!("left without cleaning up: the queue is {}", queue.name)),
+    };
+    measured?;
+    cleaned?;
     report.print(globals.json)?;
     Ok(if report.is_sound() {
         ExitCode::SUCCESS
     } else {
         exit::FAILED.into()
     })
+}
+
+impl Measurement {
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Submit(_) => "submit",
+            Self::Throughput(_) => "throughput",
+            Self::Pickup(_) => "pickup",
+            Self::Sandbox(_) => "sandbox",
+        }
+    }
+
+    async fn run(&self, client: &Client, queue: &BenchQueue<'_>, report: &mut Report) -> anyhow::Result<()> {
+        match self {
+            Self::Submit(args) => submit::run(args, client, queue, report).await,
+            Self::Throughput(args) => throughput::run(args, client, queue, report).await,
+            Self::Pickup(args) => pickup::run(args, client, queue, report).await,
+            Self::Sandbox(args) => sandbox::run(args, client, queue, report).await,
+        }
+    }
 }

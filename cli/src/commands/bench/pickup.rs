@@ -35,23 +35,26 @@ struct Taken {
 }
 
 /// Measures.
-pub(super) async fn run(args: &Args, client: &Client, report: &mut Report) -> anyhow::Result<()> {
-    let queue = BenchQueue::new(client, "pickup");
+pub(super) async fn run(
+    args: &Args,
+    client: &Client,
+    queue: &BenchQueue<'_>,
+    report: &mut Report,
+) -> anyhow::Result<()> {
     let mut taken = Taken::default();
     let bar = output::bar(args.jobs, "measuring");
     // The first few open connections and fill caches.
     for warm_up in 0..5.min(args.jobs) {
-        one(client, &queue, &mut Taken::default())
+        one(client, queue, &mut Taken::default())
             .await
             .with_context(|| format!("warm-up {warm_up}"))?;
     }
     for _ in 0..args.jobs {
         tokio::time::sleep(Duration::from_millis(args.pause)).await;
-        one(client, &queue, &mut taken).await?;
+        one(client, queue, &mut taken).await?;
         bar.inc(1);
     }
     bar.finish_and_clear();
-    queue.clean_up().await?;
     if client.is_here() {
         report.latencies("call → started_at", taken.call_to_start);
     } else {

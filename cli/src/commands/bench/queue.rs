@@ -56,6 +56,23 @@ impl<'c> BenchQueue<'c> {
 
     /// Waits until all its jobs have ended.
     pub(super) async fn drain(&self) -> anyhow::Result<()> {
+        self.until_over(async || Ok(())).await
+    }
+
+    /// Cancels what has not ended, and leaves the queue as a queue that was never used.
+    pub(super) async fn clean_up(&self) -> anyhow::Result<()> {
+        let body = json!({"filter": {"queue": self.name}});
+        // A call may cancel no more than so many jobs, and a running one takes its time.
+        self.until_over(async || {
+            self.client.post_repeatable::<Value>(&["jobs", "cancel"], &body).await?;
+            Ok(())
+        })
+        .await?;
+        self.resume().await
+    }
+
+    /// Does something again and again until no job is open.
+    async fn until_over(&self, step: impl AsyncFn() -> anyhow::Result<()>) -> anyhow::Result<()> {
         let give_up_at = Instant::now() + DRAIN_LIMIT;
         let spinner = output::spinner();
         loop {
@@ -70,17 +87,9 @@ impl<'c> BenchQueue<'c> {
                 "{open} jobs of queue {} have not ended",
                 self.name
             );
+            step().await?;
             tokio::time::sleep(Duration::from_millis(200)).await;
         }
-    }
-
-    /// Cancels what has not ended, and leaves the queue as a queue that was never used.
-    pub(super) async fn clean_up(&self) -> anyhow::Result<()> {
-        let body = json!({"filter": {"queue": self.name}});
-        while self.open_jobs().await? > 0 {
-            self.client.post_repeatable::<Value>(&["jobs", "cancel"], &body).await?;
-        }
-        self.resume().await
     }
 
     /// All its jobs, by what became of them: (state, attempts made) → how many, and the ids.

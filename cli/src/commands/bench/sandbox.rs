@@ -42,19 +42,22 @@ struct Taken {
 }
 
 /// Measures both.
-pub(super) async fn run(args: &Args, client: &Client, report: &mut Report) -> anyhow::Result<()> {
-    let queue = BenchQueue::new(client, "sandbox");
+pub(super) async fn run(
+    args: &Args,
+    client: &Client,
+    queue: &BenchQueue<'_>,
+    report: &mut Report,
+) -> anyhow::Result<()> {
     let bar = output::bar(args.jobs + args.docker_runs, "measuring");
     let mut taken = Taken::default();
     for _ in 0..3.min(args.jobs) {
-        one(client, &queue, &mut Taken::default()).await?;
+        one(client, queue, &mut Taken::default()).await?;
     }
     for _ in 0..args.jobs {
         tokio::time::sleep(Duration::from_millis(args.pause)).await;
-        one(client, &queue, &mut taken).await?;
+        one(client, queue, &mut taken).await?;
         bar.inc(1);
     }
-    queue.clean_up().await?;
     let mut docker = Samples::default();
     let mut without_docker = None;
     for _ in 0..args.docker_runs {

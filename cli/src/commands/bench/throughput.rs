@@ -50,17 +50,19 @@ struct Submitter {
 }
 
 /// Measures, and checks that every accepted job ended exactly once.
-pub(super) async fn run(args: &Args, client: &Client, report: &mut Report) -> anyhow::Result<()> {
+pub(super) async fn run(
+    args: &Args,
+    client: &Client,
+    queue: &BenchQueue<'_>,
+    report: &mut Report,
+) -> anyhow::Result<()> {
     ensure!(
         args.seconds > 0 && args.connections > 0,
         "--seconds and --connections must be at least 1"
     );
     ensure!((1..=1000).contains(&args.batch), "--batch must be 1 to 1000");
-    let queue = BenchQueue::new(client, "throughput");
-    let accepted = load(args, client, &queue).await;
-    let drained = queue.drain().await;
-    queue.clean_up().await?;
-    drained?;
+    let accepted = load(args, client, queue).await;
+    queue.drain().await?;
     let (accepted, window) = accepted?;
 
     let census = queue.census(accepted.len()).await?;
