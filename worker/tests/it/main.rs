@@ -1,6 +1,9 @@
 //! The worker against real sandboxes: every driver, its conformance, the pool.
 
+mod conformance;
 mod docker;
+mod pool;
+mod sandbox_bubblewrap;
 
 mod model_anthropic;
 mod model_server;

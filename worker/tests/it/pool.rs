@@ -1,0 +1,353 @@
+//! The warm pool over the docker driver and a real engine.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use assert_matches::assert_matches;
+use common::lifecycle::Lifecycle;
+use futures_util::FutureExt;
+use futures_util::future::join_all;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::task::JoinSet;
+use uuid::Uuid;
+use worker::driver::{Profile, SandboxDriver};
+use worker::environment::{Environment, Environments, Warm};
+use worker::pool::{EnvironmentStatus, Error, IsAlive, Pool, Settings};
+
+use crate::docker::{driver, driver_at, eventually, image, of, profile, sh, spec, test_variable};
+
+/// A pool with one environment, for a worker of its own. Its drop checks nothing: every test ends with
+/// [`Fixture::end`], which does.
+struct Fixture {
+    pool: Pool,
+    worker_id: Uuid,
+    lifecycle: Lifecycle,
+}
+
+fn warm(size: u32, max: u32) -> Warm {
+    Warm {
+        size,
+        max,
+        ..Warm::default()
+    }
+}
+
+fn environment(warm: Warm) -> Environment {
+    let mut environment = Environment::built_in().with_image(image());
+    environment.warm = warm;
+    environment.profile = profile();
+    environment
+}
+
+impl Fixture {
+    fn new(warm: Warm) -> Self {
+        Self::over(driver(), environment(warm), everybody_lives())
+    }
+
+    fn over(driver: Arc<dyn SandboxDriver>, environment: Environment, is_alive: IsAlive) -> Self {
+        let environments = Environments::from([(environment.name.clone(), Arc::new(environment))]);
+        let worker_id = Uuid::now_v7();
+        let lifecycle = Lifecycle::new();
+        let settings = Settings {
+            check_out_timeout: Duration::from_secs(30),
+            backoff_max: Duration::from_millis(500),
+            ..Settings::new(worker_id)
+        };
+        let pool = Pool::start(driver, &environments, settings, is_alive, &lifecycle);
+        Self {
+            pool,
+            worker_id,
+            lifecycle,
+        }
+    }
+
+    fn status(&self) -> EnvironmentStatus {
+        self.pool.status().remove(0)
+    }
+
+    async fn warm(&self, count: u32) {
+        eventually("the pool is warm", async || self.status().warm == count).await;
+    }
+
+    /// Stops the pool; nothing may be left.
+    async fn end(self) {
+        self.pool.shutdown().await;
+        let status = self.status();
+        let held = [status.warm, status.leased, status.creating, status.retiring];
+        assert_eq!(held, [0; 4]);
+        eventually("nothing is left", async || {
+            of(&*driver(), self.worker_id).await.is_empty()
+        })
+        .await;
+        assert!(!self.lifecycle.has_failed());
+    }
+}
+
+fn everybody_lives() -> IsAlive {
+    Arc::new(|_| async { true }.boxed())
+}
+
+#[tokio::test]
+async fn a_job_gets_a_warm_sandbox_and_its_place_is_filled_again() {
+    let fixture = Fixture::new(warm(2, 4));
+    fixture.warm(2).await;
+    let slot = fixture.pool.check_out("default", None).await.unwrap();
+    assert!(slot.is_warm());
+    assert_eq!(sh(slot.sandbox(), "echo hello").await, "hello");
+    assert_eq!(fixture.status().leased, 1);
+    fixture.warm(2).await;
+
+    let id = slot.id();
+    slot.retire();
+    eventually("the used one is gone", async || {
+        of(&*driver(), fixture.worker_id)
+            .await
+            .iter()
+            .all(|found| found.id != id)
+    })
+    .await;
+    let status = fixture.status();
+    assert_eq!((status.leased, status.warm, status.cold_starts), (0, 2, 0));
+    fixture.end().await;
+}
+
+#[tokio::test]
+async fn no_two_jobs_share_a_sandbox() {
+    let fixture = Fixture::new(warm(1, 2));
+    let first = fixture.pool.check_out("default", None).await.unwrap();
+    let first_id = first.id();
+    sh(
+        first.sandbox(),
+        "echo secret > /workspace/a; echo secret > /tmp/a; echo secret > /dev/shm/a",
+    )
+    .await;
+    first.retire();
+    let second = fixture.pool.check_out("default", None).await.unwrap();
+    assert_ne!(second.id(), first_id);
+    assert_eq!(
+        sh(second.sandbox(), "ls -A /workspace /tmp /dev/shm | grep -v :").await,
+        ""
+    );
+    second.retire();
+    fixture.end().await;
+}
+
+#[tokio::test]
+async fn a_burst_above_the_ceiling_is_served_in_turn_and_never_passes_it() {
+    const CEILING: u32 = 3;
+    let fixture = Fixture::new(warm(1, CEILING));
+    let (stop, mut most) = (tokio_util::sync::CancellationToken::new(), 0);
+    let watch = async {
+        while !stop.is_cancelled() {
+            most = most.max(of(&*driver(), fixture.worker_id).await.len());
+        }
+    };
+    let jobs = async {
+        let jobs = (0..9).map(async |number: u32| {
+            let slot = fixture.pool.check_out("default", None).await.unwrap();
+            assert_eq!(sh(slot.sandbox(), &format!("echo {number}")).await, number.to_string());
+            slot.retire();
+        });
+        join_all(jobs).await;
+        stop.cancel();
+    };
+    tokio::join!(watch, jobs);
+    assert!((1..=CEILING as usize).contains(&most), "{most} at once");
+    assert!(fixture.status().cold_starts >= 8);
+    fixture.end().await;
+}
+
+#[tokio::test]
+async fn one_that_died_while_it_was_warm_is_not_handed_out() {
+    let fixture = Fixture::new(warm(1, 2));
+    fixture.warm(1).await;
+    let dead = of(&*driver(), fixture.worker_id).await[0].id;
+    driver().destroy(dead).await.unwrap();
+    let slot = fixture.pool.check_out("default", None).await.unwrap();
+    assert_ne!(slot.id(), dead);
+    assert_eq!(sh(slot.sandbox(), "echo alive").await, "alive");
+    slot.retire();
+    fixture.end().await;
+}
+
+#[tokio::test]
+async fn a_job_that_wants_more_gets_a_sandbox_of_its_size() {
+    let fixture = Fixture::new(warm(1, 1));
+    fixture.warm(1).await;
+    let larger = Profile {
+        workspace_bytes: 48 << 20,
+        ..profile()
+    };
+    // The ceiling is one: the warm sandbox makes room.
+    let slot = fixture.pool.check_out("default", Some(&larger)).await.unwrap();
+    assert_eq!(
+        sh(slot.sandbox(), "df --output=size -m /workspace | tail -1").await,
+        "48"
+    );
+    assert!(!slot.is_warm());
+    slot.retire();
+
+    fixture.warm(1).await;
+    let smaller = Profile {
+        memory_bytes: 64 << 20,
+        ..profile()
+    };
+    let slot = fixture.pool.check_out("default", Some(&smaller)).await.unwrap();
+    assert!(slot.is_warm());
+    slot.retire();
+    fixture.end().await;
+}
+
+#[tokio::test]
+async fn an_image_that_is_missing_fails_jobs_at_once_and_shows_in_the_status() {
+    let missing = environment(warm(1, 2)).with_image("hothouse/no-such:image");
+    let fixture = Fixture::over(driver(), missing, everybody_lives());
+    let error = fixture.pool.check_out("default", None).await.unwrap_err();
+    assert_matches!(&error, Error::Failing { .. });
+    assert!(!error.is_transient());
+    let last = fixture.status().last_error.expect("the failure is visible").error;
+    assert!(last.contains("hothouse/no-such:image"), "{last}");
+    assert_matches!(
+        fixture.pool.check_out("nowhere", None).await.unwrap_err(),
+        Error::NoSuchEnvironment { .. }
+    );
+    fixture.end().await;
+}
+
+#[tokio::test]
+async fn a_slot_that_is_dropped_is_retired_all_the_same() {
+    let fixture = Fixture::new(warm(0, 1));
+    let slot = fixture.pool.check_out("default", None).await.unwrap();
+    let id = slot.id();
+    drop(slot);
+    // The ceiling is one: the next proves that the place came back.
+    let next = fixture.pool.check_out("default", None).await.unwrap();
+    assert_ne!(next.id(), id);
+    next.retire();
+    fixture.end().await;
+}
+
+#[tokio::test]
+async fn a_job_that_gives_up_waiting_leaves_nothing_behind() {
+    let fixture = Fixture::new(warm(0, 4));
+    let waits = fixture.pool.check_out("default", None);
+    assert!(tokio::time::timeout(Duration::from_millis(20), waits).await.is_err());
+    let larger = Profile { pids: 200, ..profile() };
+    let starts = fixture.pool.check_out("default", Some(&larger));
+    assert!(tokio::time::timeout(Duration::from_millis(20), starts).await.is_err());
+    fixture.end().await;
+}
+
+#[tokio::test]
+async fn the_reaper_takes_those_of_dead_workers_and_no_others() {
+    let (dead, living) = (Uuid::now_v7(), Uuid::now_v7());
+    let driver = driver();
+    let (orphan, stranger) = (spec(dead), spec(living));
+    let _orphan_pipe = driver.start(&orphan).await.unwrap();
+    let _stranger_pipe = driver.start(&stranger).await.unwrap();
+    let is_alive: IsAlive = Arc::new(move |worker| async move { worker != dead }.boxed());
+    let fixture = Fixture::over(
+        Arc::clone(&driver) as Arc<dyn SandboxDriver>,
+        environment(warm(1, 1)),
+        is_alive,
+    );
+    fixture.warm(1).await;
+    // One of its own worker that it does not know: a start that was cut short in an earlier life.
+    let lost = spec(fixture.worker_id);
+    let _lost_pipe = driver.start(&lost).await.unwrap();
+
+    let now = common::clock::Clock::system().now();
+    fixture.pool.reap(now).await.unwrap();
+    assert_eq!(of(&*driver, dead).await.len(), 1, "too young to tell");
+
+    let report = fixture.pool.reap(now + chrono::TimeDelta::seconds(31)).await.unwrap();
+    assert_eq!((report.destroyed, report.failed), (2, 0));
+    eventually("the orphan is gone", async || of(&*driver, dead).await.is_empty()).await;
+    assert_eq!(of(&*driver, living).await.len(), 1);
+    assert_eq!(of(&*driver, fixture.worker_id).await.len(), 1);
+    let slot = fixture.pool.check_out("default", None).await.unwrap();
+    assert!(slot.is_warm());
+    slot.retire();
+    driver.destroy(stranger.id).await.unwrap();
+    fixture.end().await;
+}
+
+/// The tests' engine behind a socket that can be cut, with all connections, and put back.
+struct Cable {
+    engine: PathBuf,
+    socket: PathBuf,
+    connections: JoinSet<()>,
+}
+
+impl Cable {
+    fn new() -> Self {
+        let engine = test_variable("HOTHOUSE_TEST_DOCKER_HOST").unwrap();
+        let engine = PathBuf::from(engine.strip_prefix("unix://").expect("the tests' engine has a socket"));
+        let socket = std::env::temp_dir().join(format!("hothouse-{}.sock", Uuid::new_v4()));
+        Self {
+            engine,
+            socket,
+            connections: JoinSet::new(),
+        }
+    }
+
+    fn address(&self) -> String {
+        format!("unix://{}", self.socket.display())
+    }
+
+    fn plug_in(&mut self) {
+        let listener = UnixListener::bind(&self.socket).unwrap();
+        let engine = self.engine.clone();
+        self.connections.spawn(async move {
+            let mut streams = JoinSet::new();
+            while let Ok((mut near, _)) = listener.accept().await {
+                let engine = engine.clone();
+                streams.spawn(async move {
+                    let mut far = UnixStream::connect(engine).await.unwrap();
+                    // Either side may go away at any time here.
+                    drop(tokio::io::copy_bidirectional(&mut near, &mut far).await);
+                });
+            }
+        });
+    }
+
+    async fn cut(&mut self) {
+        self.connections.shutdown().await;
+        std::fs::remove_file(&self.socket).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn an_engine_that_goes_away_and_comes_back_needs_nobody() {
+    let mut cable = Cable::new();
+    let fixture = Fixture::over(driver_at(cable.address()), environment(warm(2, 4)), everybody_lives());
+    eventually("the failure shows", async || fixture.status().last_error.is_some()).await;
+    cable.plug_in();
+    fixture.warm(2).await;
+    assert_matches!(fixture.status().last_error, None);
+
+    let held = fixture.pool.check_out("default", None).await.unwrap();
+    // With a start under way the cut could fall just after its first answer.
+    fixture.warm(2).await;
+    cable.cut().await;
+    eventually("sandboxes die with their connection", async || {
+        !held.sandbox().is_alive() && fixture.status().warm == 0
+    })
+    .await;
+    held.retire();
+    let waits = fixture.pool.check_out("default", None);
+    let replug = async {
+        eventually("the failure shows", async || fixture.status().last_error.is_some()).await;
+        cable.plug_in();
+    };
+    let (slot, ()) = tokio::join!(waits, replug);
+    let slot = slot.unwrap();
+    assert_eq!(sh(slot.sandbox(), "echo back").await, "back");
+    slot.retire();
+    fixture.warm(2).await;
+    fixture.end().await;
+    cable.cut().await;
+}
