@@ -3,12 +3,14 @@
 //! Every change of a job's state names the state and the attempt that it expects, and touches the row or does not;
 //! what was not touched is the caller's [`Error::LeaseLost`], never a success.
 
+pub mod agents;
 pub mod attempts;
 pub mod cancel;
 pub mod claim;
 pub mod duties;
 mod error;
 pub mod events;
+pub mod fire;
 pub mod insert;
 pub mod jobs;
 pub mod keys;
@@ -20,6 +22,7 @@ pub mod queues;
 pub mod reclaim;
 pub mod retention;
 mod row;
+pub mod schedules;
 pub mod settle;
 pub mod tenants;
 pub mod workers;

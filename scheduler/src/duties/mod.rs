@@ -3,6 +3,7 @@
 //! A duty is a type with [`Duty::tick`]; [`start`] lists them all. A tick that is under way when the lead is lost is
 //! dropped: each is a reconciler, and the next leader's tick begins again.
 
+mod fire;
 mod partitions;
 mod promote;
 mod reclaim;
@@ -41,6 +42,7 @@ pub(crate) struct Deps {
 /// Starts every duty. A new one needs a line here.
 fn start(running: &mut Running<'_>) {
     let deps = running.deps.clone();
+    running.duty(fire::Fire::new(&deps, running.leadership));
     running.duty(promote::Promote::new(&deps));
     running.duty(redispatch::Redispatch::new(&deps));
     running.duty(reclaim::Reclaim::new(&deps));

@@ -19,7 +19,10 @@ pub(super) struct Promote {
 
 impl Promote {
     pub(super) fn new(deps: &Deps) -> Self {
-        Self { store: deps.store.clone(), queue: deps.queue.clone() }
+        Self {
+            store: deps.store.clone(),
+            queue: deps.queue.clone(),
+        }
     }
 }
 
@@ -42,6 +45,9 @@ impl Duty for Promote {
             tracing::warn!(%error, jobs = jobs.len(), "promoted jobs wait for redispatch");
         }
         let changed = u64::try_from(jobs.len()).unwrap_or(u64::MAX);
-        Ok(Report { changed, more: changed == u64::from(BATCH) })
+        Ok(Report {
+            changed,
+            more: changed == u64::from(BATCH),
+        })
     }
 }

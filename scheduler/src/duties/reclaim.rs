@@ -36,7 +36,11 @@ struct State {
 
 impl Reclaim {
     pub(super) fn new(deps: &Deps) -> Self {
-        Self { store: deps.store.clone(), queue: deps.queue.clone(), state: Mutex::default() }
+        Self {
+            store: deps.store.clone(),
+            queue: deps.queue.clone(),
+            state: Mutex::default(),
+        }
     }
 
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
@@ -50,7 +54,11 @@ impl Reclaim {
     async fn reclaim_expired(&self, shard: Shard, now: DateTime<Utc>) -> anyhow::Result<u64> {
         let expired = self.queue.expired(shard, BATCH).await?;
         let ids: Vec<JobId> = expired.iter().map(|lease| lease.job_id).collect();
-        let jobs = if ids.is_empty() { Vec::new() } else { self.store.jobs(&ids).await? };
+        let jobs = if ids.is_empty() {
+            Vec::new()
+        } else {
+            self.store.jobs(&ids).await?
+        };
         let mut changed = 0;
         for lease in expired {
             let job = jobs.iter().find(|job| job.id == lease.job_id);
@@ -72,7 +80,9 @@ impl Reclaim {
             return Ok(true);
         };
         match job.state {
-            JobState::Running { attempt, .. } if attempt == lease.attempt => self.take_over(shard, job, false, now).await,
+            JobState::Running { attempt, .. } if attempt == lease.attempt => {
+                self.take_over(shard, job, false, now).await
+            }
             // Claimed, but never confirmed in Postgres; or a lease of an attempt before the one that runs.
             JobState::Queued { .. } | JobState::Running { .. } => {
                 self.queue.drop_claims(shard, &[(lease.job_id, lease.attempt)]).await?;
@@ -82,8 +92,12 @@ impl Reclaim {
                 Ok(true)
             }
             JobState::Scheduled { .. } | JobState::Retrying { .. } | JobState::Waiting => {
-                let acked =
-                    Acked { job_id: job.id, attempt: lease.attempt, seq: job.seq, keeps_places: true };
+                let acked = Acked {
+                    job_id: job.id,
+                    attempt: lease.attempt,
+                    seq: job.seq,
+                    keeps_places: true,
+                };
                 self.queue.ack(shard, &[acked]).await?;
                 Ok(true)
             }
@@ -105,7 +119,9 @@ impl Reclaim {
             }
             tail.extend(more);
         }
-        let Some(taken) = self.store.reclaim(job.id, job.attempt, &tail, gap, now).await? else { return Ok(false) };
+        let Some(taken) = self.store.reclaim(job.id, job.attempt, &tail, gap, now).await? else {
+            return Ok(false);
+        };
         tracing::warn!(job_id = %job.id, attempt = job.attempt, worker_id = ?job.worker_id, "worker lost: job taken over");
         metrics::counter!("hothouse_reclaims_total").increment(1);
         if taken.state.is_terminal() {
@@ -120,7 +136,9 @@ impl Reclaim {
     async fn sweep(&self, now: DateTime<Utc>) -> anyhow::Result<u64> {
         let mut opened = Vec::new();
         for shard in self.queue.shards() {
-            let Generation::Open(begun) = self.queue.generation(shard).await? else { return Ok(0) };
+            let Generation::Open(begun) = self.queue.generation(shard).await? else {
+                return Ok(0);
+            };
             if now - begun < self.ttl() * 2 {
                 return Ok(0);
             }
@@ -133,8 +151,13 @@ impl Reclaim {
             for index in self.queue.unknown(&ids).await? {
                 let job = &jobs[index];
                 let shard = self.queue.shard_of(job.tenant_id);
-                let begun = opened.iter().find(|(opened, _)| *opened == shard).map(|(_, begun)| *begun);
-                let gap = begun.zip(job.started_at).is_some_and(|(begun, started)| started < begun);
+                let begun = opened
+                    .iter()
+                    .find(|(opened, _)| *opened == shard)
+                    .map(|(_, begun)| *begun);
+                let gap = begun
+                    .zip(job.started_at)
+                    .is_some_and(|(begun, started)| started < begun);
                 changed += u64::from(self.take_over(shard, job, gap, now).await?);
             }
             match jobs.last() {
@@ -156,7 +179,10 @@ impl Reclaim {
             changed += self.sweep(now).await?;
             self.state().swept_at = Some(now);
         }
-        Ok(Report { changed, more: changed >= u64::from(BATCH) })
+        Ok(Report {
+            changed,
+            more: changed >= u64::from(BATCH),
+        })
     }
 }
 

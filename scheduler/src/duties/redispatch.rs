@@ -47,9 +47,17 @@ struct Cursor {
 
 impl Redispatch {
     pub(super) fn new(deps: &Deps) -> Self {
-        let cursor = Mutex::new(Cursor { tick: 0, after: JobId(Uuid::nil()) });
+        let cursor = Mutex::new(Cursor {
+            tick: 0,
+            after: JobId(Uuid::nil()),
+        });
         let dispatched_max = deps.config.leases.dispatched_max;
-        Self { store: deps.store.clone(), queue: deps.queue.clone(), dispatched_max, cursor }
+        Self {
+            store: deps.store.clone(),
+            queue: deps.queue.clone(),
+            dispatched_max,
+            cursor,
+        }
     }
 
     fn cursor(&self) -> std::sync::MutexGuard<'_, Cursor> {
@@ -79,7 +87,10 @@ impl Redispatch {
         let mut dispatched = 0;
         for (tenant_id, queue, class) in self.store.queued_lanes().await? {
             if self.queue.shard_of(tenant_id) == shard {
-                let jobs = self.store.queued_of(tenant_id, &queue, &class, self.dispatched_max + 1).await?;
+                let jobs = self
+                    .store
+                    .queued_of(tenant_id, &queue, &class, self.dispatched_max + 1)
+                    .await?;
                 dispatched += self.dispatch(&jobs).await?;
             }
         }
@@ -100,7 +111,10 @@ impl Redispatch {
     async fn page_in(&self) -> anyhow::Result<u64> {
         let mut added = 0;
         for (queue, class, tenant_id, _room) in self.queue.spilled_with_room().await? {
-            let jobs = self.store.queued_of(tenant_id, &queue, &class, self.dispatched_max).await?;
+            let jobs = self
+                .store
+                .queued_of(tenant_id, &queue, &class, self.dispatched_max)
+                .await?;
             added += self.dispatch(&jobs).await?;
             if jobs.len() < usize::try_from(self.dispatched_max).unwrap_or(usize::MAX) {
                 self.queue.unspill(&queue, &class, tenant_id).await?;
@@ -114,14 +128,22 @@ impl Redispatch {
         let ids: Vec<_> = jobs.iter().map(|job| (job.tenant_id, job.id)).collect();
         let unknown = self.queue.unknown(&ids).await?;
         let settled = |job: &&Job| job.queued_at.is_some_and(|at| now - at >= UNDER_WAY);
-        let missing: Vec<Job> = unknown.into_iter().map(|index| &jobs[index]).filter(settled).cloned().collect();
+        let missing: Vec<Job> = unknown
+            .into_iter()
+            .map(|index| &jobs[index])
+            .filter(settled)
+            .cloned()
+            .collect();
         self.dispatch(&missing).await
     }
 
     async fn dispatch(&self, jobs: &[Job]) -> anyhow::Result<u64> {
         let dispatches: Vec<Dispatch> = jobs.iter().map(Dispatch::from_job).collect();
         let dispatched = self.queue.dispatch(&dispatches).await?;
-        let added = dispatched.iter().filter(|dispatched| **dispatched == Dispatched::Added).count();
+        let added = dispatched
+            .iter()
+            .filter(|dispatched| **dispatched == Dispatched::Added)
+            .count();
         Ok(u64::try_from(added).unwrap_or(u64::MAX))
     }
 
@@ -164,7 +186,10 @@ impl Duty for Redispatch {
             changed += self.sweep(now).await?;
             self.sync_settings().await?;
         }
-        Ok(Report { changed, more: paged > 0 })
+        Ok(Report {
+            changed,
+            more: paged > 0,
+        })
     }
 }
 

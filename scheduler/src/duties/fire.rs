@@ -1,0 +1,96 @@
+//! Fire: schedules that are due make jobs.
+//!
+//! The transaction in Postgres is everything: `common::store::fire` says what it holds. What follows may be lost, and is
+//! found by others: a job that is not dispatched is found by redispatch, and a schedule that waits for a job to be
+//! cancelled is due until it is.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use chrono::{DateTime, TimeDelta, Utc};
+use common::ids::{JobId, TenantId};
+use common::queue::{Dispatch, Queue};
+use common::service::{Duty, Report};
+use common::store::Store;
+use common::store::fire::Limits;
+use common::store::leaders::Leadership;
+
+use super::Deps;
+
+/// Never asks more often than this.
+const PAUSE_MIN: Duration = Duration::from_millis(1);
+
+pub(super) struct Fire {
+    store: Store,
+    queue: Queue,
+    leadership: Leadership,
+    limits: Limits,
+    poll: Duration,
+    /// How long until something is due, as far as the last tick knew, ms.
+    pause_ms: AtomicU64,
+}
+
+impl Fire {
+    pub(super) fn new(deps: &Deps, leadership: &Leadership) -> Self {
+        let settings = &deps.config.scheduler;
+        Self {
+            store: deps.store.clone(),
+            queue: deps.queue.clone(),
+            leadership: leadership.clone(),
+            limits: Limits {
+                schedules_max: settings.fire_batch,
+                grace: settings.grace,
+                clock_offset: TimeDelta::zero(),
+            },
+            poll: settings.fire_poll,
+            pause_ms: AtomicU64::new(u64::try_from(settings.fire_poll.as_millis()).unwrap_or(u64::MAX)),
+        }
+    }
+
+    async fn cancel(&self, jobs: &[(TenantId, JobId)], now: DateTime<Utc>) -> anyhow::Result<()> {
+        for (tenant_id, job_id) in jobs {
+            let Some(job) = self.store.cancel(*tenant_id, *job_id, now).await? else {
+                continue;
+            };
+            if let Err(error) = self
+                .queue
+                .cancel(*tenant_id, *job_id, job.seq, job.state.is_terminal())
+                .await
+            {
+                tracing::warn!(%error, %job_id, "the worker hears of a cancelled job later");
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Duty for Fire {
+    fn name(&self) -> &'static str {
+        "fire"
+    }
+
+    fn interval(&self) -> Duration {
+        let pause = Duration::from_millis(self.pause_ms.load(Ordering::Relaxed));
+        pause.clamp(PAUSE_MIN, self.poll)
+    }
+
+    async fn tick(&self, now: DateTime<Utc>) -> anyhow::Result<Report> {
+        let fired = self.store.fire_due(&self.leadership, self.limits).await?;
+        let pause = fired.next_in.unwrap_or(self.poll).min(self.poll);
+        self.pause_ms
+            .store(u64::try_from(pause.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
+        if !fired.jobs.is_empty() {
+            let dispatches: Vec<Dispatch> = fired.jobs.iter().map(Dispatch::from_new).collect();
+            if let Err(error) = self.queue.dispatch(&dispatches).await {
+                tracing::warn!(%error, jobs = fired.jobs.len(), "fired jobs wait for redispatch");
+            }
+        }
+        self.cancel(&fired.to_cancel, now).await?;
+        ::metrics::counter!("hothouse_schedule_fires_total").increment(u64::try_from(fired.jobs.len()).unwrap_or(0));
+        let changed = fired.schedules + fired.paused;
+        Ok(Report {
+            changed,
+            more: changed > 0,
+        })
+    }
+}
