@@ -35,11 +35,12 @@ use std::process::ExitCode;
 fn main() -> ExitCode {
     let mut args = std::env::args().skip(1);
     match (args.next().as_deref(), args.next()) {
-        (None, _) => server::serve(),
+        (None, _) => server::serve(None),
+        (Some("as"), Some(uid)) if uid.parse::<u32>().is_ok() => server::serve(uid.parse().ok()),
         (Some("unpack"), Some(request)) => files::main(files::Face::Unpack, &request),
         (Some("pack"), Some(request)) => files::main(files::Face::Pack, &request),
         _ => {
-            complain("usage: hothouse-init, as PID 1 of a sandbox");
+            complain("usage: hothouse-init [as UID], as PID 1 of a sandbox");
             ExitCode::from(2)
         }
     }

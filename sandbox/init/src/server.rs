@@ -33,14 +33,14 @@ const RUNS_MAX: usize = 32;
 const LOOK_AT_LEASE: Duration = Duration::from_millis(250);
 const LAST_REAP_MAX: Duration = Duration::from_millis(500);
 
-/// Serves the worker until it is gone.
-pub(crate) fn serve() -> ExitCode {
+/// Serves the worker until it is gone. A driver whose users are not those of an image says which one programs are.
+pub(crate) fn serve(job_uid: Option<u32>) -> ExitCode {
     // Everything here kills "all processes"; anywhere but in a process namespace of its own that would be the machine.
     if Pid::this().as_raw() != 1 {
         complain("this must be PID 1 of a sandbox");
         return ExitCode::from(2);
     }
-    let mut server = match Server::prepare() {
+    let mut server = match Server::prepare(job_uid) {
         Ok(server) => server,
         Err(errno) => {
             complain(format_args!("cannot begin: {}", errno.desc()));
@@ -66,6 +66,7 @@ pub(crate) fn serve() -> ExitCode {
 struct Server {
     connection: Connection,
     children: SignalFd,
+    job_uid: Option<u32>,
     around: Option<Surroundings>,
     runs: BTreeMap<u32, Run>,
     lease: Option<Moment>,
@@ -74,7 +75,7 @@ struct Server {
 }
 
 impl Server {
-    fn prepare() -> nix::Result<Self> {
+    fn prepare(job_uid: Option<u32>) -> nix::Result<Self> {
         sys::close_from(3);
         prctl::set_dumpable(false)?;
         prctl::set_no_new_privs()?;
@@ -84,6 +85,7 @@ impl Server {
         Ok(Self {
             connection,
             children,
+            job_uid,
             around: None,
             runs: BTreeMap::new(),
             lease: None,
@@ -194,7 +196,10 @@ impl Server {
         Ok(())
     }
 
-    fn greet(&mut self, greeting: Greeting) -> Result<(), Trouble> {
+    fn greet(&mut self, mut greeting: Greeting) -> Result<(), Trouble> {
+        if let Some(uid) = self.job_uid {
+            (greeting.uid, greeting.gid) = (uid, uid);
+        }
         let identity: Identity = about::identity(&greeting);
         let around = Surroundings {
             identity,
