@@ -25,6 +25,7 @@ mod row;
 pub mod schedules;
 pub mod settle;
 pub mod tenants;
+pub mod usage;
 pub mod workers;
 
 use std::time::Duration;

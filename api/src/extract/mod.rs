@@ -1,0 +1,9 @@
+//! Reading requests, so that everything a client can send wrong has a clear answer.
+
+mod body;
+mod params;
+mod path;
+
+pub use body::{OptionalJson, RawBody, ValidJson, from_json};
+pub use params::{Cursor, Params};
+pub use path::PathId;

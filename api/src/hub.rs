@@ -1,0 +1,182 @@
+//! Who follows which job: one subscription to Redis's hints wakes every follower of this process.
+//!
+//! A hint carries no data. A follower that is woken reads from its cursor, and it reads every now and then without a
+//! hint too, so a lost one costs time and loses nothing.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use common::ids::JobId;
+use common::queue::{Channel, Queue};
+use futures_util::StreamExt;
+use tokio::sync::{Notify, broadcast};
+use tokio_util::sync::CancellationToken;
+
+/// Time between two attempts to subscribe.
+const RECONNECT: Duration = Duration::from_millis(500);
+/// Hints that a reader of all of them may be behind; one that is further behind is told so.
+const FEED_BACKLOG: usize = 4_096;
+
+/// The followers of this process. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Hub {
+    followers: Arc<Mutex<HashMap<JobId, Watch>>>,
+    feed: broadcast::Sender<JobId>,
+}
+
+#[derive(Debug)]
+struct Watch {
+    woken: Arc<Notify>,
+    followers: usize,
+}
+
+/// The interest of one reader in one job; it ends when this is dropped.
+#[derive(Debug)]
+pub struct Follower {
+    hub: Hub,
+    job_id: JobId,
+    woken: Arc<Notify>,
+}
+
+impl Default for Hub {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Hub {
+    /// A hub without followers.
+    pub fn new() -> Self {
+        let (feed, _) = broadcast::channel(FEED_BACKLOG);
+        Self {
+            followers: Arc::default(),
+            feed,
+        }
+    }
+
+    /// Begins to follow a job. Read the job after this, not before: then nothing falls in between.
+    pub fn follow(&self, job_id: JobId) -> Follower {
+        let mut followers = self.followers.lock().unwrap_or_else(PoisonError::into_inner);
+        let watch = followers.entry(job_id).or_insert_with(|| Watch {
+            woken: Arc::default(),
+            followers: 0,
+        });
+        watch.followers += 1;
+        Follower {
+            hub: self.clone(),
+            job_id,
+            woken: Arc::clone(&watch.woken),
+        }
+    }
+
+    /// Every hint of every tenant, for those who follow a tenant and not a job.
+    pub fn feed(&self) -> broadcast::Receiver<JobId> {
+        self.feed.subscribe()
+    }
+
+    /// Wakes whoever follows a job.
+    pub fn hint(&self, job_id: JobId) {
+        let followers = self.followers.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(watch) = followers.get(&job_id) {
+            watch.woken.notify_waiters();
+        }
+        drop(followers);
+        if self.feed.receiver_count() > 0 && self.feed.send(job_id).is_err() {
+            tracing::trace!("the last reader of the feed has just gone");
+        }
+    }
+
+    fn wake_all(&self) {
+        let followers = self.followers.lock().unwrap_or_else(PoisonError::into_inner);
+        followers.values().for_each(|watch| watch.woken.notify_waiters());
+    }
+
+    /// Jobs that somebody follows.
+    pub fn followed(&self) -> usize {
+        self.followers.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
+    /// Passes hints on until `stop`. After every new subscription everybody looks once, for what was said meanwhile
+    /// is gone.
+    pub async fn run(self, queue: Queue, stop: CancellationToken) {
+        let mut is_away = false;
+        loop {
+            let ended = tokio::select! {
+                () = stop.cancelled() => return,
+                ended = self.pass_on(&queue) => ended,
+            };
+            if let Err(error) = &ended
+                && !is_away
+            {
+                tracing::warn!(
+                    error = error as &dyn std::error::Error,
+                    "no hints: followers look every now and then"
+                );
+            }
+            is_away = ended.is_err();
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(RECONNECT) => {}
+            }
+        }
+    }
+
+    async fn pass_on(&self, queue: &Queue) -> Result<(), common::queue::Error> {
+        let mut hints = queue.subscribe(Channel::Hints).await?;
+        self.wake_all();
+        while let Some(hint) = hints.next().await {
+            self.hint(hint.job_id);
+        }
+        Ok(())
+    }
+}
+
+impl Follower {
+    /// Waits until the job may have changed since `pause` was made. Create the future before reading, so that a hint
+    /// which comes during the read is not missed.
+    pub fn woken(&self) -> tokio::sync::futures::Notified<'_> {
+        self.woken.notified()
+    }
+}
+
+impl Drop for Follower {
+    fn drop(&mut self) {
+        let mut followers = self.hub.followers.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(watch) = followers.get_mut(&self.job_id) {
+            watch.followers -= 1;
+            if watch.followers == 0 {
+                followers.remove(&self.job_id);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_hint_during_a_read_is_not_missed() {
+        let hub = Hub::new();
+        let (one, other) = (JobId::new(), JobId::new());
+        let follower = hub.follow(one);
+        let mut woken = std::pin::pin!(follower.woken());
+        woken.as_mut().enable();
+        hub.hint(other);
+        assert!(futures_util::poll!(woken.as_mut()).is_pending());
+        hub.hint(one);
+        assert!(futures_util::poll!(woken.as_mut()).is_ready());
+    }
+
+    #[tokio::test]
+    async fn a_job_that_nobody_follows_is_forgotten() {
+        let hub = Hub::new();
+        let job_id = JobId::new();
+        let (first, second) = (hub.follow(job_id), hub.follow(job_id));
+        drop(first);
+        assert_eq!(hub.followed(), 1);
+        drop(second);
+        assert_eq!(hub.followed(), 0);
+    }
+}

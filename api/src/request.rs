@@ -1,0 +1,77 @@
+//! What happens around every request: its id, its time limit, its metrics, and a net for panics.
+
+use std::panic::AssertUnwindSafe;
+use std::time::Instant;
+
+use axum::extract::{MatchedPath, Request, State};
+use axum::http::{HeaderName, HeaderValue};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use futures_util::FutureExt;
+
+use crate::problem::{Code, Problem};
+use crate::state::App;
+
+/// Names a request in answers and logs.
+pub(crate) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+tokio::task_local! {
+    static ID: String;
+}
+
+/// The id of the request that this task answers; empty outside one.
+pub(crate) fn current_id() -> String {
+    ID.try_with(Clone::clone).unwrap_or_default()
+}
+
+/// The outermost layer.
+pub(crate) async fn around(State(app): State<App>, request: Request, next: Next) -> Response {
+    let id = request_id(&request);
+    let header = HeaderValue::from_str(&id);
+    let mut response = ID.scope(id, answer(&app, request, next)).await;
+    if let Ok(header) = header {
+        response.headers_mut().insert(REQUEST_ID, header);
+    }
+    response
+}
+
+async fn answer(app: &App, request: Request, next: Next) -> Response {
+    let started = Instant::now();
+    let method = request.method().clone();
+    let route = request.extensions().get::<MatchedPath>().cloned();
+    let mut limit = app.config().http.request_timeout;
+    if request.uri().query().is_some_and(|query| query.contains("wait=")) {
+        limit += app.config().http.wait_max;
+    }
+    let handled = tokio::time::timeout(limit, AssertUnwindSafe(next.run(request)).catch_unwind()).await;
+    let response = match handled {
+        Ok(Ok(response)) => response,
+        Ok(Err(_)) => {
+            metrics::counter!("hothouse_http_panics_total").increment(1);
+            tracing::error!(request_id = current_id(), %method, "a handler panicked");
+            Problem::new(Code::Internal, "the fault is in our log under this request's id").into_response()
+        }
+        Err(_) => Problem::new(Code::RequestTimeout, "the request took too long")
+            .with_retry_after(std::time::Duration::from_secs(2))
+            .into_response(),
+    };
+    let route = route.as_ref().map_or("none", MatchedPath::as_str).to_owned();
+    let status = response.status().as_u16().to_string();
+    metrics::histogram!("hothouse_http_request_seconds", "method" => method.to_string(), "route" => route, "status" => status)
+        .record(started.elapsed().as_secs_f64());
+    response
+}
+
+/// The caller's id when it is harmless to log and to send back, else a new one.
+fn request_id(request: &Request) -> String {
+    let harmless = |id: &&str| {
+        let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+        (1..=100).contains(&id.len()) && id.bytes().all(allowed)
+    };
+    let given = request
+        .headers()
+        .get(REQUEST_ID)
+        .and_then(|value| value.to_str().ok())
+        .filter(harmless);
+    given.map_or_else(|| format!("req_{:032x}", rand::random::<u128>()), str::to_owned)
+}

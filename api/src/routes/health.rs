@@ -1,0 +1,122 @@
+//! Whether the process is alive, whether it can do its work, and what it says of itself.
+
+use std::time::Duration;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{Html, IntoResponse, Response};
+use serde::Serialize;
+use utoipa::ToSchema;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use crate::problem::{Code, Problem};
+use crate::state::App;
+
+/// How long a dependency may take to answer.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+pub(super) fn routes() -> OpenApiRouter<App> {
+    OpenApiRouter::new()
+        .routes(routes!(alive))
+        .routes(routes!(ready))
+        .routes(routes!(metrics))
+        .route("/openapi.json", axum::routing::get(open_api))
+        .route("/docs", axum::routing::get(docs))
+        .route("/", axum::routing::get(landing))
+}
+
+/// What a health check answers.
+#[derive(Debug, Serialize, ToSchema)]
+struct Health {
+    /// `ok` or `degraded`.
+    status: &'static str,
+    /// Whether Postgres answers and commits go through: without it nothing is accepted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    postgres: Option<&'static str>,
+    /// Whether Redis answers: without it jobs are accepted and start later.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    redis: Option<&'static str>,
+}
+
+/// The process runs.
+#[utoipa::path(get, path = "/healthz", tag = "health", security(()), responses((status = 200, body = Health)))]
+async fn alive() -> Json<Health> {
+    Json(Health {
+        status: "ok",
+        postgres: None,
+        redis: None,
+    })
+}
+
+/// Jobs are accepted: a commit went through just now. Redis being away degrades and does not fail this.
+#[utoipa::path(get, path = "/readyz", tag = "health", security(()),
+    responses((status = 200, body = Health), (status = 503, body = Health)))]
+async fn ready(State(app): State<App>) -> Response {
+    let commits = async {
+        let probe = async {
+            app.store()
+                .ping()
+                .await
+                .map_err(Problem::from)
+                .and(app.submitter().probe().await)
+        };
+        tokio::time::timeout(PATIENCE, probe)
+            .await
+            .is_ok_and(|probe| probe.is_ok())
+    };
+    let answers = async {
+        tokio::time::timeout(PATIENCE, app.queue().ping())
+            .await
+            .is_ok_and(|ping| ping.is_ok())
+    };
+    let (commits, answers) = tokio::join!(commits, answers);
+    let stopping = app.stopping().is_cancelled();
+    let word = |is_well| if is_well { "ok" } else { "unavailable" };
+    let health = Health {
+        status: if commits && answers && !stopping {
+            "ok"
+        } else {
+            "degraded"
+        },
+        postgres: Some(word(commits)),
+        redis: Some(word(answers)),
+    };
+    let status = if commits && !stopping {
+        StatusCode::OK
+    } else {
+        StatusCode::SERVICE_UNAVAILABLE
+    };
+    (status, Json(health)).into_response()
+}
+
+/// Metrics in Prometheus' text format.
+#[utoipa::path(get, path = "/metrics", tag = "health", security(()),
+    responses((status = 200, body = String, content_type = "text/plain; version=0.0.4")))]
+async fn metrics(State(app): State<App>) -> Response {
+    let Some(handle) = app.metrics() else {
+        return Problem::new(Code::Unavailable, "this process records no metrics").into_response();
+    };
+    metrics::gauge!("hothouse_http_followed_jobs")
+        .set(f64::from(u32::try_from(app.hub().followed()).unwrap_or(u32::MAX)));
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], handle.render()).into_response()
+}
+
+async fn open_api() -> Response {
+    Json(crate::openapi::document()).into_response()
+}
+
+async fn docs() -> Html<String> {
+    Html(crate::openapi::html())
+}
+
+async fn landing() -> Html<&'static str> {
+    Html(
+        "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><title>Hothouse</title>\
+         <body style=\"font:16px/1.5 system-ui;max-width:40rem;margin:4rem auto;padding:0 1rem\">\
+         <h1>Hothouse</h1><p>Chat turns and agent executions as durable jobs, in warm, sealed sandboxes.</p>\
+         <ul><li><a href=\"/docs\">The API</a></li><li><a href=\"/openapi.json\">OpenAPI document</a></li>\
+         <li><a href=\"/readyz\">Health</a></li><li><a href=\"/metrics\">Metrics</a></li></ul></body></html>",
+    )
+}

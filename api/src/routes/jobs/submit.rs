@@ -1,0 +1,55 @@
+//! `POST /jobs`.
+
+use axum::extract::State;
+use axum::http::{HeaderMap, Method, Uri};
+use axum::response::Response;
+use common::store::insert::{Accepted, Submission};
+
+use super::idempotency::{self, Key};
+use super::{accepted, accepted_job, to_json};
+use crate::auth::Caller;
+use crate::extract::RawBody;
+use crate::job::{JobRequest, JobView, prepare};
+use crate::problem::{Document, Problem};
+use crate::state::App;
+
+/// Submit a job.
+///
+/// It is committed when this answers. The same `Idempotency-Key` with the same body answers the first job again.
+#[utoipa::path(post, path = "/jobs", tag = "jobs", request_body = JobRequest,
+    params(("Idempotency-Key" = Option<String>, Header, description = "1 to 255 visible characters")),
+    responses(
+        (status = 202, body = JobView<'static>, headers(("Location" = String, description = "Where the job is"))),
+        (status = 400, body = Document, content_type = "application/problem+json"),
+        (status = 413, body = Document, content_type = "application/problem+json"),
+        (status = 422, body = Document, content_type = "application/problem+json"),
+        (status = 503, body = Document, content_type = "application/problem+json")))]
+pub(super) async fn submit(
+    State(app): State<App>,
+    caller: Caller,
+    method: Method,
+    uri: Uri,
+    headers: HeaderMap,
+    body: RawBody,
+) -> Result<Response, Problem> {
+    let key = Key::read(&headers)?;
+    let job = prepare(&app, &caller, body.text(), "").await?;
+    let (id, answer) = (job.id, to_json(&JobView::accepted(&job)));
+    let idempotency = key.map(|key| key.fingerprint(&method, &uri, body.bytes()));
+    let submission = Submission {
+        tenant_id: caller.tenant_id(),
+        jobs: vec![job],
+        idempotency,
+    };
+    match app.submitter().submit(submission).await? {
+        Accepted::Inserted => Ok(accepted(id, answer)),
+        Accepted::KeyReused => Err(idempotency::reused()),
+        Accepted::Repeated(ids) => {
+            let first = idempotency::first_jobs(&app, &caller, &ids).await?;
+            first
+                .first()
+                .map(accepted_job)
+                .ok_or_else(|| Problem::not_found("job: the first one is gone"))
+        }
+    }
+}

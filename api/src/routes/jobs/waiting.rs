@@ -1,0 +1,41 @@
+//! Why a queued job is not running.
+
+use std::time::Duration;
+
+use common::job::{Job, JobState};
+
+use crate::state::App;
+
+/// A worker that was not heard of for so long does not count.
+const WORKER_SILENCE: Duration = Duration::from_secs(30);
+
+/// A sentence for a job that waits; `None` when it does not, or when nobody can say.
+pub(super) async fn reason(app: &App, job: &Job) -> Option<String> {
+    match job.state {
+        JobState::Queued { .. } => queued(app, job).await,
+        JobState::Scheduled { due_at } => Some(format!("scheduled for {}", due_at.to_rfc3339())),
+        JobState::Retrying { due_at } => Some(format!("retries at {}", due_at.to_rfc3339())),
+        JobState::Waiting => Some("something else must end first".to_owned()),
+        _ => None,
+    }
+}
+
+async fn queued(app: &App, job: &Job) -> Option<String> {
+    let paused = app.store().paused_queues().await.ok()?;
+    if paused.contains(&job.queue) {
+        return Some(format!("queue {} is paused", job.queue));
+    }
+    let workers = app.store().live_workers(app.clock().now(), WORKER_SILENCE).await.ok()?;
+    let slot = job.class.split('+').next().unwrap_or_default();
+    let serves = workers.iter().any(|status| {
+        let worker = &status.worker;
+        status.draining_at.is_none()
+            && (worker.queues.is_empty() || worker.queues.contains(&job.queue))
+            && worker.slots.get(slot).is_some_and(|slots| *slots > 0)
+            && job.labels.iter().all(|label| worker.labels.contains(label))
+    });
+    if !serves {
+        return Some(format!("no worker serves queue {} with {}", job.queue, job.class));
+    }
+    Some("a free slot".to_owned())
+}

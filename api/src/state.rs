@@ -1,0 +1,104 @@
+//! What every handler has at hand.
+
+use std::sync::Arc;
+
+use common::clock::Clock;
+use common::log::Log;
+use common::queue::Queue;
+use common::store::Store;
+use metrics_exporter_prometheus::PrometheusHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::auth::Keyring;
+use crate::config::Config;
+use crate::hub::Hub;
+use crate::rate_limit::RateLimits;
+use crate::submit::Submitter;
+
+/// The state of the API. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct App(Arc<Parts>);
+
+/// The parts of [`App`].
+pub(crate) struct Parts {
+    pub(crate) config: Config,
+    pub(crate) clock: Clock,
+    pub(crate) store: Store,
+    pub(crate) queue: Queue,
+    pub(crate) log: Log,
+    pub(crate) keyring: Keyring,
+    pub(crate) rates: RateLimits,
+    pub(crate) submitter: Submitter,
+    pub(crate) hub: Hub,
+    pub(crate) stopping: CancellationToken,
+    pub(crate) metrics: Option<PrometheusHandle>,
+}
+
+impl std::fmt::Debug for Parts {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Parts")
+            .field("config", &self.config)
+            .finish_non_exhaustive()
+    }
+}
+
+impl App {
+    pub(crate) fn new(parts: Parts) -> Self {
+        Self(Arc::new(parts))
+    }
+
+    /// The configuration.
+    pub fn config(&self) -> &Config {
+        &self.0.config
+    }
+
+    /// The clock.
+    pub fn clock(&self) -> &Clock {
+        &self.0.clock
+    }
+
+    /// Postgres.
+    pub fn store(&self) -> &Store {
+        &self.0.store
+    }
+
+    /// Redis.
+    pub fn queue(&self) -> &Queue {
+        &self.0.queue
+    }
+
+    /// The reader of event logs.
+    pub fn log(&self) -> &Log {
+        &self.0.log
+    }
+
+    /// Who may call.
+    pub fn keyring(&self) -> &Keyring {
+        &self.0.keyring
+    }
+
+    /// How often.
+    pub(crate) fn rates(&self) -> &RateLimits {
+        &self.0.rates
+    }
+
+    /// Where accepted jobs go.
+    pub fn submitter(&self) -> &Submitter {
+        &self.0.submitter
+    }
+
+    /// Who follows which job.
+    pub fn hub(&self) -> &Hub {
+        &self.0.hub
+    }
+
+    /// Cancelled when streams and waits should end.
+    pub fn stopping(&self) -> &CancellationToken {
+        &self.0.stopping
+    }
+
+    /// The metrics of the process.
+    pub(crate) fn metrics(&self) -> Option<&PrometheusHandle> {
+        self.0.metrics.as_ref()
+    }
+}

@@ -1,0 +1,148 @@
+//! Accepting jobs: committed together, answered, then dispatched outside of the answer's path.
+//!
+//! # Invariants
+//! - What is answered with 202 is committed in Postgres.
+//! - Redis may be away: a dispatch that fails or has no room is dropped, and the redispatch duty finds the row.
+
+use common::batch::{self, Batcher, Limits};
+use common::job::NewJob;
+use common::queue::{Dispatch, Queue};
+use common::store::insert::{Accepted, Submission};
+use common::store::{Error, Store};
+use tokio::sync::mpsc;
+use tokio_util::task::TaskTracker;
+
+use crate::problem::Problem;
+
+/// Lone jobs: many in a transaction.
+const SINGLES: Limits = Limits {
+    batch_max: 1_000,
+    parallel: 2,
+    backlog: 20_000,
+};
+/// Batches, which are large already: they must not hold up lone jobs, nor fill the memory.
+const BULK: Limits = Limits {
+    batch_max: 4,
+    parallel: 1,
+    backlog: 64,
+};
+/// Commits whose dispatch may wait.
+const DISPATCH_BACKLOG: usize = 64;
+/// Jobs of one dispatch.
+const DISPATCH_MAX: usize = 4_000;
+
+type Answer = Result<Accepted, Error>;
+
+/// Where accepted jobs go. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Submitter {
+    singles: Batcher<Submission, Answer>,
+    bulk: Batcher<Submission, Answer>,
+    dispatches: mpsc::Sender<Vec<Dispatch>>,
+}
+
+impl Submitter {
+    /// Starts the loops; they end when the last clone is gone.
+    pub fn spawn(tracker: &TaskTracker, store: &Store, queue: &Queue) -> Self {
+        let (dispatches, receiver) = mpsc::channel(DISPATCH_BACKLOG);
+        tracker.spawn(dispatch(queue.clone(), receiver));
+        let start = |limits| {
+            let (store, dispatches) = (store.clone(), dispatches.clone());
+            Batcher::spawn(tracker, limits, move |submissions: Vec<Submission>| {
+                let (store, dispatches) = (store.clone(), dispatches.clone());
+                async move {
+                    let answers = store.insert(&submissions).await;
+                    hand_over(&dispatches, submissions.iter().zip(&answers).flat_map(ready).collect());
+                    answers
+                }
+            })
+        };
+        Self {
+            singles: start(SINGLES),
+            bulk: start(BULK),
+            dispatches,
+        }
+    }
+
+    /// Commits a submission.
+    ///
+    /// # Errors
+    /// 503 when Postgres is away or the process is stopping.
+    pub async fn submit(&self, submission: Submission) -> Result<Accepted, Problem> {
+        let batcher = if submission.jobs.len() > 1 {
+            &self.bulk
+        } else {
+            &self.singles
+        };
+        Ok(batcher.call(submission).await??)
+    }
+
+    /// Makes queued jobs known that somebody else committed.
+    pub fn dispatch(&self, jobs: Vec<Dispatch>) {
+        hand_over(&self.dispatches, jobs);
+    }
+
+    /// Commits nothing, to know that commits go through.
+    ///
+    /// # Errors
+    /// As [`Self::submit`].
+    pub async fn probe(&self) -> Result<(), Problem> {
+        let tenant_id = common::ids::TenantId(uuid::Uuid::nil());
+        self.submit(Submission {
+            tenant_id,
+            jobs: Vec::new(),
+            idempotency: None,
+        })
+        .await
+        .map(drop)
+    }
+}
+
+impl From<batch::Error> for Problem {
+    fn from(error: batch::Error) -> Self {
+        match error {
+            batch::Error::Closed => Self::unavailable("this process is stopping"),
+        }
+    }
+}
+
+/// The jobs of an inserted submission that may run at once.
+fn ready((submission, answer): (&Submission, &Answer)) -> Vec<Dispatch> {
+    let inserted = matches!(answer, Ok(Accepted::Inserted));
+    let may_run = |job: &&NewJob| job.spec.run_at.is_none_or(|run_at| run_at <= job.created_at);
+    submission
+        .jobs
+        .iter()
+        .filter(may_run)
+        .filter(|_| inserted)
+        .map(Dispatch::from_new)
+        .collect()
+}
+
+fn hand_over(dispatches: &mpsc::Sender<Vec<Dispatch>>, jobs: Vec<Dispatch>) {
+    if !jobs.is_empty() && dispatches.try_send(jobs).is_err() {
+        metrics::counter!("hothouse_http_dispatches_dropped_total").increment(1);
+    }
+}
+
+async fn dispatch(queue: Queue, mut receiver: mpsc::Receiver<Vec<Dispatch>>) {
+    let mut arrived = Vec::new();
+    let mut is_away = false;
+    while receiver.recv_many(&mut arrived, DISPATCH_BACKLOG).await > 0 {
+        let jobs: Vec<Dispatch> = arrived.drain(..).flatten().collect();
+        for chunk in jobs.chunks(DISPATCH_MAX) {
+            let outcome = queue.dispatch(chunk).await;
+            if let Err(error) = &outcome {
+                metrics::counter!("hothouse_http_dispatches_dropped_total").increment(1);
+                // Once: under load this would be said thousands of times.
+                if !is_away {
+                    tracing::warn!(
+                        error = error as &dyn std::error::Error,
+                        "dispatch failed: redispatch takes over"
+                    );
+                }
+            }
+            is_away = outcome.is_err();
+        }
+    }
+}
