@@ -73,7 +73,7 @@ pub(crate) struct Attempt {
     #[serde(rename = "attempt")]
     pub(crate) number: u32,
     #[serde(default)]
-    pub(crate) worker: Option<String>,
+    pub(crate) worker_id: Option<String>,
     #[serde(default)]
     pub(crate) started_at: Option<DateTime<Utc>>,
     #[serde(default)]

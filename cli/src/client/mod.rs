@@ -48,7 +48,7 @@ impl Client {
     /// How long one call waits for the server's answer.
     pub(crate) const CALL_LIMIT: Duration = Duration::from_secs(30);
     /// Rows asked for at once.
-    pub(crate) const PAGE_ROWS: usize = 100;
+    pub(crate) const PAGE_ROWS: usize = 200;
     /// How long a repeatable call goes on being repeated.
     pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 

@@ -142,7 +142,7 @@ async fn attempts(client: &Client, id: Uuid, is_json: bool) -> anyhow::Result<()
     let rows = attempts.into_iter().map(|attempt| {
         [
             attempt.number.to_string(),
-            attempt.worker.unwrap_or_default(),
+            attempt.worker_id.unwrap_or_default(),
             attempt.started_at.map(|at| at.to_rfc3339()).unwrap_or_default(),
             between(attempt.started_at, attempt.finished_at),
             attempt.outcome.unwrap_or_default(),

@@ -96,7 +96,7 @@ async fn batch(State(app): App, Json(body): Json<Value>) -> (StatusCode, Json<Va
 async fn cancel(State(app): App, Json(body): Json<Value>) -> Json<Value> {
     let mut matched = 0;
     for (_, job) in &mut app.lock().unwrap().jobs {
-        if job["queue"] == body["filter"]["queue"] && job["state"] == "queued" {
+        if job["queue"] == body["queue"] && job["state"] == "queued" {
             matched += 1;
             if body["dry_run"] != true {
                 job["state"] = "cancelled".into();
@@ -109,6 +109,7 @@ async fn cancel(State(app): App, Json(body): Json<Value>) -> Json<Value> {
 #[derive(Deserialize)]
 struct Filters {
     queue: String,
+    state: Option<String>,
     limit: usize,
     cursor: Option<usize>,
 }
@@ -116,10 +117,9 @@ struct Filters {
 async fn list(State(app): App, Query(filters): Query<Filters>) -> Json<Value> {
     let ledger = app.lock().unwrap();
     let from = filters.cursor.unwrap_or(0);
-    let matching = ledger
-        .jobs
-        .iter()
-        .filter(|(_, job)| job["queue"] == filters.queue.as_str());
+    let is_wanted = |job: &Value| filters.state.as_deref().is_none_or(|state| job["state"] == state);
+    let in_queue = ledger.jobs.iter().filter(|(_, job)| job["queue"] == filters.queue.as_str());
+    let matching = in_queue.filter(|(_, job)| is_wanted(job));
     let data: Vec<&Value> = matching.skip(from).take(filters.limit).map(|(_, job)| job).collect();
     let next = (data.len() == filters.limit).then(|| (from + filters.limit).to_string());
     Json(json!({"data": data, "next_cursor": next}))

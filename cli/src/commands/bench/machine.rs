@@ -1,11 +1,13 @@
 //! The machine and the server that a measurement was made on: without them a number says nothing.
 
+use std::path::PathBuf;
 use std::{fs, thread};
 
 use serde::Serialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::client::Client;
+use crate::services::programs;
 
 /// What the numbers depend on.
 #[derive(Debug, Serialize)]
@@ -70,11 +72,21 @@ fn memory_mib() -> u64 {
     kibibytes.unwrap_or_default() / 1024
 }
 
-/// The versions that `/readyz` names.
+/// The versions that `/readyz` names; where it names none, those of the programs on this machine if the server is here.
 async fn versions(client: &Client) -> Value {
-    let Ok(response) = client.get_outside("/readyz").await else {
+    if let Ok(response) = client.get_outside("/readyz").await {
+        let ready: Value = response.json().await.unwrap_or_default();
+        if let Some(versions) = ready.get("versions") {
+            return versions.clone();
+        }
+    }
+    if !client.is_here() {
         return Value::Null;
-    };
-    let ready: Value = response.json().await.unwrap_or_default();
-    ready.get("versions").cloned().unwrap_or_default()
+    }
+    let installed = |program: Option<PathBuf>| program.and_then(|program| programs::version(&program).ok());
+    let postgres = programs::postgres().into_iter().next().map(|(_, folder)| folder.join("postgres"));
+    json!({
+        "installed postgres": installed(postgres),
+        "installed redis": installed(programs::find("redis-server")),
+    })
 }

@@ -37,7 +37,7 @@ impl<'c> BenchQueue<'c> {
     }
 
     /// Lets its jobs be handed out.
-    pub(super) async fn resume(&self) -> anyhow::Result<()> {
+    async fn resume(&self) -> anyhow::Result<()> {
         self.switch("resume").await
     }
 
@@ -47,13 +47,6 @@ impl<'c> BenchQueue<'c> {
         Ok(())
     }
 
-    /// How many of its jobs have not ended.
-    pub(super) async fn open_jobs(&self) -> anyhow::Result<u64> {
-        let body = json!({"filter": {"queue": self.name}, "dry_run": true});
-        let answer: Value = self.client.post_repeatable(&["jobs", "cancel"], &body).await?;
-        Ok(answer.get("matched").and_then(Value::as_u64).unwrap_or_default())
-    }
-
     /// Waits until all its jobs have ended.
     pub(super) async fn drain(&self) -> anyhow::Result<()> {
         self.until_over(async || Ok(())).await
@@ -61,38 +54,42 @@ impl<'c> BenchQueue<'c> {
 
     /// Cancels what has not ended, and leaves the queue as a queue that was never used.
     pub(super) async fn clean_up(&self) -> anyhow::Result<()> {
-        let body = json!({"filter": {"queue": self.name}});
-        // A call may cancel no more than so many jobs, and a running one takes its time.
+        // Workers end what does nothing faster than it can be cancelled one by one.
+        self.resume().await?;
+        let body = json!({"queue": self.name});
+        // A call cancels no more than so many jobs, and a running one takes its time.
         self.until_over(async || {
             self.client.post_repeatable::<Value>(&["jobs", "cancel"], &body).await?;
             Ok(())
         })
-        .await?;
-        self.resume().await
+        .await
     }
 
     /// Does something again and again until no job is open.
     async fn until_over(&self, step: impl AsyncFn() -> anyhow::Result<()>) -> anyhow::Result<()> {
         let give_up_at = Instant::now() + DRAIN_LIMIT;
         let spinner = output::spinner();
-        loop {
-            let open = self.open_jobs().await?;
-            if open == 0 {
-                spinner.finish_and_clear();
-                return Ok(());
-            }
-            spinner.set_message(format!("{open} jobs are left"));
-            ensure!(
-                Instant::now() < give_up_at,
-                "{open} jobs of queue {} have not ended",
-                self.name
-            );
+        spinner.set_message("waiting for the end of all jobs");
+        while self.has_open_jobs().await? {
+            ensure!(Instant::now() < give_up_at, "queue {} has jobs that do not end", self.name);
             step().await?;
             tokio::time::sleep(Duration::from_millis(200)).await;
         }
+        spinner.finish_and_clear();
+        Ok(())
     }
 
-    /// All its jobs, by what became of them: (state, attempts made) → how many, and the ids.
+    async fn has_open_jobs(&self) -> anyhow::Result<bool> {
+        for state in ["queued", "running", "retrying"] {
+            let filters = [("queue", self.name.clone()), ("state", state.to_owned())];
+            if !self.client.list(&["jobs"], &filters, 1).await?.is_empty() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// All its jobs, by what became of them: (state, claims) → how many, and the ids.
     pub(super) async fn census(&self, expected: usize) -> anyhow::Result<Census> {
         let bar = output::bar(expected.try_into().unwrap_or_default(), "checking each job");
         let mut census = Census::default();
@@ -119,7 +116,7 @@ impl<'c> BenchQueue<'c> {
 /// What became of the jobs of a queue.
 #[derive(Debug, Default)]
 pub(super) struct Census {
-    /// (state, attempts made) → how many.
+    /// (state, claims) → how many.
     pub(super) ends: BTreeMap<(String, u32), usize>,
     pub(super) finished_at: Vec<chrono::DateTime<chrono::Utc>>,
     pub(super) ids: Vec<Uuid>,
@@ -131,7 +128,7 @@ impl Census {
         let ends = self
             .ends
             .iter()
-            .map(|((state, attempt), count)| format!("{count} {state} at attempt {attempt}"));
+            .map(|((state, attempt), count)| format!("{count} {state} after {attempt} claims"));
         ends.collect::<Vec<_>>().join(", ")
     }
 }

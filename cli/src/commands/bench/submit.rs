@@ -1,8 +1,10 @@
 //! `hothouse bench submit`: single submissions into a paused queue.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use anyhow::ensure;
+use uuid::Uuid;
 
 use super::load::Load;
 use super::queue::BenchQueue;
@@ -54,8 +56,6 @@ pub(super) async fn run(
         measured: Duration::from_secs(args.seconds),
     };
     let tally = load.run().await;
-    let open = queue.open_jobs().await?;
-
     let answered = tally.accepted.len();
     #[expect(clippy::cast_precision_loss, reason = "counts are far below 2^52")]
     report.number("accepted", answered as f64 / load.measured.as_secs_f64(), "jobs/s");
@@ -66,11 +66,10 @@ pub(super) async fn run(
         refused == 0,
         format!("refused by status (0: broken connection): {:?}", tally.refused),
     );
-    let accepted = tally.accepted_ever;
-    report.check(
-        "all there",
-        open == accepted,
-        format!("{open} open jobs in the queue of {accepted} accepted"),
-    );
+    let accepted = usize::try_from(tally.accepted_ever).unwrap_or(usize::MAX);
+    let census = queue.census(accepted).await?;
+    let unique: HashSet<Uuid> = census.ids.iter().copied().collect();
+    let told = format!("{accepted} accepted; in the queue: {}", census.told());
+    report.check("all there", unique.len() == accepted && census.ids.len() == accepted, told);
     Ok(())
 }
