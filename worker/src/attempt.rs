@@ -176,7 +176,10 @@ impl Inner {
         let (chunk, seq) = last_events(job, self.worker_id, unwritten, &decision, now);
         let mut usage = job.usage.clone();
         usage.add(&ended.usage);
-        let turn = job.conversation_id.map(|id| TurnEnd { conversation_id: id, messages: ended.messages });
+        // An attempt that is followed by another says everything again.
+        let is_over = matches!(decision, Decision::Succeed | Decision::Fail(_) | Decision::Cancel);
+        let messages = if is_over { ended.messages } else { Vec::new() };
+        let turn = job.conversation_id.map(|id| TurnEnd { conversation_id: id, messages });
         Settlement {
             job_id: job.id,
             attempt: job.attempt,

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use common::config::{Database, Error, Leases, Redis, Settings};
+use common::objects;
 use common::telemetry::Telemetry;
 use serde::{Deserialize, Serialize};
 
@@ -25,6 +26,8 @@ pub struct Config {
     pub worker: Worker,
     /// Sandboxes.
     pub sandbox: Sandboxes,
+    /// Where artifacts go.
+    pub objects: objects::Settings,
     /// Model providers.
     pub model: model::Settings,
 }

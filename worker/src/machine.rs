@@ -8,11 +8,13 @@ use anyhow::Context as _;
 use common::clock::Clock;
 use common::ids::WorkerId;
 use common::lifecycle::Lifecycle;
+use common::objects::Objects;
 use common::store::Store;
 use futures_util::FutureExt;
 
 use crate::config::{Config, Driver, Sandboxes};
 use crate::driver::SandboxDriver;
+use crate::driver::bubblewrap::{self, Bubblewrap};
 use crate::driver::docker::{self, DockerDriver};
 use crate::environment::{self, Environments};
 use crate::executor::Machine;
@@ -36,6 +38,7 @@ pub(crate) async fn open(
     lifecycle: &Lifecycle,
 ) -> anyhow::Result<(Machine, &'static str)> {
     let providers = Arc::new(config.model.providers().context("the [model] settings")?);
+    let objects = Objects::open(&config.objects)?;
     let environments = environments(&config.sandbox)?;
     let driver = choose(&config.sandbox).await?;
     let name = driver.as_ref().map_or("none", |driver| driver.name());
@@ -48,7 +51,8 @@ pub(crate) async fn open(
         Pool::start(driver, &environments, settings, is_alive(store, clock), lifecycle)
     });
     let retry = config.model.retry.clone();
-    Ok((Machine { store: store.clone(), pool, environments: Arc::new(environments), providers, retry }, name))
+    let environments = Arc::new(environments);
+    Ok((Machine { store: store.clone(), pool, environments, objects, providers, retry }, name))
 }
 
 fn environments(sandbox: &Sandboxes) -> anyhow::Result<Environments> {
@@ -77,21 +81,23 @@ async fn choose(sandbox: &Sandboxes) -> anyhow::Result<Option<Arc<dyn SandboxDri
         Driver::None => None,
         // The engine may come later: the pool starts filling when it does.
         Driver::Docker => Some(docker()),
-        Driver::Bubblewrap => Some(bubblewrap(&sandbox.init)?),
+        Driver::Bubblewrap => Some(open_bubblewrap(&sandbox.init)?),
         Driver::Auto => {
             let docker = docker();
             match tokio::time::timeout(PROBE, docker.check()).await {
                 Ok(Ok(())) => Some(docker),
-                _ => Some(bubblewrap(&sandbox.init)?),
+                _ => Some(open_bubblewrap(&sandbox.init)?),
             }
         }
     })
 }
 
-fn bubblewrap(init: &Path) -> anyhow::Result<Arc<dyn SandboxDriver>> {
+fn open_bubblewrap(init: &Path) -> anyhow::Result<Arc<dyn SandboxDriver>> {
     let init = if init.as_os_str().is_empty() { beside_this_program()? } else { init.to_owned() };
     anyhow::ensure!(init.is_file(), "sandbox.init: there is no {}: build it with `make init`", init.display());
-    anyhow::bail!("bubblewrap is being built: {}", init.display())
+    let state = std::env::temp_dir().join(format!("hothouse-bubblewrap-{}", std::process::id()));
+    let settings = bubblewrap::Settings { init, state, bwrap: PathBuf::from("bwrap") };
+    Ok(Arc::new(Bubblewrap::new(settings).context("the bubblewrap driver")?))
 }
 
 fn beside_this_program() -> anyhow::Result<PathBuf> {

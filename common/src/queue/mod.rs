@@ -42,7 +42,7 @@ use std::time::Duration;
 use deadpool_redis::{Connection, Pool, Runtime};
 
 pub use claim::{Handout, Want};
-pub use dispatch::{Dispatch, Dispatched, Hold};
+pub use dispatch::{Dispatch, Dispatched, Hold, LEVEL_HEAD_START};
 pub use error::Error;
 pub use generation::Generation;
 pub use lease::{Acked, Beat, Expired};

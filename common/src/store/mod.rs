@@ -16,6 +16,7 @@ pub mod jobs;
 pub mod keys;
 pub mod leaders;
 pub mod list;
+pub mod messages;
 pub mod partitions;
 pub mod promote;
 pub mod queues;

@@ -1,7 +1,11 @@
 //! What an attempt does, by the kind of its job.
 
+mod agent;
 pub mod chat;
+mod exec;
+mod keeper;
 pub mod native;
+mod text;
 
 use std::sync::Arc;
 
@@ -10,6 +14,7 @@ use common::ids::WorkerId;
 use common::job::decision::Outcome;
 use common::job::{Failure, Job, Kind, Usage};
 use common::message::Message;
+use common::objects::Objects;
 use common::store::Store;
 use tokio::sync::watch;
 
@@ -28,6 +33,8 @@ pub struct Machine {
     pub pool: Option<Pool>,
     /// What a sandbox holds.
     pub environments: Arc<Environments>,
+    /// Where artifacts go.
+    pub objects: Objects,
     /// Who answers models' names.
     pub providers: Arc<Providers>,
     /// How a model is asked again before its first token.
@@ -97,8 +104,8 @@ impl Ended {
 pub async fn execute(context: Context) -> Ended {
     match context.job.kind {
         Kind::Noop => Ended::succeeded(b"{}".to_vec()),
-        Kind::Exec | Kind::AgentRun | Kind::ChatTurn => {
-            Ended::failed(Failure::new(common::job::FailureCode::Internal, "not built yet"))
-        }
+        Kind::Exec => exec::run(context).await,
+        Kind::AgentRun => agent::run(context).await,
+        Kind::ChatTurn => agent::turn(context).await,
     }
 }

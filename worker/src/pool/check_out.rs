@@ -15,6 +15,9 @@ const PING_TIMEOUT: Duration = Duration::from_millis(250);
 
 /// See [`super::Pool::check_out`].
 pub(super) async fn check_out(pool: &Arc<Inner>, environment: &str, profile: Option<&Profile>) -> Result<Slot, Error> {
+    if pool.stop.is_cancelled() {
+        return Err(Error::Stopped);
+    }
     let shelf = pool.shelves.get(environment).ok_or_else(|| Error::NoSuchEnvironment {
         environment: environment.to_owned(),
     })?;

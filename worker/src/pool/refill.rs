@@ -54,8 +54,23 @@ fn tick(pool: &Arc<Inner>, starts: &mut JoinSet<()>) -> Instant {
             starts.spawn(start_one(Arc::clone(pool), creating));
         }
         next = look_again.map_or(next, |at| next.min(at));
+        show(shelf);
     }
     next
+}
+
+fn show(shelf: &Shelf) {
+    let (counts, ..) = shelf.look();
+    for (state, count) in [
+        ("creating", counts.creating),
+        ("warm", counts.warm),
+        ("leased", counts.leased),
+        ("retiring", counts.retiring),
+        ("waiting", counts.waiting),
+    ] {
+        let environment = shelf.environment.name.clone();
+        metrics::gauge!("hothouse_sandbox_slots", "environment" => environment, "state" => state).set(count);
+    }
 }
 
 fn retire(pool: &Arc<Inner>, shelf: &Arc<Shelf>, everything: bool) {

@@ -1,0 +1,123 @@
+//! Objects: artifacts and, later, workspaces, in a folder or a bucket.
+//!
+//! Keys are made here alone, from ids and hashes, so that nothing a job names ever becomes a path.
+
+use bytes::Bytes;
+use object_store::path::Path;
+use object_store::{ObjectStore, ObjectStoreExt, PutPayload};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use std::sync::Arc;
+
+use crate::config;
+use crate::ids::JobId;
+
+/// `[objects]`: where objects are kept.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Settings {
+    /// `file:///folder` (one that all processes share) or `s3://bucket/prefix`; empty is none, and then a job that asks
+    /// for artifacts fails with a clear message.
+    pub url: String,
+}
+
+/// Why an object was not stored or read.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// There is no place for objects.
+    #[error("no object store is configured (objects.url)")]
+    NotConfigured,
+    /// There is no such object.
+    #[error("there is no such object")]
+    NotFound,
+    /// The store does not answer, or refuses.
+    #[error("the object store failed")]
+    Store(#[source] object_store::Error),
+}
+
+/// A place for objects. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Objects {
+    store: Option<(Arc<dyn ObjectStore>, Path)>,
+}
+
+impl Objects {
+    /// Opens the place that the settings name; a folder is made when it is not there.
+    ///
+    /// # Errors
+    /// When the URL cannot be used.
+    pub fn open(settings: &Settings) -> Result<Self, config::Error> {
+        if settings.url.is_empty() {
+            return Ok(Self { store: None });
+        }
+        let invalid = |error: &dyn std::fmt::Display| config::Error::Invalid(format!("objects.url: {error}"));
+        let url = url::Url::parse(&settings.url).map_err(|error| invalid(&error))?;
+        if url.scheme() == "file" {
+            std::fs::create_dir_all(url.path()).map_err(|error| invalid(&error))?;
+        }
+        let environment = std::env::vars().filter(|(name, _)| name.starts_with("AWS_"));
+        let (store, prefix) = object_store::parse_url_opts(&url, environment).map_err(|error| invalid(&error))?;
+        Ok(Self { store: Some((Arc::from(store), prefix)) })
+    }
+
+    /// Whether there is a place at all.
+    pub fn is_configured(&self) -> bool {
+        self.store.is_some()
+    }
+
+    fn at(&self, key: &str) -> Result<(&Arc<dyn ObjectStore>, Path), Error> {
+        let (store, prefix) = self.store.as_ref().ok_or(Error::NotConfigured)?;
+        let path = key.split('/').fold(prefix.clone(), |path, part| path.join(part));
+        Ok((store, path))
+    }
+
+    /// Stores an object, replacing the one of the same key.
+    ///
+    /// # Errors
+    /// When the store does not answer.
+    pub async fn put(&self, key: &str, content: Bytes) -> Result<(), Error> {
+        let (store, path) = self.at(key)?;
+        store.put(&path, PutPayload::from_bytes(content)).await.map_err(Error::Store)?;
+        Ok(())
+    }
+
+    /// The content of an object.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], or when the store does not answer.
+    pub async fn get(&self, key: &str) -> Result<Bytes, Error> {
+        let (store, path) = self.at(key)?;
+        let found = store.get(&path).await.map_err(|error| match error {
+            object_store::Error::NotFound { .. } => Error::NotFound,
+            other => Error::Store(other),
+        })?;
+        found.bytes().await.map_err(Error::Store)
+    }
+}
+
+/// The key of a job's artifact. The attempt is part of it: one that lost its lease overwrites nothing.
+pub fn artifact_key(job_id: JobId, attempt: u32, path: &str) -> String {
+    format!("artifacts/{job_id}/{attempt}/{}", hex::encode(Sha256::digest(path)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_is_put_is_got_back_and_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let settings = Settings { url: format!("file://{}/objects", folder.path().display()) };
+        let objects = Objects::open(&settings).unwrap();
+        let (job_id, path) = (JobId::new(), "../../etc/passwd");
+        objects.put(&artifact_key(job_id, 1, path), Bytes::from_static(b"x")).await.unwrap();
+        assert_eq!(objects.get(&artifact_key(job_id, 1, path)).await.unwrap(), "x");
+        assert!(matches!(objects.get(&artifact_key(job_id, 2, path)).await, Err(Error::NotFound)));
+    }
+
+    #[tokio::test]
+    async fn without_a_place_it_says_so() {
+        let objects = Objects::open(&Settings { url: String::new() }).unwrap();
+        assert!(matches!(objects.put("a", Bytes::new()).await, Err(Error::NotConfigured)));
+    }
+}

@@ -1,0 +1,161 @@
+//! `agent_run` and `chat_turn`: an agent's answer, by the harness that its definition names.
+
+mod calls;
+mod tools;
+
+use std::time::Duration;
+
+use common::agent::{AgentDefinition, Harness};
+use common::ids::MessageId;
+use common::job::decision::Outcome;
+use common::job::{Failure, FailureCode, Usage};
+use common::message::Message;
+use serde::Deserialize;
+use serde_json::json;
+use tokio_util::sync::CancellationToken;
+
+use super::keeper::Stopped;
+use super::native::{self, EventSink, Limits, Stop, Turn, TurnEnd};
+use super::{Context, Ended, chat};
+use crate::consumer::held;
+use crate::events::Say;
+use crate::model::ModelName;
+use calls::Calls;
+use tools::SandboxTools;
+
+/// The input of an `agent_run`.
+#[derive(Deserialize)]
+struct RunInput {
+    input: String,
+    agent: AgentDefinition,
+}
+
+/// The input of a `chat_turn`.
+#[derive(Deserialize)]
+struct TurnInput {
+    message_id: MessageId,
+    agent: AgentDefinition,
+}
+
+/// Takes one turn of a conversation.
+pub(super) async fn turn(context: Context) -> Ended {
+    let input: TurnInput = match serde_json::from_slice(&context.input) {
+        Ok(input) => input,
+        Err(error) => return unreadable(&error),
+    };
+    let Some(conversation_id) = context.job.conversation_id else {
+        return Ended::failed(Failure::new(FailureCode::Internal, "the turn belongs to no conversation"));
+    };
+    match context.machine.store.messages_until(conversation_id, input.message_id).await {
+        Ok(history) if history.is_empty() => {
+            Ended::failed(Failure::new(FailureCode::InvalidInput, "the message that it answers is gone"))
+        }
+        Ok(history) => answer(context, input.agent, history).await,
+        Err(error) => {
+            tracing::warn!(%error, "a conversation cannot be read");
+            Ended::failed(Failure::new(FailureCode::Internal, "the conversation could not be read"))
+        }
+    }
+}
+
+/// Runs an agent once.
+pub(super) async fn run(context: Context) -> Ended {
+    match serde_json::from_slice::<RunInput>(&context.input) {
+        Ok(input) => {
+            let history = vec![Message::user(input.input, context.clock.now())];
+            answer(context, input.agent, history).await
+        }
+        Err(error) => unreadable(&error),
+    }
+}
+
+fn unreadable(error: &serde_json::Error) -> Ended {
+    Ended::failed(Failure::new(FailureCode::InvalidInput, format!("the input cannot be read: {error}")))
+}
+
+async fn answer(context: Context, agent: AgentDefinition, history: Vec<Message>) -> Ended {
+    let models: Result<Vec<ModelName>, _> = agent.models.iter().map(|name| name.parse()).collect();
+    let Ok(models) = models else {
+        return Ended::failed(Failure::new(FailureCode::InvalidInput, "a model is not named provider/model"));
+    };
+    let turn = Turn {
+        system: agent.instructions.clone(),
+        history,
+        models,
+        job_id: Some(context.job.id),
+        temperature: None,
+        limits: Limits { max_steps: agent.max_steps, ..Limits::default() },
+    };
+    let cancel = CancellationToken::new();
+    let mut tools = match SandboxTools::new(&context, &agent) {
+        Ok(tools) => tools,
+        Err(failure) => return Ended::failed(failure),
+    };
+    let calls = Calls::begin(&context);
+    let events = context.events.clone();
+    let sink = calls.watching(EventSink::new(move |body| events.say(body)));
+    let surroundings = native::Context {
+        providers: &context.machine.providers,
+        retry: &context.machine.retry,
+        clock: &context.clock,
+        sink: &sink,
+        cancel: &cancel,
+    };
+    let work = async {
+        match agent.harness {
+            Harness::Chat => Some(chat::run(turn, surroundings).await),
+            Harness::Native => Some(native::run(turn, surroundings, &mut tools).await),
+            Harness::ClaudeCode | Harness::Command => None,
+        }
+    };
+    let (end, stopped) = until(work, &context, &cancel).await;
+    tools.end().await;
+    drop(sink);
+    calls.end().await;
+    match (end, stopped) {
+        (None, _) => {
+            let message = "this version runs agents of the harnesses chat and native only";
+            Ended::failed(Failure::new(FailureCode::InvalidInput, message))
+        }
+        (Some(end), stopped) => ended(end, stopped, context.job.timeout_ms),
+    }
+}
+
+/// Why a turn was cut short.
+enum Cut {
+    Stopped(Stopped),
+    Timeout,
+}
+
+/// Runs `work`; an order to stop, or the end of the time, cancels it and waits for what it makes of that.
+async fn until<T>(work: impl Future<Output = T>, context: &Context, cancel: &CancellationToken) -> (T, Option<Cut>) {
+    let mut orders = context.orders.clone();
+    tokio::pin!(work);
+    let cut = tokio::select! {
+        end = &mut work => return (end, None),
+        stop = held::stopped(&mut orders) => Cut::Stopped(Stopped(stop)),
+        () = tokio::time::sleep(Duration::from_millis(context.job.timeout_ms)) => Cut::Timeout,
+    };
+    cancel.cancel();
+    (work.await, Some(cut))
+}
+
+fn ended(end: TurnEnd, cut: Option<Cut>, timeout_ms: u64) -> Ended {
+    let usage = Usage {
+        input_tokens: end.usage.input_tokens,
+        output_tokens: end.usage.output_tokens,
+        cached_input_tokens: end.usage.cached_input_tokens,
+        ..Usage::default()
+    };
+    let failed = |failure: Failure| Outcome::Failed { failure, retry_after: end.stop.retry_after() };
+    let outcome = match (&cut, &end.stop) {
+        (Some(Cut::Stopped(stopped)), Stop::Cancelled) => stopped.ended().outcome,
+        (Some(Cut::Timeout), Stop::Cancelled) => {
+            failed(Failure::new(FailureCode::Timeout, format!("it took longer than {timeout_ms} ms")))
+        }
+        (_, stop) => stop.failure().map_or(Outcome::Succeeded, failed),
+    };
+    let result = json!({"text": end.text, "steps": end.steps});
+    let result = serde_json::to_vec(&result).expect("strings and numbers are JSON");
+    Ended { outcome, result: Some(result), usage, messages: end.messages }
+}

@@ -1,0 +1,136 @@
+//! `exec`: one program in one sandbox.
+
+mod artifacts;
+mod outcome;
+mod output;
+mod plan;
+
+use std::time::{Duration, Instant};
+
+use common::job::exec::ExecInput;
+use common::job::{Failure, FailureCode, Usage};
+
+use super::keeper::{Keeper, Stopped};
+use super::{Context, Ended};
+use crate::environment;
+use crate::pool::{self, Slot};
+use crate::sandbox::{self, Input, PutFiles, RunSpec};
+use output::Collected;
+use plan::Plan;
+
+/// From the polite signal to the one that cannot be refused.
+const GRACE: Duration = Duration::from_secs(1);
+
+/// How an attempt came to its end before its program did.
+enum Broken {
+    /// The attempt was told to stop.
+    Stopped(Stopped),
+    /// It cannot run.
+    Failed(Failure),
+}
+
+impl From<Failure> for Broken {
+    fn from(failure: Failure) -> Self {
+        Self::Failed(failure)
+    }
+}
+
+impl From<sandbox::Error> for Broken {
+    fn from(error: sandbox::Error) -> Self {
+        Self::Failed(super::keeper::sandbox_failure(&error))
+    }
+}
+
+/// Runs the job's program to its end.
+pub(super) async fn run(context: Context) -> Ended {
+    let begun = Instant::now();
+    let mut keeper = Keeper::new(context.orders.clone());
+    match attempt(&context, &mut keeper).await {
+        Ok(mut ended) => {
+            ended.usage.sandbox_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+            ended
+        }
+        Err(Broken::Failed(failure)) => Ended::failed(failure),
+        Err(Broken::Stopped(stopped)) => stopped.ended(),
+    }
+}
+
+async fn attempt(context: &Context, keeper: &mut Keeper) -> Result<Ended, Broken> {
+    let input: ExecInput = serde_json::from_slice(&context.input)
+        .map_err(|error| Failure::new(FailureCode::InvalidInput, format!("the input cannot be read: {error}")))?;
+    let name = input.environment.as_deref().unwrap_or(environment::DEFAULT);
+    let Some(environment) = context.machine.environments.get(name) else {
+        return Err(Failure::new(FailureCode::InvalidInput, format!("there is no environment {name:?}")).into());
+    };
+    let plan = plan::plan(&input, environment)?;
+    let Some(pool) = &context.machine.pool else {
+        return Err(Failure::new(FailureCode::SandboxFailed, "this worker has no sandboxes").into());
+    };
+    let slot = keeper
+        .until_stopped(pool.check_out(name, None))
+        .await
+        .map_err(Broken::Stopped)?
+        .map_err(|error| pool_failure(&error))?;
+    let ended = in_slot(context, keeper, &slot, &input, plan).await;
+    slot.retire();
+    ended
+}
+
+async fn in_slot(
+    context: &Context,
+    keeper: &mut Keeper,
+    slot: &Slot,
+    input: &ExecInput,
+    plan: Plan,
+) -> Result<Ended, Broken> {
+    let sandbox = slot.sandbox();
+    keeper.begin(sandbox).await?;
+    let work = async {
+        if !plan.archive.is_empty() {
+            sandbox.put_files(plan.archive, PutFiles::default()).await?;
+        }
+        let stdin = input.stdin.as_ref().map_or(Input::None, |text| Input::Bytes(text.clone().into()));
+        let spec = RunSpec {
+            env: plan.env,
+            stdin,
+            timeout: Some(Duration::from_millis(context.job.timeout_ms)),
+            grace: GRACE,
+            ..RunSpec::new(plan.argv)
+        };
+        let mut running = match sandbox.run(spec).await {
+            Ok(running) => running,
+            Err(sandbox::Error::Refused(refused)) if !sandbox::Error::Refused(refused.clone()).is_transient() => {
+                return Err(Broken::Failed(Failure::new(FailureCode::InvalidInput, refused.message)));
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let mut collected = Collected::default();
+        while let Some(output) = running.next().await {
+            collected.take(output, &context.events);
+        }
+        collected.finish(&context.events);
+        Ok((running.wait().await?, collected))
+    };
+    let (exit, collected) = keeper.keep(sandbox, work).await.map_err(Broken::Stopped)??;
+    let kept = keeper.keep(sandbox, artifacts::keep(context, sandbox, &input.artifacts)).await;
+    let kept = kept.map_err(Broken::Stopped)??;
+    let usage = Usage {
+        cpu_ms: u64::try_from(exit.cpu.as_millis()).unwrap_or(u64::MAX),
+        memory_peak_bytes: exit.memory_peak_bytes,
+        ..Usage::default()
+    };
+    Ok(outcome::ended(&exit, &collected, kept, usage, context.job.timeout_ms))
+}
+
+fn pool_failure(error: &pool::Error) -> Failure {
+    tracing::warn!(error = %format!("{error:#}"), "no sandbox");
+    match error {
+        pool::Error::NoSuchEnvironment { environment } => {
+            Failure::new(FailureCode::InvalidInput, format!("there is no environment {environment:?}"))
+        }
+        pool::Error::Exhausted { .. } | pool::Error::SlowStart { .. } => {
+            Failure::new(FailureCode::SandboxFailed, error.to_string())
+        }
+        _ => Failure::new(FailureCode::SandboxFailed, "no sandbox could be started"),
+    }
+}

@@ -1,0 +1,113 @@
+//! From an `exec` job's input to what is run: pure.
+
+use common::job::exec::ExecInput;
+use common::job::{Failure, FailureCode};
+
+use crate::environment::Environment;
+use crate::sandbox::WORKSPACE;
+
+/// What is put into the sandbox and run there.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Plan {
+    pub(super) argv: Vec<String>,
+    pub(super) env: Vec<(String, String)>,
+    /// A tar stream of the files; empty when there are none.
+    pub(super) archive: Vec<u8>,
+}
+
+/// Works out what to run.
+pub(super) fn plan(input: &ExecInput, environment: &Environment) -> Result<Plan, Failure> {
+    let refuse = |message: String| Failure::new(FailureCode::InvalidInput, message);
+    if !input.install.is_empty() {
+        let message = format!("packages cannot be installed: environment {:?} may not connect anywhere", environment.name);
+        return Err(Failure::new(FailureCode::InstallFailed, message));
+    }
+    let mut files: Vec<(String, Vec<u8>)> = Vec::new();
+    for file in &input.files {
+        let bytes = file.bytes().ok_or_else(|| refuse(format!("file {:?} has no content", file.path)))?;
+        files.push((file.path.clone(), bytes));
+    }
+    let argv = match (&input.command, input.language) {
+        (Some(command), _) => command.iter().chain(&input.args).cloned().collect(),
+        (None, Some(language)) => {
+            let unknown = || {
+                refuse(format!("environment {:?} does not run {}", environment.name, language.as_str()))
+            };
+            let language = environment.languages.get(language.as_str()).ok_or_else(unknown)?;
+            let file = match (&input.entrypoint, &input.code) {
+                (Some(entrypoint), _) => entrypoint.clone(),
+                (None, Some(code)) => {
+                    files.push((language.file.clone(), code.clone().into_bytes()));
+                    language.file.clone()
+                }
+                (None, None) => return Err(refuse("there is neither code nor entrypoint".to_owned())),
+            };
+            language.command(&format!("{WORKSPACE}/{file}"), &input.args)
+        }
+        (None, None) => return Err(refuse("there is neither language nor command".to_owned())),
+    };
+    let mut env = environment.env.clone();
+    env.extend(input.env.clone());
+    let archive = archive(&files).map_err(|error| refuse(format!("the files cannot be packed: {error}")))?;
+    Ok(Plan { argv, env: env.into_iter().collect(), archive })
+}
+
+fn archive(files: &[(String, Vec<u8>)]) -> std::io::Result<Vec<u8>> {
+    if files.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut tar = tar::Builder::new(Vec::new());
+    for (path, content) in files {
+        let mut header = tar::Header::new_gnu();
+        header.set_size(content.len() as u64);
+        // Executable, so that a file can be the command.
+        header.set_mode(0o755);
+        tar.append_data(&mut header, path, content.as_slice())?;
+    }
+    tar.into_inner()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use common::job::exec::{InputFile, Language};
+
+    fn environment() -> Environment {
+        Environment::built_in()
+    }
+
+    #[test]
+    fn code_becomes_the_languages_file() {
+        let input = ExecInput {
+            language: Some(Language::Python),
+            code: Some("print(1)\0".to_owned()),
+            args: vec!["a b".to_owned()],
+            ..ExecInput::default()
+        };
+        let plan = plan(&input, &environment()).unwrap();
+        assert_eq!(plan.argv, ["python3", "/workspace/main.py", "a b"]);
+        let mut archive = tar::Archive::new(plan.archive.as_slice());
+        let entry = archive.entries().unwrap().next().unwrap().unwrap();
+        assert_eq!((entry.path().unwrap().to_str(), entry.size()), (Some("main.py"), 9));
+    }
+
+    #[test]
+    fn a_command_runs_as_it_is_and_the_jobs_variables_win() {
+        let input = ExecInput {
+            command: Some(vec!["env".to_owned()]),
+            env: [("HOME".to_owned(), "/tmp".to_owned())].into(),
+            files: vec![InputFile { path: "a/b".to_owned(), content: Some(String::new()), content_base64: None }],
+            ..ExecInput::default()
+        };
+        let plan = plan(&input, &environment()).unwrap();
+        assert_eq!(plan.argv, ["env"]);
+        assert!(plan.env.contains(&("HOME".to_owned(), "/tmp".to_owned())));
+        assert!(!plan.archive.is_empty());
+    }
+
+    #[test]
+    fn packages_are_refused_where_nothing_can_be_reached() {
+        let input = ExecInput { install: vec!["six".to_owned()], ..ExecInput::default() };
+        assert_eq!(plan(&input, &environment()).unwrap_err().code, FailureCode::InstallFailed);
+    }
+}

@@ -1,0 +1,93 @@
+//! Keeping a sandbox alive as long as its lease, and not longer; and hearing that the attempt should stop.
+
+use std::future::Future;
+use std::time::{Duration, Instant};
+
+use common::job::decision::Outcome;
+use common::job::{Failure, FailureCode, Usage};
+use tokio::sync::watch;
+
+use super::Ended;
+use crate::consumer::held::{Orders, Stop, stopped};
+use crate::sandbox::{self, Sandbox};
+
+/// The attempt was told to stop.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Stopped(pub(super) Stop);
+
+impl Stopped {
+    /// How the attempt ends then.
+    pub(super) fn ended(self) -> Ended {
+        let outcome = match self.0 {
+            Stop::Cancel => Outcome::Cancelled,
+            // A lost attempt settles nothing; the outcome is not used.
+            Stop::Drain | Stop::Lost => Outcome::Interrupted,
+        };
+        Ended { outcome, result: None, usage: Usage::default(), messages: Vec::new() }
+    }
+}
+
+/// The orders of an attempt, obeyed.
+#[derive(Debug)]
+pub(super) struct Keeper {
+    orders: watch::Receiver<Orders>,
+}
+
+impl Keeper {
+    pub(super) fn new(orders: watch::Receiver<Orders>) -> Self {
+        Self { orders }
+    }
+
+    /// Runs `work` unless the attempt is told to stop.
+    pub(super) async fn until_stopped<T>(&mut self, work: impl Future<Output = T>) -> Result<T, Stopped> {
+        tokio::select! {
+            stop = stopped(&mut self.orders) => Err(Stopped(stop)),
+            done = work => Ok(done),
+        }
+    }
+
+    /// Gives a sandbox its first lease.
+    pub(super) async fn begin(&mut self, sandbox: &Sandbox) -> Result<(), sandbox::Error> {
+        sandbox.extend_lease(self.run_on()).await
+    }
+
+    fn run_on(&mut self) -> Duration {
+        self.orders.borrow_and_update().run_until.saturating_duration_since(Instant::now())
+    }
+
+    /// Runs `work` in a sandbox and forwards each renewal of the lease to it. When the attempt is told to stop, `work`
+    /// is dropped, which kills what it runs.
+    pub(super) async fn keep<T>(&mut self, sandbox: &Sandbox, work: impl Future<Output = T>) -> Result<T, Stopped> {
+        tokio::pin!(work);
+        loop {
+            let orders = *self.orders.borrow_and_update();
+            if let Some(stop) = orders.stop {
+                return Err(Stopped(stop));
+            }
+            let run_on = orders.run_until.saturating_duration_since(Instant::now());
+            // A sandbox that is gone is what `work` will say.
+            drop(sandbox.extend_lease(run_on).await);
+            tokio::select! {
+                changed = self.orders.changed() => if changed.is_err() {
+                    return Ok(work.await);
+                },
+                done = &mut work => return Ok(done),
+            }
+        }
+    }
+}
+
+/// What a sandbox's error means for the job.
+pub(super) fn sandbox_failure(error: &sandbox::Error) -> Failure {
+    match error {
+        sandbox::Error::Files { reason } => Failure::new(FailureCode::InvalidInput, reason.clone()),
+        sandbox::Error::TooLarge { .. } => Failure::new(FailureCode::InvalidInput, error.to_string()),
+        sandbox::Error::Refused(refused) if !error.is_transient() => {
+            Failure::new(FailureCode::InvalidInput, refused.message.clone())
+        }
+        _ => {
+            tracing::warn!(%error, "a sandbox failed");
+            Failure::new(FailureCode::SandboxFailed, "the sandbox failed while the job ran in it")
+        }
+    }
+}
