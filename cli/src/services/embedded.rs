@@ -62,8 +62,9 @@ impl Settings {
 /// Migrates, then starts the parts on the lifecycle.
 ///
 /// # Errors
-/// When a setting or a migration is wrong.
+/// When a setting or a migration is wrong, or the address has been taken.
 pub(crate) async fn start(settings: &Settings, lifecycle: &Lifecycle) -> anyhow::Result<()> {
+    let api: api::Config = settings.load()?;
     let worker: worker::Config = settings.load()?;
     let scheduler: scheduler::Config = settings.load()?;
     telemetry::install(&worker.telemetry)?;
@@ -74,6 +75,9 @@ pub(crate) async fn start(settings: &Settings, lifecycle: &Lifecycle) -> anyhow:
         .context("the database does not take this version's migrations")?;
     store.close().await;
     let clock = Clock::system();
+    let server = api::Server::bind(api, clock.clone(), lifecycle).await?;
+    let serving = lifecycle.clone();
+    lifecycle.spawn("api", async move { server.serve(&serving).await });
     lifecycle.spawn("worker", worker::run(worker, clock.clone(), lifecycle.clone()));
     lifecycle.spawn("scheduler", scheduler::run(scheduler, clock, lifecycle.clone()));
     Ok(())
