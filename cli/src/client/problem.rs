@@ -52,15 +52,21 @@ impl Problem {
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.what.trim_end_matches('.'))?;
-        let mut separator = ": ";
+        let what = self.what.trim_end_matches('.');
+        // A detail that only repeats the fields is left out: they say it in better words.
+        let is_said = self
+            .fields
+            .iter()
+            .any(|field| what.contains(field.detail.trim_end_matches('.')));
+        let mut separator = "";
+        if !is_said {
+            write!(f, "{what}")?;
+            separator = ": ";
+        }
         for field in &self.fields {
             let pointer = field.pointer.trim_start_matches(['#', '/']).replace('/', ".");
-            let detail = field.detail.trim_end_matches('.');
-            if self.what.contains(detail) && self.what.contains(&pointer) {
-                continue;
-            }
             let space = if pointer.is_empty() { "" } else { " " };
+            let detail = field.detail.trim_end_matches('.');
             write!(f, "{separator}{}{space}{}", clean(&pointer), clean(detail))?;
             separator = "; ";
         }
@@ -97,7 +103,7 @@ mod tests {
     #[test]
     fn does_not_say_a_field_twice() {
         let body =
-            r#"{"detail":"priority must be 0 to 9","errors":[{"pointer":"/priority","detail":"must be 0 to 9"}]}"#;
+            r#"{"detail":"/priority must be 0 to 9","errors":[{"pointer":"/priority","detail":"must be 0 to 9"}]}"#;
         assert_eq!(told(422, body), "priority must be 0 to 9 (422)");
     }
 
