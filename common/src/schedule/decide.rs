@@ -1,6 +1,7 @@
 //! What a schedule that is due does: the plan of its due times, its overlap policy and its target, made into jobs and
 //! records.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
@@ -106,12 +107,14 @@ impl Decision {
         decision
     }
 
-    /// The last due time that makes a job, and that job.
-    pub fn last_job(&self) -> Option<(DateTime<Utc>, JobId)> {
+    /// The last due time whose job is one of those that were `made`, and that job.
+    pub fn last_job(&self, made: &HashSet<JobId>) -> Option<(DateTime<Utc>, JobId)> {
+        let job = |fire: &Decided| fire.job.as_ref().map(|job| (fire.fire_at, job.id));
         self.fires
             .iter()
             .rev()
-            .find_map(|fire| fire.job.as_ref().map(|job| (fire.fire_at, job.id)))
+            .filter_map(job)
+            .find(|(_, id)| made.contains(id))
     }
 }
 
@@ -356,7 +359,7 @@ mod tests {
         );
         let (then, outcomes) = decided(&schedule, Last::Cancelled);
         assert_eq!(outcomes, [Outcome::Skipped, Outcome::Skipped, Outcome::Fired]);
-        assert_eq!(then.last_job().unwrap().0, now() - TimeDelta::milliseconds(500));
+        assert_eq!(then.fires[2].fire_at, now() - TimeDelta::milliseconds(500));
     }
 
     #[test]

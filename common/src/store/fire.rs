@@ -125,7 +125,7 @@ impl Store {
         let decision = Decision::manual(&found, job, now);
         let jobs = record(&mut tx, 0, now, std::slice::from_ref(&decision)).await?;
         insert_jobs(&mut tx, &jobs).await?;
-        advance(&mut tx, std::slice::from_ref(&decision)).await?;
+        advance(&mut tx, std::slice::from_ref(&decision), &jobs).await?;
         let job = jobs.first().map(|job| Box::new((*job).clone()));
         tx.commit().await?;
         Ok(job.map_or_else(
@@ -180,7 +180,7 @@ impl Store {
             .collect();
         let jobs = record(&mut tx, leadership.epoch, now, &decisions).await?;
         insert_jobs(&mut tx, &jobs).await?;
-        advance(&mut tx, &decisions).await?;
+        advance(&mut tx, &decisions, &jobs).await?;
         let jobs = jobs.into_iter().cloned().collect();
         tx.commit().await?;
         let paused = if unfit.is_empty() {
@@ -346,8 +346,9 @@ async fn record<'a>(
     Ok(jobs.filter(|job| written.contains(&Some(job.id))).collect())
 }
 
-/// Moves schedules on to their next due time.
-async fn advance(tx: &mut PgConnection, decisions: &[Decision]) -> Result<(), Error> {
+/// Moves schedules on to their next due time. Only `jobs` were made: another due time may have been decided before.
+async fn advance(tx: &mut PgConnection, decisions: &[Decision], jobs: &[&NewJob]) -> Result<(), Error> {
+    let made: HashSet<JobId> = jobs.iter().map(|job| job.id).collect();
     let moved: Vec<&Decision> = decisions
         .iter()
         .filter(|decision| decision.cancel_first.is_none())
@@ -369,13 +370,13 @@ async fn advance(tx: &mut PgConnection, decisions: &[Decision]) -> Result<(), Er
     .bind(
         moved
             .iter()
-            .map(|decision| decision.last_job().map(|(fire_at, _)| fire_at))
+            .map(|decision| decision.last_job(&made).map(|(fire_at, _)| fire_at))
             .collect::<Vec<_>>(),
     )
     .bind(
         moved
             .iter()
-            .map(|decision| decision.last_job().map(|(_, id)| id))
+            .map(|decision| decision.last_job(&made).map(|(_, id)| id))
             .collect::<Vec<_>>(),
     )
     .bind(

@@ -23,7 +23,7 @@ impl Store {
     /// # Errors
     /// When Postgres is away.
     pub async fn default_partition_rows(&self) -> Result<u64, Error> {
-        let count: i64 = sqlx::query_scalar("select count(*) from (select 1 from jobs_default limit 1000) as some")
+        let count: i64 = sqlx::query_scalar("select count(*) from (select 1 from jobs_default limit 1000) as stray")
             .fetch_one(self.pool())
             .await?;
         Ok(u64::try_from(count).unwrap_or(0))

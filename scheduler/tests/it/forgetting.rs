@@ -1,0 +1,91 @@
+//! What is deleted, and what never is.
+
+use std::time::Duration;
+
+use chrono::{Days, TimeDelta};
+use common::ids::JobId;
+use common::store::retention::Dropped;
+use sqlx::PgPool;
+use uuid::{NoContext, Timestamp, Uuid};
+
+use crate::fixture::Fixture;
+
+const PATIENCE: Duration = Duration::from_millis(200);
+
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn a_day_of_jobs_is_dropped_when_its_last_job_has_ended(pool: PgPool) {
+    let fixture = Fixture::new(pool).await;
+    let store = &fixture.env.store;
+    let then = fixture.env.clock.now() - TimeDelta::days(40);
+    let day = then.date_naive();
+    assert_eq!(store.ensure_partitions(day, day).await.unwrap(), 3);
+    let mut job = fixture.env.noop();
+    let seconds = u64::try_from(then.timestamp()).unwrap();
+    job.id = JobId(Uuid::new_v7(Timestamp::from_unix(NoContext, seconds, 0)));
+    fixture.env.insert(&job).await;
+
+    let old = store
+        .partition_days(day.checked_add_days(Days::new(10)).unwrap())
+        .await
+        .unwrap();
+    assert_eq!(old, [day]);
+    assert_eq!(store.drop_partitions(day, PATIENCE).await.unwrap(), Dropped::Open);
+    store.cancel(job.tenant_id, job.id, then).await.unwrap();
+    // Somebody reads the day: nobody is made to wait behind the drop for longer than it says.
+    let mut reader = fixture.pool.begin().await.unwrap();
+    sqlx::query("select * from jobs where id = $1")
+        .bind(job.id)
+        .fetch_one(&mut *reader)
+        .await
+        .unwrap();
+    assert_eq!(store.drop_partitions(day, PATIENCE).await.unwrap(), Dropped::Busy);
+    reader.commit().await.unwrap();
+    assert_eq!(store.drop_partitions(day, PATIENCE).await.unwrap(), Dropped::Yes);
+
+    assert!(store.jobs(&[job.id]).await.unwrap().is_empty());
+    assert!(
+        store
+            .partition_days(day.checked_add_days(Days::new(10)).unwrap())
+            .await
+            .unwrap()
+            .is_empty()
+    );
+    assert_eq!(store.default_partition_rows().await.unwrap(), 0);
+}
+
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn old_keys_and_workers_are_forgotten_and_young_ones_are_not(pool: PgPool) {
+    let fixture = Fixture::new(pool).await;
+    let now = fixture.env.clock.now();
+    for hours in [1, 25, 50] {
+        sqlx::query(
+            "insert into idempotency_keys (tenant_id, key, fingerprint, job_ids, created_at)
+             values ($1, $2, '\\x00', '{}', $3)",
+        )
+        .bind(fixture.env.tenant_id)
+        .bind(hours.to_string())
+        .bind(now - TimeDelta::hours(hours))
+        .execute(&fixture.pool)
+        .await
+        .unwrap();
+        sqlx::query(
+            "insert into workers (id, name, version, slots, labels, queues, driver, started_at, seen_at)
+             values ($1, $2, '', '{}', '{}', '{}', '', $3, $3)",
+        )
+        .bind(Uuid::now_v7())
+        .bind(hours.to_string())
+        .bind(now - TimeDelta::hours(hours))
+        .execute(&fixture.pool)
+        .await
+        .unwrap();
+    }
+    let day = now - TimeDelta::hours(24);
+    assert_eq!(fixture.env.store.delete_idempotency_keys(day, 1).await.unwrap(), 1);
+    assert_eq!(fixture.env.store.delete_idempotency_keys(day, 10).await.unwrap(), 1);
+    assert_eq!(fixture.env.store.delete_workers(day, 10).await.unwrap(), 2);
+    let left: Vec<String> = sqlx::query_scalar("select key from idempotency_keys union all select name from workers")
+        .fetch_all(&fixture.pool)
+        .await
+        .unwrap();
+    assert_eq!(left, ["1", "1"]);
+}

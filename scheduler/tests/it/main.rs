@@ -1,0 +1,7 @@
+//! The scheduler against real Postgres and Redis.
+
+mod cluster;
+mod failover;
+mod fires;
+mod fixture;
+mod forgetting;
