@@ -4,6 +4,7 @@
 //! hint too, so a lost one costs time and loses nothing.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -15,6 +16,8 @@ use tokio_util::sync::CancellationToken;
 
 /// Time between two attempts to subscribe.
 const RECONNECT: Duration = Duration::from_millis(500);
+/// How often a follower looks by itself while no hints come.
+const BLIND: Duration = Duration::from_secs(1);
 /// Hints that a reader of all of them may be behind; one that is further behind is told so.
 const FEED_BACKLOG: usize = 4_096;
 
@@ -23,6 +26,7 @@ const FEED_BACKLOG: usize = 4_096;
 pub struct Hub {
     followers: Arc<Mutex<HashMap<JobId, Watch>>>,
     feed: broadcast::Sender<JobId>,
+    is_connected: Arc<AtomicBool>,
 }
 
 #[derive(Debug)]
@@ -52,6 +56,7 @@ impl Hub {
         Self {
             followers: Arc::default(),
             feed,
+            is_connected: Arc::default(),
         }
     }
 
@@ -70,6 +75,15 @@ impl Hub {
         }
     }
 
+    /// How long a follower waits for a hint before it looks by itself: longer while hints come.
+    pub fn patience(&self, heartbeat: Duration) -> Duration {
+        if self.is_connected.load(Ordering::Relaxed) {
+            heartbeat
+        } else {
+            heartbeat.min(BLIND)
+        }
+    }
+
     /// Every hint of every tenant, for those who follow a tenant and not a job.
     pub fn feed(&self) -> broadcast::Receiver<JobId> {
         self.feed.subscribe()
@@ -82,6 +96,11 @@ impl Hub {
             watch.woken.notify_waiters();
         }
         drop(followers);
+        self.announce(job_id);
+    }
+
+    /// Tells those who follow a whole tenant of a job that nobody can follow yet.
+    pub fn announce(&self, job_id: JobId) {
         if self.feed.receiver_count() > 0 && self.feed.send(job_id).is_err() {
             tracing::trace!("the last reader of the feed has just gone");
         }
@@ -124,10 +143,12 @@ impl Hub {
 
     async fn pass_on(&self, queue: &Queue) -> Result<(), common::queue::Error> {
         let mut hints = queue.subscribe(Channel::Hints).await?;
+        self.is_connected.store(true, Ordering::Relaxed);
         self.wake_all();
         while let Some(hint) = hints.next().await {
             self.hint(hint.job_id);
         }
+        self.is_connected.store(false, Ordering::Relaxed);
         Ok(())
     }
 }

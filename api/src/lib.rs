@@ -19,6 +19,7 @@ mod rate_limit;
 mod request;
 pub mod routes;
 mod server;
+pub mod sse;
 pub mod state;
 pub mod submit;
 

@@ -1,6 +1,7 @@
 //! The routes. To add a resource: a module with `pub(crate) fn routes() -> OpenApiRouter<App>` whose handlers carry
 //! `#[utoipa::path]`, and one line in [`resources`].
 
+mod events;
 mod health;
 pub mod jobs;
 
@@ -56,7 +57,7 @@ impl<T> List<T> {
 
 /// The resources below the base path.
 fn resources() -> OpenApiRouter<App> {
-    OpenApiRouter::new().merge(jobs::routes())
+    OpenApiRouter::new().merge(jobs::routes()).merge(events::routes())
 }
 
 /// Every documented route, without layers.

@@ -95,10 +95,11 @@ async fn ended(app: &App, caller: &Caller, id: JobId, wait: Duration) -> Result<
         if reads > QUICK_READS {
             tokio::time::sleep_until((Instant::now() + SLOW_READ).min(deadline)).await;
         }
+        let pause = app.hub().patience(app.config().http.heartbeat);
         tokio::select! {
             () = woken => {}
             () = app.stopping().cancelled() => {}
-            () = tokio::time::sleep_until((Instant::now() + app.config().http.heartbeat).min(deadline)) => {}
+            () = tokio::time::sleep_until((Instant::now() + pause).min(deadline)) => {}
         }
     }
 }

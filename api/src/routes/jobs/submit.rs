@@ -42,7 +42,10 @@ pub(super) async fn submit(
         idempotency,
     };
     match app.submitter().submit(submission).await? {
-        Accepted::Inserted => Ok(accepted(id, answer)),
+        Accepted::Inserted => {
+            app.hub().announce(id);
+            Ok(accepted(id, answer))
+        }
         Accepted::KeyReused => Err(idempotency::reused()),
         Accepted::Repeated(ids) => {
             let first = idempotency::first_jobs(&app, &caller, &ids).await?;
