@@ -4,7 +4,7 @@
 //! What was started ends in the opposite order, also when a later step fails.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -162,33 +162,35 @@ async fn start(args: &Args, folder: &DataFolder, stores: &Stores, lifecycle: &Li
     if !args.no_sample {
         sample::run(&client).await?;
     }
-    say(&welcome(args.listen, folder));
+    say(&welcome(args, folder));
     Ok(())
 }
 
 /// The address, the key, and what to do next.
-fn welcome(listen: SocketAddr, folder: &DataFolder) -> String {
+fn welcome(args: &Args, folder: &DataFolder) -> String {
     let here = std::env::current_dir().unwrap_or_default();
     let shown = |path: PathBuf| {
-        path.strip_prefix(&here)
-            .map_or_else(|_| path.clone(), PathBuf::from)
-            .display()
-            .to_string()
+        let relative = path.strip_prefix(&here).map_or_else(|_| path.clone(), PathBuf::from);
+        relative.display().to_string()
     };
     let program = std::env::current_exe().map_or_else(|_| "hothouse".to_owned(), shown);
-    let key = shown(folder.admin_key_file());
-    let server = if listen.to_string() == LISTEN {
-        String::new()
-    } else {
-        format!(" --server http://{listen}")
-    };
+    let (listen, key) = (args.listen, shown(folder.admin_key_file()));
+    // The clients find what is in its usual place by themselves.
+    let (mut call, mut down) = (String::new(), String::new());
+    if listen.to_string() != LISTEN {
+        call = format!(" --server http://{listen}");
+    }
+    if args.data_dir != Path::new(DATA_DIR) {
+        call.push_str(&format!(" --key \"$(cat {key})\""));
+        down = format!(" --data-dir {}", args.data_dir.display());
+    }
     format!(
         "\nHothouse runs at http://{listen}; its admin key is in {key}\n\n\
          Try, in another terminal in this folder:\n  \
-         {program} run{server} -c 'print(\"hello\")'\n  \
-         {program} jobs{server}\n  \
+         {program} run{call} -c 'print(\"hello\")'\n  \
+         {program} jobs{call}\n  \
          curl -H \"Authorization: Bearer $(cat {key})\" http://{listen}/api/v1/jobs\n\n\
-         Ctrl-C here, or `{program} down`, stops everything."
+         Ctrl-C here, or `{program} down{down}`, stops everything."
     )
 }
 

@@ -1,7 +1,7 @@
 //! The first job: through the HTTP API like any other, with its output shown as it comes.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use serde_json::json;
@@ -44,30 +44,31 @@ pub(crate) fn client(listen: SocketAddr, key: &str) -> anyhow::Result<Client> {
     Ok(Client::new(&globals)?)
 }
 
-/// Waits until the server says that it can do its work.
+/// Waits until the server says that it can do its work, and knows the key.
 ///
 /// # Errors
-/// When it does not within a minute.
+/// When it does not within a minute; the sentence says what it answered last.
 pub(crate) async fn wait_until_ready(client: &Client) -> anyhow::Result<()> {
-    let ready = async {
-        loop {
-            if client
-                .get_outside("/readyz")
-                .await
-                .is_ok_and(|answer| answer.status().is_success())
-            {
-                return;
-            }
-            tokio::time::sleep(Duration::from_millis(50)).await;
+    let deadline = Instant::now() + READY_LIMIT;
+    loop {
+        let error = match is_ready(client).await {
+            Ok(()) => return Ok(()),
+            Err(error) => error,
+        };
+        if Instant::now() >= deadline {
+            bail!("the server is not ready after {} s: {error}", READY_LIMIT.as_secs());
         }
-    };
-    match tokio::time::timeout(READY_LIMIT, ready).await {
-        Ok(()) => Ok(()),
-        Err(_elapsed) => bail!(
-            "the server is not ready after {} s: see the messages above",
-            READY_LIMIT.as_secs()
-        ),
+        tokio::time::sleep(Duration::from_millis(50)).await;
     }
+}
+
+async fn is_ready(client: &Client) -> anyhow::Result<()> {
+    let answer = client.get_outside("/readyz").await?;
+    if !answer.status().is_success() {
+        bail!("/readyz answers {}", answer.status());
+    }
+    let _jobs: serde_json::Value = client.get(&["jobs"], &[("limit", "1".to_owned())]).await?;
+    Ok(())
 }
 
 /// Runs one job and shows what it prints.

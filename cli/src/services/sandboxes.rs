@@ -155,7 +155,10 @@ async fn keep(remarks: impl AsyncRead + Unpin, log: &Path, step: &Step) -> std::
     let mut file = tokio::fs::File::create(log).await?;
     let mut lines = BufReader::new(remarks).lines();
     while let Some(line) = lines.next_line().await? {
-        step.now(line.strip_prefix("image.sh: ").unwrap_or(&line));
+        // The rest is what the programs it calls have to say, and for the log.
+        if let Some(remark) = line.strip_prefix("image.sh: ") {
+            step.now(remark);
+        }
         file.write_all(format!("{line}\n").as_bytes()).await?;
     }
     file.flush().await

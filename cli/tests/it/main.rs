@@ -7,3 +7,4 @@ mod help;
 mod ledger;
 mod run;
 mod server;
+mod up;
