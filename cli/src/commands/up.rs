@@ -176,14 +176,20 @@ fn welcome(args: &Args, folder: &DataFolder) -> String {
     let program = std::env::current_exe().map_or_else(|_| "hothouse".to_owned(), shown);
     let (listen, key) = (args.listen, shown(folder.admin_key_file()));
     // The clients find what is in its usual place by themselves.
-    let (mut call, mut down) = (String::new(), String::new());
-    if listen.to_string() != LISTEN {
-        call = format!(" --server http://{listen}");
-    }
-    if args.data_dir != Path::new(DATA_DIR) {
-        call.push_str(&format!(" --key \"$(cat {key})\""));
-        down = format!(" --data-dir {}", args.data_dir.display());
-    }
+    let server = if listen.to_string() == LISTEN {
+        String::new()
+    } else {
+        format!(" --server http://{listen}")
+    };
+    let (with_key, down) = if args.data_dir == Path::new(DATA_DIR) {
+        (String::new(), String::new())
+    } else {
+        (
+            format!(" --key \"$(cat {key})\""),
+            format!(" --data-dir {}", args.data_dir.display()),
+        )
+    };
+    let call = server + &with_key;
     format!(
         "\nHothouse runs at http://{listen}; its admin key is in {key}\n\n\
          Try, in another terminal in this folder:\n  \

@@ -5,7 +5,7 @@ use std::io::{BufRead as _, BufReader};
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
+use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
@@ -14,7 +14,7 @@ use uuid::Uuid;
 
 /// A start holds a database's making, a sandbox's first start and a job.
 const START_LIMIT: Duration = Duration::from_secs(90);
-const STOP_LIMIT: Duration = Duration::from_secs(60);
+const STOP_LIMIT: Duration = Duration::from_mins(1);
 
 /// A data folder and an address; whatever is left of it ends with the test.
 struct Place {
@@ -32,7 +32,11 @@ struct Up {
 impl Place {
     fn new() -> Self {
         let folder = std::env::temp_dir().join(format!("hothouse-up-{}", Uuid::now_v7()));
-        let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port();
+        let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
+            .unwrap()
+            .local_addr()
+            .unwrap()
+            .port();
         Self { folder, port }
     }
 
@@ -50,7 +54,9 @@ impl Place {
     fn up_command(&self) -> Command {
         let init = std::env::var_os("HOTHOUSE_TEST_INIT").expect("HOTHOUSE_TEST_INIT names the built hothouse-init");
         let mut command = self.hothouse(&["up", "--driver", "bubblewrap"]);
-        command.args(["--listen", &format!("127.0.0.1:{}", self.port)]).env("HOTHOUSE_INIT", init);
+        command
+            .args(["--listen", &format!("127.0.0.1:{}", self.port)])
+            .env("HOTHOUSE_INIT", init);
         command
     }
 
@@ -65,12 +71,19 @@ impl Place {
                 }
             }
         });
-        Up { child, lines, seen: Vec::new() }
+        Up {
+            child,
+            lines,
+            seen: Vec::new(),
+        }
     }
 
     fn run(&self, words: &[&str]) -> Output {
         let key = fs::read_to_string(self.folder.join("admin.key")).unwrap();
-        self.hothouse(words).env("HOTHOUSE_API_KEY", key.trim()).output().unwrap()
+        self.hothouse(words)
+            .env("HOTHOUSE_API_KEY", key.trim())
+            .output()
+            .unwrap()
     }
 
     fn pid(&self, file: &str) -> Option<Pid> {
@@ -96,11 +109,11 @@ impl Up {
     fn until(&mut self, text: &str) {
         let deadline = Instant::now() + START_LIMIT;
         while !self.seen.last().is_some_and(|line| line.contains(text)) {
-            match self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-                Ok(line) => self.seen.push(line),
-                Err(RecvTimeoutError::Timeout) => panic!("no {text:?} in time: {:#?}", self.seen),
-                Err(RecvTimeoutError::Disconnected) => panic!("it ended before {text:?}: {:#?}", self.seen),
-            }
+            let line = self
+                .lines
+                .recv_timeout(deadline.saturating_duration_since(Instant::now()));
+            assert!(line.is_ok(), "{:?} before {text:?}: {:#?}", line.err(), self.seen);
+            self.seen.extend(line);
         }
     }
 
@@ -132,7 +145,9 @@ fn eventually(limit: Duration, mut done: impl FnMut() -> bool) {
 /// Whether it runs; one that ended and was not waited for does not.
 fn is_alive(pid: Pid) -> bool {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    status.lines().any(|line| line.starts_with("State:") && !line.contains('Z'))
+    status
+        .lines()
+        .any(|line| line.starts_with("State:") && !line.contains('Z'))
 }
 
 fn text(bytes: &[u8]) -> String {
@@ -155,7 +170,10 @@ fn a_first_start_runs_a_job_and_down_ends_everything() {
     assert_eq!(mode(&place.folder.join("admin.key")), 0o600);
 
     let job = place.run(&["run", "--language", "bash", "-c", "echo out; echo err >&2; exit 7"]);
-    assert_eq!((text(&job.stdout), text(&job.stderr), job.status.code()), ("out\n".into(), "err\n".into(), Some(7)));
+    assert_eq!(
+        (text(&job.stdout), text(&job.stderr), job.status.code()),
+        ("out\n".into(), "err\n".into(), Some(7))
+    );
 
     let servers = place.servers();
     let down = place.run(&["down"]);
@@ -184,7 +202,10 @@ fn after_a_kill_the_next_start_takes_over_and_keeps_what_was_there() {
     let place = Place::new();
     let mut killed = place.up();
     killed.until("stops everything");
-    let (servers, key) = (place.servers(), fs::read_to_string(place.folder.join("admin.key")).unwrap());
+    let (servers, key) = (
+        place.servers(),
+        fs::read_to_string(place.folder.join("admin.key")).unwrap(),
+    );
     let before = place.run(&["--json", "jobs"]);
     kill(killed.pid(), Signal::SIGKILL).unwrap();
     killed.ended();
@@ -194,10 +215,21 @@ fn after_a_kill_the_next_start_takes_over_and_keeps_what_was_there() {
     up.until("stops everything");
 
     assert_eq!(place.servers(), servers);
-    assert!(up.seen.iter().any(|line| line.contains("which was still running")), "{:#?}", up.seen);
+    assert!(
+        up.seen.iter().any(|line| line.contains("which was still running")),
+        "{:#?}",
+        up.seen
+    );
     assert_eq!(fs::read_to_string(place.folder.join("admin.key")).unwrap(), key);
     let first = text(&before.stdout).lines().next().unwrap().to_owned();
-    let id = first.split("\"id\":\"").nth(1).unwrap().split('"').next().unwrap().to_owned();
+    let id = first
+        .split("\"id\":\"")
+        .nth(1)
+        .unwrap()
+        .split('"')
+        .next()
+        .unwrap()
+        .to_owned();
     assert!(text(&place.run(&["--json", "jobs"]).stdout).contains(&id));
 }
 
@@ -227,12 +259,18 @@ fn servers_that_die_are_started_again_and_jobs_go_on() {
     }
     eventually(START_LIMIT, || {
         let now = ["postgres/data/postmaster.pid", "redis/redis.pid"].map(|file| place.pid(file));
-        now.iter().zip(before).all(|(now, before)| now.is_some_and(|now| now != before && is_alive(now)))
+        now.iter()
+            .zip(before)
+            .all(|(now, before)| now.is_some_and(|now| now != before && is_alive(now)))
     });
 
     let job = place.run(&["run", "--language", "bash", "-c", "echo again"]);
 
-    assert_eq!((text(&job.stdout), job.status.code()), ("again\n".to_owned(), Some(0)), "{job:?}");
+    assert_eq!(
+        (text(&job.stdout), job.status.code()),
+        ("again\n".to_owned(), Some(0)),
+        "{job:?}"
+    );
 }
 
 #[test]
@@ -245,7 +283,10 @@ fn a_second_up_in_the_same_folder_is_refused_with_a_way_out() {
 
     let told = text(&second.stderr);
     assert_eq!(second.status.code(), Some(1));
-    assert!(told.contains("Hothouse runs already in") && told.contains("`hothouse down`"), "{told}");
+    assert!(
+        told.contains("Hothouse runs already in") && told.contains("`hothouse down`"),
+        "{told}"
+    );
     assert_eq!(told.lines().count(), 1, "{told}");
     assert!(place.servers().into_iter().all(is_alive));
 }
@@ -259,7 +300,10 @@ fn a_taken_port_is_told_before_anything_is_started() {
 
     let told = text(&up.stderr);
     assert_eq!(up.status.code(), Some(1));
-    assert!(told.contains("is in use by another program") && told.contains("--listen"), "{told}");
+    assert!(
+        told.contains("is in use by another program") && told.contains("--listen"),
+        "{told}"
+    );
     assert!(!place.folder.join("postgres").exists());
 }
 
@@ -272,6 +316,9 @@ fn a_broken_database_is_told_in_one_sentence_and_nothing_stays_behind() {
 
     let told = text(&up.stderr);
     assert_eq!(up.status.code(), Some(1));
-    assert!(told.contains("is no Postgres database any more") && told.contains("move it away"), "{told}");
+    assert!(
+        told.contains("is no Postgres database any more") && told.contains("move it away"),
+        "{told}"
+    );
     assert_eq!(place.pid("redis/redis.pid").map(is_alive), None);
 }
