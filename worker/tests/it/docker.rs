@@ -14,6 +14,22 @@ use worker::driver::docker::{DockerDriver, Settings};
 use worker::driver::{Error, Found, Pipe, Profile, SandboxDriver, Spec};
 use worker::sandbox::{Output, RunSpec, Sandbox, Settings as SandboxSettings};
 
+use crate::conformance::{Subject, conformance, small};
+
+conformance!(subject);
+
+async fn subject() -> Subject {
+    let driver = driver();
+    driver.check().await.unwrap();
+    Subject {
+        driver,
+        image: image(),
+        profile: small(),
+        worker_id: Uuid::now_v7(),
+        guard: Box::new(()),
+    }
+}
+
 /// A driver for the tests' engine.
 pub(crate) fn driver() -> Arc<DockerDriver> {
     let host = test_variable("HOTHOUSE_TEST_DOCKER_HOST").expect("the test command sets HOTHOUSE_TEST_DOCKER_HOST");
