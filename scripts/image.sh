@@ -117,9 +117,12 @@ debootstrap_root() {
     echo '127.0.0.1 localhost' >"$root/etc/hosts"
 
     say "import"
-    tar -C "$root" --numeric-owner --one-file-system -c . | tee >(compress >"$work/kept") |
-        docker import - "$root_tag" >/dev/null
-    wait
+    mkfifo "$work/copy"
+    compress <"$work/copy" >"$work/kept" &
+    tar -C "$root" --numeric-owner --one-file-system -c . | tee "$work/copy" | docker import - "$root_tag" >/dev/null
+    wait $!
+    # One copy is kept, that of the newest recipe.
+    rm -f "$cache/$name-root-"*.tar
     mv "$work/kept" "$kept"
     rm -rf --one-file-system "$work"
 }
@@ -150,7 +153,8 @@ make_root() {
     if [ "${HOTHOUSE_BASE:-pull}" = pull ] && pull_base; then
         say "root on $base"
         docker build --quiet --network host --tag "$root_tag" --build-arg "BASE=$base" --build-arg "SYSTEM=$system" \
-            --build-arg "PIP=$pip" --build-arg "NPM=$npm" --file "$images/Dockerfile" "$images" >/dev/null
+            --build-arg "PIP=$pip" --build-arg "NPM=$npm" --file "$images/Dockerfile" "$images" >/dev/null ||
+            die "the root does not build on $base"
     elif [ "${HOTHOUSE_BASE:-debootstrap}" = debootstrap ]; then
         debootstrap_root
     else
@@ -165,7 +169,8 @@ make_image() {
     # The file's time is part of a layer: without this the same init would make another one.
     touch -d @0 "$context/init"
     docker build --quiet --network none --tag "$tag" --build-arg "ROOT=$root_tag" \
-        --label "hothouse.environment=$name" --file - "$context" <"$images/Dockerfile.init" >/dev/null
+        --label "hothouse.environment=$name" --file "$images/Dockerfile.init" "$context" >/dev/null 2>"$context/log" ||
+        die "the init's layer does not build: $(cat "$context/log")"
     rm -rf "$context"
 }
 
