@@ -27,6 +27,7 @@ test: ## Every test, with Redis, Postgres and Docker of its own (ARGS="-p worker
 lint: ## Formatting, file rules and clippy, without any service
 	@cargo fmt --all --check
 	@scripts/tidy.sh
+	@scripts/config-docs.sh --check
 	@cargo clippy --locked --workspace --all-targets --all-features -- -D warnings
 
 sqlx: ## Write the offline query data in .sqlx anew
