@@ -43,13 +43,11 @@ impl Calendar {
         } else {
             NaiveTime::MIN
         };
-        match self.next_time(earliest) {
-            Some(time) => Some(day.and_time(time)),
-            None => {
-                let day = self.next_day(day.succ_opt()?)?;
-                Some(day.and_time(self.next_time(NaiveTime::MIN)?))
-            }
+        if let Some(time) = self.next_time(earliest) {
+            return Some(day.and_time(time));
         }
+        let day = self.next_day(day.succ_opt()?)?;
+        Some(day.and_time(self.next_time(NaiveTime::MIN)?))
     }
 
     fn next_day(&self, from: NaiveDate) -> Option<NaiveDate> {

@@ -29,7 +29,7 @@ mod tests;
 use std::fmt;
 use std::time::Duration;
 
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::{DateTime, SecondsFormat, TimeDelta, Utc};
 use chrono_tz::Tz;
 
 use calendar::Calendar;
@@ -75,6 +75,12 @@ impl Cron {
     /// The name of the zone.
     pub fn zone(&self) -> &'static str {
         self.zone.name()
+    }
+
+    /// A moment as the wall of the zone shows it, RFC 3339.
+    pub fn local(&self, time: DateTime<Utc>) -> String {
+        time.with_timezone(&self.zone)
+            .to_rfc3339_opts(SecondsFormat::AutoSi, false)
     }
 
     /// The first moment after `time`; `None` when there is none in the next hundred years.

@@ -66,7 +66,7 @@ fn every(pieces: &[Piece<'_>]) -> Result<Rule, Error> {
         .join(" ");
     let at = pieces
         .get(1)
-        .or(pieces.first())
+        .or_else(|| pieces.first())
         .copied()
         .unwrap_or(Piece { text: "", position: 1 });
     // Months and years have no fixed length: `humantime` would take averages.
@@ -92,7 +92,7 @@ fn calendar(expression: &str, pieces: &[Piece<'_>]) -> Result<Calendar, Error> {
         // The first field too many, or the end, where one is missing.
         let position = pieces
             .get(6)
-            .map_or(expression.chars().count() + 1, |extra| extra.position);
+            .map_or_else(|| expression.chars().count() + 1, |extra| extra.position);
         return Err(Error::Expression {
             position,
             reason: Reason::FieldCount { found: pieces.len() },

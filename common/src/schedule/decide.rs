@@ -1,11 +1,10 @@
 //! What a schedule that is due does: the plan of its due times, its overlap policy and its target, made into jobs and
 //! records.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use serde_json::json;
 use serde_json::value::{RawValue, to_raw_value};
 
 use super::plan::{Missed, plan};
@@ -215,8 +214,7 @@ pub fn new_job(schedule: &Schedule, agent: Option<&Agent>, now: DateTime<Utc>) -
         Some(id) => {
             let agent = agent.filter(|agent| agent.tenant_id == schedule.tenant_id);
             let agent = agent.ok_or_else(|| format!("agent {id} is deleted or archived"))?;
-            spec.timeout = agent.definition.timeout;
-            let input = agent_input(&schedule.target.input, &agent.definition)?;
+            let input = agent_input(&schedule.target.input, agent)?;
             (agent.definition.slot_class(), input, Some((agent.id, agent.version)))
         }
     };
@@ -251,21 +249,23 @@ fn slot(kind: Kind) -> SlotClass {
 }
 
 /// The input of a run: what it is asked, and the definition, so that its worker reads no other row.
-fn agent_input(asked: &RawValue, definition: &AgentDefinition) -> Result<String, String> {
-    let whole = json!({ "input": asked, "agent": definition });
-    to_raw_value(&whole)
-        .map(|raw| raw.get().to_owned())
-        .map_err(|error| format!("its input cannot be written: {error}"))
+fn agent_input(asked: &RawValue, agent: &Agent) -> Result<String, String> {
+    let unfit = |error: serde_json::Error| format!("its input cannot be written: {error}");
+    let mut whole: BTreeMap<String, Box<RawValue>> = serde_json::from_str(asked.get()).map_err(unfit)?;
+    whole.insert("agent".to_owned(), to_raw_value(&agent.definition).map_err(unfit)?);
+    whole.insert("agent_version".to_owned(), to_raw_value(&agent.version).map_err(unfit)?);
+    serde_json::to_string(&whole).map_err(unfit)
 }
 
 #[cfg(test)]
 mod tests {
     use chrono::TimeDelta;
+    use serde_json::json;
 
     use super::*;
     use crate::cron::Cron;
     use crate::job::spec::JobSpec;
-    use crate::schedule::{Target, Timing};
+    use crate::schedule::{Form, Target, Timing};
 
     fn now() -> DateTime<Utc> {
         "2026-11-21T12:00:02.5Z".parse().unwrap()
@@ -287,6 +287,7 @@ mod tests {
             name: "s".to_owned(),
             timing,
             target: Target {
+                form: Form::Job,
                 agent_id: None,
                 spec: JobSpec::new(Kind::Noop),
                 input: to_raw_value(&json!({})).unwrap(),
@@ -340,7 +341,7 @@ mod tests {
         );
         let (queue, outcomes) = decided(&schedule(Overlap::Queue), Last::Open);
         assert_eq!(outcomes, [Outcome::Fired; 3]);
-        let keys: std::collections::HashSet<_> = queue
+        let keys: HashSet<_> = queue
             .fires
             .iter()
             .map(|fire| fire.job.as_ref().unwrap().spec.concurrency.clone().unwrap().key)
@@ -360,6 +361,36 @@ mod tests {
         let (then, outcomes) = decided(&schedule, Last::Cancelled);
         assert_eq!(outcomes, [Outcome::Skipped, Outcome::Skipped, Outcome::Fired]);
         assert_eq!(then.fires[2].fire_at, now() - TimeDelta::milliseconds(500));
+    }
+
+    #[test]
+    fn an_agent_is_run_in_its_present_version() {
+        let mut schedule = schedule(Overlap::Allow);
+        let definition = AgentDefinition {
+            models: vec!["scripted/echo".to_owned()],
+            ..AgentDefinition::default()
+        };
+        let agent = Agent {
+            id: AgentId::new(),
+            tenant_id: schedule.tenant_id,
+            version: 7,
+            definition,
+        };
+        schedule.target.agent_id = Some(agent.id);
+        schedule.target.input = to_raw_value(&json!({ "input": "hello" })).unwrap();
+        let job = new_job(&schedule, Some(&agent), now()).unwrap();
+        assert_eq!(
+            (job.links.agent, job.links.schedule_id),
+            (Some((agent.id, 7)), Some(schedule.id))
+        );
+        let input: serde_json::Value = serde_json::from_slice(&job.input).unwrap();
+        assert_eq!((&input["input"], &input["agent_version"]), (&json!("hello"), &json!(7)));
+        assert_eq!(input["agent"]["models"], json!(["scripted/echo"]));
+        let foreign = Agent {
+            tenant_id: TenantId::new(),
+            ..agent
+        };
+        assert!(new_job(&schedule, Some(&foreign), now()).is_err());
     }
 
     #[test]

@@ -63,16 +63,28 @@ pub struct Timing {
     pub ends_at: Option<DateTime<Utc>>,
 }
 
+/// How a target was written down by its submitter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Form {
+    /// As `agent_id` and `input`.
+    Agent,
+    /// As a whole `job`.
+    Job,
+}
+
 /// What a schedule submits.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Target {
-    /// The agent that is run, in its version of the moment of the fire; without it, a plain job.
+    /// How it was submitted.
+    pub form: Form,
+    /// The saved agent that is run, in its version of the moment of the fire.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub agent_id: Option<AgentId>,
     /// The job's fields.
     pub spec: JobSpec,
-    /// JSON of a plain job's input, or of what an agent is asked.
+    /// JSON of the job's input; where a saved agent is run, without the agent.
     pub input: Box<RawValue>,
 }
 
@@ -158,6 +170,7 @@ impl Outcome {
 /// A due time that was decided.
 #[derive(Clone, Debug, Serialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[expect(clippy::struct_field_names, reason = "the names are the wire contract's")]
 pub struct Fire {
     /// The due time, without jitter; for a manual fire, when it was asked for.
     pub fire_at: DateTime<Utc>,

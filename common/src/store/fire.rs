@@ -83,7 +83,7 @@ impl Store {
             };
             match self.fire_round(leadership, round, now, &mut seen).await {
                 Err(error) if error.class() == Class::Data && seen.len() > 1 => {
-                    schedules_max = schedules_max.div_ceil(2)
+                    schedules_max = schedules_max.div_ceil(2);
                 }
                 Err(error) if error.class() == Class::Data && seen.len() == 1 => {
                     let reason = format!("its job is refused: {error}");

@@ -7,7 +7,7 @@ use common::cron::Cron;
 use common::ids::{JobId, ScheduleId};
 use common::job::Kind;
 use common::job::spec::JobSpec;
-use common::schedule::{Overlap, Schedule, Target, Timing};
+use common::schedule::{Form, Overlap, Schedule, Target, Timing};
 use common::store::fire::Limits;
 use common::store::leaders::Leadership;
 use common::testing::TestEnv;
@@ -57,6 +57,7 @@ impl Fixture {
                 ends_at: None,
             },
             target: Target {
+                form: Form::Job,
                 agent_id: None,
                 spec: JobSpec::new(Kind::Noop),
                 input: serde_json::value::to_raw_value(&serde_json::json!({})).unwrap(),
