@@ -1,5 +1,6 @@
 //! The fields that every submission has, whatever its kind.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
@@ -7,12 +8,15 @@ use common::job::exec::is_name;
 use common::job::spec::JobSpec;
 use common::job::{Backoff, Concurrency, FailureCode, Kind, Strategy};
 use common::store::tenants::Tenant;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
 use crate::config::Submit;
-use crate::problem::FieldError;
+use crate::extract::from_json;
+use crate::problem::{FieldError, Problem};
 
 const LABELS_MAX: usize = 16;
 const ATTEMPTS_MAX: u32 = 100;
@@ -244,6 +248,17 @@ impl ConcurrencyFields {
         let (limit, strategy) = (self.limit.unwrap_or(1), self.strategy.unwrap_or_default());
         self.key.map(|key| Concurrency { key, limit, strategy })
     }
+}
+
+/// Reads a body that holds the fields of a job and some others, which `own` names.
+///
+/// # Errors
+/// 400 when it is not a JSON object, 422 with a pointer for a field at fault.
+pub fn split<T: DeserializeOwned>(text: &str, own: &[&str]) -> Result<(T, JobFields), Problem> {
+    let all: BTreeMap<String, Box<RawValue>> = from_json(text, "")?;
+    let (mine, rest): (BTreeMap<_, _>, BTreeMap<_, _>) = all.iter().partition(|(name, _)| own.contains(&name.as_str()));
+    let json = |fields: &BTreeMap<&String, &Box<RawValue>>| serde_json::to_string(fields).unwrap_or_default();
+    Ok((from_json(&json(&mine), "")?, from_json(&json(&rest), "")?))
 }
 
 fn or_note<T>(read: Result<T, FieldError>, errors: &mut Vec<FieldError>) -> Option<T> {

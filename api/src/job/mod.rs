@@ -5,7 +5,9 @@ mod input;
 mod request;
 mod view;
 
-pub use fields::{JobFields, metadata_faults};
-pub use input::{AgentRef, Runnable};
-pub use request::{JobRequest, Submittable, prepare};
+pub(crate) use fields::is_short_text;
+pub use fields::{JobFields, metadata_faults, split};
+pub use input::{AgentRef, ResolvedAgent, Runnable};
+pub(crate) use input::{fits, refuse};
+pub use request::{JobRequest, Submittable, job_for, prepare};
 pub use view::{AttemptView, InputView, JobView};

@@ -116,29 +116,54 @@ pub async fn prepare(app: &App, caller: &Caller, json: &str, base: &str) -> Resu
     let input = input.as_deref().map_or("{}", RawValue::get);
     let input = if input == "null" { "{}" } else { input };
     let runnable = Runnable::read(app, caller, kind, input, &format!("{base}/input")).await?;
-    let timeouts = runnable.timeouts(&app.config().submit);
+    job_at(app, caller, kind.into(), fields, runnable, base)
+}
+
+/// The job that runs a checked input, with fields that stand at the root of the body.
+///
+/// # Errors
+/// 422 that names every field at fault.
+pub fn job_for(
+    app: &App,
+    caller: &Caller,
+    kind: Kind,
+    fields: JobFields,
+    runnable: Runnable,
+) -> Result<NewJob, Problem> {
+    job_at(app, caller, kind, fields, runnable, "")
+}
+
+fn job_at(
+    app: &App,
+    caller: &Caller,
+    kind: Kind,
+    fields: JobFields,
+    runnable: Runnable,
+    base: &str,
+) -> Result<NewJob, Problem> {
+    let (timeout_default, timeout_max) = runnable.timeouts(&app.config().submit);
+    let now = app.clock().now();
     let bounds = Bounds {
         submit: &app.config().submit,
         tenant: &caller.tenant,
-        now: app.clock().now(),
-        timeout_default: timeouts.0,
-        timeout_max: timeouts.1,
+        now,
+        timeout_default,
+        timeout_max,
     };
     let spec = fields
-        .spec(kind.into(), bounds)
+        .spec(kind, bounds)
         .map_err(|errors| Problem::invalid(below(base, errors)))?;
-    Ok(new_job(app, caller, spec, runnable))
+    Ok(new_job(caller, spec, runnable, now))
 }
 
-/// The job of a checked submission.
-pub(crate) fn new_job(app: &App, caller: &Caller, spec: JobSpec, runnable: Runnable) -> NewJob {
+fn new_job(caller: &Caller, spec: JobSpec, runnable: Runnable, now: DateTime<Utc>) -> NewJob {
     NewJob {
         id: JobId::new(),
         tenant_id: caller.tenant_id(),
         class: class_of(runnable.slot, &spec.labels),
         spec,
         input: runnable.input,
-        created_at: app.clock().now(),
+        created_at: now,
         api_key_id: Some::<ApiKeyId>(caller.key_id),
         links: Links {
             agent: runnable.agent,

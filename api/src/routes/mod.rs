@@ -1,14 +1,20 @@
 //! The routes. To add a resource: a module with `pub(crate) fn routes() -> OpenApiRouter<App>` whose handlers carry
 //! `#[utoipa::path]`, and one line in [`resources`].
 
+mod agents;
+mod conversations;
 mod events;
 mod health;
 pub mod jobs;
+mod keys;
+mod operating;
+mod schedules;
+mod tenants;
 
-use axum::Router;
-use axum::http::{HeaderValue, header};
+use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware::{from_fn_with_state, map_response};
-use axum::response::Response;
+use axum::response::{IntoResponse, Response};
+use axum::{Json, Router};
 use serde::Serialize;
 use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
@@ -55,9 +61,27 @@ impl<T> List<T> {
     }
 }
 
+/// 201 with where the new thing is, below the base path.
+pub(crate) fn created(path: &str, body: &impl Serialize) -> Response {
+    let location = HeaderValue::from_str(&format!("{BASE}{path}"));
+    let mut response = (StatusCode::CREATED, Json(body)).into_response();
+    if let Ok(location) = location {
+        response.headers_mut().insert(header::LOCATION, location);
+    }
+    response
+}
+
 /// The resources below the base path.
 fn resources() -> OpenApiRouter<App> {
-    OpenApiRouter::new().merge(jobs::routes()).merge(events::routes())
+    OpenApiRouter::new()
+        .merge(jobs::routes())
+        .merge(events::routes())
+        .merge(agents::routes())
+        .merge(conversations::routes())
+        .merge(schedules::routes())
+        .merge(tenants::routes())
+        .merge(keys::routes())
+        .merge(operating::routes())
 }
 
 /// Every documented route, without layers.

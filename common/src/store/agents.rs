@@ -36,6 +36,11 @@ pub struct AgentVersion {
     pub created_at: DateTime<Utc>,
 }
 
+/// JSON as text: bound as JSON it would be checked as `jsonb`, which refuses NUL in strings.
+pub(super) fn json(value: &impl serde::Serialize) -> Result<String, Error> {
+    serde_json::to_string(value).map_err(|error| Error::Corrupt(error.to_string()))
+}
+
 fn number(row: &PgRow) -> Result<u32, Error> {
     Ok(u32::try_from(row.try_get::<i32, _>("version")?).unwrap_or(1))
 }
@@ -65,13 +70,15 @@ async fn insert_version(
     definition: &AgentDefinition,
     now: DateTime<Utc>,
 ) -> Result<(), Error> {
-    sqlx::query("insert into agent_versions (agent_id, version, definition, created_at) values ($1, $2, $3, $4)")
-        .bind(id)
-        .bind(number)
-        .bind(Json(definition))
-        .bind(now)
-        .execute(connection)
-        .await?;
+    sqlx::query(
+        "insert into agent_versions (agent_id, version, definition, created_at) values ($1, $2, $3::text::json, $4)",
+    )
+    .bind(id)
+    .bind(number)
+    .bind(json(definition)?)
+    .bind(now)
+    .execute(connection)
+    .await?;
     Ok(())
 }
 
@@ -90,12 +97,12 @@ impl Store {
         let mut tx = self.pool().begin().await?;
         let row = sqlx::query(
             "insert into agents (id, tenant_id, name, version, definition, created_at, updated_at)
-             values ($1, $2, $3, 1, $4, $5, $5) returning *",
+             values ($1, $2, $3, 1, $4::text::json, $5, $5) returning *",
         )
         .bind(id)
         .bind(tenant_id)
         .bind(&definition.name)
-        .bind(Json(definition))
+        .bind(json(definition)?)
         .bind(now)
         .fetch_one(&mut *tx)
         .await?;
@@ -156,14 +163,14 @@ impl Store {
     ) -> Result<Option<Agent>, Error> {
         let mut tx = self.pool().begin().await?;
         let row = sqlx::query(
-            "update agents set name = $4, version = version + 1, definition = $5, updated_at = $6
+            "update agents set name = $4, version = version + 1, definition = $5::text::json, updated_at = $6
              where id = $1 and tenant_id = $2 and version = $3 and deleted_at is null returning *",
         )
         .bind(id)
         .bind(tenant_id)
         .bind(int(expected))
         .bind(&definition.name)
-        .bind(Json(definition))
+        .bind(json(definition)?)
         .bind(now)
         .fetch_optional(&mut *tx)
         .await?;

@@ -96,7 +96,7 @@ impl Store {
 }
 
 /// The first waits for a concurrent holder of the same key: whoever comes second sees the committed first.
-async fn remember(
+pub(super) async fn remember(
     tx: &mut PgConnection,
     submission: &Submission,
     idempotency: &Idempotency,

@@ -7,6 +7,7 @@ pub mod agents;
 pub mod attempts;
 pub mod cancel;
 pub mod claim;
+pub mod conversations;
 pub mod duties;
 mod error;
 pub mod events;
@@ -64,7 +65,7 @@ impl Store {
         let pool = PgPoolOptions::new()
             .max_connections(database.connections_max)
             .acquire_timeout(database.acquire_timeout)
-            .idle_timeout(Duration::from_secs(300))
+            .idle_timeout(Duration::from_mins(5))
             .connect_lazy_with(options);
         Ok(Self { pool })
     }

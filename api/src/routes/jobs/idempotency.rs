@@ -14,11 +14,11 @@ const HEADER: &str = "idempotency-key";
 
 /// A key as it was sent.
 #[derive(Debug)]
-pub(super) struct Key(String);
+pub(crate) struct Key(String);
 
 impl Key {
     /// The header, if there is one.
-    pub(super) fn read(headers: &HeaderMap) -> Result<Option<Self>, Problem> {
+    pub(crate) fn read(headers: &HeaderMap) -> Result<Option<Self>, Problem> {
         let Some(value) = headers.get(HEADER) else {
             return Ok(None);
         };
@@ -35,7 +35,7 @@ impl Key {
     }
 
     /// The key with what it was used for.
-    pub(super) fn fingerprint(self, method: &Method, uri: &Uri, body: &[u8]) -> Idempotency {
+    pub(crate) fn fingerprint(self, method: &Method, uri: &Uri, body: &[u8]) -> Idempotency {
         let digest = Sha256::new()
             .chain_update(method.as_str())
             .chain_update([0])
@@ -51,13 +51,13 @@ impl Key {
 }
 
 /// The answer to a key that was used with another request.
-pub(super) fn reused() -> Problem {
+pub(crate) fn reused() -> Problem {
     let error = FieldError::header("Idempotency-Key", "was used with another request");
     Problem::new(Code::IdempotencyKeyReused, "use another key for another request").with_errors(vec![error])
 }
 
 /// The jobs of the first request, in its order; those that were deleted since are missing.
-pub(super) async fn first_jobs(app: &App, caller: &Caller, ids: &[JobId]) -> Result<Vec<Job>, Problem> {
+pub(crate) async fn first_jobs(app: &App, caller: &Caller, ids: &[JobId]) -> Result<Vec<Job>, Problem> {
     let mut jobs = app.store().jobs(ids).await?;
     jobs.retain(|job| job.tenant_id == caller.tenant_id());
     jobs.sort_unstable_by_key(|job| ids.iter().position(|id| *id == job.id));

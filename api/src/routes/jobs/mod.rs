@@ -1,9 +1,9 @@
 //! `/jobs`: submitting, reading, cancelling, repeating.
 
 mod batch;
-mod cancel;
+pub(crate) mod cancel;
 mod filter;
-mod idempotency;
+pub(crate) mod idempotency;
 mod read;
 mod redrive;
 mod submit;
@@ -43,6 +43,8 @@ pub(crate) fn accepted(id: JobId, body: Vec<u8>) -> Response {
     }
     response
 }
+
+pub(crate) use read::read as read_job;
 
 /// JSON of a job, made before the job is given away.
 pub(crate) fn to_json(view: &impl Serialize) -> Vec<u8> {

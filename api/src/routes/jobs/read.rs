@@ -72,7 +72,8 @@ pub(super) async fn get(
     Ok(([(header::CONTENT_TYPE, "application/json")], body).into_response())
 }
 
-pub(super) async fn read(app: &App, caller: &Caller, id: JobId) -> Result<JobDetail, Problem> {
+/// The caller's job.
+pub(crate) async fn read(app: &App, caller: &Caller, id: JobId) -> Result<JobDetail, Problem> {
     app.store()
         .job(caller.tenant_id(), id)
         .await?

@@ -1,0 +1,92 @@
+//! `POST /agents/{id}/runs`: one execution of an agent, without a conversation.
+
+use axum::extract::State;
+use axum::http::{HeaderMap, Method, Uri};
+use axum::response::Response;
+use common::ids::AgentId;
+use common::job::Kind;
+use common::job::exec::InputFile;
+use common::store::insert::{Accepted, Submission};
+use serde::Deserialize;
+use utoipa::ToSchema;
+
+use crate::auth::Caller;
+use crate::extract::{PathId, RawBody};
+use crate::job::{JobFields, JobView, ResolvedAgent, Runnable, fits, job_for, split};
+use crate::problem::{Document, Problem};
+use crate::routes::jobs::idempotency::{self, Key};
+use crate::routes::jobs::{accepted, accepted_job, to_json};
+use crate::state::App;
+
+/// What an agent is run on, besides the fields of a job.
+#[derive(Default, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields, default)]
+struct RunFields {
+    /// The prompt. Required.
+    #[schema(required, nullable = false)]
+    input: Option<String>,
+    /// Files of its workspace.
+    files: Option<Vec<InputFile>>,
+}
+
+/// The body of a run.
+#[derive(ToSchema)]
+#[expect(
+    dead_code,
+    reason = "only its schema is used: serde cannot refuse unknown fields through flattened structs"
+)]
+pub(super) struct RunRequest {
+    #[schema(inline)]
+    #[serde(flatten)]
+    run: RunFields,
+    #[serde(flatten)]
+    job: JobFields,
+}
+
+/// Run an agent once.
+#[utoipa::path(post, path = "/agents/{id}/runs", tag = "agents", request_body = RunRequest,
+    params(("id" = String, Path, description = "The agent"),
+        ("Idempotency-Key" = Option<String>, Header, description = "1 to 255 visible characters")),
+    responses(
+        (status = 202, body = JobView<'static>),
+        (status = 404, body = Document, content_type = "application/problem+json"),
+        (status = 409, body = Document, content_type = "application/problem+json"),
+        (status = 422, body = Document, content_type = "application/problem+json")))]
+pub(super) async fn run(
+    State(app): State<App>,
+    caller: Caller,
+    PathId(id): PathId<AgentId>,
+    method: Method,
+    uri: Uri,
+    headers: HeaderMap,
+    body: RawBody,
+) -> Result<Response, Problem> {
+    let key = Key::read(&headers)?;
+    let agent = ResolvedAgent::saved(&app, &caller, id).await?;
+    fits(&app, body.text(), "/input")?;
+    let (run, fields): (RunFields, JobFields) = split(body.text(), &["input", "files"])?;
+    let text = run.input.ok_or_else(|| Problem::field("/input", "is required"))?;
+    let runnable = Runnable::agent_run(&agent, &text, &run.files.unwrap_or_default(), "")?;
+    let job = job_for(&app, &caller, Kind::AgentRun, fields, runnable)?;
+    let (id, answer) = (job.id, to_json(&JobView::accepted(&job)));
+    let idempotency = key.map(|key| key.fingerprint(&method, &uri, body.bytes()));
+    let submission = Submission {
+        tenant_id: caller.tenant_id(),
+        jobs: vec![job],
+        idempotency,
+    };
+    match app.submitter().submit(submission).await? {
+        Accepted::Inserted => {
+            app.hub().announce(id);
+            Ok(accepted(id, answer))
+        }
+        Accepted::KeyReused => Err(idempotency::reused()),
+        Accepted::Repeated(ids) => {
+            let first = idempotency::first_jobs(&app, &caller, &ids).await?;
+            first
+                .first()
+                .map(accepted_job)
+                .ok_or_else(|| Problem::not_found("job: the first one is gone"))
+        }
+    }
+}

@@ -1,0 +1,105 @@
+//! Conversations: messages in order, and turns that answer them.
+
+mod messages;
+mod turns;
+mod write;
+
+use axum::Json;
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use chrono::{DateTime, Utc};
+use common::agent::AgentDefinition;
+use common::ids::{AgentId, ConversationId};
+use common::store::conversations::{Conversation, ConversationFilter};
+use serde::Serialize;
+use serde_json::{Map, Value};
+use utoipa::ToSchema;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+use uuid::Uuid;
+
+use super::List;
+use crate::auth::Caller;
+use crate::extract::{Params, PathId};
+use crate::problem::{Document, Problem};
+use crate::state::App;
+
+pub(super) fn routes() -> OpenApiRouter<App> {
+    OpenApiRouter::new()
+        .routes(routes!(write::create, list))
+        .routes(routes!(get, write::update, write::delete))
+        .routes(routes!(messages::messages))
+        .routes(routes!(turns::submit))
+        .routes(routes!(turns::cancel))
+}
+
+/// A conversation without its messages.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Conversation)]
+struct ConversationView {
+    id: Uuid,
+    /// The saved agent that answers.
+    agent_id: Option<Uuid>,
+    /// The agent that answers, where it is not a saved one.
+    agent: Option<AgentDefinition>,
+    title: String,
+    #[schema(value_type = Object)]
+    metadata: Map<String, Value>,
+    /// The submitter's own name for its user.
+    user_id: Option<String>,
+    /// The turn under way.
+    active_job_id: Option<Uuid>,
+    created_at: DateTime<Utc>,
+    updated_at: DateTime<Utc>,
+}
+
+impl From<Conversation> for ConversationView {
+    fn from(conversation: Conversation) -> Self {
+        Self {
+            id: conversation.id.into(),
+            agent_id: conversation.agent_id.map(Uuid::from),
+            agent: conversation.agent,
+            title: conversation.title,
+            metadata: conversation.metadata,
+            user_id: conversation.user_id,
+            active_job_id: conversation.active_job_id.map(Uuid::from),
+            created_at: conversation.created_at,
+            updated_at: conversation.updated_at,
+        }
+    }
+}
+
+async fn read(app: &App, caller: &Caller, id: ConversationId) -> Result<Conversation, Problem> {
+    let found = app.store().conversation(caller.tenant_id(), id).await?;
+    found.ok_or_else(|| Problem::not_found("conversation"))
+}
+
+/// List conversations, newest first.
+#[utoipa::path(get, path = "/conversations", tag = "conversations",
+    params(("q" = Option<String>, Query, description = "With this text in the title or in a message"),
+        ("agent_id" = Option<String>, Query, description = "Answered by this saved agent"),
+        ("user_id" = Option<String>, Query, description = "Of this user"),
+        ("limit" = Option<u32>, Query, description = "1 to 200; 50"), ("cursor" = Option<String>, Query, description = "`next_cursor` of the page before")),
+    responses((status = 200, body = List<ConversationView>)))]
+async fn list(State(app): State<App>, caller: Caller, mut params: Params) -> Result<Response, Problem> {
+    let filter = ConversationFilter {
+        text: params.text("q"),
+        agent_id: params.parsed::<AgentId>("agent_id", "an id"),
+        user_id: params.text("user_id"),
+    };
+    let (limit, before) = (params.limit(), params.cursor::<ConversationId>());
+    params.finish()?;
+    let conversations = app
+        .store()
+        .conversations(caller.tenant_id(), &filter, before, limit + 1)
+        .await?;
+    Ok(Json(List::page(conversations, limit, |one| one.id, ConversationView::from)).into_response())
+}
+
+/// Read a conversation.
+#[utoipa::path(get, path = "/conversations/{id}", tag = "conversations",
+    params(("id" = String, Path, description = "The conversation")),
+    responses((status = 200, body = ConversationView), (status = 404, body = Document, content_type = "application/problem+json")))]
+async fn get(State(app): State<App>, caller: Caller, PathId(id): PathId<ConversationId>) -> Result<Response, Problem> {
+    Ok(Json(ConversationView::from(read(&app, &caller, id).await?)).into_response())
+}

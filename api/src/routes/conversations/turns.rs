@@ -1,0 +1,259 @@
+//! Turns: a user's message, and the job that answers it.
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::{HeaderMap, Method, StatusCode, Uri, header};
+use axum::response::{IntoResponse, Response};
+use common::ids::{ConversationId, JobId, MessageId};
+use common::job::{Kind, NewJob};
+use common::message::{Message, Part, Role};
+use common::queue::Dispatch;
+use common::store::conversations::{Conversation, NewTurn, TurnAccepted};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::messages::MessageDocument;
+use super::read;
+use crate::auth::Caller;
+use crate::extract::{PathId, RawBody};
+use crate::job::{AgentRef, JobFields, JobView, ResolvedAgent, Runnable, fits, job_for, split};
+use crate::openapi::BASE;
+use crate::problem::{Code, Document, Problem};
+use crate::routes::jobs::cancel::cancel_one;
+use crate::routes::jobs::idempotency::{self, Key};
+use crate::routes::jobs::{accepted_job, read_job};
+use crate::state::App;
+
+/// What happens when another turn is open.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+enum IfBusy {
+    /// This one waits for it.
+    #[default]
+    Queue,
+    /// This one is refused with 409.
+    Reject,
+    /// The open ones are cancelled.
+    Interrupt,
+}
+
+/// What a turn is made of, besides the fields of a job: `text` or `parts`.
+#[derive(Default, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields, default)]
+struct TurnFields {
+    /// The message as one text.
+    text: Option<String>,
+    /// The message as typed parts: `text` and `file`.
+    #[schema(value_type = Option<Vec<Object>>)]
+    parts: Option<Vec<Part>>,
+    /// `queue`.
+    if_busy: Option<IfBusy>,
+}
+
+/// The body of a turn.
+#[derive(ToSchema)]
+#[expect(
+    dead_code,
+    reason = "only its schema is used: serde cannot refuse unknown fields through flattened structs"
+)]
+pub(super) struct TurnRequest {
+    #[serde(flatten)]
+    turn: TurnFields,
+    #[serde(flatten)]
+    job: JobFields,
+}
+
+/// A turn that was accepted.
+#[derive(Serialize)]
+struct TurnView<'a> {
+    job: JobView<'a>,
+    message: &'a Message,
+}
+
+/// A turn that was accepted.
+#[derive(ToSchema)]
+#[schema(as = Turn)]
+#[expect(dead_code, reason = "only its schema is used")]
+pub(super) struct TurnDocument {
+    /// The job that answers.
+    job: JobView<'static>,
+    /// The user's message.
+    message: MessageDocument,
+}
+
+/// The input of a turn as its worker reads it, beside the messages of the conversation.
+#[derive(Serialize, Deserialize)]
+struct StoredTurn<A> {
+    message_id: MessageId,
+    agent: A,
+    agent_version: Option<u32>,
+}
+
+impl TurnFields {
+    /// The message.
+    fn parts(self) -> Result<Vec<Part>, Problem> {
+        let parts = match (self.text, self.parts) {
+            (Some(_), Some(_)) => return Err(Problem::field("/parts", "cannot be combined with text")),
+            (None, None) => return Err(Problem::field("/text", "is required, or parts")),
+            (Some(text), None) if text.is_empty() => return Err(Problem::field("/text", "is empty")),
+            (Some(text), None) => vec![Part::text(text)],
+            (None, Some(parts)) => parts,
+        };
+        if parts.is_empty() {
+            return Err(Problem::field("/parts", "is empty"));
+        }
+        let foreign = parts
+            .iter()
+            .position(|part| !matches!(part, Part::Text { .. } | Part::File { .. }));
+        match foreign {
+            Some(index) => Err(Problem::field(
+                format!("/parts/{index}/type"),
+                "is text or file in a user's message",
+            )),
+            None => Ok(parts),
+        }
+    }
+}
+
+/// Take a turn: add a message, and submit the job that answers it.
+///
+/// Turns of a conversation run one at a time, in the order of their messages.
+#[utoipa::path(post, path = "/conversations/{id}/turns", tag = "conversations", request_body = TurnRequest,
+    params(("id" = String, Path, description = "The conversation"),
+        ("Idempotency-Key" = Option<String>, Header, description = "1 to 255 visible characters")),
+    responses(
+        (status = 202, body = TurnDocument),
+        (status = 404, body = Document, content_type = "application/problem+json"),
+        (status = 409, body = Document, content_type = "application/problem+json"),
+        (status = 422, body = Document, content_type = "application/problem+json")))]
+pub(super) async fn submit(
+    State(app): State<App>,
+    caller: Caller,
+    PathId(id): PathId<ConversationId>,
+    method: Method,
+    uri: Uri,
+    headers: HeaderMap,
+    body: RawBody,
+) -> Result<Response, Problem> {
+    let key = Key::read(&headers)?;
+    let conversation = read(&app, &caller, id).await?;
+    fits(&app, body.text(), "/text")?;
+    let (turn, fields): (TurnFields, JobFields) = split(body.text(), &["text", "parts", "if_busy"])?;
+    let if_busy = turn.if_busy.unwrap_or_default();
+    let message = Message::new(Role::User, turn.parts()?, app.clock().now());
+    let job = job(&app, &caller, &conversation, fields, message.id).await?;
+    let open = if if_busy == IfBusy::Interrupt {
+        app.store().open_turns(caller.tenant_id(), id).await?
+    } else {
+        Vec::new()
+    };
+    let new = NewTurn {
+        message: message.clone(),
+        job,
+        reject_if_busy: if_busy == IfBusy::Reject,
+        idempotency: key.map(|key| key.fingerprint(&method, &uri, body.bytes())),
+    };
+    match app.store().insert_turn(id, new).await? {
+        TurnAccepted::Inserted(job) => {
+            for job_id in open {
+                cancel_one(&app, &caller, job_id).await?;
+            }
+            if job.spec.run_at.is_none_or(|run_at| run_at <= job.created_at) {
+                app.submitter().dispatch(vec![Dispatch::from_new(&job)]);
+            }
+            app.hub().announce(job.id);
+            Ok(answer(
+                job.id,
+                &TurnView {
+                    job: JobView::accepted(&job),
+                    message: &message,
+                },
+            ))
+        }
+        TurnAccepted::Repeated(job_id) => repeated(&app, &caller, &conversation, job_id).await,
+        TurnAccepted::KeyReused => Err(idempotency::reused()),
+        TurnAccepted::Busy => Err(Problem::new(Code::Conflict, "another turn of the conversation is open")),
+        TurnAccepted::Gone => Err(Problem::not_found("conversation")),
+    }
+}
+
+fn answer(job_id: JobId, view: &TurnView<'_>) -> Response {
+    let location = format!("{BASE}/jobs/{job_id}");
+    (StatusCode::ACCEPTED, [(header::LOCATION, location)], Json(view)).into_response()
+}
+
+/// The job that answers a message of a conversation.
+async fn job(
+    app: &App,
+    caller: &Caller,
+    conversation: &Conversation,
+    mut fields: JobFields,
+    message_id: MessageId,
+) -> Result<NewJob, Problem> {
+    let agent = match (&conversation.agent_id, &conversation.agent) {
+        (Some(id), _) => ResolvedAgent::saved(app, caller, *id).await?,
+        (None, definition) => {
+            AgentRef {
+                agent_id: None,
+                agent: definition.clone(),
+            }
+            .resolve(app, caller, "/agent")
+            .await?
+        }
+    };
+    let agent_version = agent.link.map(|(_, version)| version);
+    let stored = StoredTurn {
+        message_id,
+        agent: &agent.definition,
+        agent_version,
+    };
+    let runnable = Runnable {
+        input: serde_json::to_vec(&stored).unwrap_or_default(),
+        slot: agent.definition.slot_class(),
+        agent: agent.link,
+        timeout: Some(agent.definition.timeout),
+    };
+    fields.user_id = fields.user_id.or_else(|| conversation.user_id.clone());
+    let mut job = job_for(app, caller, Kind::ChatTurn, fields, runnable)?;
+    job.links.conversation_id = Some(conversation.id);
+    Ok(job)
+}
+
+/// The first request's job and message.
+async fn repeated(app: &App, caller: &Caller, conversation: &Conversation, job_id: JobId) -> Result<Response, Problem> {
+    let detail = read_job(app, caller, job_id).await?;
+    let stored: StoredTurn<serde::de::IgnoredAny> = serde_json::from_slice(&detail.input)
+        .map_err(|_unreadable| Problem::new(Code::Internal, "the first turn cannot be read"))?;
+    let message = app.store().message(conversation.id, stored.message_id).await?;
+    let message = message.ok_or_else(|| Problem::not_found("message: the first one is gone"))?;
+    Ok(answer(
+        job_id,
+        &TurnView {
+            job: JobView::new(&detail.job),
+            message: &message,
+        },
+    ))
+}
+
+/// Stop the turn under way. The next one that waits goes on.
+#[utoipa::path(post, path = "/conversations/{id}/cancel", tag = "conversations",
+    params(("id" = String, Path, description = "The conversation")),
+    responses(
+        (status = 202, body = JobView<'static>),
+        (status = 404, body = Document, content_type = "application/problem+json"),
+        (status = 409, body = Document, content_type = "application/problem+json")))]
+pub(super) async fn cancel(
+    State(app): State<App>,
+    caller: Caller,
+    PathId(id): PathId<ConversationId>,
+) -> Result<Response, Problem> {
+    read(&app, &caller, id).await?;
+    let open = app.store().open_turns(caller.tenant_id(), id).await?;
+    let first = open
+        .first()
+        .ok_or_else(|| Problem::new(Code::Conflict, "no turn of the conversation is open"))?;
+    let job = cancel_one(&app, &caller, *first)
+        .await?
+        .ok_or_else(|| Problem::not_found("job"))?;
+    Ok(accepted_job(&job))
+}

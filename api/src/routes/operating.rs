@@ -1,0 +1,216 @@
+//! Queues, workers and duties: what operates the system.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use axum::Json;
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use chrono::{DateTime, Utc};
+use common::ids::WorkerId;
+use common::job::exec::is_name;
+use common::store::queues::QueueStatus;
+use common::store::workers::WorkerStatus;
+use serde::Serialize;
+use utoipa::ToSchema;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+use uuid::Uuid;
+
+use super::List;
+use crate::auth::{Admin, Caller};
+use crate::extract::{Params, PathId};
+use crate::problem::{Document, Problem};
+use crate::state::App;
+
+/// A worker that was not heard of for so long is not shown.
+const WORKER_SILENCE: Duration = Duration::from_secs(30);
+
+pub(super) fn routes() -> OpenApiRouter<App> {
+    OpenApiRouter::new()
+        .routes(routes!(queues))
+        .routes(routes!(queue))
+        .routes(routes!(pause))
+        .routes(routes!(resume))
+        .routes(routes!(workers))
+        .routes(routes!(drain))
+        .routes(routes!(duties))
+}
+
+/// A queue, with the caller's jobs in it. Counts stop at 100,000.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Queue)]
+struct QueueView {
+    name: String,
+    /// Since when nothing of it is given to workers.
+    paused_at: Option<DateTime<Utc>>,
+    queued: u64,
+    running: u64,
+    /// Those that run later, retries included.
+    scheduled: u64,
+}
+
+impl From<QueueStatus> for QueueView {
+    fn from(status: QueueStatus) -> Self {
+        let QueueStatus {
+            name,
+            paused_at,
+            queued,
+            running,
+            scheduled,
+        } = status;
+        Self {
+            name,
+            paused_at,
+            queued,
+            running,
+            scheduled,
+        }
+    }
+}
+
+/// List the queues that have settings or jobs of the caller.
+#[utoipa::path(get, path = "/queues", tag = "operating", responses((status = 200, body = List<QueueView>)))]
+async fn queues(State(app): State<App>, caller: Caller, params: Params) -> Result<Response, Problem> {
+    params.finish()?;
+    let queues = app.store().queues(caller.tenant_id()).await?;
+    Ok(Json(List::whole(queues.into_iter().map(QueueView::from).collect())).into_response())
+}
+
+async fn read(app: &App, caller: &Caller, name: &str) -> Result<QueueView, Problem> {
+    if !is_name(name) {
+        return Err(Problem::not_found("queue"));
+    }
+    let queues = app.store().queues(caller.tenant_id()).await?;
+    let unused = || QueueView {
+        name: name.to_owned(),
+        paused_at: None,
+        queued: 0,
+        running: 0,
+        scheduled: 0,
+    };
+    Ok(queues
+        .into_iter()
+        .find(|queue| queue.name == name)
+        .map_or_else(unused, QueueView::from))
+}
+
+/// Read a queue. Every name is a queue; one that was never used is empty.
+#[utoipa::path(get, path = "/queues/{name}", tag = "operating", params(("name" = String, Path, description = "The queue")),
+    responses((status = 200, body = QueueView), (status = 404, body = Document, content_type = "application/problem+json")))]
+async fn queue(State(app): State<App>, caller: Caller, Path(name): Path<String>) -> Result<Response, Problem> {
+    Ok(Json(read(&app, &caller, &name).await?).into_response())
+}
+
+/// Pause a queue: nothing of it is given to workers, for every tenant. What runs goes on.
+#[utoipa::path(post, path = "/queues/{name}/pause", tag = "operating", params(("name" = String, Path, description = "The queue")),
+    responses((status = 200, body = QueueView), (status = 403, body = Document, content_type = "application/problem+json")))]
+async fn pause(State(app): State<App>, Admin(caller): Admin, Path(name): Path<String>) -> Result<Response, Problem> {
+    set_paused(&app, &caller, &name, true).await
+}
+
+/// Resume a queue.
+#[utoipa::path(post, path = "/queues/{name}/resume", tag = "operating", params(("name" = String, Path, description = "The queue")),
+    responses((status = 200, body = QueueView), (status = 403, body = Document, content_type = "application/problem+json")))]
+async fn resume(State(app): State<App>, Admin(caller): Admin, Path(name): Path<String>) -> Result<Response, Problem> {
+    set_paused(&app, &caller, &name, false).await
+}
+
+async fn set_paused(app: &App, caller: &Caller, name: &str, paused: bool) -> Result<Response, Problem> {
+    if !is_name(name) {
+        return Err(Problem::not_found("queue"));
+    }
+    app.store().set_queue_paused(name, paused, app.clock().now()).await?;
+    let all = app.store().paused_queues().await?;
+    if let Err(error) = app.queue().set_paused(&all).await {
+        tracing::debug!(%error, "redis does not know of a paused queue yet");
+    }
+    Ok(Json(read(app, caller, name).await?).into_response())
+}
+
+/// A worker process that was heard of within 30 s.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Worker)]
+struct WorkerView {
+    id: Uuid,
+    name: String,
+    version: String,
+    /// Slots by class.
+    slots: BTreeMap<String, u32>,
+    labels: Vec<String>,
+    /// Queues that it serves; empty is all of them.
+    queues: Vec<String>,
+    /// How it starts sandboxes.
+    driver: String,
+    started_at: DateTime<Utc>,
+    seen_at: DateTime<Utc>,
+    /// Since when it claims nothing more.
+    draining_at: Option<DateTime<Utc>>,
+    /// Jobs that it runs.
+    running: u64,
+}
+
+impl From<WorkerStatus> for WorkerView {
+    fn from(status: WorkerStatus) -> Self {
+        let WorkerStatus {
+            worker,
+            seen_at,
+            draining_at,
+            running,
+        } = status;
+        Self {
+            id: worker.id.into(),
+            name: worker.name,
+            version: worker.version,
+            slots: worker.slots,
+            labels: worker.labels,
+            queues: worker.queues,
+            driver: worker.driver,
+            started_at: worker.started_at,
+            seen_at,
+            draining_at,
+            running,
+        }
+    }
+}
+
+/// List the workers.
+#[utoipa::path(get, path = "/workers", tag = "operating", responses((status = 200, body = List<WorkerView>)))]
+async fn workers(State(app): State<App>, _admin: Admin, params: Params) -> Result<Response, Problem> {
+    params.finish()?;
+    let workers = app.store().live_workers(app.clock().now(), WORKER_SILENCE).await?;
+    Ok(Json(List::whole(workers.into_iter().map(WorkerView::from).collect())).into_response())
+}
+
+/// What became of a request to drain.
+#[derive(Serialize, ToSchema)]
+struct Draining {
+    id: Uuid,
+    draining: bool,
+}
+
+/// Drain a worker: it finishes what it holds and claims nothing more.
+#[utoipa::path(post, path = "/workers/{id}/drain", tag = "operating", params(("id" = String, Path, description = "The worker")),
+    responses((status = 202, body = Draining), (status = 404, body = Document, content_type = "application/problem+json")))]
+async fn drain(State(app): State<App>, _admin: Admin, PathId(id): PathId<WorkerId>) -> Result<Response, Problem> {
+    if app.store().drain_worker(id, app.clock().now()).await? {
+        Ok((
+            StatusCode::ACCEPTED,
+            Json(Draining {
+                id: id.into(),
+                draining: true,
+            }),
+        )
+            .into_response())
+    } else {
+        Err(Problem::not_found("worker"))
+    }
+}
+
+/// List the periodic duties and what each last did.
+#[utoipa::path(get, path = "/duties", tag = "operating", responses((status = 200, body = List<Object>)))]
+async fn duties(State(app): State<App>, _admin: Admin, params: Params) -> Result<Response, Problem> {
+    params.finish()?;
+    Ok(Json(List::whole(app.store().duties().await?)).into_response())
+}

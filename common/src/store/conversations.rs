@@ -1,0 +1,389 @@
+//! Conversations: ordered messages, and the turns that answer them.
+
+use chrono::{DateTime, Utc};
+use serde_json::{Map, Value};
+use sqlx::postgres::PgRow;
+use sqlx::types::Json;
+use sqlx::{PgConnection, Row};
+use uuid::{Timestamp, Uuid};
+
+use super::agents::json;
+use super::insert::{Accepted, Idempotency, Submission, insert_jobs, remember};
+use super::row::bigint;
+use super::{Error, Store};
+use crate::agent::AgentDefinition;
+use crate::ids::{AgentId, ConversationId, JobId, MessageId, TenantId};
+use crate::job::NewJob;
+use crate::message::{Message, Part, Role};
+
+/// A conversation without its messages.
+#[derive(Clone, Debug)]
+pub struct Conversation {
+    /// Its id.
+    pub id: ConversationId,
+    /// Whose it is.
+    pub tenant_id: TenantId,
+    /// The saved agent that answers.
+    pub agent_id: Option<AgentId>,
+    /// The agent that answers, where it is not a saved one.
+    pub agent: Option<AgentDefinition>,
+    /// A title for people.
+    pub title: String,
+    /// The submitter's own notes.
+    pub metadata: Map<String, Value>,
+    /// The submitter's own name for its user.
+    pub user_id: Option<String>,
+    /// The turn under way.
+    pub active_job_id: Option<JobId>,
+    /// Position of the last message; 0 when there is none.
+    pub position: u64,
+    /// When it was begun.
+    pub created_at: DateTime<Utc>,
+    /// When it last changed.
+    pub updated_at: DateTime<Utc>,
+}
+
+/// What may be changed; what is `None` stays.
+#[derive(Clone, Debug, Default)]
+pub struct ConversationPatch {
+    /// A new title.
+    pub title: Option<String>,
+    /// New notes.
+    pub metadata: Option<Map<String, Value>>,
+}
+
+/// Which conversations; what is set must hold.
+#[derive(Clone, Debug, Default)]
+pub struct ConversationFilter {
+    /// With this text in the title or in a message.
+    pub text: Option<String>,
+    /// Answered by this saved agent.
+    pub agent_id: Option<AgentId>,
+    /// Of this user.
+    pub user_id: Option<String>,
+}
+
+/// A turn about to be submitted.
+#[derive(Clone, Debug)]
+pub struct NewTurn {
+    /// The user's message.
+    pub message: Message,
+    /// The job that answers it; its id is made when its place in the conversation is known.
+    pub job: NewJob,
+    /// Whether it is refused while another turn is open.
+    pub reject_if_busy: bool,
+    /// Remembers the request.
+    pub idempotency: Option<Idempotency>,
+}
+
+/// What became of a turn.
+#[derive(Debug)]
+pub enum TurnAccepted {
+    /// Message and job are committed; this is the job.
+    Inserted(Box<NewJob>),
+    /// The request was made before: this was its job.
+    Repeated(JobId),
+    /// The key was used before with another request.
+    KeyReused,
+    /// Another turn is open.
+    Busy,
+    /// There is no such conversation any more.
+    Gone,
+}
+
+fn conversation(row: &PgRow) -> Result<Conversation, Error> {
+    Ok(Conversation {
+        id: row.try_get("id")?,
+        tenant_id: row.try_get("tenant_id")?,
+        agent_id: row.try_get("agent_id")?,
+        agent: row.try_get::<Option<Json<_>>, _>("agent")?.map(|json| json.0),
+        title: row.try_get("title")?,
+        metadata: row.try_get::<Json<_>, _>("metadata")?.0,
+        user_id: row.try_get("user_id")?,
+        active_job_id: row.try_get("active_job_id")?,
+        position: u64::try_from(row.try_get::<i64, _>("position")?).unwrap_or(0),
+        created_at: row.try_get("created_at")?,
+        updated_at: row.try_get("updated_at")?,
+    })
+}
+
+/// A message and its position.
+fn message(row: &PgRow) -> Result<(u64, Message), Error> {
+    let role = match row.try_get::<&str, _>("role")? {
+        "assistant" => Role::Assistant,
+        _ => Role::User,
+    };
+    let message = Message {
+        id: row.try_get("id")?,
+        role,
+        parts: row.try_get::<Json<Vec<Part>>, _>("parts")?.0,
+        job_id: row.try_get("job_id")?,
+        usage: row.try_get::<Option<Json<_>>, _>("usage")?.map(|json| json.0),
+        created_at: row.try_get("created_at")?,
+    };
+    Ok((u64::try_from(row.try_get::<i64, _>("position")?).unwrap_or(0), message))
+}
+
+impl Store {
+    /// Begins a conversation.
+    ///
+    /// # Errors
+    /// When Postgres is away.
+    pub async fn insert_conversation(&self, new: &Conversation) -> Result<(), Error> {
+        sqlx::query(
+            "insert into conversations (id, tenant_id, agent_id, agent, title, metadata, user_id, created_at, updated_at)
+             values ($1, $2, $3, $4::text::json, $5, $6, $7, $8, $8)",
+        )
+        .bind(new.id)
+        .bind(new.tenant_id)
+        .bind(new.agent_id)
+        .bind(new.agent.as_ref().map(json).transpose()?)
+        .bind(&new.title)
+        .bind(Json(&new.metadata))
+        .bind(&new.user_id)
+        .bind(new.created_at)
+        .execute(self.pool())
+        .await?;
+        Ok(())
+    }
+
+    /// A tenant's conversation.
+    ///
+    /// # Errors
+    /// When Postgres is away.
+    pub async fn conversation(&self, tenant_id: TenantId, id: ConversationId) -> Result<Option<Conversation>, Error> {
+        let row = sqlx::query("select * from conversations where id = $1 and tenant_id = $2 and deleted_at is null")
+            .bind(id)
+            .bind(tenant_id)
+            .fetch_optional(self.pool())
+            .await?;
+        row.as_ref().map(conversation).transpose()
+    }
+
+    /// Up to `limit` conversations of a tenant that are older than `before`, newest first.
+    ///
+    /// # Errors
+    /// When Postgres is away.
+    pub async fn conversations(
+        &self,
+        tenant_id: TenantId,
+        filter: &ConversationFilter,
+        before: Option<ConversationId>,
+        limit: u32,
+    ) -> Result<Vec<Conversation>, Error> {
+        let rows = sqlx::query(
+            "select * from conversations c where tenant_id = $1 and deleted_at is null and ($2::uuid is null or id < $2)
+                and ($3::uuid is null or agent_id = $3) and ($4::text is null or user_id = $4)
+                and ($5::text is null or strpos(lower(title), lower($5)) > 0 or exists (select from messages m
+                    where m.conversation_id = c.id and strpos(lower(m.parts::text), lower($5)) > 0))
+             order by id desc limit $6",
+        )
+        .bind(tenant_id)
+        .bind(before)
+        .bind(filter.agent_id)
+        .bind(&filter.user_id)
+        .bind(&filter.text)
+        .bind(i64::from(limit))
+        .fetch_all(self.pool())
+        .await?;
+        rows.iter().map(conversation).collect()
+    }
+
+    /// Changes a conversation and answers it; `None` when there is none.
+    ///
+    /// # Errors
+    /// When Postgres is away.
+    pub async fn update_conversation(
+        &self,
+        tenant_id: TenantId,
+        id: ConversationId,
+        patch: &ConversationPatch,
+        now: DateTime<Utc>,
+    ) -> Result<Option<Conversation>, Error> {
+        let row = sqlx::query(
+            "update conversations set title = coalesce($3, title), metadata = coalesce($4, metadata), updated_at = $5
+             where id = $1 and tenant_id = $2 and deleted_at is null returning *",
+        )
+        .bind(id)
+        .bind(tenant_id)
+        .bind(&patch.title)
+        .bind(patch.metadata.as_ref().map(Json))
+        .bind(now)
+        .fetch_optional(self.pool())
+        .await?;
+        row.as_ref().map(conversation).transpose()
+    }
+
+    /// Deletes a conversation for those who look for it. Answers whether there was one.
+    ///
+    /// # Errors
+    /// When Postgres is away.
+    pub async fn delete_conversation(
+        &self,
+        tenant_id: TenantId,
+        id: ConversationId,
+        now: DateTime<Utc>,
+    ) -> Result<bool, Error> {
+        let done = sqlx::query(
+            "update conversations set deleted_at = $3 where id = $1 and tenant_id = $2 and deleted_at is null",
+        )
+        .bind(id)
+        .bind(tenant_id)
+        .bind(now)
+        .execute(self.pool())
+        .await?;
+        Ok(done.rows_affected() == 1)
+    }
+
+    /// Up to `limit` messages after a position, in order, each with its position.
+    ///
+    /// # Errors
+    /// When Postgres is away.
+    pub async fn messages(&self, id: ConversationId, after: u64, limit: u32) -> Result<Vec<(u64, Message)>, Error> {
+        let rows = sqlx::query(
+            "select id, position, role, parts, job_id, usage, created_at from messages
+             where conversation_id = $1 and position > $2 order by position limit $3",
+        )
+        .bind(id)
+        .bind(bigint(after))
+        .bind(i64::from(limit))
+        .fetch_all(self.pool())
+        .await?;
+        rows.iter().map(message).collect()
+    }
+
+    /// One message of a conversation.
+    ///
+    /// # Errors
+    /// When Postgres is away.
+    pub async fn message(&self, id: ConversationId, message_id: MessageId) -> Result<Option<Message>, Error> {
+        let row = sqlx::query(
+            "select id, position, role, parts, job_id, usage, created_at from messages
+             where conversation_id = $1 and id = $2",
+        )
+        .bind(id)
+        .bind(message_id)
+        .fetch_optional(self.pool())
+        .await?;
+        Ok(row.as_ref().map(message).transpose()?.map(|(_, message)| message))
+    }
+
+    /// The turns of a conversation that have not ended, the oldest first.
+    ///
+    /// # Errors
+    /// When Postgres is away.
+    pub async fn open_turns(&self, tenant_id: TenantId, id: ConversationId) -> Result<Vec<JobId>, Error> {
+        Ok(sqlx::query_scalar(
+            "select id from jobs where conversation_id = $1 and tenant_id = $2
+                and state in ('scheduled', 'queued', 'running', 'waiting', 'retrying') order by id",
+        )
+        .bind(id)
+        .bind(tenant_id)
+        .fetch_all(self.pool())
+        .await?)
+    }
+
+    /// Adds a user's message and the job that answers it, in one transaction. The lock on the conversation's row makes
+    /// the order of its messages that of its jobs.
+    ///
+    /// # Errors
+    /// When Postgres is away.
+    pub async fn insert_turn(&self, id: ConversationId, turn: NewTurn) -> Result<TurnAccepted, Error> {
+        let NewTurn {
+            message,
+            mut job,
+            reject_if_busy,
+            idempotency,
+        } = turn;
+        let mut tx = self.pool().begin().await?;
+        let position: Option<i64> = sqlx::query_scalar(
+            "update conversations set position = position + 1, updated_at = $3
+             where id = $1 and tenant_id = $2 and deleted_at is null returning position",
+        )
+        .bind(id)
+        .bind(job.tenant_id)
+        .bind(job.created_at)
+        .fetch_optional(&mut *tx)
+        .await?;
+        let Some(position) = position else {
+            return Ok(TurnAccepted::Gone);
+        };
+        job.id = after_open_turns(&mut tx, id).await?;
+        if let Some(idempotency) = idempotency {
+            let tenant_id = job.tenant_id;
+            let submission = Submission {
+                tenant_id,
+                jobs: vec![job.clone()],
+                idempotency: Some(idempotency),
+            };
+            let Some(key) = &submission.idempotency else {
+                return Ok(TurnAccepted::Gone);
+            };
+            match remember(&mut tx, &submission, key).await? {
+                Accepted::Inserted => {}
+                Accepted::Repeated(ids) => {
+                    return Ok(ids.first().map_or(TurnAccepted::Gone, |id| TurnAccepted::Repeated(*id)));
+                }
+                Accepted::KeyReused => return Ok(TurnAccepted::KeyReused),
+            }
+        }
+        if reject_if_busy && is_busy(&mut tx, id).await? {
+            return Ok(TurnAccepted::Busy);
+        }
+        insert_message(&mut tx, id, position, &message).await?;
+        insert_jobs(&mut tx, &[&job]).await?;
+        tx.commit().await?;
+        Ok(TurnAccepted::Inserted(Box::new(job)))
+    }
+}
+
+/// An id above those of the open turns, whoever's clock made them: a turn waits for those with lower ids.
+async fn after_open_turns(connection: &mut PgConnection, id: ConversationId) -> Result<JobId, Error> {
+    let last: Option<Uuid> = sqlx::query_scalar(
+        "select id from jobs where conversation_id = $1
+            and state in ('scheduled', 'queued', 'running', 'waiting', 'retrying') order by id desc limit 1",
+    )
+    .bind(id)
+    .fetch_optional(connection)
+    .await?;
+    let fresh = JobId::new();
+    Ok(match last.and_then(|last| last.get_timestamp()) {
+        Some(made) if last.is_some_and(|last| last >= fresh.uuid()) => {
+            let (seconds, nanos) = made.to_unix();
+            let next = seconds * 1_000 + u64::from(nanos) / 1_000_000 + 1;
+            let nanos = u32::try_from(next % 1_000).unwrap_or(0) * 1_000_000;
+            JobId(Uuid::new_v7(Timestamp::from_unix(uuid::NoContext, next / 1_000, nanos)))
+        }
+        _ => fresh,
+    })
+}
+
+async fn is_busy(connection: &mut PgConnection, id: ConversationId) -> Result<bool, Error> {
+    Ok(sqlx::query_scalar(
+        "select exists (select from jobs where conversation_id = $1
+            and state in ('scheduled', 'queued', 'running', 'waiting', 'retrying'))",
+    )
+    .bind(id)
+    .fetch_one(connection)
+    .await?)
+}
+
+async fn insert_message(
+    connection: &mut PgConnection,
+    id: ConversationId,
+    position: i64,
+    message: &Message,
+) -> Result<(), Error> {
+    sqlx::query(
+        "insert into messages (id, conversation_id, position, role, parts, created_at)
+         values ($1, $2, $3, 'user', $4::text::json, $5)",
+    )
+    .bind(message.id)
+    .bind(id)
+    .bind(position)
+    .bind(json(&message.parts)?)
+    .bind(message.created_at)
+    .execute(connection)
+    .await?;
+    Ok(())
+}
