@@ -136,7 +136,7 @@ impl Default for AgentDefinition {
             environment: "default".to_owned(),
             egress: Egress::default(),
             max_steps: 50,
-            timeout: Duration::from_secs(600),
+            timeout: Duration::from_mins(10),
             budget: Budget::default(),
             status: AgentStatus::Active,
             metadata: Map::new(),

@@ -47,33 +47,8 @@ impl<T: Send + 'static, R: Send + 'static> Batcher<T, R> {
         F: Fn(Vec<T>) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = Vec<R>> + Send + 'static,
     {
-        let (sender, mut receiver) = mpsc::channel::<(T, oneshot::Sender<R>)>(limits.backlog);
-        let places = Arc::new(Semaphore::new(limits.parallel));
-        let process = Arc::new(process);
-        let spawner = tracker.clone();
-        tracker.spawn(async move {
-            let mut arrived = Vec::with_capacity(limits.batch_max);
-            loop {
-                // The place is taken first: what comes while no place is free joins the next batch.
-                let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
-                if receiver.recv_many(&mut arrived, limits.batch_max).await == 0 {
-                    return;
-                }
-                let (items, answers): (Vec<T>, Vec<oneshot::Sender<R>>) = arrived.drain(..).unzip();
-                let process = Arc::clone(&process);
-                spawner.spawn(async move {
-                    let Ok(results) = std::panic::AssertUnwindSafe(process(items)).catch_unwind().await else {
-                        tracing::error!("a batch panicked");
-                        return;
-                    };
-                    for (answer, result) in answers.into_iter().zip(results) {
-                        // A caller that has gone away does not need its answer.
-                        drop(answer.send(result));
-                    }
-                    drop(place);
-                });
-            }
-        });
+        let (sender, receiver) = mpsc::channel(limits.backlog);
+        tracker.spawn(collect(tracker.clone(), limits, receiver, Arc::new(process)));
         Self { sender }
     }
 
@@ -85,6 +60,42 @@ impl<T: Send + 'static, R: Send + 'static> Batcher<T, R> {
         let (answer, result) = oneshot::channel();
         self.sender.send((item, answer)).await.map_err(|_closed| Error::Closed)?;
         result.await.map_err(|_closed| Error::Closed)
+    }
+}
+
+/// Hands over whatever has arrived, one batch for each free place.
+async fn collect<T, R, F, Fut>(
+    tracker: TaskTracker,
+    limits: Limits,
+    mut receiver: mpsc::Receiver<(T, oneshot::Sender<R>)>,
+    process: Arc<F>,
+) where
+    T: Send + 'static,
+    R: Send + 'static,
+    F: Fn(Vec<T>) -> Fut + Send + Sync + 'static,
+    Fut: Future<Output = Vec<R>> + Send + 'static,
+{
+    let places = Arc::new(Semaphore::new(limits.parallel));
+    let mut arrived = Vec::with_capacity(limits.batch_max);
+    loop {
+        // The place is taken first: what comes while no place is free joins the next batch.
+        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
+        if receiver.recv_many(&mut arrived, limits.batch_max).await == 0 {
+            return;
+        }
+        let (items, answers): (Vec<T>, Vec<oneshot::Sender<R>>) = arrived.drain(..).unzip();
+        let process = Arc::clone(&process);
+        tracker.spawn(async move {
+            let Ok(results) = std::panic::AssertUnwindSafe(process(items)).catch_unwind().await else {
+                tracing::error!("a batch panicked");
+                return;
+            };
+            for (answer, result) in answers.into_iter().zip(results) {
+                // A caller that has gone away does not need its answer.
+                drop(answer.send(result));
+            }
+            drop(place);
+        });
     }
 }
 

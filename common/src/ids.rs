@@ -1,4 +1,4 @@
-//! Ids: UUIDv7, so that they sort by the time they were made, each with a type of its own.
+//! Ids: `UUIDv7`, so that they sort by the time they were made, each with a type of its own.
 //!
 //! The first 48 bits are milliseconds since 1970. Jobs are partitioned by them.
 

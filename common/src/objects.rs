@@ -67,7 +67,7 @@ impl Objects {
 
     fn at(&self, key: &str) -> Result<(&Arc<dyn ObjectStore>, Path), Error> {
         let (store, prefix) = self.store.as_ref().ok_or(Error::NotConfigured)?;
-        let path = key.split('/').fold(prefix.clone(), |path, part| path.join(part));
+        let path = key.split('/').fold(prefix.clone(), Path::join);
         Ok((store, path))
     }
 

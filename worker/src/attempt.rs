@@ -121,13 +121,11 @@ impl Inner {
             clock: self.clock.clone(),
             machine: self.machine.clone(),
         };
-        let ended = match std::panic::AssertUnwindSafe(crate::executor::execute(context)).catch_unwind().await {
-            Ok(ended) => ended,
-            Err(_) => {
-                tracing::error!(job_id = %job.id, "an executor panicked");
-                Ended::failed(Failure::new(FailureCode::Internal, "an internal error ended the attempt"))
-            }
-        };
+        let ended = std::panic::AssertUnwindSafe(crate::executor::execute(context)).catch_unwind().await;
+        let ended = ended.unwrap_or_else(|_panic| {
+            tracing::error!(job_id = %job.id, "an executor panicked");
+            Ended::failed(Failure::new(FailureCode::Internal, "an internal error ended the attempt"))
+        });
         drop(slot);
         let unwritten = log.end().await;
         if holding.orders.borrow().stop == Some(Stop::Lost) {

@@ -14,7 +14,7 @@ use worker::Config;
 #[derive(Debug, Parser)]
 #[command(name = "hothouse-worker", version)]
 struct Args {
-    /// A TOML file of settings; environment variables such as HOTHOUSE_DATABASE__URL come on top.
+    /// A TOML file of settings; environment variables such as `HOTHOUSE_DATABASE__URL` come on top.
     #[arg(long, env = "HOTHOUSE_CONFIG")]
     config: Option<PathBuf>,
 }

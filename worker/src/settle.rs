@@ -79,12 +79,7 @@ impl Writer {
         let mut ranges = vec![(0, settlements.len())];
         while let Some((from, to)) = ranges.pop() {
             match self.commit(&settlements[from..to]).await {
-                Commit::Done(changed) => {
-                    for (slot, settlement) in settled[from..to].iter_mut().zip(&settlements[from..to]) {
-                        let is_changed = changed.contains(&settlement.job_id);
-                        *slot = if is_changed { Settled::Committed } else { Settled::LeaseLost };
-                    }
-                }
+                Commit::Done(changed) => mark(&mut settled[from..to], &settlements[from..to], &changed),
                 // One bad row never fails its neighbours.
                 Commit::Refused if to - from > 1 => {
                     let middle = from.midpoint(to);
@@ -158,6 +153,13 @@ impl Writer {
                 tracing::warn!(%error, leases = acked.len(), "settled leases pass by themselves");
             }
         }
+    }
+}
+
+fn mark(settled: &mut [Settled], settlements: &[Settlement], changed: &[JobId]) {
+    for (slot, settlement) in settled.iter_mut().zip(settlements) {
+        let is_changed = changed.contains(&settlement.job_id);
+        *slot = if is_changed { Settled::Committed } else { Settled::LeaseLost };
     }
 }
 

@@ -112,7 +112,7 @@ pub struct ExecInput {
     /// The operator's name of the image and limits; `default` when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub environment: Option<String>,
-    /// Packages to install first: from PyPI for python, from npm for javascript and typescript.
+    /// Packages to install first: from `PyPI` for python, from npm for javascript and typescript.
     #[serde(default, deserialize_with = "or_default", skip_serializing_if = "Vec::is_empty")]
     pub install: Vec<String>,
     /// Patterns of files to keep, such as `out/*.png`.

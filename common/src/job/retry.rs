@@ -20,7 +20,7 @@ pub struct Backoff {
 
 impl Default for Backoff {
     fn default() -> Self {
-        Self { initial: Duration::from_secs(1), factor: 2.0, max: Duration::from_secs(300) }
+        Self { initial: Duration::from_secs(1), factor: 2.0, max: Duration::from_mins(5) }
     }
 }
 

@@ -160,7 +160,7 @@ impl JobSpec {
             priority: 5,
             run_at: None,
             labels: Vec::new(),
-            timeout: Duration::from_secs(60),
+            timeout: Duration::from_mins(1),
             max_attempts: 3,
             backoff: Backoff::default(),
             retry_on: Vec::new(),

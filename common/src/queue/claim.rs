@@ -48,7 +48,7 @@ impl Queue {
             return Err(Error::Closed);
         }
         let flat: Vec<String> = redis::from_redis_value(reply).map_err(|error| Error::Reply(error.to_string()))?;
-        let claims = flat.chunks_exact(3).map(|fields| read(fields)).collect::<Result<_, _>>()?;
+        let claims = flat.chunks_exact(3).map(read).collect::<Result<_, _>>()?;
         Ok(Handout { claims })
     }
 
@@ -89,8 +89,8 @@ impl Queue {
 fn read(fields: &[String]) -> Result<Claim, Error> {
     let bad = |what: &str| Error::Reply(format!("a claim with {what}"));
     Ok(Claim {
-        job_id: fields[0].parse().map_err(|_| bad("a bad id"))?,
-        attempt: fields[1].parse().map_err(|_| bad("a bad attempt"))?,
+        job_id: fields[0].parse().map_err(|_garbage| bad("a bad id"))?,
+        attempt: fields[1].parse().map_err(|_garbage| bad("a bad attempt"))?,
         is_turn: fields[2] == "1",
     })
 }

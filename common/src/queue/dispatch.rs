@@ -12,7 +12,7 @@ use crate::job::{Concurrency, Job, NewJob};
 
 /// How much earlier than its submission a job counts for each level of priority: level 9 goes before level 0 when it is
 /// submitted up to 45 minutes later, and behind everything that is older than that, so no level starves.
-pub const LEVEL_HEAD_START: Duration = Duration::from_secs(300);
+pub const LEVEL_HEAD_START: Duration = Duration::from_mins(5);
 
 /// A place that a job needs while it runs.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -124,9 +124,9 @@ impl Queue {
             .map(|fields| {
                 let bad = |what: &str| Error::Reply(format!("a lease with {what}"));
                 Ok(Expired {
-                    job_id: fields[0].parse().map_err(|_| bad("a bad id"))?,
-                    attempt: fields[1].parse().map_err(|_| bad("a bad attempt"))?,
-                    worker_id: fields[2].parse().map_err(|_| bad("a bad worker"))?,
+                    job_id: fields[0].parse().map_err(|_garbage| bad("a bad id"))?,
+                    attempt: fields[1].parse().map_err(|_garbage| bad("a bad attempt"))?,
+                    worker_id: fields[2].parse().map_err(|_garbage| bad("a bad worker"))?,
                 })
             })
             .collect()

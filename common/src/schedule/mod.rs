@@ -63,6 +63,14 @@ pub struct Timing {
     pub ends_at: Option<DateTime<Utc>>,
 }
 
+impl Timing {
+    /// Whether both are due at the same times.
+    pub fn is_due_like(&self, other: &Self) -> bool {
+        let bounds = |timing: &Self| (timing.starts_at, timing.ends_at, timing.jitter);
+        self.cron == other.cron && bounds(self) == bounds(other)
+    }
+}
+
 /// How a target was written down by its submitter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -8,6 +8,7 @@ use crate::ids::{JobId, WorkerId};
 
 /// One ended attempt.
 #[derive(Clone, Debug)]
+#[expect(clippy::struct_field_names, reason = "an attempt's number is called attempt everywhere")]
 pub struct Attempt {
     /// Its number, from 1.
     pub attempt: u32,

@@ -9,6 +9,7 @@ use crate::message::Usage;
 
 /// What one call used.
 #[derive(Clone, Debug)]
+#[expect(clippy::struct_field_names, reason = "the number of a call is called call everywhere")]
 pub struct Call {
     /// Number of the call in its attempt, from 0.
     pub call: u32,

@@ -2,6 +2,9 @@
 //!
 //! The test command sets `HOTHOUSE_TEST_REDIS_URL`; the database comes from `#[sqlx::test]`.
 
+mod duties;
+mod worker;
+
 use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -11,11 +14,14 @@ use chrono::{DateTime, TimeDelta, Utc};
 use sqlx::PgPool;
 use uuid::Uuid;
 
+pub use worker::{TestWorker, failure, ids, light};
+
 use crate::clock::Clock;
 use crate::config::{Leases, Redis, Secret};
 use crate::ids::TenantId;
 use crate::job::spec::{JobSpec, Kind, SlotClass, class_of};
-use crate::job::{Links, NewJob};
+use crate::job::event::Event;
+use crate::job::{Job, JobState, Links, NewJob};
 use crate::log::Log;
 use crate::queue::Queue;
 use crate::store::Store;
@@ -98,7 +104,12 @@ impl TestEnv {
 
     /// The same with other lease settings.
     pub async fn with_leases(pool: PgPool, leases: &Leases) -> Self {
-        let (store, redis) = (Store::from_pool(pool), redis_section());
+        Self::with(pool, leases, redis_section()).await
+    }
+
+    /// The same with a Redis of one's own.
+    pub async fn with(pool: PgPool, leases: &Leases, redis: Redis) -> Self {
+        let store = Store::from_pool(pool);
         let queue = Queue::open(&redis, leases).unwrap();
         let (log, clock) = (Log::new(store.clone(), queue.clone()), MockClock::default());
         let env = Self { store, queue, log, clock, tenant_id: TenantId::new(), redis };
@@ -151,6 +162,42 @@ impl TestEnv {
     pub async fn enqueue(&self, job: &NewJob) {
         self.insert(job).await;
         self.queue.dispatch(&[crate::queue::Dispatch::from_new(job)]).await.unwrap();
+    }
+
+    /// The state of a job in Postgres.
+    pub async fn state(&self, id: crate::ids::JobId) -> JobState {
+        self.row(id).await.state
+    }
+
+    /// The row of a job.
+    pub async fn row(&self, id: crate::ids::JobId) -> Job {
+        self.store.jobs(&[id]).await.unwrap().pop().expect("the job is in Postgres")
+    }
+
+    /// Every event of a job, read page by page as a follower does.
+    ///
+    /// # Panics
+    /// When a number is not above the one before it.
+    pub async fn events(&self, tenant_id: TenantId, id: crate::ids::JobId, limit: usize) -> Vec<Event> {
+        let mut events: Vec<Event> = Vec::new();
+        loop {
+            let after = events.last().map_or(0, |event| event.seq);
+            let page = self.log.read(tenant_id, id, after, limit).await.unwrap().expect("the tenant has the job");
+            for event in &page.events {
+                assert!(event.seq > events.last().map_or(0, |last| last.seq), "{event:?} after {:?}", events.last());
+                events.push(event.clone());
+            }
+            if !page.more || page.events.is_empty() {
+                return events;
+            }
+        }
+    }
+
+    /// Keys that hold something about a job, a tenant or a lane: none when everything has ended and logs are left out.
+    pub async fn leftovers(&self) -> Vec<String> {
+        let kept = [":gen", ":wake", ":weights", ":paused"];
+        let keys = self.queue.keys().await.unwrap().into_iter();
+        keys.filter(|key| !kept.iter().any(|kept| key.ends_with(kept)) && !key.contains(":log:")).collect()
     }
 
     /// Forgets everything that Redis knows of the test, as a wipe does.

@@ -90,7 +90,9 @@ impl Heartbeat {
             return true;
         }
         if !alive {
-            unsure.iter().for_each(|attempt| self.lose(attempt));
+            for attempt in &unsure {
+                self.lose(attempt);
+            }
             return true;
         }
         self.register(shard, &unsure).await

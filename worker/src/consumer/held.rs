@@ -41,8 +41,11 @@ pub struct HeldAttempt {
 /// All held attempts. Cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub struct Held {
-    attempts: Arc<Mutex<HashMap<JobId, (HeldAttempt, watch::Sender<Orders>)>>>,
+    attempts: Arc<Mutex<Attempts>>,
 }
+
+/// Each held attempt with its holder's ear.
+type Attempts = HashMap<JobId, (HeldAttempt, watch::Sender<Orders>)>;
 
 /// An attempt leaves [`Held`] when this is dropped.
 #[derive(Debug)]
@@ -63,7 +66,7 @@ impl Drop for Holding {
 }
 
 impl Held {
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<JobId, (HeldAttempt, watch::Sender<Orders>)>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Attempts> {
         self.attempts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -14,13 +14,13 @@ use std::time::Duration;
 
 use bollard::query_parameters::{
     AttachContainerOptionsBuilder, CreateContainerOptionsBuilder, ListContainersOptionsBuilder,
-    RemoveContainerOptionsBuilder, StartContainerOptions,
+    RemoveContainerOptionsBuilder, StartContainerOptions, WaitContainerOptionsBuilder,
 };
 use bollard::{ClientVersion, Docker};
 use chrono::{DateTime, Utc};
 use common::clock::Clock;
-use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
+use futures_util::{FutureExt, StreamExt};
 use tokio::sync::OnceCell;
 use uuid::Uuid;
 
@@ -186,11 +186,20 @@ async fn attach_and_start(docker: &Docker, name: &str, id: Uuid) -> Result<Pipe,
     Ok(pipe::pipe(attached, id))
 }
 
-/// Kills and removes; one that is gone, or just going, is a success.
+/// Kills and removes, and returns when it is gone; one that was gone before is a success.
 async fn remove(docker: &Docker, id: Uuid) -> Result<(), bollard::errors::Error> {
+    let name = container::name(id);
     let options = RemoveContainerOptionsBuilder::new().force(true).v(true).build();
-    match docker.remove_container(&container::name(id), Some(options)).await {
+    match docker.remove_container(&name, Some(options)).await {
         Err(e) if error::is_gone(&e) => Ok(()),
+        // Its init has exited, and the engine is about to remove it by itself.
+        Err(e) if error::is_going(&e) => {
+            let options = WaitContainerOptionsBuilder::new().condition("removed").build();
+            match docker.wait_container(&name, Some(options)).next().await {
+                Some(Err(e)) if !error::is_gone(&e) && !error::is_exit(&e) => Err(e),
+                _ => Ok(()),
+            }
+        }
         other => other,
     }
 }

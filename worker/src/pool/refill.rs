@@ -17,6 +17,9 @@ use crate::sandbox::Sandbox;
 /// How often dead and old sandboxes are looked for when nothing else happens.
 const LOOK: Duration = Duration::from_secs(1);
 
+/// How long the end of the pool waits for starts that are under way.
+const STARTS_END: Duration = Duration::from_secs(5);
+
 /// Runs until the pool stops; then it retires everything, and ends when all that is done.
 pub(super) async fn run(pool: Arc<Inner>) {
     let mut starts = JoinSet::new();
@@ -33,13 +36,18 @@ pub(super) async fn run(pool: Arc<Inner>) {
             () = sleep_until(look_again) => {}
         }
     }
-    starts.shutdown().await;
+    // A start that is cut short may make the engine create a container after everybody has stopped looking.
+    let ended = async { while starts.join_next().await.is_some() {} };
+    if timeout(STARTS_END, ended).await.is_err() {
+        tracing::warn!("sandboxes were still starting; the next worker's reaper takes them");
+        starts.shutdown().await;
+    }
     for shelf in pool.shelves.values() {
         retire(&pool, shelf, true);
     }
     pool.tasks.close();
     pool.tasks.wait().await;
-    // A start that was cut short left a sandbox that nobody knows; its labels tell whose it is.
+    // What nobody knows of, such as a start that was cut short; its labels tell whose it is.
     reaper::destroy_own(&pool).await;
     pool.ended.cancel();
 }

@@ -210,6 +210,7 @@ impl Link {
         mut requests: mpsc::Receiver<ToInit>,
         token: Token,
     ) {
+        let _ends = EndsWith(Arc::clone(&self));
         let mut wire = BytesMut::new();
         loop {
             let message = tokio::select! {
@@ -241,6 +242,7 @@ impl Link {
     }
 
     async fn read(self: Arc<Self>, mut pipe: Box<dyn AsyncRead + Send + Unpin>, mut decoder: Decoder) {
+        let _ends = EndsWith(Arc::clone(&self));
         let mut wire = BytesMut::with_capacity(READ_BYTES);
         loop {
             wire.reserve(READ_BYTES);
@@ -288,6 +290,15 @@ impl Link {
             FromInit::Close { .. } => {}
         }
         Ok(())
+    }
+}
+
+/// Ends the link when a task of it does, however that happens: when its sandbox is dropped, the tasks are.
+struct EndsWith(Arc<Link>);
+
+impl Drop for EndsWith {
+    fn drop(&mut self) {
+        self.0.end(Lost::Closed);
     }
 }
 

@@ -41,15 +41,19 @@ pub(super) fn destroy(id: Uuid, error: Docker) -> Error {
     }
 }
 
-/// Whether a removal failed because there was nothing to remove: gone (404), or being removed already (409).
+/// Whether there is no such container.
 pub(super) fn is_gone(error: &Docker) -> bool {
-    matches!(
-        error,
-        Docker::DockerResponseServerError {
-            status_code: 404 | 409,
-            ..
-        }
-    )
+    matches!(error, Docker::DockerResponseServerError { status_code: 404, .. })
+}
+
+/// Whether the container is being removed already.
+pub(super) fn is_going(error: &Docker) -> bool {
+    matches!(error, Docker::DockerResponseServerError { status_code: 409, .. })
+}
+
+/// Whether a wait succeeded, and the container had ended with something else than 0.
+pub(super) fn is_exit(error: &Docker) -> bool {
+    matches!(error, Docker::DockerContainerWaitError { .. })
 }
 
 /// The error with its causes: the library's own text is often only "client error".

@@ -117,7 +117,7 @@ async fn answer(context: Context, agent: AgentDefinition, history: Vec<Message>)
             let message = "this version runs agents of the harnesses chat and native only";
             Ended::failed(Failure::new(FailureCode::InvalidInput, message))
         }
-        (Some(end), stopped) => ended(end, stopped, context.job.timeout_ms),
+        (Some(end), stopped) => ended(end, stopped.as_ref(), context.job.timeout_ms),
     }
 }
 
@@ -140,7 +140,7 @@ async fn until<T>(work: impl Future<Output = T>, context: &Context, cancel: &Can
     (work.await, Some(cut))
 }
 
-fn ended(end: TurnEnd, cut: Option<Cut>, timeout_ms: u64) -> Ended {
+fn ended(end: TurnEnd, cut: Option<&Cut>, timeout_ms: u64) -> Ended {
     let usage = Usage {
         input_tokens: end.usage.input_tokens,
         output_tokens: end.usage.output_tokens,
@@ -148,7 +148,7 @@ fn ended(end: TurnEnd, cut: Option<Cut>, timeout_ms: u64) -> Ended {
         ..Usage::default()
     };
     let failed = |failure: Failure| Outcome::Failed { failure, retry_after: end.stop.retry_after() };
-    let outcome = match (&cut, &end.stop) {
+    let outcome = match (cut, &end.stop) {
         (Some(Cut::Stopped(stopped)), Stop::Cancelled) => stopped.ended().outcome,
         (Some(Cut::Timeout), Stop::Cancelled) => {
             failed(Failure::new(FailureCode::Timeout, format!("it took longer than {timeout_ms} ms")))

@@ -21,10 +21,10 @@ use crate::pool::{Pool, Slot};
 use crate::sandbox::{self, Exit, Input, Oom, Output, RunSpec, Sandbox};
 
 /// How long a tool may take when the model does not say.
-const TIMEOUT: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_mins(1);
 
 /// How long it may take whatever the model says.
-const TIMEOUT_MAX: Duration = Duration::from_secs(300);
+const TIMEOUT_MAX: Duration = Duration::from_mins(5);
 
 /// Bytes of each output stream that are kept; the loop cuts what the model sees further.
 const KEEP_BYTES: u64 = 256 << 10;

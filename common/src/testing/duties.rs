@@ -1,0 +1,90 @@
+//! What the scheduler's duties do, in one step each and without waiting: for tests of the store and the queue alone.
+
+use super::TestEnv;
+use crate::ids::JobId;
+use crate::job::{Job, JobState};
+use crate::queue::{Acked, Dispatch, Generation};
+
+impl TestEnv {
+    /// Promotes everything that is due, and dispatches it.
+    pub async fn promote(&self) -> Vec<JobId> {
+        let jobs = self.store.promote(self.clock.now(), 1_000).await.unwrap();
+        self.dispatch_jobs(&jobs).await;
+        jobs.iter().map(|job| job.id).collect()
+    }
+
+    /// Dispatches the queued rows that Redis does not know.
+    pub async fn redispatch(&self) -> usize {
+        let jobs = self.store.queued_after(JobId(uuid::Uuid::nil()), 10_000).await.unwrap();
+        let ids: Vec<_> = jobs.iter().map(|job| (job.tenant_id, job.id)).collect();
+        let unknown = self.queue.unknown(&ids).await.unwrap();
+        let missing: Vec<Job> = unknown.into_iter().map(|index| jobs[index].clone()).collect();
+        self.dispatch_jobs(&missing).await;
+        missing.len()
+    }
+
+    /// Rebuilds a wiped Redis from the queued rows and opens it. Running attempts must have registered before.
+    pub async fn rebuild(&self) {
+        for shard in self.queue.shards() {
+            self.queue.begin_generation(shard, self.clock.now()).await.unwrap();
+            assert!(matches!(self.queue.generation(shard).await.unwrap(), Generation::Closed(_) | Generation::Open(_)));
+        }
+        self.redispatch().await;
+        for shard in self.queue.shards() {
+            self.queue.open_generation(shard).await.unwrap();
+        }
+    }
+
+    /// Takes over what passed leases leave behind. Answers the jobs that were taken from their worker.
+    pub async fn reclaim(&self) -> Vec<Job> {
+        let mut taken = Vec::new();
+        for shard in self.queue.shards() {
+            for lease in self.queue.expired(shard, 1_000).await.unwrap() {
+                let job = self.row(lease.job_id).await;
+                match job.state {
+                    JobState::Running { attempt, .. } if attempt == lease.attempt => {
+                        taken.extend(self.take_over(&job, false).await);
+                    }
+                    JobState::Queued { .. } | JobState::Running { .. } => {
+                        self.queue.drop_claims(shard, &[(lease.job_id, lease.attempt)]).await.unwrap();
+                        if matches!(job.state, JobState::Queued { .. }) {
+                            self.dispatch_jobs(std::slice::from_ref(&job)).await;
+                        }
+                    }
+                    JobState::Scheduled { .. } | JobState::Retrying { .. } | JobState::Waiting => {
+                        let acked =
+                            Acked { job_id: job.id, attempt: lease.attempt, seq: job.seq, keeps_places: true };
+                        self.queue.ack(shard, &[acked]).await.unwrap();
+                    }
+                    _ => self.queue.forget(shard, &[(job.id, job.seq)]).await.unwrap(),
+                }
+            }
+        }
+        taken
+    }
+
+    /// Takes a running job from its worker, with what Redis has of its log. `None` when Postgres refuses.
+    pub async fn take_over(&self, job: &Job, gap: bool) -> Option<Job> {
+        let mut tail = Vec::new();
+        loop {
+            let after = tail.last().map_or(0, |event: &crate::job::event::Event| event.seq);
+            let more = self.queue.tail(job.tenant_id, job.id, after).await.unwrap();
+            if more.is_empty() {
+                break;
+            }
+            tail.extend(more);
+        }
+        let taken = self.store.reclaim(job.id, job.attempt, &tail, gap, self.clock.now()).await.unwrap()?;
+        if taken.state.is_terminal() {
+            self.queue.forget(self.queue.shard_of(taken.tenant_id), &[(taken.id, taken.seq)]).await.unwrap();
+        } else {
+            self.dispatch_jobs(std::slice::from_ref(&taken)).await;
+        }
+        Some(taken)
+    }
+
+    async fn dispatch_jobs(&self, jobs: &[Job]) {
+        let dispatches: Vec<Dispatch> = jobs.iter().map(Dispatch::from_job).collect();
+        self.queue.dispatch(&dispatches).await.unwrap();
+    }
+}
