@@ -36,6 +36,8 @@ pub enum Code {
     MethodNotAllowed,
     /// The thing is in a state that does not allow this.
     Conflict,
+    /// The thing was changed since the version that `If-Match` names.
+    PreconditionFailed,
     /// The `Idempotency-Key` was used with another request.
     IdempotencyKeyReused,
     /// Too many requests.
@@ -50,7 +52,7 @@ pub enum Code {
 
 impl Code {
     /// Every code.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::MalformedBody,
         Self::InvalidRequest,
         Self::UnsupportedMediaType,
@@ -60,6 +62,7 @@ impl Code {
         Self::NotFound,
         Self::MethodNotAllowed,
         Self::Conflict,
+        Self::PreconditionFailed,
         Self::IdempotencyKeyReused,
         Self::RateLimited,
         Self::Unavailable,
@@ -99,6 +102,9 @@ impl Code {
                 "conflict",
                 "The present state does not allow this",
             ),
+            Self::PreconditionFailed => {
+                (StatusCode::PRECONDITION_FAILED, "precondition_failed", "It was changed since it was read")
+            }
             Self::IdempotencyKeyReused => (
                 StatusCode::UNPROCESSABLE_ENTITY,
                 "idempotency_key_reused",
