@@ -135,6 +135,12 @@ impl Client {
             .await
     }
 
+    /// Reads a list that is never long and comes as one page.
+    pub(crate) async fn whole_list(&self, path: &[&str]) -> Result<Vec<Value>, Error> {
+        let page: Page = self.get(path, &[]).await?;
+        Ok(page.data)
+    }
+
     /// Reads a list, page after page, up to so many rows.
     pub(crate) async fn list(
         &self,

@@ -33,7 +33,11 @@ enum Action {
 pub(crate) async fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
     let Action::Check { file } = args.action;
     let file = file.as_deref();
-    let parts = [("scheduler", read::<scheduler::Config>(file))];
+    let parts = [
+        ("api", read::<api::Config>(file)),
+        ("worker", read::<worker::Config>(file)),
+        ("scheduler", read::<scheduler::Config>(file)),
+    ];
     let mut good = Map::new();
     let mut code = ExitCode::SUCCESS;
     for (part, settings) in parts {

@@ -113,7 +113,7 @@ async fn list(client: &Client, filters: &Filters, is_json: bool) -> anyhow::Resu
     let jobs: Vec<Job> = rows.into_iter().map(serde_json::from_value).collect::<Result<_, _>>()?;
     let rows = jobs.iter().map(|job| row(job, now)).collect();
     Ok(output::table(
-        ["ID", "KIND", "STATE", "PRIORITY", "QUEUE", "AGE", "TOOK", "ERROR"],
+        ["ID", "KIND", "STATE", "PRI", "QUEUE", "AGE", "TOOK", "ERROR"],
         rows,
     )?)
 }
@@ -132,9 +132,7 @@ fn row(job: &Job, now: DateTime<Utc>) -> [String; 8] {
 }
 
 async fn attempts(client: &Client, id: Uuid, is_json: bool) -> anyhow::Result<()> {
-    let rows = client
-        .list(&["jobs", &id.to_string(), "attempts"], &[], usize::MAX)
-        .await?;
+    let rows = client.whole_list(&["jobs", &id.to_string(), "attempts"]).await?;
     if is_json {
         return Ok(rows.iter().try_for_each(output::json)?);
     }

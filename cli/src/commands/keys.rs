@@ -26,6 +26,9 @@ enum Action {
         /// What the key may do
         #[arg(long, value_enum, default_value_t = Role::Member)]
         role: Role,
+        /// Name for people
+        #[arg(long, default_value = "")]
+        name: String,
     },
     /// End a key
     Revoke {
@@ -51,16 +54,16 @@ pub(crate) async fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCod
             output::records(
                 globals.json,
                 &keys,
-                ["id", "tenant_id", "role", "prefix", "created_at", "revoked_at"],
+                ["id", "tenant_id", "name", "role", "prefix", "created_at", "revoked_at"],
             )?;
         }
-        Some(Action::Create { tenant_id, role }) => {
+        Some(Action::Create { tenant_id, role, name }) => {
             let role = match role {
                 Role::Member => "member",
                 Role::Admin => "admin",
             };
             let key: Value = client
-                .post_once(&["keys"], &json!({"tenant_id": tenant_id, "role": role}))
+                .post_once(&["keys"], &json!({"tenant_id": tenant_id, "role": role, "name": name}))
                 .await?;
             // Alone on its line, so that a script can take it.
             match key.get("key").and_then(Value::as_str) {

@@ -29,8 +29,12 @@ pub(crate) async fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCod
     let client = Client::new(globals)?;
     let (name, verb) = match args.action {
         None => {
-            let queues = client.list(&["queues"], &[], usize::MAX).await?;
-            output::records(globals.json, &queues, ["name", "paused_at", "queued", "running"])?;
+            let queues = client.whole_list(&["queues"]).await?;
+            output::records(
+                globals.json,
+                &queues,
+                ["name", "paused_at", "queued", "running", "scheduled"],
+            )?;
             return Ok(ExitCode::SUCCESS);
         }
         Some(Action::Pause { name }) => (name, "pause"),

@@ -118,7 +118,10 @@ async fn list(State(app): App, Query(filters): Query<Filters>) -> Json<Value> {
     let ledger = app.lock().unwrap();
     let from = filters.cursor.unwrap_or(0);
     let is_wanted = |job: &Value| filters.state.as_deref().is_none_or(|state| job["state"] == state);
-    let in_queue = ledger.jobs.iter().filter(|(_, job)| job["queue"] == filters.queue.as_str());
+    let in_queue = ledger
+        .jobs
+        .iter()
+        .filter(|(_, job)| job["queue"] == filters.queue.as_str());
     let matching = in_queue.filter(|(_, job)| is_wanted(job));
     let data: Vec<&Value> = matching.skip(from).take(filters.limit).map(|(_, job)| job).collect();
     let next = (data.len() == filters.limit).then(|| (from + filters.limit).to_string());

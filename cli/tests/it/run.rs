@@ -128,8 +128,14 @@ async fn ctrl_c_cancels_the_job_and_waits_for_its_end() {
 
     let pid = Pid::from_raw(i32::try_from(child.id().unwrap()).unwrap());
     kill(pid, Signal::SIGINT).unwrap();
+    // The echo of a wrapper is not a second Ctrl-C.
+    kill(pid, Signal::SIGINT).unwrap();
 
-    assert_eq!(child.wait().await.unwrap().code(), Some(130));
+    let ended = child.wait_with_output().await.unwrap();
+    assert_eq!(ended.status.code(), Some(130));
+    let told = String::from_utf8(ended.stderr).unwrap();
+    assert_eq!(told.matches("hothouse: ").count(), 1, "{told}");
+    assert!(told.contains("hothouse: cancelling; Ctrl-C again leaves at once\n"), "{told}");
     assert_eq!(server.seen(|seen| seen.cancels), 1);
 }
 

@@ -49,6 +49,7 @@ impl Show {
             }
             "queued" => self.spinner.set_message("queued"),
             "started" => self.spinner.set_message("starting"),
+            "status" if event.text("phase").ends_with("_cut") => self.remark(&output::clean(event.text("detail"))),
             "status" => self.spinner.set_message(output::clean(event.text("phase"))),
             "retrying" => self.remark("the attempt failed; trying again"),
             "attempt_reset" if self.has_output => self.remark("a new attempt begins; the output so far was of another"),
