@@ -50,6 +50,9 @@ pub(crate) struct Run {
     input: Input,
     stdout: Output,
     stderr: Output,
+    // A program may write before its supervisor has said that it runs; the worker hears of them in order.
+    is_started: bool,
+    timeout: Option<Duration>,
     stage: Stage,
     grace: Duration,
     kill_bytes: u64,
@@ -94,7 +97,7 @@ impl Run {
             .and_then(|wires| Ok((wires, packets()?)))
             .map_err(failed_to_fork)?;
         let before = around.cgroup.read();
-        let started = Moment::now();
+        let (started, timeout) = (Moment::now(), run.timeout_ms.map(Duration::from_millis));
         if sys::fork_single_threaded().map_err(failed_to_fork)?.is_none() {
             let (stdio, mounts) = (wires.theirs, around.mounts.clone());
             let charge = Charge {
@@ -114,8 +117,10 @@ impl Run {
             terminal: wires.terminal,
             stdout: output(Some(wires.stdout)),
             stderr: output(wires.stderr),
+            is_started: false,
+            timeout,
             stage: Stage::Running {
-                until: run.timeout_ms.map(|ms| started.after(Duration::from_millis(ms))),
+                until: timeout.map(|timeout| started.after(timeout)),
             },
             grace: Duration::from_millis(run.grace_ms),
             kill_bytes: run.kill_bytes.unwrap_or(u64::MAX),
@@ -169,6 +174,7 @@ impl Run {
         }
         let outputs = [&self.stdout, &self.stderr]
             .into_iter()
+            .filter(|_| self.may_read())
             .filter_map(|output| output.wanted(has_room));
         fds.extend(outputs.map(|fd| PollFd::new(fd.as_fd(), PollFlags::POLLIN)));
         fds.extend(
@@ -243,6 +249,11 @@ impl Run {
             };
             match report {
                 Ok(Report::Started { pid }) => {
+                    self.is_started = true;
+                    // A kill or a timeout before that stays what it is.
+                    if let Stage::Running { until } = &mut self.stage {
+                        *until = self.timeout.map(|timeout| Moment::now().after(timeout));
+                    }
                     connection.send(FromInit::Started {
                         stream: self.stream,
                         pid: u32::try_from(pid).unwrap_or(0),
@@ -257,6 +268,9 @@ impl Run {
     }
 
     fn drain(&mut self, channel: Channel, connection: &mut Connection, buffer: &mut [u8]) -> Result<(), Lost> {
+        if !self.may_read() {
+            return Ok(());
+        }
         let (stream, is_last) = (self.stream, matches!(self.stage, Stage::Ended(_)));
         let output = self.output(channel);
         loop {
@@ -358,6 +372,11 @@ impl Run {
             };
         }
         is_new
+    }
+
+    /// Not yet when nobody heard of the program, and no longer when it wrote too much: it waits for its end then.
+    fn may_read(&self) -> bool {
+        self.is_started && !(self.reasons.output_limit && self.is_supervised())
     }
 
     fn is_supervised(&self) -> bool {
