@@ -69,6 +69,42 @@ mount_cgroups() {
     done
 }
 
+# Ends one process and waits until it has gone: politely for 30 s, then by force.
+end() {
+    local pid=$1 tries=0
+    kill "$pid" 2>/dev/null || return 0
+    while kill -0 "$pid" 2>/dev/null; do
+        tries=$((tries + 1))
+        [ "$tries" -ne 150 ] || kill -KILL "$pid" 2>/dev/null || return 0
+        [ "$tries" -lt 200 ] || die "the process $pid does not end"
+        sleep 0.2
+    done
+}
+
+# Prints the pids of what an engine of this folder started and left behind: its containerd and the containers' shims.
+leftovers() {
+    local cmdline
+    for cmdline in /proc/[0-9]*/cmdline; do
+        if { tr '\0' '\n' <"$cmdline"; } 2>/dev/null | grep -qF -e "$dir/exec/containerd/"; then
+            basename "$(dirname "$cmdline")"
+        fi
+    done
+}
+
+# Makes the folder fit for a new engine: one that was killed leaves processes, mounts and sockets.
+clean() {
+    local pid mount
+    for pid in $(leftovers); do
+        end "$pid"
+    done
+    # The deepest first.
+    awk -v dir="$dir/" 'index($2, dir) == 1 {print $2}' /proc/mounts | sort -r | while read -r mount; do
+        umount "$mount" 2>/dev/null || umount --lazy "$mount" || true
+    done
+    rm -rf "$dir/exec"
+    rm -f "$pid_file" "$socket"
+}
+
 start() {
     if answers; then
         echo "unix://$socket"
@@ -81,8 +117,8 @@ start() {
         command -v "$tool" >/dev/null || die "$tool is missing: install docker.io and curl with the system's packages"
     done
     local pid
-    pid=$(running_pid) || rm -f "$pid_file" "$socket"
-    if [ -z "${pid:-}" ]; then
+    if ! pid=$(running_pid); then
+        clean
         mount_cgroups
         local storage
         storage=$(storage_driver)
@@ -103,29 +139,12 @@ start() {
     echo "unix://$socket"
 }
 
-# Ends one process and waits until it has gone: politely for 30 s, then by force.
-end() {
-    local pid=$1 tries=0
-    kill "$pid" 2>/dev/null || return 0
-    while kill -0 "$pid" 2>/dev/null; do
-        tries=$((tries + 1))
-        [ "$tries" -ne 150 ] || kill -KILL "$pid" 2>/dev/null || return 0
-        [ "$tries" -lt 200 ] || die "the process $pid does not end"
-        sleep 0.2
-    done
-}
-
 stop() {
-    local pid containerd
-    # An engine that was killed leaves its containerd behind, which would keep the folder busy.
-    containerd=$(cat "$dir/exec/containerd/containerd.pid" "$dir/containerd.pid" 2>/dev/null | head -n 1) || true
+    local pid
     if pid=$(running_pid); then
         end "$pid"
     fi
-    if [ -n "$containerd" ] && [ -r "/proc/$containerd/cmdline" ] && tr '\0' '\n' <"/proc/$containerd/cmdline" 2>/dev/null | grep -qF -- "$dir/"; then
-        end "$containerd"
-    fi
-    rm -f "$pid_file" "$socket"
+    clean
 }
 
 case $action in
