@@ -84,7 +84,10 @@ async fn versions(client: &Client) -> Value {
         return Value::Null;
     }
     let installed = |program: Option<PathBuf>| program.and_then(|program| programs::version(&program).ok());
-    let postgres = programs::postgres().into_iter().next().map(|(_, folder)| folder.join("postgres"));
+    let postgres = programs::postgres()
+        .into_iter()
+        .next()
+        .map(|(_, folder)| folder.join("postgres"));
     json!({
         "installed postgres": installed(postgres),
         "installed redis": installed(programs::find("redis-server")),

@@ -21,9 +21,9 @@ use clap::Subcommand;
 use self::queue::BenchQueue;
 use self::report::Report;
 use crate::client::Client;
-use crate::exit;
 use crate::globals::Globals;
 use crate::interrupt::Interrupts;
+use crate::{exit, output};
 
 /// Options of `hothouse bench`.
 #[derive(Debug, clap::Args)]
@@ -59,9 +59,11 @@ pub(crate) async fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCod
         () = interrupts.next() => Err(anyhow::anyhow!("left without cleaning up: the queue is {}", queue.name)),
     };
     measured?;
-    cleaned?;
     report.print(globals.json)?;
-    Ok(if report.is_sound() {
+    if let Err(error) = &cleaned {
+        output::note(format_args!("cleaning up: {error:#}"));
+    }
+    Ok(if report.is_sound() && cleaned.is_ok() {
         ExitCode::SUCCESS
     } else {
         exit::FAILED.into()

@@ -1,5 +1,6 @@
 //! The queue of a measurement: its own, emptied and resumed when the measurement is over.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
@@ -18,6 +19,7 @@ const DRAIN_LIMIT: Duration = Duration::from_mins(5);
 pub(super) struct BenchQueue<'c> {
     client: &'c Client,
     pub(super) name: String,
+    is_paused: Cell<bool>,
 }
 
 impl<'c> BenchQueue<'c> {
@@ -28,17 +30,14 @@ impl<'c> BenchQueue<'c> {
         Self {
             client,
             name: format!("bench-{measurement}-{short}"),
+            is_paused: Cell::new(false),
         }
     }
 
-    /// Keeps its jobs from being handed out.
+    /// Keeps its jobs from being handed out, until it is cleaned up.
     pub(super) async fn pause(&self) -> anyhow::Result<()> {
+        self.is_paused.set(true);
         self.switch("pause").await
-    }
-
-    /// Lets its jobs be handed out.
-    async fn resume(&self) -> anyhow::Result<()> {
-        self.switch("resume").await
     }
 
     async fn switch(&self, verb: &str) -> anyhow::Result<()> {
@@ -54,8 +53,10 @@ impl<'c> BenchQueue<'c> {
 
     /// Cancels what has not ended, and leaves the queue as a queue that was never used.
     pub(super) async fn clean_up(&self) -> anyhow::Result<()> {
-        // Workers end what does nothing faster than it can be cancelled one by one.
-        self.resume().await?;
+        if self.is_paused.get() {
+            // Workers end what does nothing faster than it can be cancelled one by one.
+            self.switch("resume").await?;
+        }
         let body = json!({"queue": self.name});
         // A call cancels no more than so many jobs, and a running one takes its time.
         self.until_over(async || {
@@ -71,7 +72,11 @@ impl<'c> BenchQueue<'c> {
         let spinner = output::spinner();
         spinner.set_message("waiting for the end of all jobs");
         while self.has_open_jobs().await? {
-            ensure!(Instant::now() < give_up_at, "queue {} has jobs that do not end", self.name);
+            ensure!(
+                Instant::now() < give_up_at,
+                "queue {} has jobs that do not end",
+                self.name
+            );
             step().await?;
             tokio::time::sleep(Duration::from_millis(200)).await;
         }

@@ -70,6 +70,10 @@ pub(super) async fn run(
     let census = queue.census(accepted).await?;
     let unique: HashSet<Uuid> = census.ids.iter().copied().collect();
     let told = format!("{accepted} accepted; in the queue: {}", census.told());
-    report.check("all there", unique.len() == accepted && census.ids.len() == accepted, told);
+    report.check(
+        "all there",
+        unique.len() == accepted && census.ids.len() == accepted,
+        told,
+    );
     Ok(())
 }
