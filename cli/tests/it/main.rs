@@ -3,8 +3,10 @@
 #![expect(clippy::unwrap_used, reason = "a helper of a test fails as the test does")]
 
 mod bench;
+mod cluster;
 mod help;
 mod ledger;
+mod recovery;
 mod run;
 mod server;
 mod up;
