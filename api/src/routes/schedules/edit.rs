@@ -13,7 +13,7 @@ use super::read::{find, shown};
 use super::request::{ScheduleRequest, Settings};
 use super::view::ScheduleView;
 use crate::auth::Caller;
-use crate::extract::{OptionalJson, PathId, ValidJson};
+use crate::extract::{OptionalJson, PathId, RawBody};
 use crate::openapi::BASE;
 use crate::problem::{Document, Problem};
 use crate::state::App;
@@ -27,12 +27,8 @@ const TRIES: usize = 5;
         (status = 201, body = ScheduleView<'static>, headers(("Location" = String, description = "Where it is"))),
         (status = 404, body = Document, content_type = "application/problem+json"),
         (status = 422, body = Document, content_type = "application/problem+json")))]
-pub(super) async fn create(
-    State(app): State<App>,
-    caller: Caller,
-    ValidJson(request): ValidJson<ScheduleRequest>,
-) -> Result<Response, Problem> {
-    let settings = request.settings(&app, &caller, None).await?;
+pub(super) async fn create(State(app): State<App>, caller: Caller, body: RawBody) -> Result<Response, Problem> {
+    let settings = ScheduleRequest::read(&body)?.settings(&app, &caller, None).await?;
     let now = app.clock().now();
     let Settings {
         name,
@@ -81,9 +77,9 @@ pub(super) async fn change(
     caller: Caller,
     PathId(id): PathId<ScheduleId>,
     headers: HeaderMap,
-    ValidJson(request): ValidJson<ScheduleRequest>,
+    body: RawBody,
 ) -> Result<Response, Problem> {
-    let edit = Edit::Change(Box::new(request));
+    let edit = Edit::Change(Box::new(ScheduleRequest::read(&body)?));
     update(&app, &caller, id, &IfMatch::read(&headers)?, &edit).await
 }
 

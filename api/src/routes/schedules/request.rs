@@ -7,11 +7,13 @@ use common::cron::{self, Cron};
 use common::schedule::{Form, Overlap, Target, Timing};
 use serde::Deserialize;
 use serde_json::value::RawValue;
+use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
 use super::given::Given;
 use super::target;
 use crate::auth::Caller;
+use crate::extract::{RawBody, from_json};
 use crate::problem::{FieldError, Problem};
 use crate::state::App;
 
@@ -84,6 +86,17 @@ pub(super) struct Settings {
 }
 
 impl ScheduleRequest {
+    /// Reads a body. An array is refused: serde would take it for the fields in their order.
+    ///
+    /// # Errors
+    /// 400 when it is not JSON, 422 with a pointer when it has another shape.
+    pub(super) fn read(body: &RawBody) -> Result<Self, Problem> {
+        if !body.text().trim_start().starts_with('{') {
+            from_json::<Map<String, Value>>(body.text(), "")?;
+        }
+        from_json(body.text(), "")
+    }
+
     /// The settings of a new schedule, or of `old` with what this changes.
     ///
     /// # Errors
