@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use common::config::{Database, Error, Leases, Redis, Secret, Settings};
+use common::objects;
 use common::telemetry::Telemetry;
 use serde::{Deserialize, Serialize};
 
@@ -20,6 +21,8 @@ pub struct Config {
     pub leases: Leases,
     /// Logs.
     pub telemetry: Telemetry,
+    /// Where artifacts are.
+    pub objects: objects::Settings,
     /// The server.
     pub http: Http,
     /// Who may call.

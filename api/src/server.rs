@@ -8,6 +8,7 @@ use common::clock::Clock;
 use common::config::Secret;
 use common::lifecycle::Lifecycle;
 use common::log::Log;
+use common::objects::Objects;
 use common::queue::Queue;
 use common::store::Store;
 use metrics_exporter_prometheus::PrometheusHandle;
@@ -81,6 +82,7 @@ impl Server {
             rates: RateLimits::new(config.auth.rate),
             submitter: Submitter::spawn(lifecycle.tracker(), &store, &queue),
             log: Log::new(store.clone(), queue.clone()),
+            objects: Objects::open(&config.objects)?,
             stopping: lifecycle.soft().clone(),
             metrics,
             config,

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use common::clock::Clock;
 use common::log::Log;
+use common::objects::Objects;
 use common::queue::Queue;
 use common::store::Store;
 use metrics_exporter_prometheus::PrometheusHandle;
@@ -26,6 +27,7 @@ pub(crate) struct Parts {
     pub(crate) store: Store,
     pub(crate) queue: Queue,
     pub(crate) log: Log,
+    pub(crate) objects: Objects,
     pub(crate) keyring: Keyring,
     pub(crate) rates: RateLimits,
     pub(crate) submitter: Submitter,
@@ -70,6 +72,11 @@ impl App {
     /// The reader of event logs.
     pub fn log(&self) -> &Log {
         &self.0.log
+    }
+
+    /// Where artifacts are.
+    pub(crate) fn objects(&self) -> &Objects {
+        &self.0.objects
     }
 
     /// Who may call.

@@ -25,7 +25,9 @@ pub struct Batcher<T, R> {
 
 impl<T, R> Clone for Batcher<T, R> {
     fn clone(&self) -> Self {
-        Self { sender: self.sender.clone() }
+        Self {
+            sender: self.sender.clone(),
+        }
     }
 }
 
@@ -58,7 +60,10 @@ impl<T: Send + 'static, R: Send + 'static> Batcher<T, R> {
     /// [`Error::Closed`] when the loop has ended; the item may or may not have been processed.
     pub async fn call(&self, item: T) -> Result<R, Error> {
         let (answer, result) = oneshot::channel();
-        self.sender.send((item, answer)).await.map_err(|_closed| Error::Closed)?;
+        self.sender
+            .send((item, answer))
+            .await
+            .map_err(|_closed| Error::Closed)?;
         result.await.map_err(|_closed| Error::Closed)
     }
 }
@@ -79,7 +84,9 @@ async fn collect<T, R, F, Fut>(
     let mut arrived = Vec::with_capacity(limits.batch_max);
     loop {
         // The place is taken first: what comes while no place is free joins the next batch.
-        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
+        let Ok(place) = Arc::clone(&places).acquire_owned().await else {
+            return;
+        };
         if receiver.recv_many(&mut arrived, limits.batch_max).await == 0 {
             return;
         }
@@ -109,7 +116,11 @@ mod tests {
         let gate = Arc::new(Semaphore::new(0));
         let sizes = Arc::new(std::sync::Mutex::new(Vec::new()));
         let (seen, held) = (Arc::clone(&sizes), Arc::clone(&gate));
-        let limits = Limits { batch_max: 100, parallel: 1, backlog: 100 };
+        let limits = Limits {
+            batch_max: 100,
+            parallel: 1,
+            backlog: 100,
+        };
         let batcher = Batcher::spawn(&tracker, limits, move |items: Vec<u32>| {
             let (seen, held) = (Arc::clone(&seen), Arc::clone(&held));
             async move {

@@ -62,7 +62,9 @@ impl Log {
                 Vec::new()
             }
         };
-        let Some(detail) = self.store.job(tenant_id, job_id).await? else { return Ok(None) };
+        let Some(detail) = self.store.job(tenant_id, job_id).await? else {
+            return Ok(None);
+        };
         let (written, more) = self.store.events(job_id, after, limit).await?;
         Ok(Some(assemble(&detail, after, written, more, tail, limit)))
     }
@@ -78,21 +80,35 @@ fn assemble(
     limit: usize,
 ) -> Page {
     let job = &detail.job;
-    let bound = if written_more { written.last().map_or(after, |event| event.seq) } else { u64::MAX };
+    let bound = if written_more {
+        written.last().map_or(after, |event| event.seq)
+    } else {
+        u64::MAX
+    };
     let mut events: BTreeMap<u64, Event> = BTreeMap::new();
     let known = written.into_iter().chain(tail);
     for event in known.filter(|event| event.seq > after && event.seq <= bound) {
         events.insert(event.seq, event);
     }
-    for event in implied(detail).into_iter().filter(|event| event.seq > after && event.seq <= bound) {
+    for event in implied(detail)
+        .into_iter()
+        .filter(|event| event.seq > after && event.seq <= bound)
+    {
         events.entry(event.seq).or_insert(event);
     }
     let end = job.state.is_terminal().then_some(job.seq);
-    let mut events: Vec<Event> = events.into_values().filter(|event| end.is_none_or(|end| event.seq <= end)).collect();
+    let mut events: Vec<Event> = events
+        .into_values()
+        .filter(|event| end.is_none_or(|end| event.seq <= end))
+        .collect();
     let cut = events.len() > limit;
     events.truncate(limit);
     let last = events.last().map_or(after, |event| event.seq);
-    Page { events, more: cut || written_more, ended: end.is_some_and(|end| last >= end) }
+    Page {
+        events,
+        more: cut || written_more,
+        ended: end.is_some_and(|end| last >= end),
+    }
 }
 
 /// The events that the row itself tells: the first, the current start where nothing else wrote it, and the end.
@@ -100,7 +116,10 @@ fn implied(detail: &JobDetail) -> Vec<Event> {
     let job = &detail.job;
     let event = |seq: u64, at: DateTime<Utc>, attempt: u32, body: EventBody| Event { seq, at, attempt, body };
     let mut events = vec![event(1, job.created_at, 0, first(job))];
-    let started = job.started_at.zip(job.worker_id).map(|(at, worker)| (at, EventBody::Started { worker }));
+    let started = job
+        .started_at
+        .zip(job.worker_id)
+        .map(|(at, worker)| (at, EventBody::Started { worker }));
     match job.state {
         JobState::Running { attempt, .. } => {
             events.extend(started.map(|(at, body)| event(job.seq, at, attempt, body)));
@@ -118,18 +137,27 @@ fn implied(detail: &JobDetail) -> Vec<Event> {
 
 fn first(job: &Job) -> EventBody {
     match job.run_at {
-        Some(run_at) if run_at > job.created_at => {
-            EventBody::Status { phase: "scheduled".to_owned(), detail: Some(run_at.to_rfc3339()) }
-        }
+        Some(run_at) if run_at > job.created_at => EventBody::Status {
+            phase: "scheduled".to_owned(),
+            detail: Some(run_at.to_rfc3339()),
+        },
         _ => EventBody::Queued { position: None },
     }
 }
 
 fn last(detail: &JobDetail) -> EventBody {
-    let result = detail.result.as_deref().and_then(|json| serde_json::from_slice(json).ok()).unwrap_or(Value::Null);
+    let result = detail
+        .result
+        .as_deref()
+        .and_then(|json| serde_json::from_slice(json).ok())
+        .unwrap_or(Value::Null);
     match detail.job.state {
         JobState::Failed { .. } => EventBody::Failed {
-            error: detail.job.error.clone().unwrap_or_else(|| Failure::new(FailureCode::Internal, "unknown")),
+            error: detail
+                .job
+                .error
+                .clone()
+                .unwrap_or_else(|| Failure::new(FailureCode::Internal, "unknown")),
             result,
         },
         JobState::Cancelled { .. } => EventBody::Cancelled {},

@@ -57,7 +57,9 @@ impl Objects {
         }
         let environment = std::env::vars().filter(|(name, _)| name.starts_with("AWS_"));
         let (store, prefix) = object_store::parse_url_opts(&url, environment).map_err(|error| invalid(&error))?;
-        Ok(Self { store: Some((Arc::from(store), prefix)) })
+        Ok(Self {
+            store: Some((Arc::from(store), prefix)),
+        })
     }
 
     /// Whether there is a place at all.
@@ -77,7 +79,10 @@ impl Objects {
     /// When the store does not answer.
     pub async fn put(&self, key: &str, content: Bytes) -> Result<(), Error> {
         let (store, path) = self.at(key)?;
-        store.put(&path, PutPayload::from_bytes(content)).await.map_err(Error::Store)?;
+        store
+            .put(&path, PutPayload::from_bytes(content))
+            .await
+            .map_err(Error::Store)?;
         Ok(())
     }
 
@@ -107,17 +112,28 @@ mod tests {
     #[tokio::test]
     async fn what_is_put_is_got_back_and_nothing_else() {
         let folder = tempfile::tempdir().unwrap();
-        let settings = Settings { url: format!("file://{}/objects", folder.path().display()) };
+        let settings = Settings {
+            url: format!("file://{}/objects", folder.path().display()),
+        };
         let objects = Objects::open(&settings).unwrap();
         let (job_id, path) = (JobId::new(), "../../etc/passwd");
-        objects.put(&artifact_key(job_id, 1, path), Bytes::from_static(b"x")).await.unwrap();
+        objects
+            .put(&artifact_key(job_id, 1, path), Bytes::from_static(b"x"))
+            .await
+            .unwrap();
         assert_eq!(objects.get(&artifact_key(job_id, 1, path)).await.unwrap(), "x");
-        assert!(matches!(objects.get(&artifact_key(job_id, 2, path)).await, Err(Error::NotFound)));
+        assert!(matches!(
+            objects.get(&artifact_key(job_id, 2, path)).await,
+            Err(Error::NotFound)
+        ));
     }
 
     #[tokio::test]
     async fn without_a_place_it_says_so() {
         let objects = Objects::open(&Settings { url: String::new() }).unwrap();
-        assert!(matches!(objects.put("a", Bytes::new()).await, Err(Error::NotConfigured)));
+        assert!(matches!(
+            objects.put("a", Bytes::new()).await,
+            Err(Error::NotConfigured)
+        ));
     }
 }

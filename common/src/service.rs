@@ -56,7 +56,11 @@ pub async fn run(
             tracing::warn!(duty = duty.name(), error, "tick failed");
         }
         observe(duty.name(), &outcome);
-        let pause = if outcome.is_ok_and(|report| report.more) { Duration::ZERO } else { duty.interval() };
+        let pause = if outcome.is_ok_and(|report| report.more) {
+            Duration::ZERO
+        } else {
+            duty.interval()
+        };
         tokio::select! {
             () = stop.cancelled() => return,
             () = tokio::time::sleep(pause) => {}

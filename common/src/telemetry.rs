@@ -29,7 +29,9 @@ pub enum Format {
 /// When the filter cannot be read.
 pub fn install(telemetry: &Telemetry) -> Result<(), tracing_subscriber::filter::ParseError> {
     let filter = EnvFilter::try_new(&telemetry.log)?;
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
     let installed = match telemetry.format {
         Format::Text => builder.try_init(),
         Format::Json => builder.json().try_init(),

@@ -67,8 +67,30 @@ pub struct Parts {
 impl Attempts {
     /// Puts the parts together.
     pub fn new(parts: Parts) -> Self {
-        let Parts { worker_id, store, queue, clock, held, settler, machine, run_on, tracker } = parts;
-        Self { inner: Arc::new(Inner { worker_id, store, queue, clock, held, settler, machine, run_on, tracker }) }
+        let Parts {
+            worker_id,
+            store,
+            queue,
+            clock,
+            held,
+            settler,
+            machine,
+            run_on,
+            tracker,
+        } = parts;
+        Self {
+            inner: Arc::new(Inner {
+                worker_id,
+                store,
+                queue,
+                clock,
+                held,
+                settler,
+                machine,
+                run_on,
+                tracker,
+            }),
+        }
     }
 
     /// The clock that claims are written with.
@@ -77,13 +99,7 @@ impl Attempts {
     }
 
     /// Runs a claimed attempt. The slot is free when its process has ended, `result` when its end is committed.
-    pub fn spawn(
-        &self,
-        claimed: Claimed,
-        held: HeldAttempt,
-        slot: OwnedSemaphorePermit,
-        result: OwnedSemaphorePermit,
-    ) {
+    pub fn spawn(&self, claimed: Claimed, held: HeldAttempt, slot: OwnedSemaphorePermit, result: OwnedSemaphorePermit) {
         let inner = Arc::clone(&self.inner);
         let holding = self.inner.held.add(held, self.inner.run_on);
         self.inner.tracker.spawn(async move {
@@ -121,10 +137,15 @@ impl Inner {
             clock: self.clock.clone(),
             machine: self.machine.clone(),
         };
-        let ended = std::panic::AssertUnwindSafe(crate::executor::execute(context)).catch_unwind().await;
+        let ended = std::panic::AssertUnwindSafe(crate::executor::execute(context))
+            .catch_unwind()
+            .await;
         let ended = ended.unwrap_or_else(|_panic| {
             tracing::error!(job_id = %job.id, "an executor panicked");
-            Ended::failed(Failure::new(FailureCode::Internal, "an internal error ended the attempt"))
+            Ended::failed(Failure::new(
+                FailureCode::Internal,
+                "an internal error ended the attempt",
+            ))
         });
         drop(slot);
         let unwritten = log.end().await;
@@ -177,7 +198,10 @@ impl Inner {
         // An attempt that is followed by another says everything again.
         let is_over = matches!(decision, Decision::Succeed | Decision::Fail(_) | Decision::Cancel);
         let messages = if is_over { ended.messages } else { Vec::new() };
-        let turn = job.conversation_id.map(|id| TurnEnd { conversation_id: id, messages });
+        let turn = job.conversation_id.map(|id| TurnEnd {
+            conversation_id: id,
+            messages,
+        });
         Settlement {
             job_id: job.id,
             attempt: job.attempt,
@@ -213,19 +237,36 @@ fn last_events(
     let mut events = unwritten.events;
     let body = match decision {
         Decision::Succeed | Decision::Fail(_) | Decision::Cancel => None,
-        Decision::RetryAt(retry_at, failure) => {
-            Some(EventBody::Retrying { next_attempt: job.attempt + 1, retry_at: *retry_at, error: failure.clone() })
-        }
+        Decision::RetryAt(retry_at, failure) => Some(EventBody::Retrying {
+            next_attempt: job.attempt + 1,
+            retry_at: *retry_at,
+            error: failure.clone(),
+        }),
         Decision::GiveBack => Some(EventBody::Queued { position: None }),
-        Decision::Wait => Some(EventBody::Waiting { waits_for: "children".to_owned() }),
+        Decision::Wait => Some(EventBody::Waiting {
+            waits_for: "children".to_owned(),
+        }),
     };
     if let Some(body) = body {
         if !unwritten.spoke {
             let at = job.started_at.unwrap_or(now);
             let body = EventBody::Started { worker: worker_id };
-            events.insert(0, Event { seq: job.seq, at, attempt: job.attempt, body });
+            events.insert(
+                0,
+                Event {
+                    seq: job.seq,
+                    at,
+                    attempt: job.attempt,
+                    body,
+                },
+            );
         }
-        events.push(Event { seq, at: now, attempt: job.attempt, body });
+        events.push(Event {
+            seq,
+            at: now,
+            attempt: job.attempt,
+            body,
+        });
     }
     (Chunk::pack(job.id, &events), seq)
 }

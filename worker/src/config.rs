@@ -104,7 +104,8 @@ impl Worker {
         if !self.name.is_empty() {
             return self.name.clone();
         }
-        std::fs::read_to_string("/proc/sys/kernel/hostname").map_or_else(|_| "worker".to_owned(), |n| n.trim().to_owned())
+        std::fs::read_to_string("/proc/sys/kernel/hostname")
+            .map_or_else(|_| "worker".to_owned(), |n| n.trim().to_owned())
     }
 }
 
@@ -115,18 +116,24 @@ impl Settings for Config {
         self.leases.validate()?;
         let names = self.worker.labels.iter().chain(&self.worker.queues);
         if let Some(bad) = names.into_iter().find(|name| !is_name(name)) {
-            let message = format!("worker.labels and worker.queues: {bad:?} is not lower case letters, digits, . _ or -");
+            let message =
+                format!("worker.labels and worker.queues: {bad:?} is not lower case letters, digits, . _ or -");
             return Err(Error::Invalid(message));
         }
         if self.worker.light_slots == 0 && self.sandbox.driver == Driver::None {
-            return Err(Error::Invalid("worker.light_slots is 0 and sandbox.driver is none: nothing could run".to_owned()));
+            return Err(Error::Invalid(
+                "worker.light_slots is 0 and sandbox.driver is none: nothing could run".to_owned(),
+            ));
         }
         Ok(())
     }
 }
 
 fn is_name(name: &str) -> bool {
-    !name.is_empty() && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"._-".contains(&b))
+    !name.is_empty()
+        && name
+            .bytes()
+            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"._-".contains(&b))
 }
 
 #[cfg(test)]

@@ -14,8 +14,8 @@ use common::job::event::{Event, EventBody};
 use tokio::task::JoinHandle;
 
 pub use buffer::Sink;
-pub use writer::{LogTarget, Unwritten};
 use writer::Writer;
+pub use writer::{LogTarget, Unwritten};
 
 /// The log of one attempt.
 #[derive(Debug)]
@@ -29,7 +29,10 @@ impl EventLog {
     pub fn begin(target: LogTarget, started: Event, tracker: &tokio_util::task::TaskTracker) -> Self {
         let sink = Sink::default();
         let writer = Writer::new(target, started, sink.clone());
-        Self { sink, task: tracker.spawn(writer.run()) }
+        Self {
+            sink,
+            task: tracker.spawn(writer.run()),
+        }
     }
 
     /// Where the attempt says what happens.

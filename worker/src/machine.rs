@@ -52,7 +52,17 @@ pub(crate) async fn open(
     });
     let retry = config.model.retry.clone();
     let environments = Arc::new(environments);
-    Ok((Machine { store: store.clone(), pool, environments, objects, providers, retry }, name))
+    Ok((
+        Machine {
+            store: store.clone(),
+            pool,
+            environments,
+            objects,
+            providers,
+            retry,
+        },
+        name,
+    ))
 }
 
 fn environments(sandbox: &Sandboxes) -> anyhow::Result<Environments> {
@@ -93,10 +103,22 @@ async fn choose(sandbox: &Sandboxes) -> anyhow::Result<Option<Arc<dyn SandboxDri
 }
 
 fn open_bubblewrap(init: &Path) -> anyhow::Result<Arc<dyn SandboxDriver>> {
-    let init = if init.as_os_str().is_empty() { beside_this_program()? } else { init.to_owned() };
-    anyhow::ensure!(init.is_file(), "sandbox.init: there is no {}: build it with `make init`", init.display());
+    let init = if init.as_os_str().is_empty() {
+        beside_this_program()?
+    } else {
+        init.to_owned()
+    };
+    anyhow::ensure!(
+        init.is_file(),
+        "sandbox.init: there is no {}: build it with `make init`",
+        init.display()
+    );
     let state = std::env::temp_dir().join(format!("hothouse-bubblewrap-{}", std::process::id()));
-    let settings = bubblewrap::Settings { init, state, bwrap: PathBuf::from("bwrap") };
+    let settings = bubblewrap::Settings {
+        init,
+        state,
+        bwrap: PathBuf::from("bwrap"),
+    };
     Ok(Arc::new(Bubblewrap::new(settings).context("the bubblewrap driver")?))
 }
 

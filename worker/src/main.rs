@@ -31,5 +31,9 @@ async fn main() -> anyhow::Result<ExitCode> {
     worker::run(config, Clock::system(), lifecycle.clone()).await?;
     lifecycle.stop();
     let ended = lifecycle.drained(GRACE, GRACE).await;
-    Ok(if ended && !lifecycle.has_failed() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if ended && !lifecycle.has_failed() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }

@@ -65,8 +65,15 @@ pub async fn run(config: Config, clock: Clock, lifecycle: Lifecycle) -> anyhow::
         upkeep: CancellationToken::new(),
         machine: machine.clone(),
     };
-    let sandbox_slots = if machine.has_sandboxes() { config.worker.sandbox_slots() } else { 0 };
-    let slots = BTreeMap::from([(SlotClass::Light, config.worker.light_slots), (SlotClass::Sandbox, sandbox_slots)]);
+    let sandbox_slots = if machine.has_sandboxes() {
+        config.worker.sandbox_slots()
+    } else {
+        0
+    };
+    let slots = BTreeMap::from([
+        (SlotClass::Light, config.worker.light_slots),
+        (SlotClass::Sandbox, sandbox_slots),
+    ]);
     let registration = registration(&config.worker, worker_id, &slots, driver, &clock);
     if !register(&store, &registration, &lifecycle).await {
         return Ok(());
@@ -88,7 +95,10 @@ fn registration(
         id,
         name: worker.name(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
-        slots: slots.iter().map(|(slot, count)| (slot.as_str().to_owned(), *count)).collect(),
+        slots: slots
+            .iter()
+            .map(|(slot, count)| (slot.as_str().to_owned(), *count))
+            .collect(),
         labels: worker.labels.clone(),
         queues: worker.queues.clone(),
         driver: driver.to_owned(),
@@ -110,13 +120,7 @@ async fn register(store: &Store, worker: &workers::Worker, lifecycle: &Lifecycle
     }
 }
 
-fn start(
-    config: &Config,
-    running: &Running,
-    queue: &Queue,
-    slots: &BTreeMap<SlotClass, u32>,
-    lifecycle: &Lifecycle,
-) {
+fn start(config: &Config, running: &Running, queue: &Queue, slots: &BTreeMap<SlotClass, u32>, lifecycle: &Lifecycle) {
     let (worker_id, store, held) = (running.worker_id, &running.store, &running.held);
     let attempts = Attempts::new(Parts {
         worker_id,
@@ -124,7 +128,13 @@ fn start(
         queue: queue.clone(),
         clock: running.clock.clone(),
         held: held.clone(),
-        settler: Settler::spawn(worker_id, store.clone(), queue.clone(), lifecycle.hard().clone(), &running.settling),
+        settler: Settler::spawn(
+            worker_id,
+            store.clone(),
+            queue.clone(),
+            lifecycle.hard().clone(),
+            &running.settling,
+        ),
         machine: running.machine.clone(),
         run_on: config.leases.run_on,
         tracker: running.attempts.clone(),
@@ -139,12 +149,21 @@ fn start(
     };
     let upkeep = &running.upkeep;
     lifecycle.spawn_infallible("heartbeat", heartbeat.run(upkeep.clone()));
-    lifecycle.spawn_infallible("cancels", cancels::run(worker_id, queue.clone(), held.clone(), upkeep.clone()));
+    lifecycle.spawn_infallible(
+        "cancels",
+        cancels::run(worker_id, queue.clone(), held.clone(), upkeep.clone()),
+    );
     // Ends with the soft stop, or when an operator drains this worker.
     let claiming = lifecycle.soft().child_token();
     lifecycle.spawn_infallible(
         "presence",
-        presence(store.clone(), worker_id, running.clock.clone(), claiming.clone(), upkeep.clone()),
+        presence(
+            store.clone(),
+            worker_id,
+            running.clock.clone(),
+            claiming.clone(),
+            upkeep.clone(),
+        ),
     );
     for (slot, count) in slots {
         let count = usize::try_from(*count).unwrap_or(usize::MAX);
@@ -207,10 +226,17 @@ async fn stop(running: &Running, drain: Duration, lifecycle: &Lifecycle) -> anyh
     running.held.stop_all(Stop::Drain);
     let ended = tokio::time::timeout(GRACE, running.attempts.wait()).await;
     if ended.is_err() {
-        tracing::warn!(held = running.held.len(), "attempts did not end: others take them over when their leases pass");
+        tracing::warn!(
+            held = running.held.len(),
+            "attempts did not end: others take them over when their leases pass"
+        );
     }
     running.machine.shutdown().await;
-    if let Err(error) = running.store.worker_stopped(running.worker_id, running.clock.now()).await {
+    if let Err(error) = running
+        .store
+        .worker_stopped(running.worker_id, running.clock.now())
+        .await
+    {
         tracing::warn!(%error, "Postgres does not hear that this worker has stopped");
     }
     running.upkeep.cancel();

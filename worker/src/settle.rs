@@ -54,8 +54,17 @@ impl Settler {
         hard: CancellationToken,
         tracker: &TaskTracker,
     ) -> Self {
-        let writer = Writer { worker_id, store, queue, hard };
-        let limits = Limits { batch_max: 500, parallel: 2, backlog: 1_000 };
+        let writer = Writer {
+            worker_id,
+            store,
+            queue,
+            hard,
+        };
+        let limits = Limits {
+            batch_max: 500,
+            parallel: 2,
+            backlog: 1_000,
+        };
         let batcher = Batcher::spawn(tracker, limits, move |batch: Vec<(TenantId, Settlement)>| {
             let writer = writer.clone();
             async move { writer.settle(batch).await }
@@ -124,7 +133,11 @@ impl Writer {
             if changed.contains(&settlement.job_id) {
                 continue;
             }
-            match self.store.is_settled(settlement.job_id, settlement.attempt, self.worker_id).await {
+            match self
+                .store
+                .is_settled(settlement.job_id, settlement.attempt, self.worker_id)
+                .await
+            {
                 Ok(true) => changed.push(settlement.job_id),
                 Ok(false) => {}
                 Err(error) => tracing::warn!(%error, job_id = %settlement.job_id, "cannot tell whether it settled"),
@@ -137,15 +150,18 @@ impl Writer {
         let mut by_shard: BTreeMap<Shard, Vec<Acked>> = BTreeMap::new();
         for ((tenant_id, settlement), settled) in tenants.iter().zip(settlements).zip(settled) {
             if *settled == Settled::Committed {
-                by_shard.entry(self.queue.shard_of(*tenant_id)).or_default().push(Acked {
-                    job_id: settlement.job_id,
-                    attempt: settlement.attempt,
-                    seq: settlement.seq,
-                    keeps_places: matches!(
-                        settlement.decision,
-                        Decision::RetryAt(..) | Decision::Wait | Decision::GiveBack
-                    ),
-                });
+                by_shard
+                    .entry(self.queue.shard_of(*tenant_id))
+                    .or_default()
+                    .push(Acked {
+                        job_id: settlement.job_id,
+                        attempt: settlement.attempt,
+                        seq: settlement.seq,
+                        keeps_places: matches!(
+                            settlement.decision,
+                            Decision::RetryAt(..) | Decision::Wait | Decision::GiveBack
+                        ),
+                    });
             }
         }
         for (shard, acked) in by_shard {
@@ -159,7 +175,11 @@ impl Writer {
 fn mark(settled: &mut [Settled], settlements: &[Settlement], changed: &[JobId]) {
     for (slot, settlement) in settled.iter_mut().zip(settlements) {
         let is_changed = changed.contains(&settlement.job_id);
-        *slot = if is_changed { Settled::Committed } else { Settled::LeaseLost };
+        *slot = if is_changed {
+            Settled::Committed
+        } else {
+            Settled::LeaseLost
+        };
     }
 }
 

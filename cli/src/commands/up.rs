@@ -147,6 +147,7 @@ async fn start(args: &Args, folder: &DataFolder, stores: &Stores, lifecycle: &Li
         redis_url: stores.redis_url.clone(),
         admin_key: admin_key.clone(),
         sandboxes,
+        objects: folder.join("objects"),
         file: args.config.clone(),
     };
     let step = Step::begin("hothouse");

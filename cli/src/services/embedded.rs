@@ -23,6 +23,8 @@ pub(crate) struct Settings {
     pub(crate) redis_url: String,
     pub(crate) admin_key: String,
     pub(crate) sandboxes: Sandboxes,
+    /// The folder of artifacts.
+    pub(crate) objects: PathBuf,
     /// A file with settings of any part.
     pub(crate) file: Option<PathBuf>,
 }
@@ -40,6 +42,7 @@ impl Settings {
             ("DATABASE__URL", self.postgres_url.clone()),
             ("REDIS__URL", self.redis_url.clone()),
             ("AUTH__ADMIN_KEY", self.admin_key.clone()),
+            ("OBJECTS__URL", format!("file://{}", self.objects.display())),
         ];
         match &self.sandboxes {
             Sandboxes::Docker { host, image } => own.extend([

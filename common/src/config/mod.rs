@@ -63,7 +63,12 @@ pub fn load<S: Settings>(
     let mut builder = Config::builder()
         .add_source(File::from_str(SHARED_DEFAULTS, FileFormat::Toml))
         .add_source(File::from_str(S::DEFAULTS, FileFormat::Toml));
-    let sections: BTreeSet<String> = builder.clone().build()?.try_deserialize::<Map<String, Value>>()?.into_keys().collect();
+    let sections: BTreeSet<String> = builder
+        .clone()
+        .build()?
+        .try_deserialize::<Map<String, Value>>()?
+        .into_keys()
+        .collect();
     if let Some(path) = file {
         builder = builder.add_source(known_sections(path, &sections)?);
     }
@@ -74,7 +79,10 @@ pub fn load<S: Settings>(
             section.is_some_and(|(section, _)| sections.contains(&section.to_lowercase()))
         })
         .collect();
-    let variables = Environment::with_prefix("HOTHOUSE").prefix_separator("_").separator("__").source(Some(variables));
+    let variables = Environment::with_prefix("HOTHOUSE")
+        .prefix_separator("_")
+        .separator("__")
+        .source(Some(variables));
     let settings: S = builder.add_source(variables).build()?.try_deserialize()?;
     settings.validate()?;
     Ok(settings)
@@ -82,12 +90,16 @@ pub fn load<S: Settings>(
 
 /// The process's environment variables, for [`load`].
 pub fn environment() -> Vec<(String, String)> {
-    std::env::vars().filter(|(name, _)| name.starts_with("HOTHOUSE_")).collect()
+    std::env::vars()
+        .filter(|(name, _)| name.starts_with("HOTHOUSE_"))
+        .collect()
 }
 
 /// A file without the sections of other processes.
 fn known_sections(path: &Path, sections: &BTreeSet<String>) -> Result<Config, config::ConfigError> {
-    let given = Config::builder().add_source(File::from(path).format(FileFormat::Toml)).build()?;
+    let given = Config::builder()
+        .add_source(File::from(path).format(FileFormat::Toml))
+        .build()?;
     let mut known = Config::builder();
     for (section, value) in given.try_deserialize::<Map<String, Value>>()? {
         if sections.contains(&section) {
@@ -136,7 +148,10 @@ mod tests {
     #[test]
     fn the_environment_wins_over_the_file_and_the_file_over_the_defaults() {
         let file = file("[redis]\nshards = 3\nprefix = \"x\"\n[http]\naddress = \"of another process\"\n");
-        let environment = [variable("HOTHOUSE_REDIS__PREFIX", "0123"), variable("HOTHOUSE_HTTP__ADDRESS", "z")];
+        let environment = [
+            variable("HOTHOUSE_REDIS__PREFIX", "0123"),
+            variable("HOTHOUSE_HTTP__ADDRESS", "z"),
+        ];
         let example: Example = load(Some(file.path()), environment).unwrap();
         assert_eq!((example.redis.shards, example.redis.prefix.as_str()), (3, "0123"));
         assert_eq!(example.redis.connections_max, 16);
@@ -152,9 +167,10 @@ mod tests {
 
     #[test]
     fn secrets_are_not_printed() {
-        let database: Database = load::<Example>(None, [variable("HOTHOUSE_DATABASE__URL", "postgres://u:hunter2@h/d")])
-            .unwrap()
-            .database;
+        let database: Database =
+            load::<Example>(None, [variable("HOTHOUSE_DATABASE__URL", "postgres://u:hunter2@h/d")])
+                .unwrap()
+                .database;
         let printed = format!("{database:?} {}", serde_json::to_string(&database).unwrap());
         assert!(!printed.contains("hunter2"), "{printed}");
     }

@@ -86,7 +86,9 @@ impl Leases {
     /// [`Error::Invalid`].
     pub fn validate(&self) -> Result<(), Error> {
         if self.ttl < self.heartbeat * 3 {
-            return Err(Error::Invalid("leases.ttl must be at least three times leases.heartbeat".to_owned()));
+            return Err(Error::Invalid(
+                "leases.ttl must be at least three times leases.heartbeat".to_owned(),
+            ));
         }
         if self.run_on >= self.ttl {
             return Err(Error::Invalid("leases.run_on must be below leases.ttl".to_owned()));
@@ -102,7 +104,10 @@ fn resolve(value: &Secret, file: Option<&PathBuf>, name: &str) -> Result<Secret,
     match file {
         Some(path) if value.is_empty() => match std::fs::read_to_string(path) {
             Ok(text) => Ok(Secret::from(text.trim().to_owned())),
-            Err(source) => Err(Error::SecretFile { path: path.clone(), source }),
+            Err(source) => Err(Error::SecretFile {
+                path: path.clone(),
+                source,
+            }),
         },
         _ if value.is_empty() => Err(Error::Invalid(format!("{name} is not set"))),
         _ => Ok(value.clone()),

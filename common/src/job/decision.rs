@@ -78,7 +78,10 @@ pub fn settle(outcome: Outcome, counts: Counts<'_>, spread: f64, now: DateTime<U
             if counts.cancel_requested {
                 Decision::Cancel
             } else if retryable && failures < counts.max_attempts {
-                let delay = counts.backoff.delay(failures, spread).max(retry_after.unwrap_or_default());
+                let delay = counts
+                    .backoff
+                    .delay(failures, spread)
+                    .max(retry_after.unwrap_or_default());
                 Decision::RetryAt(now + delay, failure)
             } else {
                 Decision::Fail(failure)
@@ -117,7 +120,10 @@ mod tests {
     }
 
     fn failed(code: FailureCode) -> Outcome {
-        Outcome::Failed { failure: Failure::new(code, "x"), retry_after: None }
+        Outcome::Failed {
+            failure: Failure::new(code, "x"),
+            retry_after: None,
+        }
     }
 
     fn now() -> DateTime<Utc> {
@@ -133,22 +139,33 @@ mod tests {
     #[test]
     fn a_code_named_in_retry_on_is_repeated() {
         let codes = ["nonzero_exit".to_owned()];
-        let counts = Counts { retry_on: &codes, ..counts(1) };
+        let counts = Counts {
+            retry_on: &codes,
+            ..counts(1)
+        };
         let decision = settle(failed(FailureCode::NonzeroExit), counts, 0.5, now());
         assert!(matches!(decision, Decision::RetryAt(at, _) if at == now() + Duration::from_secs(1)));
     }
 
     #[test]
     fn a_transient_failure_is_repeated_until_max_attempts() {
-        assert!(matches!(settle(failed(FailureCode::SandboxFailed), counts(1), 1.0, now()), Decision::RetryAt(..)));
-        assert!(matches!(settle(failed(FailureCode::SandboxFailed), counts(2), 1.0, now()), Decision::Fail(_)));
+        assert!(matches!(
+            settle(failed(FailureCode::SandboxFailed), counts(1), 1.0, now()),
+            Decision::RetryAt(..)
+        ));
+        assert!(matches!(
+            settle(failed(FailureCode::SandboxFailed), counts(2), 1.0, now()),
+            Decision::Fail(_)
+        ));
     }
 
     #[test]
     fn retry_after_is_the_least_delay() {
         let wait = Duration::from_secs(40);
-        let outcome =
-            Outcome::Failed { failure: Failure::new(FailureCode::ModelFailed, "busy"), retry_after: Some(wait) };
+        let outcome = Outcome::Failed {
+            failure: Failure::new(FailureCode::ModelFailed, "busy"),
+            retry_after: Some(wait),
+        };
         assert!(matches!(settle(outcome, counts(0), 0.0, now()), Decision::RetryAt(at, _) if at == now() + wait));
     }
 
@@ -159,8 +176,16 @@ mod tests {
 
     #[test]
     fn a_request_to_cancel_wins_over_every_retry() {
-        let counts = Counts { cancel_requested: true, ..counts(0) };
-        for outcome in [failed(FailureCode::SandboxFailed), Outcome::Interrupted, Outcome::Waits, Outcome::Cancelled] {
+        let counts = Counts {
+            cancel_requested: true,
+            ..counts(0)
+        };
+        for outcome in [
+            failed(FailureCode::SandboxFailed),
+            Outcome::Interrupted,
+            Outcome::Waits,
+            Outcome::Cancelled,
+        ] {
             assert_eq!(settle(outcome, counts, 0.0, now()), Decision::Cancel);
         }
         assert_eq!(settle(Outcome::Succeeded, counts, 0.0, now()), Decision::Succeed);
@@ -170,6 +195,8 @@ mod tests {
     #[test]
     fn the_third_lost_worker_poisons() {
         assert_eq!(reclaim(Counts { losses: 1, ..counts(0) }), Decision::GiveBack);
-        assert!(matches!(reclaim(Counts { losses: 2, ..counts(0) }), Decision::Fail(f) if f.code == FailureCode::Poisoned));
+        assert!(
+            matches!(reclaim(Counts { losses: 2, ..counts(0) }), Decision::Fail(f) if f.code == FailureCode::Poisoned)
+        );
     }
 }

@@ -29,7 +29,10 @@ pub struct Event {
 /// What happened. The names and fields are the wire contract.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type")]
-#[expect(missing_docs, reason = "the fields are the wire contract, which docs/api.md describes")]
+#[expect(
+    missing_docs,
+    reason = "the fields are the wire contract, which docs/api.md describes"
+)]
 pub enum EventBody {
     #[serde(rename = "queued")]
     Queued {
@@ -55,11 +58,19 @@ pub enum EventBody {
     #[serde(rename = "reasoning.delta")]
     ReasoningDelta { text: String },
     #[serde(rename = "tool.started")]
-    ToolStarted { tool_call_id: String, name: String, input: Value },
+    ToolStarted {
+        tool_call_id: String,
+        name: String,
+        input: Value,
+    },
     #[serde(rename = "tool.output")]
     ToolOutput { tool_call_id: String, text: String },
     #[serde(rename = "tool.finished")]
-    ToolFinished { tool_call_id: String, is_error: bool, output: Value },
+    ToolFinished {
+        tool_call_id: String,
+        is_error: bool,
+        output: Value,
+    },
     #[serde(rename = "usage")]
     Usage { usage: Value },
     #[serde(rename = "waiting")]
@@ -68,7 +79,11 @@ pub enum EventBody {
         waits_for: String,
     },
     #[serde(rename = "retrying")]
-    Retrying { next_attempt: u32, retry_at: DateTime<Utc>, error: Failure },
+    Retrying {
+        next_attempt: u32,
+        retry_at: DateTime<Utc>,
+        error: Failure,
+    },
     #[serde(rename = "attempt_reset")]
     AttemptReset { discard_from_seq: u64 },
     #[serde(rename = "resume_gap")]
@@ -138,9 +153,18 @@ impl EventBody {
                 Some(Self::ReasoningDelta { text: join(a, b) })
             }
             (
-                Self::ToolOutput { tool_call_id: x, text: a },
-                Self::ToolOutput { tool_call_id: y, text: b },
-            ) if x == y => Some(Self::ToolOutput { tool_call_id: x.clone(), text: join(a, b) }),
+                Self::ToolOutput {
+                    tool_call_id: x,
+                    text: a,
+                },
+                Self::ToolOutput {
+                    tool_call_id: y,
+                    text: b,
+                },
+            ) if x == y => Some(Self::ToolOutput {
+                tool_call_id: x.clone(),
+                text: join(a, b),
+            }),
             _ => None,
         }
     }
@@ -153,14 +177,26 @@ mod tests {
     #[test]
     fn the_wire_shape_is_flat_and_named() {
         let at = DateTime::from_timestamp(1_800_000_000, 0).unwrap();
-        let event = Event { seq: 7, at, attempt: 1, body: EventBody::Stdout { text: "a\0b".to_owned() } };
+        let event = Event {
+            seq: 7,
+            at,
+            attempt: 1,
+            body: EventBody::Stdout {
+                text: "a\0b".to_owned(),
+            },
+        };
         let json = serde_json::to_value(&event).unwrap();
         assert_eq!(
             json,
             serde_json::json!({"seq": 7, "at": "2027-01-15T08:00:00Z", "attempt": 1, "type": "stdout", "text": "a\0b"})
         );
         assert_eq!(serde_json::from_value::<Event>(json).unwrap(), event);
-        let cancelled = Event { seq: 8, at, attempt: 1, body: EventBody::Cancelled {} };
+        let cancelled = Event {
+            seq: 8,
+            at,
+            attempt: 1,
+            body: EventBody::Cancelled {},
+        };
         let json = serde_json::to_string(&cancelled).unwrap();
         assert_eq!(serde_json::from_str::<Event>(&json).unwrap(), cancelled);
     }

@@ -91,7 +91,10 @@ impl FailureCode {
     /// Whether another attempt may end otherwise without the job being changed. What a program does is its own answer,
     /// and is not repeated unless the job's `retry_on` names the code.
     pub fn is_transient(self) -> bool {
-        matches!(self, Self::SandboxFailed | Self::ModelFailed | Self::WorkerLost | Self::Internal)
+        matches!(
+            self,
+            Self::SandboxFailed | Self::ModelFailed | Self::WorkerLost | Self::Internal
+        )
     }
 }
 
@@ -107,7 +110,10 @@ pub struct Failure {
 impl Failure {
     /// A failure.
     pub fn new(code: FailureCode, message: impl Into<String>) -> Self {
-        Self { code, message: message.into() }
+        Self {
+            code,
+            message: message.into(),
+        }
     }
 }
 

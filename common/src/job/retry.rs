@@ -20,7 +20,11 @@ pub struct Backoff {
 
 impl Default for Backoff {
     fn default() -> Self {
-        Self { initial: Duration::from_secs(1), factor: 2.0, max: Duration::from_mins(5) }
+        Self {
+            initial: Duration::from_secs(1),
+            factor: 2.0,
+            max: Duration::from_mins(5),
+        }
     }
 }
 
@@ -29,7 +33,11 @@ impl Backoff {
     pub fn bound(&self, failures: u32) -> Duration {
         let exponent = i32::try_from(failures.saturating_sub(1)).unwrap_or(i32::MAX);
         let seconds = self.initial.as_secs_f64() * self.factor.powi(exponent);
-        if seconds.is_finite() && seconds < self.max.as_secs_f64() { Duration::from_secs_f64(seconds) } else { self.max }
+        if seconds.is_finite() && seconds < self.max.as_secs_f64() {
+            Duration::from_secs_f64(seconds)
+        } else {
+            self.max
+        }
     }
 
     /// The delay after `failures` failures. `spread` is a random number from 0 to 1; "full jitter" spreads jobs that

@@ -71,7 +71,10 @@ pub fn class_of(slot: SlotClass, labels: &[String]) -> String {
     let mut labels: Vec<&str> = labels.iter().map(String::as_str).collect();
     labels.sort_unstable();
     labels.dedup();
-    std::iter::once(slot.as_str()).chain(labels).collect::<Vec<_>>().join("+")
+    std::iter::once(slot.as_str())
+        .chain(labels)
+        .collect::<Vec<_>>()
+        .join("+")
 }
 
 /// What happens to a job whose concurrency key has no free place.
@@ -99,7 +102,9 @@ impl Strategy {
 
     /// The strategy that `text` names.
     pub fn parse(text: &str) -> Option<Self> {
-        [Self::Queue, Self::Reject, Self::CancelRunning].into_iter().find(|strategy| strategy.as_str() == text)
+        [Self::Queue, Self::Reject, Self::CancelRunning]
+            .into_iter()
+            .find(|strategy| strategy.as_str() == text)
     }
 }
 

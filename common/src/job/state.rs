@@ -203,9 +203,11 @@ impl JobState {
             (Self::Scheduled { .. } | Self::Retrying { .. }, E::Promoted) | (Self::Waiting, E::Resumed) => {
                 Self::Queued { queued_at: now }
             }
-            (Self::Queued { .. }, E::Claimed { attempt, worker_id }) => {
-                Self::Running { attempt, worker_id, started_at: now }
-            }
+            (Self::Queued { .. }, E::Claimed { attempt, worker_id }) => Self::Running {
+                attempt,
+                worker_id,
+                started_at: now,
+            },
             (Self::Running { attempt, .. }, E::Succeeded { attempt: of }) if of == attempt => {
                 Self::Succeeded { finished_at: now }
             }
@@ -246,7 +248,11 @@ mod tests {
         vec![
             JobState::Scheduled { due_at: now() },
             JobState::Queued { queued_at: now() },
-            JobState::Running { attempt: ATTEMPT, worker_id, started_at: now() },
+            JobState::Running {
+                attempt: ATTEMPT,
+                worker_id,
+                started_at: now(),
+            },
             JobState::Waiting,
             JobState::Retrying { due_at: now() },
             JobState::Succeeded { finished_at: now() },
@@ -258,7 +264,13 @@ mod tests {
     fn events(attempt: u32) -> Vec<(&'static str, JobEvent)> {
         vec![
             ("promoted", JobEvent::Promoted),
-            ("claimed", JobEvent::Claimed { attempt: ATTEMPT + 1, worker_id: WorkerId::new() }),
+            (
+                "claimed",
+                JobEvent::Claimed {
+                    attempt: ATTEMPT + 1,
+                    worker_id: WorkerId::new(),
+                },
+            ),
             ("succeeded", JobEvent::Succeeded { attempt }),
             ("failed", JobEvent::Failed { attempt }),
             ("retry_at", JobEvent::RetryAt { attempt, due_at: now() }),

@@ -32,7 +32,13 @@ impl Queue {
     /// # Errors
     /// [`Error::Closed`] after a wipe, until running jobs have registered again.
     pub async fn claim(&self, shard: Shard, worker: WorkerId, want: &Want, rotation: u32) -> Result<Handout, Error> {
-        let list = |names: &[String]| if names.is_empty() { String::new() } else { format!(",{},", names.join(",")) };
+        let list = |names: &[String]| {
+            if names.is_empty() {
+                String::new()
+            } else {
+                format!(",{},", names.join(","))
+            }
+        };
         let mut invocation = self.inner.scripts.claim.key(self.root(shard));
         invocation
             .arg(worker.to_string())
@@ -81,7 +87,11 @@ impl Queue {
     ) -> Result<Option<u64>, Error> {
         let lane = super::dispatch::lane(queue, class);
         let key = self.key(self.shard_of(tenant_id), &format!("b:{lane}:{tenant_id}"));
-        let rank = redis::cmd("ZRANK").arg(key).arg(job_id.to_string()).query_async(&mut self.connection().await?).await?;
+        let rank = redis::cmd("ZRANK")
+            .arg(key)
+            .arg(job_id.to_string())
+            .query_async(&mut self.connection().await?)
+            .await?;
         Ok(rank)
     }
 }

@@ -24,13 +24,22 @@ pub struct Hold {
 impl Hold {
     /// A place of a submitter's concurrency key. The key is hashed: it may contain anything.
     fn concurrency(tenant_id: TenantId, concurrency: &Concurrency) -> Self {
-        let digest = Sha256::new().chain_update(tenant_id.uuid()).chain_update(&concurrency.key).finalize();
-        Self { key: format!("c:{}", hex::encode(&digest[..16])), limit: concurrency.limit }
+        let digest = Sha256::new()
+            .chain_update(tenant_id.uuid())
+            .chain_update(&concurrency.key)
+            .finalize();
+        Self {
+            key: format!("c:{}", hex::encode(&digest[..16])),
+            limit: concurrency.limit,
+        }
     }
 
     /// The one place of a conversation.
     fn conversation(id: ConversationId) -> Self {
-        Self { key: format!("v:{id}"), limit: 1 }
+        Self {
+            key: format!("v:{id}"),
+            limit: 1,
+        }
     }
 }
 
@@ -73,7 +82,10 @@ impl Dispatch {
 
     /// The attempt that a running job is in, to register it again.
     pub fn from_running(job: &Job) -> Self {
-        Self { attempt: job.attempt, ..Self::from_job(job) }
+        Self {
+            attempt: job.attempt,
+            ..Self::from_job(job)
+        }
     }
 
     /// The first attempt of a job that was just inserted.
@@ -95,7 +107,11 @@ impl Dispatch {
     }
 
     pub(super) fn push_args(&self, script: &mut redis::ScriptInvocation<'_>) {
-        let holds: Vec<String> = self.holds.iter().map(|hold| format!("{}={}", hold.key, hold.limit)).collect();
+        let holds: Vec<String> = self
+            .holds
+            .iter()
+            .map(|hold| format!("{}={}", hold.key, hold.limit))
+            .collect();
         script
             .arg(self.job_id.to_string())
             .arg(self.attempt)
@@ -112,11 +128,7 @@ pub(super) fn lane(queue: &str, class: &str) -> String {
     format!("{queue}/{class}")
 }
 
-fn holds(
-    tenant_id: TenantId,
-    concurrency: Option<&Concurrency>,
-    conversation_id: Option<ConversationId>,
-) -> Vec<Hold> {
+fn holds(tenant_id: TenantId, concurrency: Option<&Concurrency>, conversation_id: Option<ConversationId>) -> Vec<Hold> {
     let key = concurrency.map(|concurrency| Hold::concurrency(tenant_id, concurrency));
     key.into_iter().chain(conversation_id.map(Hold::conversation)).collect()
 }
@@ -176,7 +188,13 @@ impl Queue {
                 command.arg(jobs[*index].1.to_string());
             }
             let found: Vec<Option<String>> = command.query_async(&mut self.connection().await?).await?;
-            unknown.extend(indexes.iter().zip(found).filter(|(_, record)| record.is_none()).map(|(index, _)| *index));
+            unknown.extend(
+                indexes
+                    .iter()
+                    .zip(found)
+                    .filter(|(_, record)| record.is_none())
+                    .map(|(index, _)| *index),
+            );
         }
         unknown.sort_unstable();
         Ok(unknown)
@@ -190,11 +208,17 @@ impl Queue {
         let mut found = Vec::new();
         for shard in self.shards() {
             let mut connection = self.connection().await?;
-            let members: Vec<String> =
-                redis::cmd("SMEMBERS").arg(self.key(shard, "spilled")).query_async(&mut connection).await?;
+            let members: Vec<String> = redis::cmd("SMEMBERS")
+                .arg(self.key(shard, "spilled"))
+                .query_async(&mut connection)
+                .await?;
             for member in members {
-                let Some((lane, tenant)) = member.split_once(' ') else { continue };
-                let (Some((queue, class)), Ok(tenant_id)) = (lane.split_once('/'), tenant.parse()) else { continue };
+                let Some((lane, tenant)) = member.split_once(' ') else {
+                    continue;
+                };
+                let (Some((queue, class)), Ok(tenant_id)) = (lane.split_once('/'), tenant.parse()) else {
+                    continue;
+                };
                 let backlog = self.key(shard, &format!("b:{lane}:{tenant}"));
                 let length: u32 = redis::cmd("ZCARD").arg(backlog).query_async(&mut connection).await?;
                 if length <= self.inner.dispatched_max / 2 {
@@ -213,7 +237,11 @@ impl Queue {
     pub async fn unspill(&self, queue: &str, class: &str, tenant_id: TenantId) -> Result<(), Error> {
         let member = format!("{} {tenant_id}", lane(queue, class));
         let key = self.key(self.shard_of(tenant_id), "spilled");
-        let _removed: i64 = redis::cmd("SREM").arg(key).arg(member).query_async(&mut self.connection().await?).await?;
+        let _removed: i64 = redis::cmd("SREM")
+            .arg(key)
+            .arg(member)
+            .query_async(&mut self.connection().await?)
+            .await?;
         Ok(())
     }
 }

@@ -30,8 +30,14 @@ impl Queue {
             .arg("open")
             .query_async(&mut self.connection().await?)
             .await?;
-        let Some(begun) = begun.and_then(DateTime::from_timestamp_millis) else { return Ok(Generation::Missing) };
-        Ok(if open == Some(1) { Generation::Open(begun) } else { Generation::Closed(begun) })
+        let Some(begun) = begun.and_then(DateTime::from_timestamp_millis) else {
+            return Ok(Generation::Missing);
+        };
+        Ok(if open == Some(1) {
+            Generation::Open(begun)
+        } else {
+            Generation::Closed(begun)
+        })
     }
 
     /// Begins a generation, closed for claims, unless there is one.
@@ -54,13 +60,25 @@ impl Queue {
     /// When Redis is away.
     pub async fn open_generation(&self, shard: Shard) -> Result<(), Error> {
         let mut pipe = redis::pipe();
-        pipe.atomic().cmd("HSET").arg(self.key(shard, "gen")).arg("open").arg(1).ignore();
+        pipe.atomic()
+            .cmd("HSET")
+            .arg(self.key(shard, "gen"))
+            .arg("open")
+            .arg(1)
+            .ignore();
         self.push_wake(&mut pipe, shard);
         let () = pipe.query_async(&mut self.connection().await?).await?;
         Ok(())
     }
 
     pub(super) fn push_wake(&self, pipe: &mut redis::Pipeline, shard: Shard) {
-        pipe.cmd("XADD").arg(self.key(shard, "wake")).arg("MAXLEN").arg(1).arg("*").arg("w").arg(1).ignore();
+        pipe.cmd("XADD")
+            .arg(self.key(shard, "wake"))
+            .arg("MAXLEN")
+            .arg(1)
+            .arg("*")
+            .arg("w")
+            .arg(1)
+            .ignore();
     }
 }

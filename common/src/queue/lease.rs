@@ -163,8 +163,11 @@ impl Queue {
     /// When Redis is away.
     pub async fn take_cancels(&self, shard: Shard, worker: WorkerId) -> Result<Vec<JobId>, Error> {
         let key = self.key(shard, &format!("cancel:{worker}"));
-        let ids: Vec<String> =
-            redis::cmd("SPOP").arg(key).arg(1_000).query_async(&mut self.connection().await?).await?;
+        let ids: Vec<String> = redis::cmd("SPOP")
+            .arg(key)
+            .arg(1_000)
+            .query_async(&mut self.connection().await?)
+            .await?;
         Ok(ids.iter().filter_map(|id| id.parse().ok()).collect())
     }
 

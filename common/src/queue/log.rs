@@ -36,7 +36,9 @@ impl Queue {
         written: u64,
         events: &[Event],
     ) -> Result<Appended, Error> {
-        let Some(first) = events.first() else { return Ok(Appended::Ok) };
+        let Some(first) = events.first() else {
+            return Ok(Appended::Ok);
+        };
         let mut invocation = self.inner.scripts.append.key(self.root(self.shard_of(tenant_id)));
         invocation
             .arg(job_id.to_string())

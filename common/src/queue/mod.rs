@@ -127,7 +127,9 @@ impl Queue {
 
     /// Moves the scripts' clock, for tests that do not wait.
     pub fn set_clock_offset(&self, offset: chrono::TimeDelta) {
-        self.inner.clock_offset_ms.store(offset.num_milliseconds(), Ordering::Relaxed);
+        self.inner
+            .clock_offset_ms
+            .store(offset.num_milliseconds(), Ordering::Relaxed);
     }
 
     fn clock_offset_ms(&self) -> i64 {
@@ -159,7 +161,10 @@ impl Queue {
 
 impl std::fmt::Debug for Queue {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Queue").field("prefix", &self.inner.prefix).field("shards", &self.inner.shards).finish_non_exhaustive()
+        f.debug_struct("Queue")
+            .field("prefix", &self.inner.prefix)
+            .field("shards", &self.inner.shards)
+            .finish_non_exhaustive()
     }
 }
 

@@ -42,7 +42,10 @@ impl Queue {
         let hints = pubsub.into_on_message().filter_map(async |message| {
             let text: String = message.get_payload().ok()?;
             let (job_id, seq) = text.split_once(':')?;
-            Some(Hint { job_id: job_id.parse().ok()?, seq: seq.parse().ok()? })
+            Some(Hint {
+                job_id: job_id.parse().ok()?,
+                seq: seq.parse().ok()?,
+            })
         });
         Ok(hints.boxed())
     }

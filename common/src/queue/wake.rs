@@ -27,7 +27,12 @@ impl std::fmt::Debug for Connection {
 impl Queue {
     /// A waker of one shard.
     pub fn waker(&self, shard: Shard) -> Waker {
-        Waker { queue: self.clone(), shard, connection: None, last: "$".to_owned() }
+        Waker {
+            queue: self.clone(),
+            shard,
+            connection: None,
+            last: "$".to_owned(),
+        }
     }
 }
 
@@ -54,22 +59,40 @@ impl Waker {
             let client = &self.queue.inner.client;
             let mut connection = client.get_multiplexed_async_connection_with_config(&config).await?;
             // From the newest entry on: what was dispatched before is claimed by the caller's own first look.
-            let newest: redis::streams::StreamRangeReply =
-                redis::cmd("XREVRANGE").arg(&key).arg("+").arg("-").arg("COUNT").arg(1).query_async(&mut connection).await?;
-            self.last = newest.ids.first().map_or_else(|| "0-0".to_owned(), |entry| entry.id.clone());
+            let newest: redis::streams::StreamRangeReply = redis::cmd("XREVRANGE")
+                .arg(&key)
+                .arg("+")
+                .arg("-")
+                .arg("COUNT")
+                .arg(1)
+                .query_async(&mut connection)
+                .await?;
+            self.last = newest
+                .ids
+                .first()
+                .map_or_else(|| "0-0".to_owned(), |entry| entry.id.clone());
             self.connection = Some(Connection(connection));
             return Ok(true);
         }
-        let Some(Connection(connection)) = &mut self.connection else { return Ok(false) };
+        let Some(Connection(connection)) = &mut self.connection else {
+            return Ok(false);
+        };
         let mut command = redis::cmd("XREAD");
-        command.arg("BLOCK").arg(u64::try_from(limit.as_millis()).unwrap_or(1).max(1)).arg("STREAMS").arg(&key).arg(&self.last);
+        command
+            .arg("BLOCK")
+            .arg(u64::try_from(limit.as_millis()).unwrap_or(1).max(1))
+            .arg("STREAMS")
+            .arg(&key)
+            .arg(&self.last);
         // A connection that is dead without a word must not hold the worker: a little more than the block itself.
         let read = tokio::time::timeout(limit + Duration::from_secs(2), command.query_async(connection)).await;
         let reply: Option<StreamReadReply> = match read {
             Ok(reply) => reply?,
             Err(_elapsed) => return Err(Error::Reply("nothing to a blocking read".to_owned())),
         };
-        let newest = reply.and_then(|reply| reply.keys.into_iter().next()).and_then(|key| key.ids.into_iter().next_back());
+        let newest = reply
+            .and_then(|reply| reply.keys.into_iter().next())
+            .and_then(|key| key.ids.into_iter().next_back());
         let woken = newest.is_some();
         if let Some(entry) = newest {
             self.last = entry.id;

@@ -8,7 +8,10 @@ use crate::ids::{JobId, WorkerId};
 
 /// One ended attempt.
 #[derive(Clone, Debug)]
-#[expect(clippy::struct_field_names, reason = "an attempt's number is called attempt everywhere")]
+#[expect(
+    clippy::struct_field_names,
+    reason = "an attempt's number is called attempt everywhere"
+)]
 pub struct Attempt {
     /// Its number, from 1.
     pub attempt: u32,

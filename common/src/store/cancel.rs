@@ -29,7 +29,12 @@ impl Store {
              returning {}",
             qualified()
         );
-        let changed = sqlx::query(AssertSqlSafe(sql)).bind(id).bind(tenant_id).bind(now).fetch_optional(&mut *tx).await?;
+        let changed = sqlx::query(AssertSqlSafe(sql))
+            .bind(id)
+            .bind(tenant_id)
+            .bind(now)
+            .fetch_optional(&mut *tx)
+            .await?;
         let Some(changed) = changed else {
             tx.commit().await?;
             return Ok(self.job(tenant_id, id).await?.map(|detail| detail.job));

@@ -56,7 +56,11 @@ impl Store {
 
 /// Leaves out the turns whose conversation runs another, or has an older one open.
 async fn take_turns(connection: &mut PgConnection, claims: &[Claim]) -> Result<Vec<Claim>, Error> {
-    let turns: Vec<Uuid> = claims.iter().filter(|claim| claim.is_turn).map(|claim| claim.job_id.uuid()).collect();
+    let turns: Vec<Uuid> = claims
+        .iter()
+        .filter(|claim| claim.is_turn)
+        .map(|claim| claim.job_id.uuid())
+        .collect();
     let free: Vec<JobId> = sqlx::query_scalar(
         "update conversations c set active_job_id = j.id
          from jobs j
@@ -68,7 +72,11 @@ async fn take_turns(connection: &mut PgConnection, claims: &[Claim]) -> Result<V
     .bind(&turns)
     .fetch_all(connection)
     .await?;
-    Ok(claims.iter().copied().filter(|claim| !claim.is_turn || free.contains(&claim.job_id)).collect())
+    Ok(claims
+        .iter()
+        .copied()
+        .filter(|claim| !claim.is_turn || free.contains(&claim.job_id))
+        .collect())
 }
 
 async fn take(
@@ -96,5 +104,12 @@ async fn take(
         .bind(now)
         .fetch_all(connection)
         .await?;
-    rows.iter().map(|row| Ok(Claimed { job: row::job(row)?, input: row.try_get("input")? })).collect()
+    rows.iter()
+        .map(|row| {
+            Ok(Claimed {
+                job: row::job(row)?,
+                input: row.try_get("input")?,
+            })
+        })
+        .collect()
 }

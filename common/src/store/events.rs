@@ -37,7 +37,12 @@ impl Chunk {
         } else {
             zstd::bulk::compress(&lines, 3).expect("compressing into memory cannot fail")
         };
-        Some(Self { job_id, first_seq: first.seq, last_seq: last.seq, data })
+        Some(Self {
+            job_id,
+            first_seq: first.seq,
+            last_seq: last.seq,
+            data,
+        })
     }
 }
 
@@ -108,7 +113,11 @@ impl Store {
         .bind(worker_id)
         .execute(self.pool())
         .await?;
-        if written.rows_affected() == 1 { Ok(()) } else { Err(Error::LeaseLost) }
+        if written.rows_affected() == 1 {
+            Ok(())
+        } else {
+            Err(Error::LeaseLost)
+        }
     }
 }
 
@@ -150,7 +159,12 @@ mod tests {
         let at = chrono::DateTime::from_timestamp(1_800_000_000, 0).unwrap();
         for text in ["\0", &"line\n".repeat(50_000)] {
             let events: Vec<Event> = (1..4)
-                .map(|seq| Event { seq, at, attempt: 1, body: EventBody::Stdout { text: text.to_owned() } })
+                .map(|seq| Event {
+                    seq,
+                    at,
+                    attempt: 1,
+                    body: EventBody::Stdout { text: text.to_owned() },
+                })
                 .collect();
             let chunk = Chunk::pack(JobId::new(), &events).unwrap();
             assert_eq!((chunk.first_seq, chunk.last_seq), (1, 3));

@@ -66,7 +66,10 @@ impl Store {
                 Err(error) => fill(&mut results[from..to], error),
             }
         }
-        results.into_iter().map(|slot| slot.unwrap_or(Err(Error::Query(sqlx::Error::RowNotFound)))).collect()
+        results
+            .into_iter()
+            .map(|slot| slot.unwrap_or(Err(Error::Query(sqlx::Error::RowNotFound))))
+            .collect()
     }
 
     async fn insert_together(&self, submissions: &[Submission]) -> Result<Vec<Accepted>, Error> {
@@ -133,7 +136,9 @@ pub(super) async fn remember(
 fn fill(results: &mut [Option<Result<Accepted, Error>>], error: Error) {
     let mut first = Some(error);
     for slot in results {
-        *slot = Some(Err(first.take().unwrap_or_else(|| Error::Unavailable(sqlx::Error::PoolTimedOut))));
+        *slot = Some(Err(first
+            .take()
+            .unwrap_or_else(|| Error::Unavailable(sqlx::Error::PoolTimedOut))));
     }
 }
 

@@ -25,9 +25,19 @@ impl Store {
     /// When Postgres is away.
     pub async fn job(&self, tenant_id: TenantId, id: JobId) -> Result<Option<JobDetail>, Error> {
         let sql = format!("select {COLUMNS}, input, result from jobs where id = $1 and tenant_id = $2");
-        let row = sqlx::query(AssertSqlSafe(sql)).bind(id).bind(tenant_id).fetch_optional(self.pool()).await?;
-        row.map(|row| Ok(JobDetail { job: row::job(&row)?, input: row.try_get("input")?, result: row.try_get("result")? }))
-            .transpose()
+        let row = sqlx::query(AssertSqlSafe(sql))
+            .bind(id)
+            .bind(tenant_id)
+            .fetch_optional(self.pool())
+            .await?;
+        row.map(|row| {
+            Ok(JobDetail {
+                job: row::job(&row)?,
+                input: row.try_get("input")?,
+                result: row.try_get("result")?,
+            })
+        })
+        .transpose()
     }
 
     /// Jobs by id, whosever they are, in no order; for the parts of Hothouse that act for every tenant.

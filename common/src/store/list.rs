@@ -54,7 +54,11 @@ impl Filter {
             query.push(" and user_id = ").push_bind(user.clone());
         }
         for (key, value) in &self.metadata {
-            query.push(" and metadata ->> ").push_bind(key.clone()).push(" = ").push_bind(value.clone());
+            query
+                .push(" and metadata ->> ")
+                .push_bind(key.clone())
+                .push(" = ")
+                .push_bind(value.clone());
         }
         if let Some(text) = &self.text {
             query.push(" and strpos(lower(concat_ws(' ', id, queue, user_id, metadata)), lower(");
@@ -76,7 +80,10 @@ impl Store {
         limit: u32,
     ) -> Result<Vec<Job>, Error> {
         let mut query = QueryBuilder::new("select ");
-        query.push(COLUMNS).push(" from jobs where tenant_id = ").push_bind(tenant_id);
+        query
+            .push(COLUMNS)
+            .push(" from jobs where tenant_id = ")
+            .push_bind(tenant_id);
         filter.push(&mut query);
         if let Some(before) = before {
             query.push(" and id < ").push_bind(before);

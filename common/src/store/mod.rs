@@ -61,7 +61,10 @@ impl Store {
             .parse()
             .map_err(|_hidden: sqlx::Error| config::Error::Invalid("database.url is not a Postgres URL".to_owned()))?;
         // A generic plan cannot know which partitions an array of ids lies in; planning costs less than scanning all.
-        let options = options.options([("plan_cache_mode", "force_custom_plan"), ("application_name", "hothouse")]);
+        let options = options.options([
+            ("plan_cache_mode", "force_custom_plan"),
+            ("application_name", "hothouse"),
+        ]);
         let pool = PgPoolOptions::new()
             .max_connections(database.connections_max)
             .acquire_timeout(database.acquire_timeout)

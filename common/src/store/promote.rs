@@ -31,7 +31,11 @@ impl Store {
              select * from promoted",
             columns = qualified()
         );
-        let rows = sqlx::query(AssertSqlSafe(sql)).bind(now).bind(i64::from(limit)).fetch_all(self.pool()).await?;
+        let rows = sqlx::query(AssertSqlSafe(sql))
+            .bind(now)
+            .bind(i64::from(limit))
+            .fetch_all(self.pool())
+            .await?;
         rows.iter().map(row::job).collect()
     }
 
@@ -44,7 +48,11 @@ impl Store {
             "select {} from jobs where state = 'queued' and id > $1 order by id limit $2",
             row::COLUMNS
         );
-        let rows = sqlx::query(AssertSqlSafe(sql)).bind(after).bind(i64::from(limit)).fetch_all(self.pool()).await?;
+        let rows = sqlx::query(AssertSqlSafe(sql))
+            .bind(after)
+            .bind(i64::from(limit))
+            .fetch_all(self.pool())
+            .await?;
         rows.iter().map(row::job).collect()
     }
 
@@ -79,7 +87,11 @@ impl Store {
     /// # Errors
     /// When Postgres is away.
     pub async fn is_anything_running(&self) -> Result<bool, Error> {
-        Ok(sqlx::query_scalar("select exists (select from jobs where state = 'running')").fetch_one(self.pool()).await?)
+        Ok(
+            sqlx::query_scalar("select exists (select from jobs where state = 'running')")
+                .fetch_one(self.pool())
+                .await?,
+        )
     }
 
     /// The tenants, queues and classes that have queued jobs.
@@ -87,8 +99,10 @@ impl Store {
     /// # Errors
     /// When Postgres is away.
     pub async fn queued_lanes(&self) -> Result<Vec<(TenantId, String, String)>, Error> {
-        Ok(sqlx::query_as("select distinct tenant_id, queue, class from jobs where state = 'queued'")
-            .fetch_all(self.pool())
-            .await?)
+        Ok(
+            sqlx::query_as("select distinct tenant_id, queue, class from jobs where state = 'queued'")
+                .fetch_all(self.pool())
+                .await?,
+        )
     }
 }

@@ -54,7 +54,12 @@ impl Store {
                and not exists (select from workers where workers.id = jobs.worker_id and alive_until > $3)
              for update"
         );
-        let found = sqlx::query(AssertSqlSafe(sql)).bind(job_id).bind(int(attempt)).bind(now).fetch_optional(&mut *tx).await?;
+        let found = sqlx::query(AssertSqlSafe(sql))
+            .bind(job_id)
+            .bind(int(attempt))
+            .bind(now)
+            .fetch_optional(&mut *tx)
+            .await?;
         let Some(found) = found else { return Ok(None) };
         let job = row::job(&found)?;
         let counts = Counts {
@@ -88,23 +93,43 @@ fn last_words(
 ) -> (Vec<Event>, u64) {
     let mut events: Vec<Event> = tail.iter().filter(|event| event.seq > written).cloned().collect();
     // An attempt that printed nothing has its `started` only in its row.
-    if written < job.seq && events.first().is_none_or(|event| event.seq > job.seq)
+    if written < job.seq
+        && events.first().is_none_or(|event| event.seq > job.seq)
         && let (Some(at), Some(worker)) = (job.started_at, job.worker_id)
     {
-        events.insert(0, Event { seq: job.seq, at, attempt: job.attempt, body: EventBody::Started { worker } });
+        events.insert(
+            0,
+            Event {
+                seq: job.seq,
+                at,
+                attempt: job.attempt,
+                body: EventBody::Started { worker },
+            },
+        );
     }
     let last = events.last().map_or(written, |event| event.seq).max(job.seq);
     let mut next = last + UNWRITTEN_MAX;
     let mut add = |body: EventBody| {
-        events.push(Event { seq: next, at: now, attempt: job.attempt, body });
+        events.push(Event {
+            seq: next,
+            at: now,
+            attempt: job.attempt,
+            body,
+        });
         next += 1;
     };
     if gap {
         let reason = "the worker and Redis were lost together".to_owned();
-        add(EventBody::ResumeGap { from_seq: last + 1, to_seq: last + UNWRITTEN_MAX - 1, reason });
+        add(EventBody::ResumeGap {
+            from_seq: last + 1,
+            to_seq: last + UNWRITTEN_MAX - 1,
+            reason,
+        });
     }
     if matches!(decision, Decision::GiveBack) {
-        add(EventBody::AttemptReset { discard_from_seq: job.seq });
+        add(EventBody::AttemptReset {
+            discard_from_seq: job.seq,
+        });
         add(EventBody::Queued { position: None });
         next -= 1;
     }

@@ -17,7 +17,11 @@ pub(super) const COLUMNS: &str = "id, tenant_id, kind, queue, class, labels, pri
 
 /// The same columns of table `jobs` where another table is joined.
 pub(super) fn qualified() -> String {
-    COLUMNS.split(", ").map(|column| format!("jobs.{}", column.trim())).collect::<Vec<_>>().join(", ")
+    COLUMNS
+        .split(", ")
+        .map(|column| format!("jobs.{}", column.trim()))
+        .collect::<Vec<_>>()
+        .join(", ")
 }
 
 /// A job from a row with [`COLUMNS`].
@@ -59,7 +63,9 @@ pub(super) fn job(row: &PgRow) -> Result<Job, Error> {
         api_key_id: row.try_get("api_key_id")?,
         metadata: metadata.as_object().cloned().unwrap_or_default(),
         agent_id: row.try_get("agent_id")?,
-        agent_version: row.try_get::<Option<i32>, _>("agent_version")?.and_then(|n| u32::try_from(n).ok()),
+        agent_version: row
+            .try_get::<Option<i32>, _>("agent_version")?
+            .and_then(|n| u32::try_from(n).ok()),
         conversation_id: row.try_get("conversation_id")?,
         schedule_id: row.try_get("schedule_id")?,
         parent_id: row.try_get("parent_id")?,
@@ -73,8 +79,12 @@ fn state(row: &PgRow) -> Result<JobState, Error> {
             .ok_or_else(|| Error::Corrupt(format!("{column} is null against its constraint")))
     };
     Ok(match parsed(row, "state", StateName::parse)? {
-        StateName::Scheduled => JobState::Scheduled { due_at: time("due_at")? },
-        StateName::Queued => JobState::Queued { queued_at: time("queued_at")? },
+        StateName::Scheduled => JobState::Scheduled {
+            due_at: time("due_at")?,
+        },
+        StateName::Queued => JobState::Queued {
+            queued_at: time("queued_at")?,
+        },
         StateName::Running => JobState::Running {
             attempt: count(row, "attempt")?,
             worker_id: row
@@ -83,24 +93,48 @@ fn state(row: &PgRow) -> Result<JobState, Error> {
             started_at: time("started_at")?,
         },
         StateName::Waiting => JobState::Waiting,
-        StateName::Retrying => JobState::Retrying { due_at: time("due_at")? },
-        StateName::Succeeded => JobState::Succeeded { finished_at: time("finished_at")? },
-        StateName::Failed => JobState::Failed { finished_at: time("finished_at")? },
-        StateName::Cancelled => JobState::Cancelled { finished_at: time("finished_at")? },
+        StateName::Retrying => JobState::Retrying {
+            due_at: time("due_at")?,
+        },
+        StateName::Succeeded => JobState::Succeeded {
+            finished_at: time("finished_at")?,
+        },
+        StateName::Failed => JobState::Failed {
+            finished_at: time("finished_at")?,
+        },
+        StateName::Cancelled => JobState::Cancelled {
+            finished_at: time("finished_at")?,
+        },
     })
 }
 
 fn failure(row: &PgRow) -> Result<Option<Failure>, Error> {
-    let Some(code) = row.try_get::<Option<String>, _>("error_code")? else { return Ok(None) };
+    let Some(code) = row.try_get::<Option<String>, _>("error_code")? else {
+        return Ok(None);
+    };
     let code = FailureCode::parse(&code).ok_or_else(|| Error::Corrupt(format!("unknown error code {code}")))?;
-    Ok(Some(Failure::new(code, row.try_get::<Option<String>, _>("error_message")?.unwrap_or_default())))
+    Ok(Some(Failure::new(
+        code,
+        row.try_get::<Option<String>, _>("error_message")?.unwrap_or_default(),
+    )))
 }
 
 fn concurrency(row: &PgRow) -> Result<Option<Concurrency>, Error> {
-    let Some(key) = row.try_get::<Option<String>, _>("concurrency_key")? else { return Ok(None) };
-    let limit = row.try_get::<Option<i32>, _>("concurrency_limit")?.and_then(|n| u32::try_from(n).ok()).unwrap_or(1);
-    let strategy = row.try_get::<Option<String>, _>("concurrency_strategy")?.unwrap_or_default();
-    Ok(Some(Concurrency { key, limit, strategy: Strategy::parse(&strategy).unwrap_or_default() }))
+    let Some(key) = row.try_get::<Option<String>, _>("concurrency_key")? else {
+        return Ok(None);
+    };
+    let limit = row
+        .try_get::<Option<i32>, _>("concurrency_limit")?
+        .and_then(|n| u32::try_from(n).ok())
+        .unwrap_or(1);
+    let strategy = row
+        .try_get::<Option<String>, _>("concurrency_strategy")?
+        .unwrap_or_default();
+    Ok(Some(Concurrency {
+        key,
+        limit,
+        strategy: Strategy::parse(&strategy).unwrap_or_default(),
+    }))
 }
 
 fn parsed<T>(row: &PgRow, column: &str, parse: impl Fn(&str) -> Option<T>) -> Result<T, Error> {

@@ -71,10 +71,18 @@ fn columns(settlement: &Settlement) -> Columns {
     };
     match &settlement.decision {
         Decision::Succeed => base,
-        Decision::Fail(failure) => {
-            Columns { state: StateName::Failed, outcome: "failed", failed: 1, failure: Some(failure.clone()), ..base }
-        }
-        Decision::Cancel => Columns { state: StateName::Cancelled, outcome: "cancelled", ..base },
+        Decision::Fail(failure) => Columns {
+            state: StateName::Failed,
+            outcome: "failed",
+            failed: 1,
+            failure: Some(failure.clone()),
+            ..base
+        },
+        Decision::Cancel => Columns {
+            state: StateName::Cancelled,
+            outcome: "cancelled",
+            ..base
+        },
         Decision::RetryAt(due_at, failure) => Columns {
             state: StateName::Retrying,
             outcome: "retrying",
@@ -91,7 +99,12 @@ fn columns(settlement: &Settlement) -> Columns {
             finished_at: None,
             ..base
         },
-        Decision::Wait => Columns { state: StateName::Waiting, outcome: "waiting", finished_at: None, ..base },
+        Decision::Wait => Columns {
+            state: StateName::Waiting,
+            outcome: "waiting",
+            finished_at: None,
+            ..base
+        },
     }
 }
 
@@ -190,7 +203,10 @@ fn used(settlement: &Settlement) -> Option<Json<&Usage>> {
 
 /// Adds a turn's messages after the last one, and frees the conversation when the job has ended.
 async fn end_turn(tx: &mut PgConnection, settlement: &Settlement, turn: &TurnEnd) -> Result<(), Error> {
-    let over = matches!(settlement.decision, Decision::Succeed | Decision::Fail(_) | Decision::Cancel);
+    let over = matches!(
+        settlement.decision,
+        Decision::Succeed | Decision::Fail(_) | Decision::Cancel
+    );
     let added = i64::try_from(turn.messages.len()).unwrap_or(i64::MAX);
     let last: Option<i64> = sqlx::query_scalar(
         "update conversations set position = position + $2, updated_at = $3,

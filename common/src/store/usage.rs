@@ -9,7 +9,10 @@ use crate::message::Usage;
 
 /// What one call used.
 #[derive(Clone, Debug)]
-#[expect(clippy::struct_field_names, reason = "the number of a call is called call everywhere")]
+#[expect(
+    clippy::struct_field_names,
+    reason = "the number of a call is called call everywhere"
+)]
 pub struct Call {
     /// Number of the call in its attempt, from 0.
     pub call: u32,
@@ -29,7 +32,10 @@ impl Store {
     /// # Errors
     /// When Postgres is away.
     pub async fn insert_usage(&self, job: &Job, call: &Call) -> Result<(), Error> {
-        let cache_write = call.usage.cache_write_short_tokens.saturating_add(call.usage.cache_write_long_tokens);
+        let cache_write = call
+            .usage
+            .cache_write_short_tokens
+            .saturating_add(call.usage.cache_write_long_tokens);
         sqlx::query(
             "insert into usage (job_id, attempt, call, tenant_id, user_id, agent_id, conversation_id, provider, model,
                 input_tokens, output_tokens, cache_read_tokens, cache_write_tokens, estimated, at)

@@ -89,7 +89,11 @@ impl Store {
     /// # Errors
     /// When Postgres is away too.
     pub async fn worker_alive_until(&self, id: WorkerId, until: DateTime<Utc>) -> Result<(), Error> {
-        sqlx::query("update workers set alive_until = $2 where id = $1").bind(id).bind(until).execute(self.pool()).await?;
+        sqlx::query("update workers set alive_until = $2 where id = $1")
+            .bind(id)
+            .bind(until)
+            .execute(self.pool())
+            .await?;
         Ok(())
     }
 
@@ -98,11 +102,13 @@ impl Store {
     /// # Errors
     /// When Postgres is away.
     pub async fn drain_worker(&self, id: WorkerId, now: DateTime<Utc>) -> Result<bool, Error> {
-        let done = sqlx::query("update workers set draining_at = coalesce(draining_at, $2) where id = $1 and stopped_at is null")
-            .bind(id)
-            .bind(now)
-            .execute(self.pool())
-            .await?;
+        let done = sqlx::query(
+            "update workers set draining_at = coalesce(draining_at, $2) where id = $1 and stopped_at is null",
+        )
+        .bind(id)
+        .bind(now)
+        .execute(self.pool())
+        .await?;
         Ok(done.rows_affected() == 1)
     }
 

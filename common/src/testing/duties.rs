@@ -27,7 +27,10 @@ impl TestEnv {
     pub async fn rebuild(&self) {
         for shard in self.queue.shards() {
             self.queue.begin_generation(shard, self.clock.now()).await.unwrap();
-            assert!(matches!(self.queue.generation(shard).await.unwrap(), Generation::Closed(_) | Generation::Open(_)));
+            assert!(matches!(
+                self.queue.generation(shard).await.unwrap(),
+                Generation::Closed(_) | Generation::Open(_)
+            ));
         }
         self.redispatch().await;
         for shard in self.queue.shards() {
@@ -46,14 +49,21 @@ impl TestEnv {
                         taken.extend(self.take_over(&job, false).await);
                     }
                     JobState::Queued { .. } | JobState::Running { .. } => {
-                        self.queue.drop_claims(shard, &[(lease.job_id, lease.attempt)]).await.unwrap();
+                        self.queue
+                            .drop_claims(shard, &[(lease.job_id, lease.attempt)])
+                            .await
+                            .unwrap();
                         if matches!(job.state, JobState::Queued { .. }) {
                             self.dispatch_jobs(std::slice::from_ref(&job)).await;
                         }
                     }
                     JobState::Scheduled { .. } | JobState::Retrying { .. } | JobState::Waiting => {
-                        let acked =
-                            Acked { job_id: job.id, attempt: lease.attempt, seq: job.seq, keeps_places: true };
+                        let acked = Acked {
+                            job_id: job.id,
+                            attempt: lease.attempt,
+                            seq: job.seq,
+                            keeps_places: true,
+                        };
                         self.queue.ack(shard, &[acked]).await.unwrap();
                     }
                     _ => self.queue.forget(shard, &[(job.id, job.seq)]).await.unwrap(),
@@ -74,9 +84,16 @@ impl TestEnv {
             }
             tail.extend(more);
         }
-        let taken = self.store.reclaim(job.id, job.attempt, &tail, gap, self.clock.now()).await.unwrap()?;
+        let taken = self
+            .store
+            .reclaim(job.id, job.attempt, &tail, gap, self.clock.now())
+            .await
+            .unwrap()?;
         if taken.state.is_terminal() {
-            self.queue.forget(self.queue.shard_of(taken.tenant_id), &[(taken.id, taken.seq)]).await.unwrap();
+            self.queue
+                .forget(self.queue.shard_of(taken.tenant_id), &[(taken.id, taken.seq)])
+                .await
+                .unwrap();
         } else {
             self.dispatch_jobs(std::slice::from_ref(&taken)).await;
         }

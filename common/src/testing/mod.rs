@@ -19,8 +19,8 @@ pub use worker::{TestWorker, failure, ids, light};
 use crate::clock::Clock;
 use crate::config::{Leases, Redis, Secret};
 use crate::ids::TenantId;
-use crate::job::spec::{JobSpec, Kind, SlotClass, class_of};
 use crate::job::event::Event;
+use crate::job::spec::{JobSpec, Kind, SlotClass, class_of};
 use crate::job::{Job, JobState, Links, NewJob};
 use crate::log::Log;
 use crate::queue::Queue;
@@ -36,7 +36,8 @@ pub struct MockClock {
 impl MockClock {
     /// Moves it forward.
     pub fn advance(&self, by: Duration) {
-        self.offset_us.fetch_add(i64::try_from(by.as_micros()).unwrap_or(i64::MAX), Ordering::SeqCst);
+        self.offset_us
+            .fetch_add(i64::try_from(by.as_micros()).unwrap_or(i64::MAX), Ordering::SeqCst);
     }
 
     /// How far it is from the system's clock.
@@ -68,7 +69,9 @@ pub fn leases() -> Leases {
 
 /// `[redis]` of the test's Redis with a prefix of its own.
 pub fn redis_section() -> Redis {
-    let url = std::env::vars().find(|(name, _)| name == "HOTHOUSE_TEST_REDIS_URL").map(|(_, url)| url);
+    let url = std::env::vars()
+        .find(|(name, _)| name == "HOTHOUSE_TEST_REDIS_URL")
+        .map(|(_, url)| url);
     Redis {
         url: Secret::from(url.expect("HOTHOUSE_TEST_REDIS_URL is set by the test command: run `make test`")),
         url_file: None,
@@ -112,7 +115,14 @@ impl TestEnv {
         let store = Store::from_pool(pool);
         let queue = Queue::open(&redis, leases).unwrap();
         let (log, clock) = (Log::new(store.clone(), queue.clone()), MockClock::default());
-        let env = Self { store, queue, log, clock, tenant_id: TenantId::new(), redis };
+        let env = Self {
+            store,
+            queue,
+            log,
+            clock,
+            tenant_id: TenantId::new(),
+            redis,
+        };
         env.open().await;
         env
     }
@@ -138,7 +148,11 @@ impl TestEnv {
 
     /// A job of the test's tenant.
     pub fn job(&self, spec: JobSpec, input: Vec<u8>) -> NewJob {
-        let slot = if spec.kind == Kind::Exec { SlotClass::Sandbox } else { SlotClass::Light };
+        let slot = if spec.kind == Kind::Exec {
+            SlotClass::Sandbox
+        } else {
+            SlotClass::Light
+        };
         NewJob {
             id: crate::ids::JobId::new(),
             tenant_id: self.tenant_id,
@@ -153,7 +167,11 @@ impl TestEnv {
 
     /// Inserts a job.
     pub async fn insert(&self, job: &NewJob) {
-        let submission = Submission { tenant_id: job.tenant_id, jobs: vec![job.clone()], idempotency: None };
+        let submission = Submission {
+            tenant_id: job.tenant_id,
+            jobs: vec![job.clone()],
+            idempotency: None,
+        };
         let accepted = self.store.insert(&[submission]).await.pop().unwrap().unwrap();
         assert!(matches!(accepted, Accepted::Inserted));
     }
@@ -161,7 +179,10 @@ impl TestEnv {
     /// Inserts and dispatches a job.
     pub async fn enqueue(&self, job: &NewJob) {
         self.insert(job).await;
-        self.queue.dispatch(&[crate::queue::Dispatch::from_new(job)]).await.unwrap();
+        self.queue
+            .dispatch(&[crate::queue::Dispatch::from_new(job)])
+            .await
+            .unwrap();
     }
 
     /// The state of a job in Postgres.
@@ -171,7 +192,12 @@ impl TestEnv {
 
     /// The row of a job.
     pub async fn row(&self, id: crate::ids::JobId) -> Job {
-        self.store.jobs(&[id]).await.unwrap().pop().expect("the job is in Postgres")
+        self.store
+            .jobs(&[id])
+            .await
+            .unwrap()
+            .pop()
+            .expect("the job is in Postgres")
     }
 
     /// Every event of a job, read page by page as a follower does.
@@ -182,9 +208,18 @@ impl TestEnv {
         let mut events: Vec<Event> = Vec::new();
         loop {
             let after = events.last().map_or(0, |event| event.seq);
-            let page = self.log.read(tenant_id, id, after, limit).await.unwrap().expect("the tenant has the job");
+            let page = self
+                .log
+                .read(tenant_id, id, after, limit)
+                .await
+                .unwrap()
+                .expect("the tenant has the job");
             for event in &page.events {
-                assert!(event.seq > events.last().map_or(0, |last| last.seq), "{event:?} after {:?}", events.last());
+                assert!(
+                    event.seq > events.last().map_or(0, |last| last.seq),
+                    "{event:?} after {:?}",
+                    events.last()
+                );
                 events.push(event.clone());
             }
             if !page.more || page.events.is_empty() {
@@ -197,7 +232,8 @@ impl TestEnv {
     pub async fn leftovers(&self) -> Vec<String> {
         let kept = [":gen", ":wake", ":weights", ":paused"];
         let keys = self.queue.keys().await.unwrap().into_iter();
-        keys.filter(|key| !kept.iter().any(|kept| key.ends_with(kept)) && !key.contains(":log:")).collect()
+        keys.filter(|key| !kept.iter().any(|kept| key.ends_with(kept)) && !key.contains(":log:"))
+            .collect()
     }
 
     /// Forgets everything that Redis knows of the test, as a wipe does.

@@ -22,13 +22,21 @@ pub struct TestWorker {
 impl TestEnv {
     /// A worker of no queue and no label in particular, unknown to Postgres.
     pub fn worker(&self) -> TestWorker {
-        TestWorker { id: WorkerId::new(), env: self.clone() }
+        TestWorker {
+            id: WorkerId::new(),
+            env: self.clone(),
+        }
     }
 }
 
 /// Room for so many light jobs of any queue.
 pub fn light(free: u32) -> Want {
-    Want { free, slot: SlotClass::Light, labels: Vec::new(), queues: Vec::new() }
+    Want {
+        free,
+        slot: SlotClass::Light,
+        labels: Vec::new(),
+        queues: Vec::new(),
+    }
 }
 
 impl TestWorker {
@@ -40,7 +48,10 @@ impl TestWorker {
         let mut claims = Vec::new();
         for shard in self.env.queue.shards() {
             let left = want.free - u32::try_from(claims.len()).unwrap();
-            let want = Want { free: left, ..want.clone() };
+            let want = Want {
+                free: left,
+                ..want.clone()
+            };
             claims.extend(self.env.queue.claim(shard, self.id, &want, 0).await?.claims);
         }
         Ok(claims)
@@ -48,8 +59,15 @@ impl TestWorker {
 
     /// Asks Postgres for what Redis handed out, and drops what it refuses.
     pub async fn confirm(&self, claims: &[Claim]) -> Vec<Claimed> {
-        let claimed = self.env.store.claim(self.id, claims, self.env.clock.now()).await.unwrap();
-        let refused = claims.iter().filter(|claim| !claimed.iter().any(|c| c.job.id == claim.job_id));
+        let claimed = self
+            .env
+            .store
+            .claim(self.id, claims, self.env.clock.now())
+            .await
+            .unwrap();
+        let refused = claims
+            .iter()
+            .filter(|claim| !claimed.iter().any(|c| c.job.id == claim.job_id));
         let refused: Vec<_> = refused.map(|claim| (claim.job_id, claim.attempt)).collect();
         for shard in self.env.queue.shards() {
             self.env.queue.drop_claims(shard, &refused).await.unwrap();
@@ -104,18 +122,27 @@ impl TestWorker {
         let seq = unwritten.last().map_or(job.seq, |event| event.seq) + 1;
         let body = match &decision {
             Decision::Succeed | Decision::Fail(_) | Decision::Cancel => None,
-            Decision::RetryAt(at, error) => {
-                Some(EventBody::Retrying { next_attempt: job.attempt + 1, retry_at: *at, error: error.clone() })
-            }
+            Decision::RetryAt(at, error) => Some(EventBody::Retrying {
+                next_attempt: job.attempt + 1,
+                retry_at: *at,
+                error: error.clone(),
+            }),
             Decision::GiveBack => Some(EventBody::Queued { position: None }),
-            Decision::Wait => Some(EventBody::Waiting { waits_for: "children".to_owned() }),
+            Decision::Wait => Some(EventBody::Waiting {
+                waits_for: "children".to_owned(),
+            }),
         };
         let mut events = unwritten.to_vec();
         if let Some(body) = body {
             if events.is_empty() {
                 events.push(self.started(claimed));
             }
-            events.push(Event { seq, at: now, attempt: job.attempt, body });
+            events.push(Event {
+                seq,
+                at: now,
+                attempt: job.attempt,
+                body,
+            });
         }
         Settlement {
             job_id: job.id,
@@ -127,27 +154,51 @@ impl TestWorker {
             chunk: Chunk::pack(job.id, &events),
             started_at: job.started_at.unwrap_or(now),
             finished_at: now,
-            turn: job.conversation_id.map(|id| TurnEnd { conversation_id: id, messages: Vec::new() }),
+            turn: job.conversation_id.map(|id| TurnEnd {
+                conversation_id: id,
+                messages: Vec::new(),
+            }),
         }
     }
 
     /// Writes a settlement. Answers whether the attempt still was this worker's.
     pub async fn commit(&self, settlement: &Settlement) -> bool {
-        !self.env.store.settle(self.id, std::slice::from_ref(settlement)).await.unwrap().is_empty()
+        !self
+            .env
+            .store
+            .settle(self.id, std::slice::from_ref(settlement))
+            .await
+            .unwrap()
+            .is_empty()
     }
 
     /// Ends the lease of a settled attempt.
     pub async fn ack(&self, claimed: &Claimed, settlement: &Settlement) {
-        let keeps = matches!(settlement.decision, Decision::RetryAt(..) | Decision::Wait | Decision::GiveBack);
-        let acked =
-            Acked { job_id: settlement.job_id, attempt: settlement.attempt, seq: settlement.seq, keeps_places: keeps };
-        self.env.queue.ack(self.env.queue.shard_of(claimed.job.tenant_id), &[acked]).await.unwrap();
+        let keeps = matches!(
+            settlement.decision,
+            Decision::RetryAt(..) | Decision::Wait | Decision::GiveBack
+        );
+        let acked = Acked {
+            job_id: settlement.job_id,
+            attempt: settlement.attempt,
+            seq: settlement.seq,
+            keeps_places: keeps,
+        };
+        self.env
+            .queue
+            .ack(self.env.queue.shard_of(claimed.job.tenant_id), &[acked])
+            .await
+            .unwrap();
     }
 
     /// A heartbeat for one attempt.
     pub async fn beat(&self, claimed: &Claimed) -> Beat {
         let shard = self.env.queue.shard_of(claimed.job.tenant_id);
-        self.env.queue.heartbeat(shard, self.id, &[(claimed.job.id, claimed.job.attempt)]).await.unwrap()[0]
+        self.env
+            .queue
+            .heartbeat(shard, self.id, &[(claimed.job.id, claimed.job.attempt)])
+            .await
+            .unwrap()[0]
     }
 
     /// Registers an attempt again if Postgres confirms it. Answers whether it is this worker's.
@@ -157,14 +208,23 @@ impl TestWorker {
         let jobs = self.env.store.jobs(&confirmed).await.unwrap();
         let Some(job) = jobs.first() else { return false };
         let shard = self.env.queue.shard_of(job.tenant_id);
-        self.env.queue.register(shard, self.id, &[Dispatch::from_running(job)]).await.unwrap()[0]
+        self.env
+            .queue
+            .register(shard, self.id, &[Dispatch::from_running(job)])
+            .await
+            .unwrap()[0]
     }
 
     /// The `started` event of an attempt.
     pub fn started(&self, claimed: &Claimed) -> Event {
         let job = &claimed.job;
         let at = job.started_at.unwrap_or_else(|| self.env.clock.now());
-        Event { seq: job.seq, at, attempt: job.attempt, body: EventBody::Started { worker: self.id } }
+        Event {
+            seq: job.seq,
+            at,
+            attempt: job.attempt,
+            body: EventBody::Started { worker: self.id },
+        }
     }
 
     /// An attempt's `started` event and `lines` of output after it, numbered.
@@ -175,7 +235,9 @@ impl TestWorker {
             seq: started.seq + n,
             at,
             attempt: started.attempt,
-            body: EventBody::Stdout { text: format!("line {n} of attempt {}\n", started.attempt) },
+            body: EventBody::Stdout {
+                text: format!("line {n} of attempt {}\n", started.attempt),
+            },
         };
         std::iter::once(started.clone()).chain((1..=lines).map(line)).collect()
     }
@@ -183,7 +245,11 @@ impl TestWorker {
     /// Appends events to the live log; `written` is the last number that Postgres has.
     pub async fn append(&self, claimed: &Claimed, written: u64, events: &[Event]) -> Appended {
         let job = &claimed.job;
-        self.env.queue.append(job.tenant_id, job.id, (job.attempt, self.id), written, events).await.unwrap()
+        self.env
+            .queue
+            .append(job.tenant_id, job.id, (job.attempt, self.id), written, events)
+            .await
+            .unwrap()
     }
 }
 

@@ -57,7 +57,10 @@ impl Heartbeat {
         let alive = renewed.elapsed() < self.leases.ttl;
         let mut by_shard: BTreeMap<Shard, Vec<HeldAttempt>> = BTreeMap::new();
         for attempt in self.held.all() {
-            by_shard.entry(self.queue.shard_of(attempt.tenant_id)).or_default().push(attempt);
+            by_shard
+                .entry(self.queue.shard_of(attempt.tenant_id))
+                .or_default()
+                .push(attempt);
         }
         let mut all_renewed = true;
         for (shard, attempts) in by_shard {
@@ -69,7 +72,10 @@ impl Heartbeat {
     }
 
     async fn beat_shard(&self, shard: Shard, attempts: &[HeldAttempt], alive: bool) -> bool {
-        let fences: Vec<_> = attempts.iter().map(|attempt| (attempt.job_id, attempt.attempt)).collect();
+        let fences: Vec<_> = attempts
+            .iter()
+            .map(|attempt| (attempt.job_id, attempt.attempt))
+            .collect();
         let beats = match self.queue.heartbeat(shard, self.worker_id, &fences).await {
             Ok(beats) => beats,
             Err(error) => {
@@ -79,7 +85,10 @@ impl Heartbeat {
         };
         let of = |wanted: &[Beat]| -> Vec<HeldAttempt> {
             let pairs = attempts.iter().zip(&beats);
-            pairs.filter(|(_, beat)| wanted.contains(beat)).map(|(attempt, _)| *attempt).collect()
+            pairs
+                .filter(|(_, beat)| wanted.contains(beat))
+                .map(|(attempt, _)| *attempt)
+                .collect()
         };
         self.held.renew(&of(&[Beat::Ok]), self.leases.run_on);
         for attempt in of(&[Beat::Lost]) {
@@ -139,7 +148,11 @@ impl Heartbeat {
                     tracing::debug!(job_id = %attempt.job_id, "not confirmed by Postgres");
                     self.lose(attempt);
                 }
-                let kept: Vec<_> = unsure.iter().filter(|a| accepted.contains(&a.job_id)).copied().collect();
+                let kept: Vec<_> = unsure
+                    .iter()
+                    .filter(|a| accepted.contains(&a.job_id))
+                    .copied()
+                    .collect();
                 self.held.renew(&kept, self.leases.run_on);
                 tracing::info!(registered = kept.len(), "registered again");
                 true

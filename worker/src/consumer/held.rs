@@ -59,7 +59,10 @@ pub struct Holding {
 impl Drop for Holding {
     fn drop(&mut self) {
         let mut attempts = self.held.lock();
-        if attempts.get(&self.attempt.job_id).is_some_and(|(held, _)| *held == self.attempt) {
+        if attempts
+            .get(&self.attempt.job_id)
+            .is_some_and(|(held, _)| *held == self.attempt)
+        {
             attempts.remove(&self.attempt.job_id);
         }
     }
@@ -72,9 +75,16 @@ impl Held {
 
     /// Adds an attempt whose lease was just taken and runs its sandbox on for `run_on`.
     pub fn add(&self, attempt: HeldAttempt, run_on: Duration) -> Holding {
-        let (sender, orders) = watch::channel(Orders { run_until: Instant::now() + run_on, stop: None });
+        let (sender, orders) = watch::channel(Orders {
+            run_until: Instant::now() + run_on,
+            stop: None,
+        });
         self.lock().insert(attempt.job_id, (attempt, sender));
-        Holding { held: self.clone(), attempt, orders }
+        Holding {
+            held: self.clone(),
+            attempt,
+            orders,
+        }
     }
 
     /// Every held attempt.
@@ -142,7 +152,11 @@ mod tests {
     #[tokio::test]
     async fn the_first_order_stands_unless_the_lease_is_lost() {
         let held = Held::default();
-        let attempt = HeldAttempt { job_id: JobId::new(), attempt: 1, tenant_id: TenantId::new() };
+        let attempt = HeldAttempt {
+            job_id: JobId::new(),
+            attempt: 1,
+            tenant_id: TenantId::new(),
+        };
         let mut holding = held.add(attempt, Duration::from_secs(5));
         held.stop(attempt.job_id, Stop::Cancel);
         held.stop(attempt.job_id, Stop::Drain);
@@ -156,7 +170,11 @@ mod tests {
     #[test]
     fn an_older_holding_does_not_remove_a_newer_one() {
         let held = Held::default();
-        let first = HeldAttempt { job_id: JobId::new(), attempt: 1, tenant_id: TenantId::new() };
+        let first = HeldAttempt {
+            job_id: JobId::new(),
+            attempt: 1,
+            tenant_id: TenantId::new(),
+        };
         let old = held.add(first, Duration::ZERO);
         let _new = held.add(HeldAttempt { attempt: 2, ..first }, Duration::ZERO);
         drop(old);

@@ -86,14 +86,17 @@ impl Consumer {
 
     /// Waits for at least one free slot with room for its result, and takes all there are.
     async fn room(&self) -> Vec<(OwnedSemaphorePermit, OwnedSemaphorePermit)> {
-        let (Ok(slot), Ok(result)) =
-            (Arc::clone(&self.slots).acquire_owned().await, Arc::clone(&self.results).acquire_owned().await)
-        else {
+        let (Ok(slot), Ok(result)) = (
+            Arc::clone(&self.slots).acquire_owned().await,
+            Arc::clone(&self.results).acquire_owned().await,
+        ) else {
             return std::future::pending().await;
         };
         let mut room = vec![(slot, result)];
         while let Ok(slot) = Arc::clone(&self.slots).try_acquire_owned() {
-            let Ok(result) = Arc::clone(&self.results).try_acquire_owned() else { break };
+            let Ok(result) = Arc::clone(&self.results).try_acquire_owned() else {
+                break;
+            };
             room.push((slot, result));
         }
         room
@@ -120,15 +123,21 @@ impl Consumer {
             return Ok(0);
         }
         let fences: Vec<_> = claims.iter().map(|claim| (claim.job_id, claim.attempt)).collect();
-        let claimed = match self.store.claim(self.worker_id, &claims, self.attempts.clock().now()).await {
+        let claimed = match self
+            .store
+            .claim(self.worker_id, &claims, self.attempts.clock().now())
+            .await
+        {
             Ok(claimed) => claimed,
             Err(error) => {
                 self.queue.drop_claims(shard, &fences).await?;
                 return Err(error.into());
             }
         };
-        let refused: Vec<_> =
-            fences.into_iter().filter(|(id, _)| !claimed.iter().any(|claimed| claimed.job.id == *id)).collect();
+        let refused: Vec<_> = fences
+            .into_iter()
+            .filter(|(id, _)| !claimed.iter().any(|claimed| claimed.job.id == *id))
+            .collect();
         metrics::counter!("hothouse_claims_total").increment(claimed.len() as u64);
         let taken = claimed.len();
         for claimed in claimed {

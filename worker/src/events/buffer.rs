@@ -59,7 +59,11 @@ impl Sink {
             return;
         }
         state.bytes += size;
-        let joined = state.pending.back().filter(|last| self::size(last) + size <= JOIN_MAX).and_then(|last| last.joined(&body));
+        let joined = state
+            .pending
+            .back()
+            .filter(|last| self::size(last) + size <= JOIN_MAX)
+            .and_then(|last| last.joined(&body));
         if let Some(joined) = joined {
             state.pending.pop_back();
             state.pending.push_back(joined);
@@ -91,10 +95,16 @@ impl Sink {
         state.bytes = 0;
         if state.dropped > 0 {
             let detail = format!("{} bytes came faster than they could be kept", state.dropped);
-            bodies.push(EventBody::Status { phase: "log_truncated".to_owned(), detail: Some(detail) });
+            bodies.push(EventBody::Status {
+                phase: "log_truncated".to_owned(),
+                detail: Some(detail),
+            });
             state.dropped = 0;
         }
-        Taken { bodies, closed: state.closed }
+        Taken {
+            bodies,
+            closed: state.closed,
+        }
     }
 
     /// Waits until something was pushed, or the sink is closed.

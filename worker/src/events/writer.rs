@@ -106,7 +106,11 @@ impl Writer {
             let taken = self.sink.take();
             self.number(taken.bodies);
             if taken.closed {
-                return Unwritten { events: self.unwritten, last_seq: self.last, spoke: self.spoke };
+                return Unwritten {
+                    events: self.unwritten,
+                    last_seq: self.last,
+                    spoke: self.spoke,
+                };
             }
             self.append().await;
             if self.is_chunk_due() {
@@ -152,13 +156,21 @@ impl Writer {
                 true if was_full => continue,
                 true => EventBody::Status {
                     phase: "log_truncated".to_owned(),
-                    detail: Some(format!("the log is over {} MiB: what follows is left out", LOG_MAX >> 20)),
+                    detail: Some(format!(
+                        "the log is over {} MiB: what follows is left out",
+                        LOG_MAX >> 20
+                    )),
                 },
                 false => body,
             };
             self.last += 1;
             self.bytes += bytes;
-            self.unwritten.push(Event { seq: self.last, at, attempt: self.target.attempt, body });
+            self.unwritten.push(Event {
+                seq: self.last,
+                at,
+                attempt: self.target.attempt,
+                body,
+            });
         }
     }
 
@@ -170,9 +182,17 @@ impl Writer {
         if from == self.unwritten.len() || self.lost {
             return;
         }
-        let mut outcome = self.target.queue.append(tenant, job, fence, self.written, &self.unwritten[from..]).await;
+        let mut outcome = self
+            .target
+            .queue
+            .append(tenant, job, fence, self.written, &self.unwritten[from..])
+            .await;
         if matches!(outcome, Ok(Appended::NeedsSeed)) {
-            outcome = self.target.queue.append(tenant, job, fence, self.written, &self.unwritten).await;
+            outcome = self
+                .target
+                .queue
+                .append(tenant, job, fence, self.written, &self.unwritten)
+                .await;
         }
         match outcome {
             Ok(Appended::Ok) => self.appended = self.last,
@@ -197,8 +217,15 @@ impl Writer {
     }
 
     async fn write(&mut self) {
-        let Some(chunk) = Chunk::pack(self.target.job_id, &self.unwritten) else { return };
-        match self.target.store.append_chunk(&chunk, self.target.attempt, self.target.worker_id).await {
+        let Some(chunk) = Chunk::pack(self.target.job_id, &self.unwritten) else {
+            return;
+        };
+        match self
+            .target
+            .store
+            .append_chunk(&chunk, self.target.attempt, self.target.worker_id)
+            .await
+        {
             Ok(()) => {
                 self.written = self.last;
                 self.unwritten.clear();

@@ -23,7 +23,12 @@ impl Stopped {
             // A lost attempt settles nothing; the outcome is not used.
             Stop::Drain | Stop::Lost => Outcome::Interrupted,
         };
-        Ended { outcome, result: None, usage: Usage::default(), messages: Vec::new() }
+        Ended {
+            outcome,
+            result: None,
+            usage: Usage::default(),
+            messages: Vec::new(),
+        }
     }
 }
 
@@ -52,7 +57,10 @@ impl Keeper {
     }
 
     fn run_on(&mut self) -> Duration {
-        self.orders.borrow_and_update().run_until.saturating_duration_since(Instant::now())
+        self.orders
+            .borrow_and_update()
+            .run_until
+            .saturating_duration_since(Instant::now())
     }
 
     /// Runs `work` in a sandbox and forwards each renewal of the lease to it. When the attempt is told to stop, `work`

@@ -90,13 +90,26 @@ pub struct Ended {
 impl Ended {
     /// Well, with a result.
     pub fn succeeded(result: Vec<u8>) -> Self {
-        Self { outcome: Outcome::Succeeded, result: Some(result), usage: Usage::default(), messages: Vec::new() }
+        Self {
+            outcome: Outcome::Succeeded,
+            result: Some(result),
+            usage: Usage::default(),
+            messages: Vec::new(),
+        }
     }
 
     /// Badly, without a result.
     pub fn failed(failure: Failure) -> Self {
-        let outcome = Outcome::Failed { failure, retry_after: None };
-        Self { outcome, result: None, usage: Usage::default(), messages: Vec::new() }
+        let outcome = Outcome::Failed {
+            failure,
+            retry_after: None,
+        };
+        Self {
+            outcome,
+            result: None,
+            usage: Usage::default(),
+            messages: Vec::new(),
+        }
     }
 }
 

@@ -115,7 +115,10 @@ pub enum Output {
 
 /// How a program ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
-#[expect(clippy::struct_excessive_bools, reason = "several may be true at once, and who settles a job weighs them")]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "several may be true at once, and who settles a job weighs them"
+)]
 pub struct Exit {
     /// The exit code, when it exited.
     pub code: Option<i32>,

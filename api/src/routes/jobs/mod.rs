@@ -1,5 +1,6 @@
 //! `/jobs`: submitting, reading, cancelling, repeating.
 
+mod artifacts;
 mod batch;
 pub(crate) mod cancel;
 mod filter;
@@ -14,6 +15,7 @@ use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 use common::ids::JobId;
 use serde::Serialize;
+use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
@@ -21,14 +23,20 @@ use crate::job::JobView;
 use crate::openapi::BASE;
 use crate::state::App;
 
+/// Described apart from its route: OpenAPI has no word for a path of several parts.
+#[derive(OpenApi)]
+#[openapi(paths(artifacts::get))]
+struct Artifacts;
+
 pub(super) fn routes() -> OpenApiRouter<App> {
-    OpenApiRouter::new()
+    OpenApiRouter::with_openapi(Artifacts::openapi())
         .routes(routes!(submit::submit, read::list))
         .routes(routes!(batch::submit_batch))
         .routes(routes!(cancel::cancel_many))
         .routes(routes!(redrive::redrive_many))
         .routes(routes!(read::get))
         .routes(routes!(read::attempts))
+        .route("/jobs/{id}/artifacts/{*path}", axum::routing::get(artifacts::get))
         .routes(routes!(cancel::cancel))
         .routes(routes!(redrive::redrive))
 }

@@ -30,12 +30,20 @@ impl Calls {
         let (sender, receiver) = mpsc::channel(WAITING_MAX);
         let mut task = JoinSet::new();
         task.spawn(write(context.machine.store.clone(), context.job.clone(), receiver));
-        Self { sender, clock: context.clock.clone(), task }
+        Self {
+            sender,
+            clock: context.clock.clone(),
+            task,
+        }
     }
 
     /// A sink that hands everything on and writes down what calls used.
     pub(super) fn watching<S: TurnSink>(&self, sink: S) -> Watching<S> {
-        Watching { sink, sender: self.sender.clone(), clock: self.clock.clone() }
+        Watching {
+            sink,
+            sender: self.sender.clone(),
+            clock: self.clock.clone(),
+        }
     }
 
     /// Waits until everything is written. Sinks must be gone.

@@ -44,16 +44,28 @@ pub(super) async fn turn(context: Context) -> Ended {
         Err(error) => return unreadable(&error),
     };
     let Some(conversation_id) = context.job.conversation_id else {
-        return Ended::failed(Failure::new(FailureCode::Internal, "the turn belongs to no conversation"));
+        return Ended::failed(Failure::new(
+            FailureCode::Internal,
+            "the turn belongs to no conversation",
+        ));
     };
-    match context.machine.store.messages_until(conversation_id, input.message_id).await {
-        Ok(history) if history.is_empty() => {
-            Ended::failed(Failure::new(FailureCode::InvalidInput, "the message that it answers is gone"))
-        }
+    match context
+        .machine
+        .store
+        .messages_until(conversation_id, input.message_id)
+        .await
+    {
+        Ok(history) if history.is_empty() => Ended::failed(Failure::new(
+            FailureCode::InvalidInput,
+            "the message that it answers is gone",
+        )),
         Ok(history) => answer(context, input.agent, history).await,
         Err(error) => {
             tracing::warn!(%error, "a conversation cannot be read");
-            Ended::failed(Failure::new(FailureCode::Internal, "the conversation could not be read"))
+            Ended::failed(Failure::new(
+                FailureCode::Internal,
+                "the conversation could not be read",
+            ))
         }
     }
 }
@@ -70,13 +82,19 @@ pub(super) async fn run(context: Context) -> Ended {
 }
 
 fn unreadable(error: &serde_json::Error) -> Ended {
-    Ended::failed(Failure::new(FailureCode::InvalidInput, format!("the input cannot be read: {error}")))
+    Ended::failed(Failure::new(
+        FailureCode::InvalidInput,
+        format!("the input cannot be read: {error}"),
+    ))
 }
 
 async fn answer(context: Context, agent: AgentDefinition, history: Vec<Message>) -> Ended {
     let models: Result<Vec<ModelName>, _> = agent.models.iter().map(|name| name.parse()).collect();
     let Ok(models) = models else {
-        return Ended::failed(Failure::new(FailureCode::InvalidInput, "a model is not named provider/model"));
+        return Ended::failed(Failure::new(
+            FailureCode::InvalidInput,
+            "a model is not named provider/model",
+        ));
     };
     let turn = Turn {
         system: agent.instructions.clone(),
@@ -84,7 +102,10 @@ async fn answer(context: Context, agent: AgentDefinition, history: Vec<Message>)
         models,
         job_id: Some(context.job.id),
         temperature: None,
-        limits: Limits { max_steps: agent.max_steps, ..Limits::default() },
+        limits: Limits {
+            max_steps: agent.max_steps,
+            ..Limits::default()
+        },
     };
     let cancel = CancellationToken::new();
     let mut tools = match SandboxTools::new(&context, &agent) {
@@ -147,15 +168,24 @@ fn ended(end: TurnEnd, cut: Option<&Cut>, timeout_ms: u64) -> Ended {
         cached_input_tokens: end.usage.cached_input_tokens,
         ..Usage::default()
     };
-    let failed = |failure: Failure| Outcome::Failed { failure, retry_after: end.stop.retry_after() };
+    let failed = |failure: Failure| Outcome::Failed {
+        failure,
+        retry_after: end.stop.retry_after(),
+    };
     let outcome = match (cut, &end.stop) {
         (Some(Cut::Stopped(stopped)), Stop::Cancelled) => stopped.ended().outcome,
-        (Some(Cut::Timeout), Stop::Cancelled) => {
-            failed(Failure::new(FailureCode::Timeout, format!("it took longer than {timeout_ms} ms")))
-        }
+        (Some(Cut::Timeout), Stop::Cancelled) => failed(Failure::new(
+            FailureCode::Timeout,
+            format!("it took longer than {timeout_ms} ms"),
+        )),
         (_, stop) => stop.failure().map_or(Outcome::Succeeded, failed),
     };
     let result = json!({"text": end.text, "steps": end.steps});
     let result = serde_json::to_vec(&result).expect("strings and numbers are JSON");
-    Ended { outcome, result: Some(result), usage, messages: end.messages }
+    Ended {
+        outcome,
+        result: Some(result),
+        usage,
+        messages: end.messages,
+    }
 }

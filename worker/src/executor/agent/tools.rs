@@ -79,9 +79,15 @@ impl SandboxTools {
         }
         let lost = |error: &str| ToolsLost(error.to_owned().into());
         let pool = self.pool.as_ref().ok_or_else(|| lost("this worker has no sandboxes"))?;
-        let slot = pool.check_out(&self.environment, None).await.map_err(|error| ToolsLost(Box::new(error)))?;
+        let slot = pool
+            .check_out(&self.environment, None)
+            .await
+            .map_err(|error| ToolsLost(Box::new(error)))?;
         let mut keeper = Keeper::new(self.orders.clone());
-        keeper.begin(slot.sandbox()).await.map_err(|error| ToolsLost(Box::new(error)))?;
+        keeper
+            .begin(slot.sandbox())
+            .await
+            .map_err(|error| ToolsLost(Box::new(error)))?;
         let slot = Arc::new(slot);
         let kept = Arc::clone(&slot);
         self.keeper.spawn(async move {
@@ -91,21 +97,25 @@ impl SandboxTools {
         Ok(Arc::clone(self.slot.insert(slot)))
     }
 
-    async fn dispatch(
-        &mut self,
-        call: &ToolCall,
-        sink: &dyn TurnSink,
-    ) -> Result<ToolOutcome, ToolsLost> {
+    async fn dispatch(&mut self, call: &ToolCall, sink: &dyn TurnSink) -> Result<ToolOutcome, ToolsLost> {
         let input = match ToolInput::parse(call) {
             Ok(input) => input,
             Err(error) => return Ok(ToolOutcome::error(error.to_string())),
         };
         let slot = self.slot().await?;
-        let place = Place { sandbox: slot.sandbox(), env: &self.env, call_id: &call.id, sink };
+        let place = Place {
+            sandbox: slot.sandbox(),
+            env: &self.env,
+            call_id: &call.id,
+            sink,
+        };
         let done = match input {
             ToolInput::Bash { command, timeout } => place.show(&["bash", "-c", &command], timeout).await,
             ToolInput::Python { code } => place.show(&["python3", "-c", &code], None).await,
-            ToolInput::Read { path } => place.read(&path).await.map(|read| read.unwrap_or_else(|refused| refused)),
+            ToolInput::Read { path } => place
+                .read(&path)
+                .await
+                .map(|read| read.unwrap_or_else(|refused| refused)),
             ToolInput::Write { path, content } => place.write(&path, content).await,
             ToolInput::Edit { path, old, new } => place.edit(&path, &old, &new).await,
         };
@@ -150,7 +160,10 @@ impl Place<'_> {
             }
             text.push_str(&note);
         }
-        Ok(ToolOutcome { output: text, is_error: !exit.is_success() })
+        Ok(ToolOutcome {
+            output: text,
+            is_error: !exit.is_success(),
+        })
     }
 
     async fn run(
@@ -187,11 +200,15 @@ impl Place<'_> {
     async fn read(&self, path: &str) -> Result<Result<ToolOutcome, ToolOutcome>, sandbox::Error> {
         // One more byte than may be shown tells that there is more.
         let limit = (FILE_MAX + 1).to_string();
-        let (exit, text) = self.run(&["head", "-c", &limit, "--", path], Input::None, TIMEOUT, false).await?;
+        let (exit, text) = self
+            .run(&["head", "-c", &limit, "--", path], Input::None, TIMEOUT, false)
+            .await?;
         Ok(if !exit.is_success() {
             Err(ToolOutcome::error(text))
         } else if text.len() as u64 > FILE_MAX {
-            Err(ToolOutcome::error(format!("{path} is larger than {FILE_MAX} bytes: read a part of it with bash")))
+            Err(ToolOutcome::error(format!(
+                "{path} is larger than {FILE_MAX} bytes: read a part of it with bash"
+            )))
         } else {
             Ok(ToolOutcome::ok(text))
         })
@@ -201,7 +218,9 @@ impl Place<'_> {
         let script = "mkdir -p -- \"$(dirname -- \"$1\")\" && cat > \"$1\"";
         let bytes = content.len();
         let stdin = Input::Bytes(content.into_bytes().into());
-        let (exit, text) = self.run(&["sh", "-c", script, "sh", path], stdin, TIMEOUT, false).await?;
+        let (exit, text) = self
+            .run(&["sh", "-c", script, "sh", path], stdin, TIMEOUT, false)
+            .await?;
         Ok(if exit.is_success() {
             ToolOutcome::ok(format!("wrote {bytes} bytes to {path}"))
         } else {

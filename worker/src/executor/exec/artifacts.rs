@@ -32,7 +32,10 @@ pub(super) async fn keep(context: &Context, sandbox: &Sandbox, globs: &[String])
     let files = sandbox.get_files(GetFiles::matching(globs)).await?;
     if files.report.incomplete {
         let detail = Some("not every file that matches was kept: at most 1,000 files and 64 MiB are".to_owned());
-        context.events.say(EventBody::Status { phase: "artifacts_cut".to_owned(), detail });
+        context.events.say(EventBody::Status {
+            phase: "artifacts_cut".to_owned(),
+            detail,
+        });
     }
     let mut kept = Vec::new();
     for (path, content) in read(&files.archive)? {
@@ -42,7 +45,11 @@ pub(super) async fn keep(context: &Context, sandbox: &Sandbox, globs: &[String])
             tracing::error!(error = %format!("{:#}", anyhow::Error::from(error)), "an artifact was not stored");
             Failure::new(FailureCode::Internal, "an artifact could not be stored")
         })?;
-        kept.push(Artifact { url: url(&context.job.id.to_string(), &path), path, size });
+        kept.push(Artifact {
+            url: url(&context.job.id.to_string(), &path),
+            path,
+            size,
+        });
     }
     Ok(kept)
 }
@@ -81,6 +88,9 @@ mod tests {
 
     #[test]
     fn a_path_is_encoded_part_by_part() {
-        assert_eq!(url("J", "out/a b?é.png"), "/api/v1/jobs/J/artifacts/out/a%20b%3F%C3%A9.png");
+        assert_eq!(
+            url("J", "out/a b?é.png"),
+            "/api/v1/jobs/J/artifacts/out/a%20b%3F%C3%A9.png"
+        );
     }
 }

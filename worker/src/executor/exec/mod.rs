@@ -89,7 +89,10 @@ async fn in_slot(
         if !plan.archive.is_empty() {
             sandbox.put_files(plan.archive, PutFiles::default()).await?;
         }
-        let stdin = input.stdin.as_ref().map_or(Input::None, |text| Input::Bytes(text.clone().into()));
+        let stdin = input
+            .stdin
+            .as_ref()
+            .map_or(Input::None, |text| Input::Bytes(text.clone().into()));
         let spec = RunSpec {
             env: plan.env,
             stdin,
@@ -112,7 +115,9 @@ async fn in_slot(
         Ok((running.wait().await?, collected))
     };
     let (exit, collected) = keeper.keep(sandbox, work).await.map_err(Broken::Stopped)??;
-    let kept = keeper.keep(sandbox, artifacts::keep(context, sandbox, &input.artifacts)).await;
+    let kept = keeper
+        .keep(sandbox, artifacts::keep(context, sandbox, &input.artifacts))
+        .await;
     let kept = kept.map_err(Broken::Stopped)??;
     let usage = Usage {
         cpu_ms: u64::try_from(exit.cpu.as_millis()).unwrap_or(u64::MAX),
@@ -125,9 +130,10 @@ async fn in_slot(
 fn pool_failure(error: &pool::Error) -> Failure {
     tracing::warn!(error = %format!("{error:#}"), "no sandbox");
     match error {
-        pool::Error::NoSuchEnvironment { environment } => {
-            Failure::new(FailureCode::InvalidInput, format!("there is no environment {environment:?}"))
-        }
+        pool::Error::NoSuchEnvironment { environment } => Failure::new(
+            FailureCode::InvalidInput,
+            format!("there is no environment {environment:?}"),
+        ),
         pool::Error::Exhausted { .. } | pool::Error::SlowStart { .. } => {
             Failure::new(FailureCode::SandboxFailed, error.to_string())
         }

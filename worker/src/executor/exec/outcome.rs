@@ -42,23 +42,40 @@ pub(super) fn ended(
     let result = serde_json::to_vec(&answer).expect("strings and numbers are JSON");
     let outcome = match failure(exit, timeout_ms) {
         None => Outcome::Succeeded,
-        Some(failure) => Outcome::Failed { failure, retry_after: None },
+        Some(failure) => Outcome::Failed {
+            failure,
+            retry_after: None,
+        },
     };
-    Ended { outcome, result: Some(result), usage, messages: Vec::new() }
+    Ended {
+        outcome,
+        result: Some(result),
+        usage,
+        messages: Vec::new(),
+    }
 }
 
 fn failure(exit: &Exit, timeout_ms: u64) -> Option<Failure> {
     let (code, message) = if exit.output_limit {
-        (FailureCode::OutputLimit, "it printed more than 64 MiB and was killed".to_owned())
+        (
+            FailureCode::OutputLimit,
+            "it printed more than 64 MiB and was killed".to_owned(),
+        )
     } else if exit.timed_out {
-        (FailureCode::Timeout, format!("it ran longer than {timeout_ms} ms and was killed"))
+        (
+            FailureCode::Timeout,
+            format!("it ran longer than {timeout_ms} ms and was killed"),
+        )
     } else if exit.is_success() {
         return None;
     } else if exit.oom == Oom::Yes {
         (FailureCode::OutOfMemory, "it used more memory than it may".to_owned())
     } else if exit.disk_full {
         let full: Vec<&str> = exit.full_mounts.iter().map(|mount| mount.path.as_str()).collect();
-        (FailureCode::DiskFull, format!("it ended with no room left on {}", full.join(" and ")))
+        (
+            FailureCode::DiskFull,
+            format!("it ended with no room left on {}", full.join(" and ")),
+        )
     } else {
         let message = match (exit.code, exit.signal) {
             (Some(code), _) => format!("it ended with exit code {code}"),
@@ -103,21 +120,56 @@ mod tests {
     fn only_an_exit_with_0_is_a_success() {
         assert_eq!(code(&exit(Some(0))), None);
         assert_eq!(code(&exit(Some(3))), Some(FailureCode::NonzeroExit));
-        assert_eq!(code(&Exit { signal: Some(9), ..exit(None) }), Some(FailureCode::NonzeroExit));
+        assert_eq!(
+            code(&Exit {
+                signal: Some(9),
+                ..exit(None)
+            }),
+            Some(FailureCode::NonzeroExit)
+        );
     }
 
     #[test]
     fn the_reason_that_came_from_outside_comes_first() {
-        let all = Exit { timed_out: true, output_limit: true, oom: Oom::Yes, disk_full: true, ..exit(None) };
+        let all = Exit {
+            timed_out: true,
+            output_limit: true,
+            oom: Oom::Yes,
+            disk_full: true,
+            ..exit(None)
+        };
         assert_eq!(code(&all), Some(FailureCode::OutputLimit));
-        assert_eq!(code(&Exit { output_limit: false, ..all.clone() }), Some(FailureCode::Timeout));
-        let ended = Exit { output_limit: false, timed_out: false, ..all };
+        assert_eq!(
+            code(&Exit {
+                output_limit: false,
+                ..all.clone()
+            }),
+            Some(FailureCode::Timeout)
+        );
+        let ended = Exit {
+            output_limit: false,
+            timed_out: false,
+            ..all
+        };
         assert_eq!(code(&ended), Some(FailureCode::OutOfMemory));
-        assert_eq!(code(&Exit { oom: Oom::Unknown, ..ended }), Some(FailureCode::DiskFull));
+        assert_eq!(
+            code(&Exit {
+                oom: Oom::Unknown,
+                ..ended
+            }),
+            Some(FailureCode::DiskFull)
+        );
     }
 
     #[test]
     fn a_full_disk_that_did_not_hurt_is_a_success() {
-        assert_eq!(code(&Exit { disk_full: true, oom: Oom::Yes, ..exit(Some(0)) }), None);
+        assert_eq!(
+            code(&Exit {
+                disk_full: true,
+                oom: Oom::Yes,
+                ..exit(Some(0))
+            }),
+            None
+        );
     }
 }

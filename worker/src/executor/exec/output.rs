@@ -57,7 +57,10 @@ impl Collected {
             Channel::Stderr => events.say(EventBody::Stderr { text }),
         }
         let detail = Some(format!("{dropped} bytes of {name} were left out"));
-        events.say(EventBody::Status { phase: "output_cut".to_owned(), detail });
+        events.say(EventBody::Status {
+            phase: "output_cut".to_owned(),
+            detail,
+        });
     }
 
     pub(super) fn finish(&mut self, events: &Sink) {

@@ -19,19 +19,28 @@ pub(super) struct Plan {
 pub(super) fn plan(input: &ExecInput, environment: &Environment) -> Result<Plan, Failure> {
     let refuse = |message: String| Failure::new(FailureCode::InvalidInput, message);
     if !input.install.is_empty() {
-        let message = format!("packages cannot be installed: environment {:?} may not connect anywhere", environment.name);
+        let message = format!(
+            "packages cannot be installed: environment {:?} may not connect anywhere",
+            environment.name
+        );
         return Err(Failure::new(FailureCode::InstallFailed, message));
     }
     let mut files: Vec<(String, Vec<u8>)> = Vec::new();
     for file in &input.files {
-        let bytes = file.bytes().ok_or_else(|| refuse(format!("file {:?} has no content", file.path)))?;
+        let bytes = file
+            .bytes()
+            .ok_or_else(|| refuse(format!("file {:?} has no content", file.path)))?;
         files.push((file.path.clone(), bytes));
     }
     let argv = match (&input.command, input.language) {
         (Some(command), _) => command.iter().chain(&input.args).cloned().collect(),
         (None, Some(language)) => {
             let unknown = || {
-                refuse(format!("environment {:?} does not run {}", environment.name, language.as_str()))
+                refuse(format!(
+                    "environment {:?} does not run {}",
+                    environment.name,
+                    language.as_str()
+                ))
             };
             let language = environment.languages.get(language.as_str()).ok_or_else(unknown)?;
             let file = match (&input.entrypoint, &input.code) {
@@ -49,7 +58,11 @@ pub(super) fn plan(input: &ExecInput, environment: &Environment) -> Result<Plan,
     let mut env = environment.env.clone();
     env.extend(input.env.clone());
     let archive = archive(&files).map_err(|error| refuse(format!("the files cannot be packed: {error}")))?;
-    Ok(Plan { argv, env: env.into_iter().collect(), archive })
+    Ok(Plan {
+        argv,
+        env: env.into_iter().collect(),
+        archive,
+    })
 }
 
 fn archive(files: &[(String, Vec<u8>)]) -> std::io::Result<Vec<u8>> {
@@ -96,7 +109,11 @@ mod tests {
         let input = ExecInput {
             command: Some(vec!["env".to_owned()]),
             env: [("HOME".to_owned(), "/tmp".to_owned())].into(),
-            files: vec![InputFile { path: "a/b".to_owned(), content: Some(String::new()), content_base64: None }],
+            files: vec![InputFile {
+                path: "a/b".to_owned(),
+                content: Some(String::new()),
+                content_base64: None,
+            }],
             ..ExecInput::default()
         };
         let plan = plan(&input, &environment()).unwrap();
@@ -107,7 +124,13 @@ mod tests {
 
     #[test]
     fn packages_are_refused_where_nothing_can_be_reached() {
-        let input = ExecInput { install: vec!["six".to_owned()], ..ExecInput::default() };
-        assert_eq!(plan(&input, &environment()).unwrap_err().code, FailureCode::InstallFailed);
+        let input = ExecInput {
+            install: vec!["six".to_owned()],
+            ..ExecInput::default()
+        };
+        assert_eq!(
+            plan(&input, &environment()).unwrap_err().code,
+            FailureCode::InstallFailed
+        );
     }
 }
