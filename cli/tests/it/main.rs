@@ -9,4 +9,5 @@ mod ledger;
 mod recovery;
 mod run;
 mod server;
+mod tour;
 mod up;

@@ -17,20 +17,20 @@ const START_LIMIT: Duration = Duration::from_secs(90);
 const STOP_LIMIT: Duration = Duration::from_mins(1);
 
 /// A data folder and an address; whatever is left of it ends with the test.
-struct Place {
-    folder: PathBuf,
-    port: u16,
+pub(crate) struct Place {
+    pub(crate) folder: PathBuf,
+    pub(crate) port: u16,
 }
 
 /// A running `hothouse up` and the lines that it prints.
-struct Up {
+pub(crate) struct Up {
     child: Child,
     lines: Receiver<String>,
     seen: Vec<String>,
 }
 
 impl Place {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let folder = std::env::temp_dir().join(format!("hothouse-up-{}", Uuid::now_v7()));
         let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
             .unwrap()
@@ -60,7 +60,7 @@ impl Place {
         command
     }
 
-    fn up(&self) -> Up {
+    pub(crate) fn up(&self) -> Up {
         let mut child = self.up_command().stdout(Stdio::piped()).spawn().unwrap();
         let output = BufReader::new(child.stdout.take().unwrap());
         let (sender, lines) = sync_channel(1000);
@@ -106,7 +106,7 @@ impl Drop for Place {
 
 impl Up {
     /// Reads until a line holds `text`.
-    fn until(&mut self, text: &str) {
+    pub(crate) fn until(&mut self, text: &str) {
         let deadline = Instant::now() + START_LIMIT;
         while !self.seen.last().is_some_and(|line| line.contains(text)) {
             let line = self
