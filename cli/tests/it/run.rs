@@ -135,7 +135,10 @@ async fn ctrl_c_cancels_the_job_and_waits_for_its_end() {
     assert_eq!(ended.status.code(), Some(130));
     let told = String::from_utf8(ended.stderr).unwrap();
     assert_eq!(told.matches("hothouse: ").count(), 1, "{told}");
-    assert!(told.contains("hothouse: cancelling; Ctrl-C again leaves at once\n"), "{told}");
+    assert!(
+        told.contains("hothouse: cancelling; Ctrl-C again leaves at once\n"),
+        "{told}"
+    );
     assert_eq!(server.seen(|seen| seen.cancels), 1);
 }
 

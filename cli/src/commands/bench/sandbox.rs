@@ -1,5 +1,6 @@
 //! `hothouse bench sandbox`: one program at a time in a warm sandbox, beside `docker run` of the same image.
 
+use std::collections::BTreeSet;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
@@ -72,8 +73,10 @@ pub(super) async fn run(
     }
     bar.finish_and_clear();
 
+    let drivers = drivers(client).await?;
     let ours = taken.call_to_byte.clone().summary();
     let theirs = docker.clone().summary();
+    report.remark("driver", drivers.join(", "));
     report.latencies("claim → process", taken.claim_to_process);
     report.latencies("call → first byte", taken.call_to_byte);
     report.latencies("call → end", taken.call_to_end);
@@ -81,7 +84,12 @@ pub(super) async fn run(
         Some(error) => report.remark("docker run", format!("not measured: {error:#}")),
         None => report.latencies("docker run", docker),
     }
-    if let (Some(ours), Some(theirs)) = (ours, theirs) {
+    if drivers != ["docker"] {
+        report.remark(
+            "ratio",
+            "not told: the sandboxes are not all of the docker driver, so the image is another",
+        );
+    } else if let (Some(ours), Some(theirs)) = (ours, theirs) {
         report.number(
             "ratio",
             theirs.p50_ms / ours.p50_ms,
@@ -89,6 +97,13 @@ pub(super) async fn run(
         );
     }
     Ok(())
+}
+
+/// The drivers of the workers that are there, each once.
+async fn drivers(client: &Client) -> anyhow::Result<Vec<String>> {
+    let workers = client.whole_list(&["workers"]).await?;
+    let drivers: BTreeSet<String> = workers.iter().map(|worker| output::field(worker, "driver")).collect();
+    Ok(drivers.into_iter().collect())
 }
 
 /// Runs the program in a sandbox.
