@@ -55,10 +55,9 @@ impl Election {
         let Some(leadership) = self.leadership.send_replace(None) else {
             return;
         };
-        match tokio::time::timeout(self.renew, self.store.release_leadership(&leadership)).await {
-            Ok(Ok(())) => tracing::info!(epoch = leadership.epoch, "leadership given up"),
-            Ok(Err(_)) | Err(_) => tracing::warn!(epoch = leadership.epoch, "leadership is left to expire"),
-        }
+        let given_up = tokio::time::timeout(self.renew, self.store.release_leadership(&leadership)).await;
+        let released = given_up.is_ok_and(|released| released.is_ok());
+        tracing::info!(epoch = leadership.epoch, released, "leading no more");
     }
 
     /// Asks once, and answers how long to wait before the next time.
@@ -98,9 +97,10 @@ impl Election {
         self.leadership.send_if_modified(|current| {
             let changed = *current != leadership;
             if changed {
-                match &leadership {
-                    Some(leadership) => tracing::info!(epoch = leadership.epoch, "leading"),
-                    None => tracing::warn!("leadership lost"),
+                if let Some(leadership) = &leadership {
+                    tracing::info!(epoch = leadership.epoch, "leading");
+                } else {
+                    tracing::warn!("leadership lost");
                 }
                 *current = leadership;
             }

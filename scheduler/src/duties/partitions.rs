@@ -56,7 +56,7 @@ impl Duty for Partitions {
     }
 
     fn interval(&self) -> Duration {
-        Duration::from_secs(60)
+        Duration::from_mins(1)
     }
 
     async fn tick(&self, now: DateTime<Utc>) -> anyhow::Result<Report> {

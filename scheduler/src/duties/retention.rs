@@ -34,7 +34,7 @@ impl Duty for Retention {
     }
 
     fn interval(&self) -> Duration {
-        Duration::from_secs(60)
+        Duration::from_mins(1)
     }
 
     async fn tick(&self, now: DateTime<Utc>) -> anyhow::Result<Report> {

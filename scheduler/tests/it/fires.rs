@@ -123,7 +123,7 @@ async fn skip_waits_for_the_last_job_and_cancel_running_cancels_it(pool: PgPool)
 
     let hour = common::store::fire::Limits {
         clock_offset: TimeDelta::hours(1),
-        grace: Duration::from_secs(7200),
+        grace: Duration::from_hours(2),
         ..limits()
     };
     let waits = store.fire_due(&leader, hour).await.unwrap();
@@ -156,7 +156,7 @@ async fn downtime_is_missed_or_caught_up_as_the_schedule_says(pool: PgPool) {
         .next_after(fixture.env.clock.now() - TimeDelta::hours(6));
     let mut catching_up = fixture.schedule("0 * * * *", Overlap::Allow);
     catching_up.next_fire_at = missing.next_fire_at;
-    catching_up.timing.catch_up = Duration::from_secs(24 * 3600);
+    catching_up.timing.catch_up = Duration::from_hours(24);
     fixture.save(&missing).await;
     fixture.save(&catching_up).await;
     // Half an hour after the last due time, so that none lies within the grace.

@@ -87,7 +87,7 @@ impl Fixture {
     }
 
     pub(crate) async fn elect(&self) -> Leadership {
-        let ttl = Duration::from_secs(60);
+        let ttl = Duration::from_mins(1);
         self.env
             .store
             .acquire_or_renew("test", Uuid::now_v7(), ttl)
