@@ -9,6 +9,9 @@ pub enum Error {
     /// No connection could be had in time.
     #[error("no redis connection")]
     Pool(#[source] deadpool_redis::PoolError),
+    /// No connection answered in time: Redis stands still.
+    #[error("redis does not answer")]
+    Slow,
     /// Redis is new: running jobs register first, then it is opened for claims.
     #[error("redis was wiped and is being rebuilt")]
     Closed,

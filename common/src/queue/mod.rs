@@ -67,6 +67,7 @@ struct Inner {
     shards: u16,
     lease_ttl: Duration,
     dispatched_max: u32,
+    response_timeout: Duration,
     scripts: Scripts,
     clock_offset_ms: AtomicI64,
 }
@@ -103,6 +104,7 @@ impl Queue {
                 shards: redis.shards,
                 lease_ttl: leases.ttl,
                 dispatched_max: leases.dispatched_max,
+                response_timeout: redis.response_timeout,
                 scripts: Scripts::new(),
                 clock_offset_ms: AtomicI64::new(0),
             }),
@@ -144,8 +146,13 @@ impl Queue {
         format!("{}:{{s{}}}:{name}", self.inner.prefix, shard.0)
     }
 
+    /// A connection. When Redis stands still the pool tries one idle connection after the other, each with a time limit
+    /// of its own: this one is for all of them together.
     async fn connection(&self) -> Result<Connection, Error> {
-        Ok(self.inner.pool.get().await?)
+        match tokio::time::timeout(self.inner.response_timeout, self.inner.pool.get()).await {
+            Ok(connection) => Ok(connection?),
+            Err(_) => Err(Error::Slow),
+        }
     }
 
     /// Asks Redis for nothing, to know that it answers.
