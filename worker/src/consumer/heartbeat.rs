@@ -16,6 +16,7 @@ use common::config::Leases;
 use common::ids::WorkerId;
 use common::queue::{Beat, Dispatch, Queue, Shard};
 use common::store::Store;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::held::{Held, HeldAttempt, Stop};
@@ -76,10 +77,19 @@ impl Heartbeat {
             .iter()
             .map(|attempt| (attempt.job_id, attempt.attempt))
             .collect();
-        let beats = match self.queue.heartbeat(shard, self.worker_id, &fences).await {
-            Ok(beats) => beats,
-            Err(error) => {
+        // A Redis that stands still must not use up the time that the sandboxes have left.
+        let beaten = timeout(
+            self.leases.heartbeat / 2,
+            self.queue.heartbeat(shard, self.worker_id, &fences),
+        );
+        let beats = match beaten.await {
+            Ok(Ok(beats)) => beats,
+            Ok(Err(error)) => {
                 tracing::warn!(%error, "heartbeat failed: saying in Postgres that this worker lives");
+                return self.say_alive(attempts, alive).await;
+            }
+            Err(_) => {
+                tracing::warn!("Redis does not answer: saying in Postgres that this worker lives");
                 return self.say_alive(attempts, alive).await;
             }
         };
