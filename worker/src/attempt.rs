@@ -233,40 +233,51 @@ fn last_events(
     decision: &Decision,
     now: chrono::DateTime<chrono::Utc>,
 ) -> (Option<Chunk>, u64) {
-    let seq = unwritten.last_seq + 1;
+    let mut seq = unwritten.last_seq + 1;
     let mut events = unwritten.events;
-    let body = match decision {
-        Decision::Succeed | Decision::Fail(_) | Decision::Cancel => None,
-        Decision::RetryAt(retry_at, failure) => Some(EventBody::Retrying {
-            next_attempt: job.attempt + 1,
-            retry_at: *retry_at,
-            error: failure.clone(),
-        }),
-        Decision::GiveBack => Some(EventBody::Queued { position: None }),
-        Decision::Wait => Some(EventBody::Waiting {
-            waits_for: "children".to_owned(),
-        }),
+    let (body, is_tried_again) = match decision {
+        Decision::Succeed | Decision::Fail(_) | Decision::Cancel => (None, false),
+        Decision::RetryAt(retry_at, failure) => {
+            let next_attempt = job.attempt + 1;
+            (
+                Some(EventBody::Retrying {
+                    next_attempt,
+                    retry_at: *retry_at,
+                    error: failure.clone(),
+                }),
+                true,
+            )
+        }
+        Decision::GiveBack => (Some(EventBody::Queued { position: None }), true),
+        Decision::Wait => (
+            Some(EventBody::Waiting {
+                waits_for: "children".to_owned(),
+            }),
+            false,
+        ),
     };
     if let Some(body) = body {
-        if !unwritten.spoke {
-            let at = job.started_at.unwrap_or(now);
-            let body = EventBody::Started { worker: worker_id };
-            events.insert(
-                0,
-                Event {
-                    seq: job.seq,
-                    at,
-                    attempt: job.attempt,
-                    body,
-                },
-            );
-        }
-        events.push(Event {
+        let event = |seq, at, body| Event {
             seq,
-            at: now,
+            at,
             attempt: job.attempt,
             body,
-        });
+        };
+        if !unwritten.spoke {
+            let started = EventBody::Started { worker: worker_id };
+            events.insert(0, event(job.seq, job.started_at.unwrap_or(now), started));
+        } else if is_tried_again {
+            // The next attempt says everything anew.
+            events.push(event(
+                seq,
+                now,
+                EventBody::AttemptReset {
+                    discard_from_seq: job.seq,
+                },
+            ));
+            seq += 1;
+        }
+        events.push(event(seq, now, body));
     }
     (Chunk::pack(job.id, &events), seq)
 }
