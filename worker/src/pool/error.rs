@@ -44,6 +44,8 @@ pub enum Error {
         waited: Duration,
         /// The last failed start, when none has succeeded since.
         last_error: Option<String>,
+        /// Whether that failed because the engine did not answer: no fault of the job's.
+        engine_is_away: bool,
     },
     /// The pool has stopped.
     #[error("the pool has stopped")]
@@ -59,6 +61,11 @@ impl Error {
             Self::Failing { source } => source.is_transient(),
             Self::Connect(_) | Self::SlowStart { .. } | Self::Exhausted { .. } | Self::Stopped => true,
         }
+    }
+
+    /// Whether what starts sandboxes does not answer.
+    pub(super) fn is_engine_away(&self) -> bool {
+        matches!(self, Self::Start(driver::Error::Unavailable { .. }))
     }
 
     /// Its text and those of its causes, in one line for status and log.

@@ -37,6 +37,8 @@ pub struct LastError {
     pub at: DateTime<Utc>,
     /// Why.
     pub error: String,
+    /// Whether the engine did not answer.
+    pub engine_is_away: bool,
 }
 
 #[derive(Debug, Default)]
@@ -158,6 +160,7 @@ impl Shelf {
         state.last_error = Some(LastError {
             at,
             error: error.with_causes(),
+            engine_is_away: error.is_engine_away(),
         });
         state.refusal = None;
         if error.is_transient() {

@@ -4,6 +4,7 @@ mod artifacts;
 mod outcome;
 mod output;
 mod plan;
+mod slot;
 
 use std::time::{Duration, Instant};
 
@@ -13,7 +14,7 @@ use common::job::{Failure, FailureCode, Usage};
 use super::keeper::{Keeper, Stopped};
 use super::{Context, Ended};
 use crate::environment;
-use crate::pool::{self, Slot};
+use crate::pool::Slot;
 use crate::sandbox::{self, Input, PutFiles, RunSpec};
 use output::Collected;
 use plan::Plan;
@@ -27,6 +28,8 @@ enum Broken {
     Stopped(Stopped),
     /// It cannot run.
     Failed(Failure),
+    /// It cannot run now, through no fault of its own: it is queued again and nothing counts against it.
+    GivenBack,
 }
 
 impl From<Failure> for Broken {
@@ -52,6 +55,7 @@ pub(super) async fn run(context: Context) -> Ended {
         }
         Err(Broken::Failed(failure)) => Ended::failed(failure),
         Err(Broken::Stopped(stopped)) => stopped.ended(),
+        Err(Broken::GivenBack) => Ended::given_back(),
     }
 }
 
@@ -66,11 +70,7 @@ async fn attempt(context: &Context, keeper: &mut Keeper) -> Result<Ended, Broken
     let Some(pool) = &context.machine.pool else {
         return Err(Failure::new(FailureCode::SandboxFailed, "this worker has no sandboxes").into());
     };
-    let slot = keeper
-        .until_stopped(pool.check_out(name, None))
-        .await
-        .map_err(Broken::Stopped)?
-        .map_err(|error| pool_failure(&error))?;
+    let slot = slot::check_out(context, keeper, pool, name).await?;
     let ended = in_slot(context, keeper, &slot, &input, plan).await;
     slot.retire();
     ended
@@ -125,18 +125,4 @@ async fn in_slot(
         ..Usage::default()
     };
     Ok(outcome::ended(&exit, &collected, kept, usage, context.job.timeout_ms))
-}
-
-fn pool_failure(error: &pool::Error) -> Failure {
-    tracing::warn!(error = %format!("{error:#}"), "no sandbox");
-    match error {
-        pool::Error::NoSuchEnvironment { environment } => Failure::new(
-            FailureCode::InvalidInput,
-            format!("there is no environment {environment:?}"),
-        ),
-        pool::Error::Exhausted { .. } | pool::Error::SlowStart { .. } => {
-            Failure::new(FailureCode::SandboxFailed, error.to_string())
-        }
-        _ => Failure::new(FailureCode::SandboxFailed, "no sandbox could be started"),
-    }
 }

@@ -1,0 +1,84 @@
+//! A sandbox for an exec job: taken from the pool, and said why when that takes long.
+
+use std::time::Duration;
+
+use common::job::event::EventBody;
+use common::job::{Failure, FailureCode};
+
+use super::super::Context;
+use super::super::keeper::Keeper;
+use super::Broken;
+use crate::events::Say;
+use crate::pool::{self, Pool, Slot};
+
+/// A job that waits longer is told why.
+const TELL_AFTER: Duration = Duration::from_secs(1);
+
+/// Takes a sandbox of the environment, unless the attempt is told to stop.
+pub(super) async fn check_out(
+    context: &Context,
+    keeper: &mut Keeper,
+    pool: &Pool,
+    environment: &str,
+) -> Result<Slot, Broken> {
+    let taken = async {
+        let slot = pool.check_out(environment, None);
+        tokio::pin!(slot);
+        let mut told = None;
+        loop {
+            tokio::select! {
+                slot = &mut slot => return slot,
+                () = tokio::time::sleep(TELL_AFTER) => {}
+            }
+            let reason = Some(reason(pool, environment));
+            if told != reason {
+                let detail = reason.map(str::to_owned);
+                context.events.say(EventBody::Status {
+                    phase: "waiting_for_sandbox".to_owned(),
+                    detail,
+                });
+                told = reason;
+            }
+        }
+    };
+    let taken = keeper.until_stopped(taken).await.map_err(Broken::Stopped)?;
+    taken.map_err(|error| broken(&error))
+}
+
+/// Why nothing is warm, as the job's owner may know it.
+fn reason(pool: &Pool, environment: &str) -> &'static str {
+    let last_error = pool
+        .status()
+        .into_iter()
+        .find(|status| status.name == environment)
+        .and_then(|it| it.last_error);
+    match last_error {
+        Some(last) if last.engine_is_away => "the engine that starts sandboxes does not answer",
+        Some(_) => "sandboxes do not start at present",
+        None => "every sandbox is in use",
+    }
+}
+
+fn broken(error: &pool::Error) -> Broken {
+    tracing::warn!(error = %format!("{error:#}"), "no sandbox");
+    match error {
+        // For as long as it takes: a job is not failed because an engine is.
+        pool::Error::Exhausted {
+            engine_is_away: true, ..
+        } => Broken::GivenBack,
+        pool::Error::NoSuchEnvironment { environment } => Failure::new(
+            FailureCode::InvalidInput,
+            format!("there is no environment {environment:?}"),
+        )
+        .into(),
+        pool::Error::Exhausted {
+            environment, waited, ..
+        } => {
+            let waited = humantime::format_duration(*waited);
+            let message = format!("no sandbox of environment {environment:?} became free within {waited}");
+            Failure::new(FailureCode::SandboxFailed, message).into()
+        }
+        pool::Error::SlowStart { .. } => Failure::new(FailureCode::SandboxFailed, error.to_string()).into(),
+        _ => Failure::new(FailureCode::SandboxFailed, "no sandbox could be started").into(),
+    }
+}
