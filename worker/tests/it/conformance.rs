@@ -9,7 +9,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use assert_matches::assert_matches;
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
+use hothouse_protocol::{Decoder, Frame, FromInit, Greeting, Kind, ToInit, Token, VERSION};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use uuid::Uuid;
 use worker::driver::{Profile, SandboxDriver, Spec};
 use worker::sandbox::{
@@ -32,6 +34,7 @@ macro_rules! conformance {
             a_full_disk_is_told, time_and_memory_are_accounted, files_go_in_and_come_out,
             only_what_matches_comes_out, hostile_archives_are_refused, a_lease_that_passes_ends_everything,
             a_dropped_sandbox_leaves_nothing, a_destroyed_sandbox_is_a_lost_one, init_cannot_be_reached_by_a_job,
+            a_forged_frame_ends_the_sandbox, rubbish_ends_the_sandbox,
             a_job_has_no_privileges, there_is_no_network, nothing_of_the_host_is_visible);
     };
     ($subject:path; $($promise:ident),* $(,)?) => {
@@ -948,6 +951,72 @@ print(sorted(os.listdir('/proc/self/fd')))
     );
     sandbox.ping(LONG).await.unwrap();
     assert!(run(&sandbox, spec(&["true"])).await.exit.is_success());
+}
+
+/// What init answers until it closes the pipe, after a hello and then `wire`.
+async fn tell_raw(subject: &Subject, wire: impl FnOnce(&Token) -> BytesMut) -> Vec<FromInit> {
+    let mut pipe = subject.driver.start(&subject.spec()).await.unwrap();
+    let token = Token::new(*b"sixteen bytes ok");
+    let greeting = Greeting {
+        version: VERSION,
+        uid: 1000,
+        gid: 1000,
+        workspace: "/workspace".to_owned(),
+    };
+    let mut hello = BytesMut::new();
+    Frame::from(ToInit::Hello(greeting)).encode(&token, &mut hello).unwrap();
+    hello.extend_from_slice(&wire(&token));
+    // It may close before it has read everything.
+    let _is_written = pipe.writer.write_all(&hello).await.is_ok() && pipe.writer.flush().await.is_ok();
+    let (mut decoder, mut input, mut heard) = (Decoder::expecting(token), BytesMut::new(), Vec::new());
+    while tokio::time::timeout(LONG, pipe.reader.read_buf(&mut input))
+        .await
+        .unwrap()
+        .unwrap_or(0)
+        > 0
+    {
+        while let Some(frame) = decoder.decode(&mut input).unwrap() {
+            heard.push(FromInit::try_from(frame).unwrap());
+        }
+    }
+    heard
+}
+
+pub(crate) async fn a_forged_frame_ends_the_sandbox(subject: &Subject) {
+    let ping = |token: &Token, nonce| {
+        let mut wire = BytesMut::new();
+        Frame::from(ToInit::Ping { nonce }).encode(token, &mut wire).unwrap();
+        wire
+    };
+    let heard = tell_raw(subject, |token| {
+        [ping(token, 1), ping(&Token::new([0; 16]), 2), ping(token, 3)].concat()[..].into()
+    });
+    let heard = heard.await;
+    assert_matches!(
+        heard[..],
+        [] | [FromInit::Hello(_)] | [FromInit::Hello(_), FromInit::Pong { nonce: 1 }]
+    );
+}
+
+pub(crate) async fn rubbish_ends_the_sandbox(subject: &Subject) {
+    for seed in 0..8_u8 {
+        let rubbish = |token: &Token| {
+            let mut wire = BytesMut::new();
+            match seed {
+                // A frame that is right but for its meaning.
+                0 => Frame::new(Kind::Run, 1, "not json").encode(token, &mut wire).unwrap(),
+                1 => Frame::new(Kind::Exit, 1, "{}").encode(token, &mut wire).unwrap(),
+                2 => Frame::new(Kind::Credit, 1, "12").encode(token, &mut wire).unwrap(),
+                _ => wire.extend((0..3_000_u32).map(|n| (n * 31 + u32::from(seed) * 17).to_le_bytes()[0] ^ seed)),
+            }
+            wire
+        };
+        let heard = tell_raw(subject, rubbish).await;
+        assert!(
+            heard.iter().all(|message| matches!(message, FromInit::Hello(_))),
+            "{seed}: {heard:?}"
+        );
+    }
 }
 
 pub(crate) async fn a_job_has_no_privileges(subject: &Subject) {

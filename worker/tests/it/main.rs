@@ -4,6 +4,7 @@ mod conformance;
 mod docker;
 mod pool;
 mod sandbox_bubblewrap;
+mod sandbox_link;
 
 mod model_anthropic;
 mod model_server;

@@ -3,6 +3,7 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -13,6 +14,8 @@ use crate::driver::{Found, Profile, Spec};
 
 const PREFIX: &str = "hothouse";
 const PERIOD_US: u32 = 100_000;
+// Longer than any sandbox takes from its cgroup to its first process.
+const EMPTY_MAX: Duration = Duration::from_mins(1);
 // Init, one supervisor and the process of `bwrap` that waits outside.
 const OWN_PROCESSES: u32 = 3;
 
@@ -73,15 +76,23 @@ impl Cgroups {
         Ok(limited)
     }
 
-    /// Sandboxes of workers that are not there any more.
-    pub(super) fn left_behind(&self) -> Vec<Found> {
-        let folders = self.places.first().and_then(|place| fs::read_dir(&place.folder).ok());
-        folders
-            .into_iter()
-            .flatten()
-            .flatten()
-            .filter_map(|entry| read_name(&entry))
-            .collect()
+    /// Every sandbox that has a cgroup, also those of workers that are not there any more. A cgroup that has been empty
+    /// for long belongs to none: its worker died before it could remove it.
+    pub(super) fn all(&self) -> Vec<Found> {
+        let mut found: Vec<Found> = Vec::new();
+        let folders = self.places.iter().filter_map(|place| fs::read_dir(&place.folder).ok());
+        for entry in folders.flatten().flatten() {
+            let Some(sandbox) = read_name(&entry) else { continue };
+            let age = SystemTime::now()
+                .duration_since(sandbox.created_at.into())
+                .unwrap_or_default();
+            // The kernel refuses to remove one that is not empty.
+            let is_removed = age > EMPTY_MAX && fs::remove_dir(entry.path()).is_ok();
+            if !is_removed && found.iter().all(|other| other.id != sandbox.id) {
+                found.push(sandbox);
+            }
+        }
+        found
     }
 
     /// Kills what is left in those of a sandbox and removes them.
@@ -250,7 +261,7 @@ fn remove_folder(folder: &Path) -> io::Result<()> {
     for _ in 0..50 {
         match fs::remove_dir(folder) {
             Err(error) if error.kind() == io::ErrorKind::ResourceBusy => {
-                std::thread::sleep(std::time::Duration::from_millis(2));
+                std::thread::sleep(Duration::from_millis(2));
             }
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             removed => return removed,
