@@ -142,15 +142,15 @@ mod tests {
     use super::*;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-    #[tokio::test(start_paused = true)]
+    #[tokio::test]
     async fn a_client_that_takes_nothing_is_given_up() {
         let (near, mut far) = tokio::io::duplex(8);
-        let mut near = Stalling::new(near, Duration::from_secs(30), None);
+        let mut near = Stalling::new(near, Duration::from_millis(50), None);
         near.write_all(b"12345678").await.unwrap();
         let started = Instant::now();
         let error = near.write_all(b"9").await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
-        assert_eq!(started.elapsed(), Duration::from_secs(30));
+        assert!(started.elapsed() >= Duration::from_millis(50));
         let mut taken = [0; 8];
         far.read_exact(&mut taken).await.unwrap();
         near.since = None;

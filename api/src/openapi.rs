@@ -37,7 +37,32 @@ pub(crate) fn base() -> OpenApi {
 
 /// The whole document.
 pub fn document() -> OpenApi {
-    crate::routes::open_api_router().into_openapi()
+    let mut document = crate::routes::open_api_router().into_openapi();
+    for (path, item) in &mut document.paths.paths {
+        let operations = [
+            ("get", &mut item.get),
+            ("post", &mut item.post),
+            ("put", &mut item.put),
+            ("patch", &mut item.patch),
+            ("delete", &mut item.delete),
+        ];
+        for (method, operation) in operations {
+            if let Some(operation) = operation {
+                operation.operation_id = Some(operation_id(method, path));
+            }
+        }
+    }
+    document
+}
+
+/// A name that no other operation has: `post_jobs_id_cancel`. Clients are generated from these.
+fn operation_id(method: &str, path: &str) -> String {
+    let steps = path.trim_start_matches(BASE).split('/').filter(|step| !step.is_empty());
+    let name = |step: &str| step.trim_matches(['{', '}', '*']).replace(['-', '.'], "_");
+    std::iter::once(method.to_owned())
+        .chain(steps.map(name))
+        .collect::<Vec<_>>()
+        .join("_")
 }
 
 /// A plain page of every route and every problem code.

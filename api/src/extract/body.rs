@@ -124,17 +124,26 @@ impl<T: DeserializeOwned + Default> FromRequest<App> for OptionalJson<T> {
     }
 }
 
-/// Reads JSON that stands at `base` in the body.
+/// Reads a JSON object that stands at `base` in the body. Everything that we take is an object; without this check
+/// serde would read an array as the fields of a struct in their order.
 ///
 /// # Errors
 /// 400 when it is not JSON, 422 with a pointer when it is another shape than `T`.
 pub fn from_json<T: DeserializeOwned>(text: &str, base: &str) -> Result<T, Problem> {
+    if !text.trim_ascii_start().starts_with('{') {
+        return Err(match serde_json::from_str::<serde::de::IgnoredAny>(text) {
+            Ok(_) => Problem::invalid(vec![FieldError::body(base, "is not an object")]),
+            Err(error) => Problem::new(Code::MalformedBody, error.to_string()),
+        });
+    }
     // The path is only known to a slower reader, which is asked when it is needed.
     let error = match serde_json::from_str::<T>(text) {
         Ok(value) => return Ok(value),
         Err(error) => error,
     };
-    if matches!(error.classify(), Category::Syntax | Category::Eof | Category::Io) {
+    // A number where an enum is expected is a syntax error to serde_json, though the text is JSON.
+    let is_malformed = error.classify() != Category::Data && serde_json::from_str::<serde_json::Value>(text).is_err();
+    if is_malformed {
         return Err(Problem::new(Code::MalformedBody, error.to_string()));
     }
     let mut reader = serde_json::Deserializer::from_str(text);
@@ -167,12 +176,19 @@ mod tests {
     #[expect(dead_code, reason = "only its shape matters")]
     struct Shape {
         items: Vec<u8>,
+        choice: Option<Choice>,
+    }
+
+    #[derive(Debug, serde::Deserialize)]
+    enum Choice {
+        One,
     }
 
     #[rstest::rstest]
     #[case::syntax("{", Code::MalformedBody, None)]
     #[case::wrong_type(r#"{"items":[1,"x"]}"#, Code::InvalidRequest, Some("/base/items/1"))]
     #[case::unknown_field(r#"{"a/b":1}"#, Code::InvalidRequest, Some("/base/a~1b"))]
+    #[case::enum_from_number(r#"{"items":[],"choice":1}"#, Code::InvalidRequest, Some("/base/choice"))]
     #[case::out_of_range(r#"{"items":[-1]}"#, Code::InvalidRequest, Some("/base/items/0"))]
     fn a_fault_has_a_code_and_a_place(#[case] text: &str, #[case] code: Code, #[case] pointer: Option<&str>) {
         let problem = from_json::<Shape>(text, "/base").unwrap_err();

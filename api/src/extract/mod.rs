@@ -6,4 +6,4 @@ mod path;
 
 pub use body::{OptionalJson, RawBody, ValidJson, from_json};
 pub use params::{Cursor, Params};
-pub use path::PathId;
+pub use path::{PathId, PathSteps};

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use chrono::{DateTime, Utc};
@@ -20,7 +20,7 @@ use uuid::Uuid;
 
 use super::List;
 use crate::auth::{Admin, Caller};
-use crate::extract::{Params, PathId};
+use crate::extract::{Params, PathId, PathSteps};
 use crate::problem::{Document, Problem};
 use crate::state::App;
 
@@ -99,22 +99,22 @@ async fn read(app: &App, caller: &Caller, name: &str) -> Result<QueueView, Probl
 /// Read a queue. Every name is a queue; one that was never used is empty.
 #[utoipa::path(get, path = "/queues/{name}", tag = "operating", params(("name" = String, Path, description = "The queue")),
     responses((status = 200, body = QueueView), (status = 404, body = Document, content_type = "application/problem+json")))]
-async fn queue(State(app): State<App>, caller: Caller, Path(name): Path<String>) -> Result<Response, Problem> {
-    Ok(Json(read(&app, &caller, &name).await?).into_response())
+async fn queue(State(app): State<App>, caller: Caller, steps: PathSteps) -> Result<Response, Problem> {
+    Ok(Json(read(&app, &caller, steps.get("name")).await?).into_response())
 }
 
 /// Pause a queue: nothing of it is given to workers, for every tenant. What runs goes on.
 #[utoipa::path(post, path = "/queues/{name}/pause", tag = "operating", params(("name" = String, Path, description = "The queue")),
     responses((status = 200, body = QueueView), (status = 403, body = Document, content_type = "application/problem+json")))]
-async fn pause(State(app): State<App>, Admin(caller): Admin, Path(name): Path<String>) -> Result<Response, Problem> {
-    set_paused(&app, &caller, &name, true).await
+async fn pause(State(app): State<App>, Admin(caller): Admin, steps: PathSteps) -> Result<Response, Problem> {
+    set_paused(&app, &caller, steps.get("name"), true).await
 }
 
 /// Resume a queue.
 #[utoipa::path(post, path = "/queues/{name}/resume", tag = "operating", params(("name" = String, Path, description = "The queue")),
     responses((status = 200, body = QueueView), (status = 403, body = Document, content_type = "application/problem+json")))]
-async fn resume(State(app): State<App>, Admin(caller): Admin, Path(name): Path<String>) -> Result<Response, Problem> {
-    set_paused(&app, &caller, &name, false).await
+async fn resume(State(app): State<App>, Admin(caller): Admin, steps: PathSteps) -> Result<Response, Problem> {
+    set_paused(&app, &caller, steps.get("name"), false).await
 }
 
 async fn set_paused(app: &App, caller: &Caller, name: &str, paused: bool) -> Result<Response, Problem> {

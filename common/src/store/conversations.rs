@@ -308,7 +308,7 @@ impl Store {
         let Some(position) = position else {
             return Ok(TurnAccepted::Gone);
         };
-        job.id = after_open_turns(&mut tx, id).await?;
+        (job.id, job.created_at) = after_open_turns(&mut tx, id, job.created_at).await?;
         if let Some(idempotency) = idempotency {
             let tenant_id = job.tenant_id;
             let submission = Submission {
@@ -337,25 +337,32 @@ impl Store {
     }
 }
 
-/// An id above those of the open turns, whoever's clock made them: a turn waits for those with lower ids.
-async fn after_open_turns(connection: &mut PgConnection, id: ConversationId) -> Result<JobId, Error> {
-    let last: Option<Uuid> = sqlx::query_scalar(
-        "select id from jobs where conversation_id = $1
+/// An id above, and a time not before, those of the open turns, whoever's clock made them: a turn waits for those with
+/// lower ids, and the queue offers the oldest first.
+async fn after_open_turns(
+    connection: &mut PgConnection,
+    id: ConversationId,
+    now: DateTime<Utc>,
+) -> Result<(JobId, DateTime<Utc>), Error> {
+    let last: Option<(Uuid, DateTime<Utc>)> = sqlx::query_as(
+        "select id, created_at from jobs where conversation_id = $1
             and state in ('scheduled', 'queued', 'running', 'waiting', 'retrying') order by id desc limit 1",
     )
     .bind(id)
     .fetch_optional(connection)
     .await?;
     let fresh = JobId::new();
-    Ok(match last.and_then(|last| last.get_timestamp()) {
-        Some(made) if last.is_some_and(|last| last >= fresh.uuid()) => {
+    let Some((last, created_at)) = last else { return Ok((fresh, now)) };
+    let id = match last.get_timestamp() {
+        Some(made) if last >= fresh.uuid() => {
             let (seconds, nanos) = made.to_unix();
             let next = seconds * 1_000 + u64::from(nanos) / 1_000_000 + 1;
             let nanos = u32::try_from(next % 1_000).unwrap_or(0) * 1_000_000;
             JobId(Uuid::new_v7(Timestamp::from_unix(uuid::NoContext, next / 1_000, nanos)))
         }
         _ => fresh,
-    })
+    };
+    Ok((id, now.max(created_at)))
 }
 
 async fn is_busy(connection: &mut PgConnection, id: ConversationId) -> Result<bool, Error> {

@@ -1,7 +1,7 @@
 //! The versions of an agent.
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use common::ids::AgentId;
 use serde::Deserialize;
@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use super::{VersionView, read, write};
 use crate::auth::Caller;
-use crate::extract::{Params, PathId, ValidJson};
+use crate::extract::{Params, PathId, PathSteps, ValidJson};
 use crate::problem::{Document, Problem};
 use crate::routes::List;
 use crate::state::App;
@@ -44,11 +44,11 @@ pub(super) async fn list_versions(
 pub(super) async fn get_version(
     State(app): State<App>,
     caller: Caller,
-    Path((id, version)): Path<(String, String)>,
+    PathId(id): PathId<AgentId>,
+    steps: PathSteps,
 ) -> Result<Response, Problem> {
     let absent = || Problem::not_found("version of an agent");
-    let id: AgentId = id.parse().map_err(|_garbage| absent())?;
-    let version: u32 = version.parse().map_err(|_garbage| absent())?;
+    let version: u32 = steps.get("version").parse().map_err(|_garbage| absent())?;
     read(&app, &caller, id).await?;
     let found = app.store().agent_version(id, version).await?.ok_or_else(absent)?;
     Ok(Json(VersionView::from(found)).into_response())

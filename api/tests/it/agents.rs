@@ -1,0 +1,196 @@
+//! Agents: definitions, versions and single runs.
+
+use reqwest::Method;
+use serde_json::{Value, json};
+use sqlx::PgPool;
+
+use crate::fixture::{Api, answer};
+
+async fn saved(api: &Api, fields: Value) -> Value {
+    api.post("/agents", fields).await.expect(201)
+}
+
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn an_agent_has_a_version_for_each_change(pool: PgPool) {
+    let api = Api::start(pool).await;
+    let made = saved(
+        &api,
+        json!({"name": "a", "instructions": "one\u{0}", "models": ["scripted/echo"], "metadata": {"x": 1}}),
+    )
+    .await;
+    let path = format!("/agents/{}", made["id"].as_str().unwrap());
+    assert_eq!(
+        (&made["version"], &made["harness"], &made["max_steps"], &made["timeout"]),
+        (&json!(1), &json!("native"), &json!(50), &json!("10m"))
+    );
+    let changed = api
+        .patch(&path, json!({"instructions": "two", "max_steps": 5, "metadata": null}))
+        .await
+        .expect(200);
+    assert_eq!(
+        (&changed["version"], &changed["name"], &changed["metadata"]),
+        (&json!(2), &json!("a"), &json!({}))
+    );
+    assert_eq!(api.get(&path).await.expect(200), changed);
+
+    let first = api.get(&format!("{path}/versions/1")).await.expect(200);
+    assert_eq!(
+        (&first["instructions"], &first["version"]),
+        (&json!("one\u{0}"), &json!(1))
+    );
+    let back = api
+        .post(&format!("{path}/rollback"), json!({"version": 1}))
+        .await
+        .expect(200);
+    assert_eq!(
+        (&back["version"], &back["instructions"], &back["max_steps"]),
+        (&json!(3), &json!("one\u{0}"), &json!(50))
+    );
+    let page = api.get(&format!("{path}/versions?limit=2")).await.expect(200);
+    let rest = api
+        .get(&format!(
+            "{path}/versions?limit=2&cursor={}",
+            page["next_cursor"].as_str().unwrap()
+        ))
+        .await
+        .expect(200);
+    let numbers: Vec<&Value> = [&page, &rest]
+        .iter()
+        .flat_map(|page| page["data"].as_array().unwrap())
+        .map(|one| &one["version"])
+        .collect();
+    assert_eq!(numbers, [3, 2, 1]);
+
+    let unknown = api.post(&format!("{path}/rollback"), json!({"version": 9})).await;
+    unknown.is_problem(422, "invalid_request");
+    api.post(&format!("{path}/rollback"), json!({}))
+        .await
+        .is_problem(422, "invalid_request");
+    for version in ["9", "0", "x", "-1", "99999999999"] {
+        api.get(&format!("{path}/versions/{version}"))
+            .await
+            .is_problem(404, "not_found");
+    }
+    assert_eq!(api.delete(&path).await.status, 204);
+    api.get(&path).await.is_problem(404, "not_found");
+    api.delete(&path).await.is_problem(404, "not_found");
+    assert_eq!(api.get("/agents").await.expect(200)["data"], json!([]));
+}
+
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn a_faulty_definition_is_refused_with_its_fields(pool: PgPool) {
+    let api = Api::start(pool).await;
+    let path = format!(
+        "/agents/{}",
+        saved(&api, json!({"name": "a", "models": ["a/b"]})).await["id"]
+            .as_str()
+            .unwrap()
+    );
+    let cases = [
+        (json!({"name": ""}), "/name"),
+        (json!({"name": "a\u{0}"}), "/name"),
+        (json!({"models": ["plain"]}), "/models/0"),
+        (json!({"harness": "magic"}), "/harness"),
+        (json!({"tools": ["browser"]}), "/tools/0"),
+        (json!({"timeout": "never"}), "/timeout"),
+        (json!({"egress": {"deny": []}}), "/egress/deny"),
+        (json!({"surprise": 1}), "/surprise"),
+        (json!({"metadata": {"a": "\u{0}"}}), "/metadata/a"),
+        (json!([]), ""),
+    ];
+    for (change, pointer) in cases {
+        let answer = api.patch(&path, change).await;
+        answer.is_problem(422, "invalid_request");
+        assert_eq!(answer.places(), [pointer], "{}", answer.body);
+    }
+    assert_eq!(api.get(&path).await.expect(200)["version"], 1);
+    let none = api.post("/agents", json!({})).await;
+    assert_eq!(none.places(), ["/name", "/models"]);
+}
+
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn a_run_carries_the_definition_of_its_moment(pool: PgPool) {
+    let api = Api::start(pool).await;
+    let agent = saved(
+        &api,
+        json!({"name": "a", "instructions": "one", "models": ["scripted/echo"], "timeout": "5m"}),
+    )
+    .await;
+    let (id, path) = (
+        agent["id"].as_str().unwrap(),
+        format!("/agents/{}", agent["id"].as_str().unwrap()),
+    );
+    let body =
+        json!({"input": "hi\u{0}", "files": [{"path": "a.txt", "content": "x"}], "priority": 8, "queue": "runs"});
+    let job = api.post(&format!("{path}/runs"), body).await.expect(202);
+    assert_eq!(
+        (&job["kind"], &job["agent_id"], &job["agent_version"]),
+        (&json!("agent_run"), &json!(id), &json!(1))
+    );
+    assert_eq!(
+        (&job["priority"], &job["queue"], &job["timeout"]),
+        (&json!(8), &json!("runs"), &json!("5m"))
+    );
+    api.patch(&path, json!({"instructions": "two"})).await.expect(200);
+    let shown = api
+        .get(&format!("/jobs/{}", job["id"].as_str().unwrap()))
+        .await
+        .expect(200);
+    assert_eq!(
+        (&shown["input"]["input"], &shown["input"]["agent"]["instructions"]),
+        (&json!("hi\u{0}"), &json!("one"))
+    );
+    assert_eq!(shown["input"]["files"][0]["path"], "a.txt");
+    let row = api.env.row(job["id"].as_str().unwrap().parse().unwrap()).await;
+    assert_eq!((row.class.as_str(), row.timeout_ms), ("light", 300_000));
+
+    let submitted = json!({"kind": "agent_run", "input": {"agent_id": id, "input": "hi"}});
+    assert_eq!(api.post("/jobs", submitted).await.expect(202)["agent_version"], 2);
+    let inline =
+        json!({"kind": "agent_run", "input": {"agent": {"harness": "command", "command": ["cat"]}, "input": "hi"}});
+    let inline = api.post("/jobs", inline).await.expect(202);
+    assert_eq!(inline["agent_id"], Value::Null);
+    assert_eq!(
+        api.env.row(inline["id"].as_str().unwrap().parse().unwrap()).await.class,
+        "sandbox"
+    );
+    let listed = api.get(&format!("/jobs?agent_id={id}")).await.expect(200);
+    assert_eq!(listed["data"].as_array().unwrap().len(), 2);
+}
+
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn a_run_is_refused_clearly_and_repeated_safely(pool: PgPool) {
+    let api = Api::start(pool).await;
+    let agent = saved(&api, json!({"name": "a", "models": ["scripted/echo"]})).await;
+    let path = format!("/agents/{}", agent["id"].as_str().unwrap());
+    let cases = [
+        (json!({}), "/input"),
+        (json!({"input": 1}), "/input"),
+        (json!({"input": "a", "kind": "noop"}), "/kind"),
+        (json!({"input": "a", "priority": 10}), "/priority"),
+        (json!({"input": "a", "timeout": "2h"}), "/timeout"),
+        (
+            json!({"input": "a", "files": [{"path": "/x", "content": ""}]}),
+            "/files/0/path",
+        ),
+    ];
+    for (body, pointer) in cases {
+        let answer = api.post(&format!("{path}/runs"), body).await;
+        answer.is_problem(422, "invalid_request");
+        assert_eq!(answer.places(), [pointer], "{}", answer.body);
+    }
+    let keyed = async || {
+        let request = api
+            .request(Method::POST, &format!("{path}/runs"))
+            .header("idempotency-key", "k");
+        answer(request.json(&json!({"input": "a"}))).await.expect(202)["id"].clone()
+    };
+    assert_eq!(keyed().await, keyed().await);
+    api.patch(&path, json!({"status": "archived"})).await.expect(200);
+    api.post(&format!("{path}/runs"), json!({"input": "a"}))
+        .await
+        .is_problem(409, "conflict");
+    api.post("/conversations", json!({"agent_id": agent["id"]}))
+        .await
+        .is_problem(409, "conflict");
+}

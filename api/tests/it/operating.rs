@@ -1,0 +1,101 @@
+//! Queues and workers.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use common::ids::WorkerId;
+use common::store::workers::Worker;
+use common::testing::eventually;
+use serde_json::{Value, json};
+use sqlx::PgPool;
+
+use crate::fixture::{Api, SOON};
+
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn a_paused_queue_gives_nothing_until_it_is_resumed(pool: PgPool) {
+    let api = Api::start(pool).await;
+    let paused = api.post("/queues/slow/pause", json!({})).await.expect(200);
+    assert!(paused["paused_at"].is_string());
+    let (held, free) = (
+        api.submit(json!({"kind": "noop", "queue": "slow"})).await,
+        api.submit(json!({"kind": "noop"})).await,
+    );
+    let worker = api.env.worker();
+    let claimed = eventually(SOON, "the free one", async || worker.claim(5).await.pop()).await;
+    assert_eq!(claimed.job.id.to_string(), free);
+    assert!(worker.claim(5).await.is_empty());
+    let again = api.post("/queues/slow/pause", json!({})).await.expect(200);
+    assert_eq!(again["paused_at"], paused["paused_at"]);
+    let queues = api.get("/queues").await.expect(200);
+    let shown: Vec<(&str, u64, u64)> = queues["data"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|queue| {
+            (
+                queue["name"].as_str().unwrap(),
+                queue["queued"].as_u64().unwrap(),
+                queue["running"].as_u64().unwrap(),
+            )
+        })
+        .collect();
+    assert_eq!(shown, [("default", 0, 1), ("slow", 1, 0)]);
+    assert_eq!(
+        api.post("/queues/slow/resume", json!({})).await.expect(200)["paused_at"],
+        Value::Null
+    );
+    let claimed = eventually(SOON, "the held one", async || worker.claim(5).await.pop()).await;
+    assert_eq!(claimed.job.id.to_string(), held);
+    assert_eq!(api.get("/queues/unused").await.expect(200)["queued"], 0);
+    for name in ["a%20b", "a%2Fb", "%00", "%ff"] {
+        api.post(&format!("/queues/{name}/pause"), json!({}))
+            .await
+            .is_problem(404, "not_found");
+    }
+}
+
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn workers_are_shown_while_they_live_and_can_be_drained(pool: PgPool) {
+    let api = Api::start(pool).await;
+    let worker = Worker {
+        id: WorkerId::new(),
+        name: "w".to_owned(),
+        version: "1".to_owned(),
+        slots: BTreeMap::from([("light".to_owned(), 2)]),
+        labels: vec!["gpu".to_owned()],
+        queues: Vec::new(),
+        driver: "docker".to_owned(),
+        started_at: api.env.clock.now(),
+    };
+    api.env.store.register_worker(&worker).await.unwrap();
+    let shown = api.get("/workers").await.expect(200)["data"][0].clone();
+    assert_eq!(
+        (&shown["id"], &shown["slots"], &shown["draining_at"]),
+        (&json!(worker.id), &json!({"light": 2}), &Value::Null)
+    );
+    let job = api.submit(json!({"kind": "noop", "labels": ["gpu"]})).await;
+    let reason = api.get(&format!("/jobs/{job}")).await.expect(200)["waiting_for"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    assert!(!reason.contains("no worker"), "{reason}");
+    let foreign = api.submit(json!({"kind": "noop", "labels": ["tpu"]})).await;
+    let reason = api.get(&format!("/jobs/{foreign}")).await.expect(200)["waiting_for"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    assert!(reason.contains("no worker") && reason.contains("tpu"), "{reason}");
+    api.post(&format!("/workers/{}/drain", worker.id), json!({}))
+        .await
+        .expect(202);
+    assert!(api.get("/workers").await.expect(200)["data"][0]["draining_at"].is_string());
+    assert!(
+        api.env.store.worker_seen(worker.id, api.env.clock.now()).await.unwrap(),
+        "it is told"
+    );
+    api.env.advance(Duration::from_secs(60));
+    assert_eq!(api.get("/workers").await.expect(200)["data"], json!([]));
+    api.post(&format!("/workers/{}/drain", WorkerId::new()), json!({}))
+        .await
+        .is_problem(404, "not_found");
+}
