@@ -77,7 +77,9 @@ impl Cluster {
         let name = format!("hothouse_cluster_{}", Uuid::now_v7().simple());
         let folder = std::env::temp_dir().join(&name);
         fs::create_dir_all(folder.join("environments")).unwrap();
-        let environment = format!("name = 'default'\n[warm]\nsize = {}\n", setup.warm);
+        let size = format!("\nsize = {}\n", setup.warm);
+        let environment = include_str!("../../../environments/default.toml").replace("\nsize = 5\n", &size);
+        assert!(environment.contains(&size), "{environment}");
         fs::write(folder.join("environments/default.toml"), environment).unwrap();
         let postgres_url = required("HOTHOUSE_TEST_POSTGRES_URL");
         psql(&postgres_url, &format!("create database {name}"));
@@ -106,8 +108,12 @@ impl Cluster {
         };
         let mut this = Self {
             server: process("hothouse-api", "api".to_owned()),
-            workers: (0..setup.workers).map(|n| process("hothouse-worker", format!("worker-{n}"))).collect(),
-            schedulers: (0..setup.schedulers).map(|n| process("hothouse-scheduler", format!("scheduler-{n}"))).collect(),
+            workers: (0..setup.workers)
+                .map(|n| process("hothouse-worker", format!("worker-{n}")))
+                .collect(),
+            schedulers: (0..setup.schedulers)
+                .map(|n| process("hothouse-scheduler", format!("scheduler-{n}")))
+                .collect(),
             redis,
             postgres,
             docker,
@@ -176,7 +182,10 @@ impl Cluster {
     }
 
     fn processes(&mut self) -> impl Iterator<Item = &mut Process> {
-        self.workers.iter_mut().chain(&mut self.schedulers).chain([&mut self.server])
+        self.workers
+            .iter_mut()
+            .chain(&mut self.schedulers)
+            .chain([&mut self.server])
     }
 
     /// Ends what is left and answers what should not have been.
@@ -191,7 +200,11 @@ impl Cluster {
                 while !Self::containers(&worker, false).is_empty() && Instant::now() < deadline {
                     std::thread::sleep(Duration::from_millis(50));
                 }
-                left.extend(Self::containers(&worker, false).into_iter().map(|id| format!("container {id} of {worker}")));
+                left.extend(
+                    Self::containers(&worker, false)
+                        .into_iter()
+                        .map(|id| format!("container {id} of {worker}")),
+                );
                 // One that was being made when its worker was killed never ran; the reaper of a later worker takes it.
                 for container in Self::containers(&worker, true) {
                     docker(&["rm", "-f", &container]);
@@ -200,7 +213,12 @@ impl Cluster {
         }
         self.redis.kill();
         let (server, name) = self.database.rsplit_once('/').unwrap();
-        if try_psql(&format!("{server}/postgres"), &format!("drop database {name} with (force)")).is_none() {
+        if try_psql(
+            &format!("{server}/postgres"),
+            &format!("drop database {name} with (force)"),
+        )
+        .is_none()
+        {
             left.push(format!("database {name}"));
         }
         left
@@ -220,7 +238,10 @@ impl Drop for Cluster {
     }
 }
 
-#[expect(clippy::print_stderr, reason = "what the processes said belongs to a failed test's output")]
+#[expect(
+    clippy::print_stderr,
+    reason = "what the processes said belongs to a failed test's output"
+)]
 fn report(text: &str) {
     eprintln!("{text}");
 }
@@ -229,11 +250,20 @@ fn environment_of(setup: Setup, folder: &Path, docker: Option<&Path>) -> Vec<(St
     let text = |path: &Path| path.to_str().unwrap().to_owned();
     let mut env = vec![
         ("HOTHOUSE_AUTH__ADMIN_KEY", KEY.to_owned()),
-        ("HOTHOUSE_OBJECTS__URL", format!("file://{}", text(&folder.join("objects")))),
-        ("HOTHOUSE_SANDBOX__DRIVER", if setup.sandboxes { "docker" } else { "none" }.to_owned()),
+        (
+            "HOTHOUSE_OBJECTS__URL",
+            format!("file://{}", text(&folder.join("objects"))),
+        ),
+        (
+            "HOTHOUSE_SANDBOX__DRIVER",
+            if setup.sandboxes { "docker" } else { "none" }.to_owned(),
+        ),
         ("HOTHOUSE_SANDBOX__ENVIRONMENTS", text(&folder.join("environments"))),
         ("HOTHOUSE_WORKER__SANDBOX_SLOTS", "4".to_owned()),
-        ("HOTHOUSE_TELEMETRY__LOG", "info,common=debug,worker=debug,scheduler=debug".to_owned()),
+        (
+            "HOTHOUSE_TELEMETRY__LOG",
+            "info,common=debug,worker=debug,scheduler=debug".to_owned(),
+        ),
     ];
     env.extend(docker.map(|path| ("HOTHOUSE_SANDBOX__DOCKER_HOST", format!("unix://{}", text(path)))));
     env.extend(optional("HOTHOUSE_TEST_IMAGE").map(|image| ("HOTHOUSE_SANDBOX__IMAGE", image)));
@@ -246,14 +276,20 @@ async fn docker_proxy(setup: Setup, folder: &Path) -> Proxy {
         return Proxy::none();
     }
     let host = required("HOTHOUSE_TEST_DOCKER_HOST");
-    let socket = host.strip_prefix("unix://").expect("HOTHOUSE_TEST_DOCKER_HOST is a unix:// address");
+    let socket = host
+        .strip_prefix("unix://")
+        .expect("HOTHOUSE_TEST_DOCKER_HOST is a unix:// address");
     Proxy::unix(Path::new(socket), &folder.join("docker.sock")).await
 }
 
 /// A binary of the workspace, built beside this test.
 fn beside(binary: &str) -> PathBuf {
     let path = Path::new(env!("CARGO_BIN_EXE_hothouse")).with_file_name(binary);
-    assert!(path.is_file(), "{} is missing: build the whole workspace, as `make test` does", path.display());
+    assert!(
+        path.is_file(),
+        "{} is missing: build the whole workspace, as `make test` does",
+        path.display()
+    );
     path
 }
 
@@ -275,7 +311,11 @@ fn psql(url: &str, query: &str) -> Vec<String> {
 }
 
 fn try_psql(url: &str, query: &str) -> Option<Vec<String>> {
-    let output = Command::new("psql").args(["-XAtq", "-d", url, "-c", query]).stderr(Stdio::inherit()).output().ok()?;
+    let output = Command::new("psql")
+        .args(["-XAtq", "-d", url, "-c", query])
+        .stderr(Stdio::inherit())
+        .output()
+        .ok()?;
     output.status.success().then(|| lines(&output))
 }
 

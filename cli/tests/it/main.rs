@@ -5,6 +5,7 @@
 mod bench;
 mod cluster;
 mod help;
+mod humaneval;
 mod ledger;
 mod recovery;
 mod run;

@@ -55,24 +55,43 @@ async fn a_job_whose_worker_was_killed_runs_elsewhere() {
 
     assert_ne!(worker_id(&job), first);
     let job = cluster.api.succeeded(&id, SOON).await;
-    assert_eq!((&job["attempt"], &job["losses"], &job["failures"]), (&json!(2), &json!(1), &json!(0)), "{job:#}");
+    assert_eq!(
+        (&job["attempt"], &job["losses"], &job["failures"]),
+        (&json!(2), &json!(1), &json!(0)),
+        "{job:#}"
+    );
     assert_eq!(job["result"]["stdout"], counted(15));
     let events = cluster.api.events(&id).await;
     assert_whole(&job, &events);
-    assert!(events.iter().any(|event| event["type"] == "attempt_reset"), "{events:#?}");
-    assert!(!events.iter().any(|event| event["type"] == "resume_gap"), "Redis lived, so nothing is lost: {events:#?}");
+    assert!(
+        events.iter().any(|event| event["type"] == "attempt_reset"),
+        "{events:#?}"
+    );
+    assert!(
+        !events.iter().any(|event| event["type"] == "resume_gap"),
+        "Redis lived, so nothing is lost: {events:#?}"
+    );
     assert_eq!(follower.finish(SOON).await, events);
     let attempts = cluster.api.attempts(&id).await;
-    let outcomes: Vec<_> = attempts.iter().map(|one| (one["attempt"].as_u64(), one["outcome"].as_str())).collect();
+    let outcomes: Vec<_> = attempts
+        .iter()
+        .map(|one| (one["attempt"].as_u64(), one["outcome"].as_str()))
+        .collect();
     assert_eq!(outcomes, [(Some(1), Some("lost")), (Some(2), Some("succeeded"))]);
     assert_eq!(attempts[0]["worker_id"], first);
-    eventually(SOON, "no container of the dead worker is left", || Cluster::containers(&first, true).is_empty().then_some(()))
-        .await;
+    eventually(SOON, "no container of the dead worker is left", || {
+        Cluster::containers(&first, true).is_empty().then_some(())
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_wiped_redis_is_built_again_around_what_runs() {
-    let cluster = Cluster::start(Setup { workers: 1, ..Setup::default() }).await;
+    let cluster = Cluster::start(Setup {
+        workers: 1,
+        ..Setup::default()
+    })
+    .await;
     let running = cluster.api.submit_all(vec![counting(50, "wiped"); 4]).await;
     for id in &running {
         cluster.api.printed(id, 1, "begin").await;
@@ -154,7 +173,11 @@ async fn redis_goes_away(frozen: bool) {
 
     for (id, fifths) in [(&running, 90), (&short, 20)] {
         let job = cluster.api.succeeded(id, 2 * SOON).await;
-        assert_eq!((&job["attempt"], &job["losses"], &job["failures"]), (&json!(1), &json!(0), &json!(0)), "{job:#}");
+        assert_eq!(
+            (&job["attempt"], &job["losses"], &job["failures"]),
+            (&json!(1), &json!(0), &json!(0)),
+            "{job:#}"
+        );
         assert_eq!(job["result"]["stdout"], counted(fifths));
         assert_whole(&job, &cluster.api.events(id).await);
     }
@@ -186,12 +209,19 @@ async fn a_frozen_workers_job_is_dead_before_its_successor_starts() {
         } else {
             dead.get_or_insert_with(|| took("frozen worker: its job is dead", frozen));
         }
-        let started = cluster.sql(&format!("select to_json(started_at) from jobs where id = '{id}' and attempt = 2"));
-        started.first().map(|text| serde_json::from_str::<DateTime<Utc>>(text).unwrap())
+        let started = cluster.sql(&format!(
+            "select to_json(started_at) from jobs where id = '{id}' and attempt = 2"
+        ));
+        started
+            .first()
+            .map(|text| serde_json::from_str::<DateTime<Utc>>(text).unwrap())
     })
     .await;
     took("frozen worker: running elsewhere", frozen);
-    assert!(seen < second, "the first attempt ran at {seen}, the second began at {second}");
+    assert!(
+        seen < second,
+        "the first attempt ran at {seen}, the second began at {second}"
+    );
 
     cluster.workers[index].thaw();
     let refused = ["lease lost", "ended after its lease"];
@@ -204,13 +234,20 @@ async fn a_frozen_workers_job_is_dead_before_its_successor_starts() {
     assert_eq!((&job["attempt"], &job["losses"]), (&json!(2), &json!(1)), "{job:#}");
     assert_ne!(worker_id(&job), first);
     assert_whole(&job, &cluster.api.events(&id).await);
-    let outcomes = cluster.sql(&format!("select attempt, outcome from attempts where job_id = '{id}' order by attempt"));
+    let outcomes = cluster.sql(&format!(
+        "select attempt, outcome from attempts where job_id = '{id}' order by attempt"
+    ));
     assert_eq!(outcomes, ["1|lost", "2|succeeded"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_killed_leader_is_followed_by_another() {
-    let setup = Setup { workers: 1, schedulers: 2, sandboxes: false, ..Setup::default() };
+    let setup = Setup {
+        workers: 1,
+        schedulers: 2,
+        sandboxes: false,
+        ..Setup::default()
+    };
     let mut cluster = Cluster::start(setup).await;
     let due = Duration::from_secs(2);
     let delayed = json!({"kind": "noop", "delay": "2s"});
@@ -233,7 +270,11 @@ async fn a_killed_leader_is_followed_by_another() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_accepted_outlives_the_api() {
-    let setup = Setup { workers: 1, sandboxes: false, ..Setup::default() };
+    let setup = Setup {
+        workers: 1,
+        sandboxes: false,
+        ..Setup::default()
+    };
     let mut cluster = Cluster::start(setup).await;
     let mut clients = JoinSet::new();
     for _ in 0..8 {
@@ -269,13 +310,20 @@ async fn what_was_accepted_outlives_the_api() {
     took("killed API: all that it had accepted has run", restarted);
     // Those that were committed and not answered run too.
     let open = "select count(*) from jobs where state <> 'succeeded'";
-    eventually(SOON, "every row ends well", || (cluster.sql(open) == ["0"]).then_some(())).await;
+    eventually(SOON, "every row ends well", || {
+        (cluster.sql(open) == ["0"]).then_some(())
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_terminated_worker_finishes_or_gives_back() {
     let settings = &[("HOTHOUSE_WORKER__DRAIN", "3s")];
-    let mut cluster = Cluster::start(Setup { settings, ..Setup::default() }).await;
+    let mut cluster = Cluster::start(Setup {
+        settings,
+        ..Setup::default()
+    })
+    .await;
     assert!(cluster.workers[1].terminate(SOON).await.success());
     let short = cluster.api.submit(counting(8, "finishes")).await;
     let long = cluster.api.submit(counting(40, "given-back")).await;
@@ -298,13 +346,20 @@ async fn a_terminated_worker_finishes_or_gives_back() {
     assert_eq!(job["result"]["stdout"], counted(40));
     let events = cluster.api.events(&long).await;
     assert_whole(&job, &events);
-    assert!(events.iter().any(|event| event["type"] == "attempt_reset"), "what it had printed counts no more: {events:#?}");
+    assert!(
+        events.iter().any(|event| event["type"] == "attempt_reset"),
+        "what it had printed counts no more: {events:#?}"
+    );
     assert_eq!(follower.finish(SOON).await, events);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn postgres_that_goes_away_costs_no_attempt() {
-    let cluster = Cluster::start(Setup { workers: 1, ..Setup::default() }).await;
+    let cluster = Cluster::start(Setup {
+        workers: 1,
+        ..Setup::default()
+    })
+    .await;
     let short = cluster.api.submit(counting(15, "ends-meanwhile")).await;
     let long = cluster.api.submit(counting(80, "runs-on")).await;
     for id in [&short, &long] {
@@ -316,7 +371,11 @@ async fn postgres_that_goes_away_costs_no_attempt() {
     let mut refused = 0;
     // Longer than a lease, and than the short job.
     while away.elapsed() < Duration::from_secs(8) {
-        let answer = cluster.api.call(Method::POST, "/jobs", Some(&json!({"kind": "noop"}))).await.unwrap();
+        let answer = cluster
+            .api
+            .call(Method::POST, "/jobs", Some(&json!({"kind": "noop"})))
+            .await
+            .unwrap();
         assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE);
         assert!(answer.headers().contains_key("retry-after"), "{answer:?}");
         assert_eq!(answer.headers()["content-type"], "application/problem+json");
@@ -324,7 +383,10 @@ async fn postgres_that_goes_away_costs_no_attempt() {
         assert_eq!(problem["status"], 503, "{problem:#}");
         refused += 1;
     }
-    assert_eq!(cluster.sql(&format!("select state from jobs where id = '{short}'")), ["running"]);
+    assert_eq!(
+        cluster.sql(&format!("select state from jobs where id = '{short}'")),
+        ["running"]
+    );
     cluster.postgres.mend();
     let back = Instant::now();
 
@@ -334,7 +396,11 @@ async fn postgres_that_goes_away_costs_no_attempt() {
     took("Postgres back: a new job has run", back);
     for (id, fifths) in [(&short, 15), (&long, 80)] {
         let job = cluster.api.succeeded(id, SOON).await;
-        assert_eq!((&job["attempt"], &job["losses"], &job["failures"]), (&json!(1), &json!(0), &json!(0)), "{job:#}");
+        assert_eq!(
+            (&job["attempt"], &job["losses"], &job["failures"]),
+            (&json!(1), &json!(0), &json!(0)),
+            "{job:#}"
+        );
         assert_eq!(job["result"]["stdout"], counted(fifths));
         assert_whole(&job, &cluster.api.events(id).await);
     }
@@ -343,7 +409,11 @@ async fn postgres_that_goes_away_costs_no_attempt() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_docker_engine_that_is_away_is_waited_for() {
-    let mut cluster = Cluster::start(Setup { workers: 1, ..Setup::default() }).await;
+    let mut cluster = Cluster::start(Setup {
+        workers: 1,
+        ..Setup::default()
+    })
+    .await;
     let running = cluster.api.submit(counting(20, "loses-its-engine")).await;
     cluster.api.printed(&running, 1, "begin").await;
 
@@ -355,10 +425,13 @@ async fn a_docker_engine_that_is_away_is_waited_for() {
     let waits = |page: &Value| {
         let events = page["data"].as_array().unwrap().iter();
         let told = |event: &&Value| event["type"] == "status" && event["phase"] == "waiting_for_sandbox";
-        events.filter(told).map(|event| event["detail"].as_str().unwrap().to_owned()).next()
+        events
+            .filter(told)
+            .map(|event| event["detail"].as_str().unwrap().to_owned())
+            .next()
     };
     let reason = cluster.api.until(SOON, &format!("/jobs/{queued}/events"), waits).await;
-    assert!(reason.contains("Docker"), "{reason}");
+    assert!(reason.contains("does not answer"), "{reason}");
     // A worker that starts without its engine waits for it too.
     cluster.workers[0].kill();
     cluster.workers[0].start();

@@ -61,7 +61,10 @@ impl Api {
             if let Some(found) = answer.as_ref().and_then(&look) {
                 return found;
             }
-            assert!(begun.elapsed() < limit, "not within {limit:?}: GET {path} still answers {answer:#?}");
+            assert!(
+                begun.elapsed() < limit,
+                "not within {limit:?}: GET {path} still answers {answer:#?}"
+            );
             tokio::time::sleep(LOOK).await;
         }
     }
@@ -70,7 +73,13 @@ impl Api {
     pub(crate) async fn ready(&self) {
         let begun = Instant::now();
         let url = format!("{}/readyz", self.address);
-        while !self.client.get(&url).send().await.is_ok_and(|answer| answer.status().is_success()) {
+        while !self
+            .client
+            .get(&url)
+            .send()
+            .await
+            .is_ok_and(|answer| answer.status().is_success())
+        {
             assert!(begun.elapsed() < SOON, "the API does not become ready");
             tokio::time::sleep(LOOK).await;
         }
@@ -100,10 +109,18 @@ impl Api {
 
     /// Submits jobs that must all be accepted; answers their ids.
     pub(crate) async fn submit_all(&self, jobs: Vec<Value>) -> Vec<String> {
-        let answer = self.call(Method::POST, "/jobs/batch", Some(&json!({"jobs": jobs}))).await.unwrap();
+        let answer = self
+            .call(Method::POST, "/jobs/batch", Some(&json!({"jobs": jobs})))
+            .await
+            .unwrap();
         let (status, body) = (answer.status(), answer.json::<Value>().await.unwrap());
         assert_eq!(status, StatusCode::ACCEPTED, "{body:#}");
-        let id = |item: &Value| item["job"]["id"].as_str().unwrap_or_else(|| panic!("refused: {item:#}")).to_owned();
+        let id = |item: &Value| {
+            item["job"]["id"]
+                .as_str()
+                .unwrap_or_else(|| panic!("refused: {item:#}"))
+                .to_owned()
+        };
         body["data"].as_array().unwrap().iter().map(id).collect()
     }
 
@@ -113,7 +130,8 @@ impl Api {
 
     /// Waits until the job is as `look` wants it.
     pub(crate) async fn job_until(&self, id: &str, limit: Duration, look: impl Fn(&Value) -> bool) -> Value {
-        self.until(limit, &format!("/jobs/{id}"), |job| look(job).then(|| job.clone())).await
+        self.until(limit, &format!("/jobs/{id}"), |job| look(job).then(|| job.clone()))
+            .await
     }
 
     /// Waits until the job has ended.
@@ -133,7 +151,9 @@ impl Api {
         let printed = |page: &Value| {
             let events = page["data"].as_array().unwrap().iter();
             let mut stdout = events.filter(|event| event["type"] == "stdout" && event["attempt"] == attempt);
-            stdout.any(|event| event["text"].as_str().unwrap().contains(text)).then_some(())
+            stdout
+                .any(|event| event["text"].as_str().unwrap().contains(text))
+                .then_some(())
         };
         self.until(SOON, &format!("/jobs/{id}/events"), printed).await;
         self.job(id).await

@@ -25,16 +25,29 @@ pub(crate) fn assert_whole(job: &Value, events: &[Value]) {
         // The number that a takeover goes on with leaves room for what the dead attempt may have numbered.
         let is_announced = matches!(kind(&pair[1]).as_str(), "attempt_reset" | "resume_gap");
         let is_end = is_terminal(&pair[1]) && job["losses"].as_u64() > Some(0);
-        assert!(seq(&pair[0]) + 1 == seq(&pair[1]) || is_announced || is_end, "a silent hole: {}", told());
+        assert!(
+            seq(&pair[0]) + 1 == seq(&pair[1]) || is_announced || is_end,
+            "a silent hole: {}",
+            told()
+        );
     }
-    assert_eq!(events.iter().filter(|event| is_terminal(event)).count(), 1, "{}", told());
+    assert_eq!(
+        events.iter().filter(|event| is_terminal(event)).count(),
+        1,
+        "{}",
+        told()
+    );
     assert!(events.last().is_some_and(is_terminal), "{}", told());
 
     let attempt = &job["attempt"];
-    let starts = events.iter().filter(|event| kind(event) == "started" && event["attempt"] == *attempt);
+    let starts = events
+        .iter()
+        .filter(|event| kind(event) == "started" && event["attempt"] == *attempt);
     assert_eq!(starts.count(), 1, "{}", told());
     for stream in ["stdout", "stderr"] {
-        let mine = events.iter().filter(|event| kind(event) == stream && event["attempt"] == *attempt);
+        let mine = events
+            .iter()
+            .filter(|event| kind(event) == stream && event["attempt"] == *attempt);
         let text: String = mine.map(|event| event["text"].as_str().unwrap()).collect();
         let whole = job["result"][stream].as_str().unwrap_or_default();
         assert_eq!(text, whole, "{}", told());
@@ -50,7 +63,17 @@ impl Follower {
     pub(crate) fn start(api: &Api, id: &str) -> Self {
         let mut command = Command::new(Path::new(env!("CARGO_BIN_EXE_hothouse")));
         command
-            .args(["logs", "-f", "--events", "--json", "--server", &api.address, "--key", api.key, id])
+            .args([
+                "logs",
+                "-f",
+                "--events",
+                "--json",
+                "--server",
+                &api.address,
+                "--key",
+                api.key,
+                id,
+            ])
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -62,7 +85,10 @@ impl Follower {
 
     /// What it saw, when the job has ended.
     pub(crate) async fn finish(self, limit: Duration) -> Vec<Value> {
-        let output = timeout(limit, self.child.wait_with_output()).await.expect("the follower ends with the job").unwrap();
+        let output = timeout(limit, self.child.wait_with_output())
+            .await
+            .expect("the follower ends with the job")
+            .unwrap();
         assert!(output.status.success(), "{output:?}");
         let text = String::from_utf8(output.stdout).unwrap();
         text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()

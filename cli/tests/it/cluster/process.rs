@@ -52,13 +52,22 @@ impl Process {
         for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("HOTHOUSE_")) {
             command.env_remove(name);
         }
-        command.args(&self.args).envs(self.env.iter().cloned()).env("NO_COLOR", "1");
-        command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
+        command
+            .args(&self.args)
+            .envs(self.env.iter().cloned())
+            .env("NO_COLOR", "1");
+        command
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log);
         self.child = Some(command.spawn().unwrap());
     }
 
     fn pid(&self) -> Pid {
-        let child = self.child.as_ref().unwrap_or_else(|| panic!("{} does not run", self.name));
+        let child = self
+            .child
+            .as_ref()
+            .unwrap_or_else(|| panic!("{} does not run", self.name));
         Pid::from_raw(i32::try_from(child.id()).unwrap())
     }
 

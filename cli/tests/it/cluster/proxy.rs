@@ -60,7 +60,11 @@ impl Proxy {
             loop {
                 let (client, _) = listener.accept().await.unwrap();
                 let to = to.clone();
-                connections.spawn(pass(client, async move { UnixStream::connect(to).await }, state.clone()));
+                connections.spawn(pass(
+                    client,
+                    async move { UnixStream::connect(to).await },
+                    state.clone(),
+                ));
                 while connections.try_join_next().is_some() {}
             }
         });
