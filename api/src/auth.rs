@@ -85,7 +85,7 @@ pub(crate) async fn layer(State(app): State<App>, request: Request, next: Next) 
     };
     let allowance = match app.rates().check(&caller.tenant) {
         Ok(allowance) => allowance,
-        Err(refused) => return refused,
+        Err(refused) => return *refused,
     };
     parts.extensions.insert(caller);
     let mut response = next.run(Request::from_parts(parts, body)).await;

@@ -110,6 +110,7 @@ impl Auth {
 /// `[submit]`: what may be submitted.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[expect(clippy::struct_field_names, reason = "the names are those of the settings")]
 pub struct Submit {
     /// Most jobs in one batch.
     pub batch_max: usize,
@@ -125,7 +126,7 @@ pub struct Submit {
 }
 
 /// Partitions and promises are made for this long at most.
-const RUN_AT_LIMIT: Duration = Duration::from_secs(90 * 24 * 3600);
+const RUN_AT_LIMIT: Duration = Duration::from_hours(90 * 24);
 
 impl Settings for Config {
     const DEFAULTS: &'static str = include_str!("config.default.toml");

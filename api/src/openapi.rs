@@ -1,4 +1,4 @@
-//! The OpenAPI document: generated from the handlers, served at `/openapi.json`.
+//! The `OpenAPI` document: generated from the handlers, served at `/openapi.json`.
 
 use utoipa::openapi::security::{Http, HttpAuthScheme, SecurityScheme};
 use utoipa::openapi::{OpenApi, SecurityRequirement};
@@ -79,22 +79,33 @@ pub(crate) fn html() -> String {
         for (method, operation) in methods.as_object().into_iter().flatten() {
             let summary = operation["summary"].as_str().unwrap_or_default();
             let row = [method.to_uppercase(), path.clone(), summary.to_owned()].map(|text| escape(&text));
-            page.push_str(&format!(
-                "<tr><td>{}</td><td><code>{}</code></td><td>{}</td></tr>",
-                row[0], row[1], row[2]
-            ));
+            append(
+                &mut page,
+                format_args!(
+                    "<tr><td>{}</td><td><code>{}</code></td><td>{}</td></tr>",
+                    row[0], row[1], row[2]
+                ),
+            );
         }
     }
     page.push_str("</table><h2>Problems</h2><table>");
     for code in crate::problem::Code::ALL {
         let (status, name, title) = code.parts();
         let (status, title) = (status.as_u16(), escape(title));
-        page.push_str(&format!(
-            "<tr id=\"problem-{name}\"><td>{status}</td><td><code>{name}</code></td><td>{title}</td></tr>"
-        ));
+        append(
+            &mut page,
+            format_args!(
+                "<tr id=\"problem-{name}\"><td>{status}</td><td><code>{name}</code></td><td>{title}</td></tr>"
+            ),
+        );
     }
     page.push_str("</table></html>");
     page
+}
+
+fn append(page: &mut String, row: std::fmt::Arguments<'_>) {
+    use std::fmt::Write;
+    page.write_fmt(row).expect("writing into memory cannot fail");
 }
 
 fn escape(text: &str) -> String {

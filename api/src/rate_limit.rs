@@ -1,6 +1,6 @@
 //! How often a tenant may call: so many requests a second, counted in this process.
 //!
-//! Headers as in the IETF's draft "RateLimit header fields for HTTP", revision 10.
+//! Headers as in the IETF's draft "`RateLimit` header fields for HTTP", revision 10.
 
 use std::collections::HashMap;
 use std::num::NonZeroU32;
@@ -58,7 +58,7 @@ impl RateLimits {
     ///
     /// # Errors
     /// The answer to one that is too many.
-    pub(crate) fn check(&self, tenant: &Tenant) -> Result<Allowance, Response> {
+    pub(crate) fn check(&self, tenant: &Tenant) -> Result<Allowance, Box<Response>> {
         let limit = self.limit(tenant);
         match limit.limiter.check() {
             Ok(state) => Ok(Allowance {
@@ -72,7 +72,7 @@ impl RateLimits {
                     .with_retry_after(wait)
                     .into_response();
                 Allowance { limit, remaining: 0 }.write(response.headers_mut());
-                Err(response)
+                Err(Box::new(response))
             }
         }
     }

@@ -20,7 +20,7 @@ use crate::problem::{FieldError, Problem};
 
 const LABELS_MAX: usize = 16;
 const ATTEMPTS_MAX: u32 = 100;
-const BACKOFF_MAX: Duration = Duration::from_secs(24 * 3600);
+const BACKOFF_MAX: Duration = Duration::from_hours(24);
 const CONCURRENCY_MAX: u32 = 10_000;
 const METADATA_KEYS_MAX: usize = 64;
 const METADATA_BYTES_MAX: usize = 16 * 1024;
@@ -116,7 +116,9 @@ impl JobFields {
         Ok(JobSpec {
             kind,
             queue: self.queue.unwrap_or(base.queue),
-            priority: self.priority.unwrap_or(base.priority.min(bounds.tenant.priority_max)),
+            priority: self
+                .priority
+                .unwrap_or_else(|| base.priority.min(bounds.tenant.priority_max)),
             run_at: run_at.flatten(),
             labels,
             timeout: timeout.unwrap_or(bounds.timeout_default),

@@ -19,7 +19,7 @@ use crate::problem::{Code, FieldError, Problem};
 use crate::state::App;
 
 /// How long a job may run that says nothing about it.
-const TIMEOUT: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_mins(1);
 
 /// A checked input.
 #[derive(Clone, Debug)]

@@ -18,7 +18,7 @@ use uuid::Uuid;
 #[derive(Clone, Debug, Serialize, ToSchema)]
 #[schema(as = Job)]
 pub struct JobView<'a> {
-    /// Its id, a UUIDv7.
+    /// Its id, a `UUIDv7`.
     id: Uuid,
     /// What it does: `exec`, `agent_run`, `chat_turn` or `noop`.
     #[schema(value_type = String)]

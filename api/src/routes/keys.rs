@@ -101,7 +101,7 @@ async fn create(
     Admin(caller): Admin,
     ValidJson(request): ValidJson<KeyRequest>,
 ) -> Result<Response, Problem> {
-    let tenant_id = request.tenant_id.map_or(caller.tenant_id(), TenantId::from);
+    let tenant_id = request.tenant_id.map_or_else(|| caller.tenant_id(), TenantId::from);
     let name = request.name.unwrap_or_default();
     if name.contains('\0') || name.chars().count() > 200 {
         return Err(Problem::field("/name", "is at most 200 characters without NUL"));

@@ -1,4 +1,4 @@
-//! The OpenAPI document: complete, and changed only on purpose.
+//! The `OpenAPI` document: complete, and changed only on purpose.
 
 use std::collections::BTreeSet;
 

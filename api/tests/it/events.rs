@@ -50,7 +50,7 @@ impl Reader {
     }
 
     /// Reads on to the end.
-    async fn to_end(mut self) -> String {
+    async fn rest(mut self) -> String {
         while let Some(chunk) = tokio::time::timeout(SOON, self.response.chunk())
             .await
             .expect("an end")
@@ -107,7 +107,7 @@ async fn a_stream_is_these_bytes(pool: PgPool) {
         ended = at(row.finished_at),
         worker = worker.id,
     );
-    assert_eq!(reader.to_end().await, expected);
+    assert_eq!(reader.rest().await, expected);
 }
 
 #[sqlx::test(migrator = "common::store::MIGRATOR")]
@@ -121,7 +121,7 @@ async fn a_quiet_stream_beats_and_ends_with_a_cancel(pool: PgPool) {
         "{text:?}"
     );
     api.post(&format!("/jobs/{job}/cancel"), json!({})).await.expect(202);
-    assert!(reader.to_end().await.contains("event: cancelled\n"));
+    assert!(reader.rest().await.contains("event: cancelled\n"));
 }
 
 #[sqlx::test(migrator = "common::store::MIGRATOR")]
@@ -187,7 +187,7 @@ async fn a_reconnect_at_or_past_the_end_is_a_204(pool: PgPool) {
     let job = api.submit(json!({"kind": "noop"})).await;
     let (worker, claimed) = claimed(&api).await;
     assert!(worker.settle(&claimed, Decision::Fail(failure())).await);
-    let whole = Reader::open(&api, &job, None).await.to_end().await;
+    let whole = Reader::open(&api, &job, None).await.rest().await;
     let end = *numbers(&whole).last().unwrap();
     assert!(
         whole.ends_with("\n\n") && whole.contains("event: failed\n") && whole.contains("\"code\":\"nonzero_exit\"")
@@ -199,7 +199,7 @@ async fn a_reconnect_at_or_past_the_end_is_a_204(pool: PgPool) {
         let response = request.header("last-event-id", last.to_string()).send().await.unwrap();
         assert_eq!(response.status(), StatusCode::NO_CONTENT);
     }
-    let resumed = Reader::open(&api, &job, Some(end - 1)).await.to_end().await;
+    let resumed = Reader::open(&api, &job, Some(end - 1)).await.rest().await;
     assert_eq!(numbers(&resumed), [end]);
 }
 
@@ -220,16 +220,14 @@ async fn a_page_goes_on_where_the_last_one_ended(pool: PgPool) {
         let data = page["data"].as_array().unwrap().clone();
         assert!(data.len() <= 7);
         seen.extend(data.iter().map(|event| event["seq"].as_u64().unwrap()));
-        match page["next_cursor"].as_str() {
-            Some(next) => next.clone_into(&mut after),
-            None => {
-                assert_eq!(
-                    (page["ended"].as_bool(), &data.last().unwrap()["type"]),
-                    (Some(true), &json!("succeeded"))
-                );
-                break;
-            }
-        }
+        let Some(next) = page["next_cursor"].as_str() else {
+            assert_eq!(
+                (page["ended"].as_bool(), &data.last().unwrap()["type"]),
+                (Some(true), &json!("succeeded"))
+            );
+            break;
+        };
+        next.clone_into(&mut after);
     }
     assert_eq!(seen, (1..=23).collect::<Vec<u64>>());
 }
@@ -341,6 +339,6 @@ async fn a_stopping_server_ends_its_streams(pool: PgPool) {
     let mut reader = Reader::open(&api, &job, None).await;
     reader.until("event: queued").await;
     api.stop();
-    assert!(!reader.to_end().await.contains("cancelled"));
+    assert!(!reader.rest().await.contains("cancelled"));
     assert!(api.stopped(Duration::from_secs(10)).await);
 }

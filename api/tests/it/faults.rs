@@ -18,7 +18,7 @@ async fn behind_proxy(pool: &PgPool) -> (Api, Proxy) {
     let api = Api::start_with(pool.clone(), |config| {
         config.database.url = Secret::from(proxied);
         config.database.acquire_timeout = Duration::from_secs(1);
-        config.auth.cache = Duration::from_secs(3600);
+        config.auth.cache = Duration::from_hours(1);
     })
     .await;
     (api, proxy)

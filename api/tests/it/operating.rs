@@ -93,7 +93,7 @@ async fn workers_are_shown_while_they_live_and_can_be_drained(pool: PgPool) {
         api.env.store.worker_seen(worker.id, api.env.clock.now()).await.unwrap(),
         "it is told"
     );
-    api.env.advance(Duration::from_secs(60));
+    api.env.advance(Duration::from_mins(1));
     assert_eq!(api.get("/workers").await.expect(200)["data"], json!([]));
     api.post(&format!("/workers/{}/drain", WorkerId::new()), json!({}))
         .await

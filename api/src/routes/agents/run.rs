@@ -1,7 +1,6 @@
 //! `POST /agents/{id}/runs`: one execution of an agent, without a conversation.
 
 use axum::extract::State;
-use axum::http::{HeaderMap, Method, Uri};
 use axum::response::Response;
 use common::ids::AgentId;
 use common::job::Kind;
@@ -14,7 +13,7 @@ use crate::auth::Caller;
 use crate::extract::{PathId, RawBody};
 use crate::job::{JobFields, JobView, ResolvedAgent, Runnable, fits, job_for, split};
 use crate::problem::{Document, Problem};
-use crate::routes::jobs::idempotency::{self, Key};
+use crate::routes::jobs::idempotency::{self, Keyed};
 use crate::routes::jobs::{accepted, accepted_job, to_json};
 use crate::state::App;
 
@@ -56,12 +55,9 @@ pub(super) async fn run(
     State(app): State<App>,
     caller: Caller,
     PathId(id): PathId<AgentId>,
-    method: Method,
-    uri: Uri,
-    headers: HeaderMap,
+    key: Keyed,
     body: RawBody,
 ) -> Result<Response, Problem> {
-    let key = Key::read(&headers)?;
     let agent = ResolvedAgent::saved(&app, &caller, id).await?;
     fits(&app, body.text(), "/input")?;
     let (run, fields): (RunFields, JobFields) = split(body.text(), &["input", "files"])?;
@@ -69,7 +65,7 @@ pub(super) async fn run(
     let runnable = Runnable::agent_run(&agent, &text, &run.files.unwrap_or_default(), "")?;
     let job = job_for(&app, &caller, Kind::AgentRun, fields, runnable)?;
     let (id, answer) = (job.id, to_json(&JobView::accepted(&job)));
-    let idempotency = key.map(|key| key.fingerprint(&method, &uri, body.bytes()));
+    let idempotency = key.fingerprint(body.bytes());
     let submission = Submission {
         tenant_id: caller.tenant_id(),
         jobs: vec![job],

@@ -2,7 +2,7 @@
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::{HeaderMap, Method, StatusCode, Uri, header};
+use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use common::ids::{ConversationId, JobId, MessageId};
 use common::job::{Kind, NewJob};
@@ -20,7 +20,7 @@ use crate::job::{AgentRef, JobFields, JobView, ResolvedAgent, Runnable, fits, jo
 use crate::openapi::BASE;
 use crate::problem::{Code, Document, Problem};
 use crate::routes::jobs::cancel::cancel_one;
-use crate::routes::jobs::idempotency::{self, Key};
+use crate::routes::jobs::idempotency::{self, Keyed};
 use crate::routes::jobs::{accepted_job, read_job};
 use crate::state::App;
 
@@ -130,12 +130,9 @@ pub(super) async fn submit(
     State(app): State<App>,
     caller: Caller,
     PathId(id): PathId<ConversationId>,
-    method: Method,
-    uri: Uri,
-    headers: HeaderMap,
+    key: Keyed,
     body: RawBody,
 ) -> Result<Response, Problem> {
-    let key = Key::read(&headers)?;
     let conversation = read(&app, &caller, id).await?;
     fits(&app, body.text(), "/text")?;
     let (turn, fields): (TurnFields, JobFields) = split(body.text(), &["text", "parts", "if_busy"])?;
@@ -151,7 +148,7 @@ pub(super) async fn submit(
         message: message.clone(),
         job,
         reject_if_busy: if_busy == IfBusy::Reject,
-        idempotency: key.map(|key| key.fingerprint(&method, &uri, body.bytes())),
+        idempotency: key.fingerprint(body.bytes()),
     };
     match app.store().insert_turn(id, new).await? {
         TurnAccepted::Inserted(job) => {

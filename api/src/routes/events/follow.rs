@@ -79,7 +79,7 @@ impl Follow {
             out.extend_from_slice(sse::PREAMBLE);
         }
         if let Some(page) = self.ready.take() {
-            self.take(page, &mut out);
+            self.take(&page, &mut out);
         }
         while out.is_empty() && !self.is_over {
             self.look(&mut out).await;
@@ -102,8 +102,9 @@ impl Follow {
             .await
         {
             Ok(Some(page)) if !page.events.is_empty() || page.ended => {
-                let (after, is_over) = write(page, out);
-                (self.after, self.is_over) = (after.unwrap_or(self.after), is_over);
+                self.after = page.events.last().map_or(self.after, |event| event.seq);
+                self.is_over = page.ended;
+                write(&page, out);
                 self.heartbeat_at = Instant::now() + heartbeat;
                 return;
             }
@@ -129,16 +130,15 @@ impl Follow {
         }
     }
 
-    fn take(&mut self, page: Page, out: &mut Vec<u8>) {
-        let (after, is_over) = write(page, out);
-        (self.after, self.is_over) = (after.unwrap_or(self.after), is_over);
+    fn take(&mut self, page: &Page, out: &mut Vec<u8>) {
+        self.after = page.events.last().map_or(self.after, |event| event.seq);
+        self.is_over = page.ended;
+        write(page, out);
     }
 }
 
-/// Writes a page; answers the new cursor and whether it was the last.
-fn write(page: Page, out: &mut Vec<u8>) -> (Option<u64>, bool) {
+fn write(page: &Page, out: &mut Vec<u8>) {
     for event in &page.events {
         sse::write_event(out, event);
     }
-    (page.events.last().map(|event| event.seq), page.ended)
 }

@@ -83,14 +83,15 @@ pub(super) async fn events(
         ));
     }
     drop(params.text("token"));
-    let after = params
-        .parsed::<u64>("after", "the number of an event")
-        .or(params.parsed("cursor", "a cursor of ours"));
+    let (after, cursor) = (
+        params.parsed::<u64>("after", "the number of an event"),
+        params.parsed("cursor", "a cursor of ours"),
+    );
     let limit = params.read_as("limit", &format!("a number between 1 and {LIMIT_MAX}"), |text| {
         text.parse().ok().filter(|limit| (1..=LIMIT_MAX).contains(limit))
     });
     params.finish()?;
-    let after = last_event_id(&headers)?.or(after).unwrap_or(0);
+    let after = last_event_id(&headers)?.or(after).or(cursor).unwrap_or(0);
     if sse::is_wanted(&headers) {
         return Ok(match Follow::start(app, &caller, id, after).await? {
             Some(follow) => sse::response(follow.frames()),

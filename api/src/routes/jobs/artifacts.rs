@@ -41,9 +41,17 @@ pub(super) async fn get(
     params: RawPathParams,
 ) -> Result<Response, Problem> {
     let absent = || Problem::not_found("artifact");
-    let path = params.iter().find(|(name, _)| *name == "path").map(|(_, path)| path).ok_or_else(absent)?;
+    let path = params
+        .iter()
+        .find(|(name, _)| *name == "path")
+        .map(|(_, path)| path)
+        .ok_or_else(absent)?;
     let detail = read::read(&app, &caller, id).await?;
-    let kept: Kept = detail.result.as_deref().and_then(|json| serde_json::from_slice(json).ok()).ok_or_else(absent)?;
+    let kept: Kept = detail
+        .result
+        .as_deref()
+        .and_then(|json| serde_json::from_slice(json).ok())
+        .ok_or_else(absent)?;
     if !kept.artifacts.iter().any(|artifact| artifact.path == path) {
         return Err(absent());
     }
@@ -63,12 +71,24 @@ fn download(path: &str, content: bytes::Bytes) -> Response {
         .next()
         .unwrap_or_default()
         .chars()
-        .map(|c| if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '_' })
+        .map(|c| {
+            if c.is_ascii_alphanumeric() || "._-".contains(c) {
+                c
+            } else {
+                '_'
+            }
+        })
         .collect();
     let mut response = content.into_response();
     let headers = response.headers_mut();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
-    headers.insert(HeaderName::from_static("x-content-type-options"), HeaderValue::from_static("nosniff"));
+    headers.insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static("application/octet-stream"),
+    );
+    headers.insert(
+        HeaderName::from_static("x-content-type-options"),
+        HeaderValue::from_static("nosniff"),
+    );
     if let Ok(disposition) = HeaderValue::from_str(&format!("attachment; filename=\"{name}\"")) {
         headers.insert(header::CONTENT_DISPOSITION, disposition);
     }

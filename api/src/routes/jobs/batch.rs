@@ -1,7 +1,7 @@
 //! `POST /jobs/batch`: many jobs at once, each of which is accepted or refused alone.
 
 use axum::extract::State;
-use axum::http::{HeaderMap, Method, StatusCode, Uri, header};
+use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use common::ids::JobId;
 use common::job::NewJob;
@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
-use super::idempotency::{self, Key};
+use super::idempotency::{self, Keyed};
 use super::to_json;
 use crate::auth::Caller;
 use crate::extract::{RawBody, from_json};
@@ -86,12 +86,9 @@ impl Outcome {
 pub(super) async fn submit_batch(
     State(app): State<App>,
     caller: Caller,
-    method: Method,
-    uri: Uri,
-    headers: HeaderMap,
+    key: Keyed,
     body: RawBody,
 ) -> Result<Response, Problem> {
-    let key = Key::read(&headers)?;
     let request: BatchRequest = from_json(body.text(), "")?;
     let max = app.config().submit.batch_max;
     if request.jobs.is_empty() || request.jobs.len() > max {
@@ -112,7 +109,7 @@ pub(super) async fn submit_batch(
         };
         data.push(Item { index, outcome });
     }
-    let idempotency = key.map(|key| key.fingerprint(&method, &uri, body.bytes()));
+    let idempotency = key.fingerprint(body.bytes());
     if !jobs.is_empty() {
         insert(&app, &caller, jobs, idempotency, &mut data).await?;
     }

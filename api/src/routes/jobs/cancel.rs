@@ -88,7 +88,7 @@ pub(super) async fn cancel_many(
     ValidJson(request): ValidJson<ManyRequest>,
 ) -> Result<Response, Problem> {
     let filter = request.filter(&OPEN)?;
-    let states = filter.state.map_or(OPEN.to_vec(), |state| vec![state]);
+    let states = filter.state.map_or_else(|| OPEN.to_vec(), |state| vec![state]);
     let (ids, more) = matching(&app, &caller, &filter, &states).await?;
     if !request.dry_run {
         stream::iter(ids.clone())

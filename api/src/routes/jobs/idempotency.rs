@@ -1,6 +1,8 @@
 //! `Idempotency-Key`: a repeated submission is answered with the first one's jobs.
 
-use axum::http::{HeaderMap, Method, Uri};
+use axum::extract::FromRequestParts;
+use axum::http::Method;
+use axum::http::request::Parts;
 use common::ids::JobId;
 use common::job::Job;
 use common::store::insert::Idempotency;
@@ -12,41 +14,54 @@ use crate::state::App;
 
 const HEADER: &str = "idempotency-key";
 
-/// A key as it was sent.
+/// The key of a request, if it has one, with what it is used for.
 #[derive(Debug)]
-pub(crate) struct Key(String);
+pub(crate) struct Keyed {
+    key: Option<String>,
+    method: Method,
+    path: String,
+}
 
-impl Key {
-    /// The header, if there is one.
-    pub(crate) fn read(headers: &HeaderMap) -> Result<Option<Self>, Problem> {
-        let Some(value) = headers.get(HEADER) else {
-            return Ok(None);
-        };
+impl<S: Sync> FromRequestParts<S> for Keyed {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, Problem> {
         let is_visible = |text: &&str| {
             (1..=255).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic() || byte == b' ')
         };
-        match value.to_str().ok().filter(is_visible) {
-            Some(text) => Ok(Some(Self(text.to_owned()))),
-            None => Err(Problem::invalid(vec![FieldError::header(
-                "Idempotency-Key",
-                "is 1 to 255 visible characters",
-            )])),
-        }
+        let refused = || FieldError::header("Idempotency-Key", "is 1 to 255 visible characters");
+        let key = match parts.headers.get(HEADER) {
+            None => None,
+            Some(value) => match value.to_str().ok().filter(is_visible) {
+                Some(text) => Some(text.to_owned()),
+                None => return Err(Problem::invalid(vec![refused()])),
+            },
+        };
+        let path = if key.is_some() {
+            parts.uri.path().to_owned()
+        } else {
+            String::new()
+        };
+        Ok(Self {
+            key,
+            method: parts.method.clone(),
+            path,
+        })
     }
+}
 
-    /// The key with what it was used for.
-    pub(crate) fn fingerprint(self, method: &Method, uri: &Uri, body: &[u8]) -> Idempotency {
+impl Keyed {
+    /// The key with the fingerprint of the whole request.
+    pub(crate) fn fingerprint(self, body: &[u8]) -> Option<Idempotency> {
         let digest = Sha256::new()
-            .chain_update(method.as_str())
+            .chain_update(self.method.as_str())
             .chain_update([0])
-            .chain_update(uri.path())
-            .chain_update([0])
-            .chain_update(body)
-            .finalize();
-        Idempotency {
-            key: self.0,
-            fingerprint: digest.into(),
-        }
+            .chain_update(self.path)
+            .chain_update([0]);
+        self.key.map(|key| Idempotency {
+            key,
+            fingerprint: digest.chain_update(body).finalize().into(),
+        })
     }
 }
 

@@ -1,11 +1,10 @@
 //! `POST /jobs`.
 
 use axum::extract::State;
-use axum::http::{HeaderMap, Method, Uri};
 use axum::response::Response;
 use common::store::insert::{Accepted, Submission};
 
-use super::idempotency::{self, Key};
+use super::idempotency::{self, Keyed};
 use super::{accepted, accepted_job, to_json};
 use crate::auth::Caller;
 use crate::extract::RawBody;
@@ -27,15 +26,12 @@ use crate::state::App;
 pub(super) async fn submit(
     State(app): State<App>,
     caller: Caller,
-    method: Method,
-    uri: Uri,
-    headers: HeaderMap,
+    key: Keyed,
     body: RawBody,
 ) -> Result<Response, Problem> {
-    let key = Key::read(&headers)?;
     let job = prepare(&app, &caller, body.text(), "").await?;
     let (id, answer) = (job.id, to_json(&JobView::accepted(&job)));
-    let idempotency = key.map(|key| key.fingerprint(&method, &uri, body.bytes()));
+    let idempotency = key.fingerprint(body.bytes());
     let submission = Submission {
         tenant_id: caller.tenant_id(),
         jobs: vec![job],
