@@ -29,6 +29,8 @@ mod server;
 mod supervisor;
 mod sys;
 mod tree;
+mod trouble;
+mod wires;
 
 use std::process::ExitCode;
 

@@ -5,11 +5,8 @@ use std::time::Duration;
 
 use hothouse_protocol::{Channel, Exec, Exit, Failure, FromInit, Program, TerminalSize};
 use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags};
-use nix::pty::openpty;
-use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, recv, send, socketpair};
-use nix::unistd::pipe2;
+use nix::sys::socket::{MsgFlags, recv, send};
 
 use crate::cgroup::{Cgroup, Counters};
 use crate::clock::Moment;
@@ -18,6 +15,8 @@ use crate::input::Input;
 use crate::output::{Output, Rest};
 use crate::plan::{Identity, Plan};
 use crate::supervisor::{Charge, Command, Ended, PACKET_MAX, Report, failed_to_fork, supervise};
+use crate::trouble::{Trouble, Unsupervised};
+use crate::wires::{Wires, packets};
 use crate::{sys, whatever};
 
 const SIGKILL: i32 = 9;
@@ -78,10 +77,6 @@ struct Reasons {
     output_limit: bool,
     killed: bool,
 }
-
-/// The supervisor of a run is not there any more or does not obey: nobody answers for the tree.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Unsupervised;
 
 impl Run {
     /// Forks the supervisor.
@@ -394,80 +389,4 @@ impl Run {
             whatever(send(self.socket.as_raw_fd(), &packet, flags));
         }
     }
-}
-
-/// Why a sandbox cannot go on.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum Trouble {
-    /// The worker.
-    #[error("{0}")]
-    Lost(#[from] Lost),
-    /// A tree without a supervisor.
-    #[error("a supervisor is gone or does not obey")]
-    Unsupervised,
-    /// No lease.
-    #[error("the lease is over")]
-    LeaseOver,
-}
-
-impl From<Unsupervised> for Trouble {
-    fn from(_: Unsupervised) -> Self {
-        Self::Unsupervised
-    }
-}
-
-/// The descriptors between init and a program.
-struct Wires {
-    input: Option<OwnedFd>,
-    stdout: OwnedFd,
-    stderr: Option<OwnedFd>,
-    terminal: Option<OwnedFd>,
-    theirs: [OwnedFd; 3],
-}
-
-impl Wires {
-    fn pipes(has_input: bool) -> nix::Result<Self> {
-        let (stdin, input) = pipe2(OFlag::O_CLOEXEC)?;
-        let (stdout, their_stdout) = pipe2(OFlag::O_CLOEXEC)?;
-        let (stderr, their_stderr) = pipe2(OFlag::O_CLOEXEC)?;
-        for fd in [&input, &stdout, &stderr] {
-            do_not_block(fd)?;
-        }
-        let theirs = [stdin, their_stdout, their_stderr];
-        Ok(Self {
-            input: has_input.then_some(input),
-            stdout,
-            stderr: Some(stderr),
-            terminal: None,
-            theirs,
-        })
-    }
-
-    fn terminal(size: TerminalSize) -> nix::Result<Self> {
-        let size = nix::libc::winsize {
-            ws_row: size.rows,
-            ws_col: size.cols,
-            ws_xpixel: 0,
-            ws_ypixel: 0,
-        };
-        let pair = openpty(Some(&size), None)?;
-        do_not_block(&pair.master)?;
-        let copy = |fd: &OwnedFd| fd.try_clone().map_err(|_io| Errno::EMFILE);
-        Ok(Self {
-            input: Some(copy(&pair.master)?),
-            stdout: copy(&pair.master)?,
-            stderr: None,
-            terminal: Some(pair.master),
-            theirs: [copy(&pair.slave)?, copy(&pair.slave)?, pair.slave],
-        })
-    }
-}
-
-fn do_not_block(fd: &OwnedFd) -> nix::Result<()> {
-    let flags = OFlag::from_bits_retain(fcntl(fd, FcntlArg::F_GETFL)?);
-    fcntl(fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK)).map(drop)
-}
-
-fn packets() -> nix::Result<(OwnedFd, OwnedFd)> {
-    socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
 }

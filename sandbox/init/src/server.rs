@@ -24,8 +24,9 @@ use crate::connection::{Connection, Lost};
 use crate::input::OverWindow;
 use crate::output::CHUNK;
 use crate::plan::Identity;
-use crate::run::{Run, Surroundings, Trouble};
+use crate::run::{Run, Surroundings};
 use crate::supervisor::child_signal;
+use crate::trouble::Trouble;
 use crate::{about, complain, mounts, sys, whatever};
 
 const RUNS_MAX: usize = 32;

@@ -26,6 +26,7 @@
 mod frame;
 mod message;
 mod run;
+mod wire;
 
 pub use frame::{Decoder, Error, Frame, HEAD_LEN, Kind, PAYLOAD_MAX, Token};
 pub use message::{About, CgroupKind, Channel, Failure, FailureCode, FromInit, Greeting, ToInit};

@@ -14,9 +14,11 @@
 //! Starting and destroying is [`crate::driver`]; which job gets which sandbox is [`crate::pool`].
 
 mod error;
+mod exit;
 mod files;
 mod link;
 mod run;
+mod spec;
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -26,8 +28,10 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 pub use self::error::{Error, Lost};
+pub use self::exit::{Exit, StreamSummary};
 pub use self::files::{Files, GetFiles, PutFiles};
-pub use self::run::{Exit, Input, Output, RunSpec, Running, Stdin, StreamSummary};
+pub use self::run::{Output, Running, Stdin};
+pub use self::spec::{Input, RunSpec};
 pub use hothouse_protocol::{
     Channel, Failure, FailureCode, FileEntry, FilesReport, FullMount, Oom, Rlimits, TerminalSize,
 };

@@ -1,101 +1,18 @@
 //! A program in a sandbox: how it is asked for, followed and ended.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
-use hothouse_protocol::{
-    Channel, Exec, FRAME_COST, FullMount, Oom, PAYLOAD_MAX, Program, Rlimits, Run, StreamTotals, TerminalSize, ToInit,
-    WINDOW, cost,
-};
+use hothouse_protocol::{Channel, FRAME_COST, PAYLOAD_MAX, Run, TerminalSize, ToInit, WINDOW, cost};
 use tokio::sync::Semaphore;
 
-use super::WORKSPACE;
 use super::error::Error;
+use super::exit::Exit;
 use super::link::{Event, Link, Port};
+use super::spec::{Input, RunSpec};
 
 const STDIN_CHUNK: usize = 32 * 1024;
 const GRANT_AT: u32 = WINDOW / 4;
-
-/// A program to start.
-#[derive(Debug, Clone)]
-pub struct RunSpec {
-    /// The program, looked up in the `PATH` of `env` when it has no slash, and its arguments.
-    pub argv: Vec<String>,
-    /// The whole environment.
-    pub env: Vec<(String, String)>,
-    /// Where it starts.
-    pub cwd: String,
-    /// What it reads.
-    pub stdin: Input,
-    /// From the start of the process to SIGTERM; none is no limit but the sandbox's own.
-    pub timeout: Option<Duration>,
-    /// From SIGTERM to SIGKILL.
-    pub grace: Duration,
-    /// Bytes of each output stream that are kept: half as its head, which comes live, half as its tail, which comes at
-    /// the end. None keeps everything.
-    pub keep_bytes: Option<u64>,
-    /// Bytes of both output streams together after which the program is killed; none is no limit.
-    pub kill_bytes: Option<u64>,
-    /// Limits of each process.
-    pub rlimits: Rlimits,
-    /// A terminal of this size instead of pipes; its output is all standard output.
-    pub terminal: Option<TerminalSize>,
-}
-
-/// What a program reads.
-#[derive(Debug, Clone, Default)]
-pub enum Input {
-    /// Nothing: the end at once.
-    #[default]
-    None,
-    /// These bytes, then the end.
-    Bytes(Bytes),
-    /// What [`Stdin::write`] sends, until [`Stdin::close`].
-    Stream,
-}
-
-impl RunSpec {
-    /// A program with the usual limits: 60 s, 1 MiB kept of each stream, 64 MiB in all.
-    pub fn new<S: Into<String>>(argv: impl IntoIterator<Item = S>) -> Self {
-        Self {
-            argv: argv.into_iter().map(Into::into).collect(),
-            env: Vec::new(),
-            cwd: WORKSPACE.to_owned(),
-            stdin: Input::None,
-            timeout: Some(Duration::from_mins(1)),
-            grace: Duration::from_secs(2),
-            keep_bytes: Some(1 << 20),
-            kill_bytes: Some(64 << 20),
-            rlimits: Rlimits::default(),
-            terminal: None,
-        }
-    }
-
-    fn into_wire(self) -> (Run, Input) {
-        let head_bytes = self.keep_bytes.map(|keep| keep / 2);
-        let tail_bytes = self
-            .keep_bytes
-            .map_or(0, |keep| u32::try_from(keep - keep / 2).unwrap_or(u32::MAX));
-        let exec = Exec {
-            argv: self.argv,
-            env: self.env,
-            cwd: self.cwd,
-            stdin: !matches!(self.stdin, Input::None),
-            rlimits: self.rlimits,
-            terminal: self.terminal,
-        };
-        let run = Run {
-            program: Program::Exec(exec),
-            timeout_ms: self.timeout.map(millis),
-            grace_ms: millis(self.grace),
-            head_bytes,
-            tail_bytes,
-            kill_bytes: self.kill_bytes,
-        };
-        (run, self.stdin)
-    }
-}
 
 /// Something that a program wrote.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -111,64 +28,6 @@ pub enum Output {
         /// How many bytes.
         dropped: u64,
     },
-}
-
-/// How a program ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[expect(
-    clippy::struct_excessive_bools,
-    reason = "several may be true at once, and who settles a job weighs them"
-)]
-pub struct Exit {
-    /// The exit code, when it exited.
-    pub code: Option<i32>,
-    /// The signal, when one killed it.
-    pub signal: Option<i32>,
-    /// Its time was over.
-    pub timed_out: bool,
-    /// It wrote more than [`RunSpec::kill_bytes`].
-    pub output_limit: bool,
-    /// It was killed on request.
-    pub killed: bool,
-    /// Whether the kernel killed one of its processes for memory.
-    pub oom: Oom,
-    /// Whether a writable mount had no room left when it ended.
-    pub disk_full: bool,
-    /// Which ones.
-    pub full_mounts: Vec<FullMount>,
-    /// Processor time of all its processes.
-    pub cpu: Duration,
-    /// The most memory that it used, in bytes.
-    pub memory_peak_bytes: u64,
-    /// From the start of the process to its end.
-    pub wall: Duration,
-    /// Its standard output.
-    pub stdout: StreamSummary,
-    /// Its standard error.
-    pub stderr: StreamSummary,
-}
-
-impl Exit {
-    /// Whether it exited with 0.
-    pub fn is_success(&self) -> bool {
-        self.code == Some(0)
-    }
-}
-
-/// What became of an output stream.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct StreamSummary {
-    /// Bytes that the program wrote.
-    pub bytes: u64,
-    /// Bytes that were dropped between head and tail.
-    pub dropped: u64,
-}
-
-impl StreamSummary {
-    /// Whether anything was dropped.
-    pub const fn is_truncated(&self) -> bool {
-        self.dropped > 0
-    }
 }
 
 /// A program that was started. Dropping it kills it with all its descendants.
@@ -353,25 +212,7 @@ impl Running {
                 });
             }
         }
-        let summary = |totals: StreamTotals| StreamSummary {
-            bytes: totals.bytes,
-            dropped: totals.dropped,
-        };
-        Ok(Exit {
-            code: exit.code,
-            signal: exit.signal,
-            timed_out: exit.timed_out,
-            output_limit: exit.output_limit,
-            killed: exit.killed,
-            oom: exit.oom,
-            disk_full: !exit.full_mounts.is_empty(),
-            full_mounts: exit.full_mounts,
-            cpu: Duration::from_micros(exit.cpu_us),
-            memory_peak_bytes: exit.memory_peak_bytes,
-            wall: Duration::from_micros(exit.wall_us),
-            stdout: summary(exit.stdout),
-            stderr: summary(exit.stderr),
-        })
+        Ok(Exit::from(exit))
     }
 }
 
@@ -440,10 +281,6 @@ impl Stdin {
         self.write(data).await?;
         self.close().await
     }
-}
-
-fn millis(span: Duration) -> u64 {
-    u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
 }
 
 const _: () = assert!(STDIN_CHUNK + (FRAME_COST as usize) < WINDOW as usize);

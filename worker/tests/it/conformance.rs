@@ -3,6 +3,8 @@
 //! Each function is one promise, over any [`Subject`]; `conformance!` makes a test of each for one driver. They need
 //! nothing in the image but a shell, the usual small programs and python3.
 
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on fails")]
+
 use std::fmt::Debug;
 use std::future::Future;
 use std::sync::Arc;
@@ -32,7 +34,8 @@ macro_rules! conformance {
             a_dropped_run_is_killed, everything_can_be_killed_at_once, a_signal_reaches_the_process_group,
             a_terminal_is_one, a_fork_bomb_is_bounded_and_killed, memory_is_limited_and_its_end_told,
             a_full_disk_is_told, time_and_memory_are_accounted, files_go_in_and_come_out,
-            only_what_matches_comes_out, hostile_archives_are_refused, a_lease_that_passes_ends_everything,
+            only_what_matches_comes_out, hostile_archives_are_refused,
+            archives_over_their_caps_are_refused, a_lease_that_passes_ends_everything,
             a_dropped_sandbox_leaves_nothing, a_destroyed_sandbox_is_a_lost_one, init_cannot_be_reached_by_a_job,
             a_forged_frame_ends_the_sandbox, rubbish_ends_the_sandbox,
             a_job_has_no_privileges, there_is_no_network, nothing_of_the_host_is_visible);
@@ -340,7 +343,7 @@ pub(crate) async fn stdout_and_stderr_come_apart_and_in_order(subject: &Subject)
     let sandbox = subject.sandbox().await;
     let script = "for i in $(seq 500); do echo out $i; echo err $i >&2; done";
     let done = run(&sandbox, sh(script)).await;
-    let expected = |name: &str| (1..=500).map(|n| format!("{name} {n}\n")).collect::<String>();
+    let expected = |name: &str| (1..=500).map(|n| format!("{name} {n}\n")).collect::<Vec<_>>().concat();
     assert_eq!(String::from_utf8_lossy(&done.stdout), expected("out"));
     assert_eq!(String::from_utf8_lossy(&done.stderr), expected("err"));
 }
@@ -836,7 +839,11 @@ pub(crate) async fn hostile_archives_are_refused(subject: &Subject) {
         run(&sandbox, sh("ls /tmp; stat -c %F file")).await.text(),
         "regular file"
     );
+}
 
+pub(crate) async fn archives_over_their_caps_are_refused(subject: &Subject) {
+    use tar::EntryType::Regular;
+    let sandbox = subject.sandbox().await;
     let many = archive(|tar| (0..50).for_each(|n| add(tar, Regular, &format!("n{n}"), "", b"xx")));
     for put in [
         PutFiles {

@@ -1,5 +1,7 @@
 //! The worker's end of the pipe against inits that lie, break, or are not there.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 use std::time::Duration;
 
 use assert_matches::assert_matches;
@@ -89,8 +91,8 @@ fn about() -> About {
     }
 }
 
-fn exit(sent: u64) -> Box<Exit> {
-    Box::new(Exit {
+fn exit(sent: u64) -> Exit {
+    Exit {
         code: Some(0),
         signal: None,
         timed_out: false,
@@ -107,7 +109,7 @@ fn exit(sent: u64) -> Box<Exit> {
             dropped: 0,
         },
         stderr: StreamTotals::default(),
-    })
+    }
 }
 
 /// A sandbox over a willing init.
@@ -184,8 +186,14 @@ async fn a_forged_frame_ends_the_sandbox() {
         };
         init.say(FromInit::Started { stream, pid: 2 }).await;
         // What a program would write that got hold of init's output: right in all but the secret.
-        init.say_with(FromInit::Exit { stream, exit: exit(0) }, &Token::new([0; 16]))
-            .await;
+        init.say_with(
+            FromInit::Exit {
+                stream,
+                exit: Box::new(exit(0)),
+            },
+            &Token::new([0; 16]),
+        )
+        .await;
     };
     let (run, ()) = tokio::join!(run, answer);
     let ended = run.unwrap().wait().await;
@@ -252,7 +260,11 @@ async fn output_that_went_missing_is_an_error() {
             data: data.clone(),
         })
         .await;
-        init.say(FromInit::Exit { stream, exit: exit(5) }).await;
+        init.say(FromInit::Exit {
+            stream,
+            exit: Box::new(exit(5)),
+        })
+        .await;
         data
     };
     let (run, data) = tokio::join!(sandbox.run(RunSpec::new(["echo"])), answer);
@@ -296,7 +308,11 @@ async fn a_run_that_is_dropped_is_killed_and_no_longer_listened_to() {
     drop(run.unwrap());
     assert_eq!(init.hear().await, ToInit::Kill { stream, discard: true });
     // Its last words reach nobody and harm nobody.
-    init.say(FromInit::Exit { stream, exit: exit(0) }).await;
+    init.say(FromInit::Exit {
+        stream,
+        exit: Box::new(exit(0)),
+    })
+    .await;
     let pong = async {
         let ToInit::Ping { nonce } = init.hear().await else {
             panic!("a ping")
