@@ -249,11 +249,8 @@ impl SandboxDriver for Bubblewrap {
             .map(|entry| entry.found.clone())
             .collect();
         if let Ok(cgroups) = &self.cgroups {
-            let left = cgroups.left_behind();
-            found.extend(
-                left.into_iter()
-                    .filter(|left| !running(&self.running).contains_key(&left.id)),
-            );
+            let all = cgroups.all().into_iter();
+            found.extend(all.filter(|sandbox| !running(&self.running).contains_key(&sandbox.id)));
         }
         std::future::ready(Ok(found)).boxed()
     }
