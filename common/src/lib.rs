@@ -22,4 +22,5 @@ pub mod service;
 pub mod store;
 pub mod telemetry;
 #[cfg(feature = "testing")]
+#[expect(clippy::unwrap_used, reason = "a fixture of tests fails as the test does")]
 pub mod testing;

@@ -5,7 +5,7 @@
 //! of a message with role `user` directly after the message that made the calls, as both provider formats want it.
 //!
 //! # Not here
-//! What a provider's wire looks like is `worker::model`; making any history valid for a model call is [`repair`].
+//! What a provider's wire looks like is `worker::model`; making any history valid for a model call is [`repair()`].
 
 mod repair;
 mod usage;
@@ -32,7 +32,7 @@ pub enum Role {
 /// One message of a conversation.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Message {
-    /// A time-ordered id; nil for a message that [`repair`] put in, which is never stored.
+    /// A time-ordered id; nil for a message that [`repair()`] put in, which is never stored.
     pub id: MessageId,
     /// Who it is from.
     pub role: Role,

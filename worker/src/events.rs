@@ -27,7 +27,7 @@ pub struct EventLog {
 impl EventLog {
     /// Begins the log of an attempt whose `started` event is given. Nothing is written until something is said.
     pub fn begin(target: LogTarget, started: Event, tracker: &tokio_util::task::TaskTracker) -> Self {
-        let sink = Sink::default();
+        let sink = Sink::new(target.clock.clone());
         let writer = Writer::new(target, started, sink.clone());
         Self {
             sink,

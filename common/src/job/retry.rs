@@ -57,8 +57,8 @@ mod tests {
         assert_eq!(backoff.bound(1), Duration::from_secs(1));
         assert_eq!(backoff.bound(2), Duration::from_secs(2));
         assert_eq!(backoff.bound(9), Duration::from_secs(256));
-        assert_eq!(backoff.bound(10), Duration::from_secs(300));
-        assert_eq!(backoff.bound(u32::MAX), Duration::from_secs(300));
+        assert_eq!(backoff.bound(10), Duration::from_mins(5));
+        assert_eq!(backoff.bound(u32::MAX), Duration::from_mins(5));
     }
 
     #[test]

@@ -352,7 +352,9 @@ async fn after_open_turns(
     .fetch_optional(connection)
     .await?;
     let fresh = JobId::new();
-    let Some((last, created_at)) = last else { return Ok((fresh, now)) };
+    let Some((last, created_at)) = last else {
+        return Ok((fresh, now));
+    };
     let id = match last.get_timestamp() {
         Some(made) if last >= fresh.uuid() => {
             let (seconds, nanos) = made.to_unix();

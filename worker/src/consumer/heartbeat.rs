@@ -153,10 +153,9 @@ impl Heartbeat {
         match registered.await {
             Ok((confirmed, accepted)) => {
                 for attempt in unsure.iter().filter(|attempt| !confirmed.contains(&attempt.job_id)) {
-                    // An attempt that is just settling is not running in Postgres any more, and must not be told that
-                    // it is lost: it holds nothing that would be written again.
+                    // Taken away, or settled between the list and the answer; either way nothing more may be written.
                     tracing::debug!(job_id = %attempt.job_id, "not confirmed by Postgres");
-                    self.lose(attempt);
+                    self.held.stop(attempt.job_id, Stop::Lost);
                 }
                 let kept: Vec<_> = unsure
                     .iter()
@@ -164,7 +163,9 @@ impl Heartbeat {
                     .copied()
                     .collect();
                 self.held.renew(&kept, self.leases.run_on);
-                tracing::info!(registered = kept.len(), "registered again");
+                if !kept.is_empty() {
+                    tracing::info!(registered = kept.len(), "registered again");
+                }
                 true
             }
             Err(error) => {

@@ -3,6 +3,8 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use chrono::{DateTime, Utc};
+use common::clock::Clock;
 use common::job::event::EventBody;
 use tokio::sync::Notify;
 
@@ -17,8 +19,9 @@ const PENDING_EVENTS_MAX: usize = 5_000;
 const JOIN_MAX: usize = 16 << 10;
 
 /// The saying side of an attempt's log. Cheap to clone.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Sink {
+    clock: Clock,
     shared: Arc<Shared>,
 }
 
@@ -30,26 +33,36 @@ struct Shared {
 
 #[derive(Debug, Default)]
 struct State {
-    pending: VecDeque<EventBody>,
+    pending: VecDeque<Said>,
     bytes: usize,
     dropped: usize,
     closed: bool,
 }
 
+/// Something that was said, and when.
+pub(super) type Said = (DateTime<Utc>, EventBody);
+
 /// What was taken out at once.
 #[derive(Debug, Default)]
 pub(super) struct Taken {
-    pub(super) bodies: Vec<EventBody>,
+    pub(super) said: Vec<Said>,
     pub(super) closed: bool,
 }
 
 impl Sink {
+    pub(super) fn new(clock: Clock) -> Self {
+        Self {
+            clock,
+            shared: Arc::default(),
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.shared.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn push(&self, body: EventBody) {
-        let size = size(&body);
+        let (at, size) = (self.clock.now(), size(&body));
         let mut state = self.lock();
         if state.closed {
             return;
@@ -62,13 +75,13 @@ impl Sink {
         let joined = state
             .pending
             .back()
-            .filter(|last| self::size(last) + size <= JOIN_MAX)
-            .and_then(|last| last.joined(&body));
+            .filter(|(_, last)| self::size(last) + size <= JOIN_MAX)
+            .and_then(|(since, last)| Some((*since, last.joined(&body)?)));
         if let Some(joined) = joined {
             state.pending.pop_back();
             state.pending.push_back(joined);
         } else {
-            state.pending.push_back(body);
+            state.pending.push_back((at, body));
         }
         drop(state);
         self.shared.changed.notify_one();
@@ -91,18 +104,22 @@ impl Sink {
     /// Takes everything that waits.
     pub(super) fn take(&self) -> Taken {
         let mut state = self.lock();
-        let mut bodies: Vec<EventBody> = state.pending.drain(..).collect();
+        let mut said: Vec<Said> = state.pending.drain(..).collect();
         state.bytes = 0;
         if state.dropped > 0 {
             let detail = format!("{} bytes came faster than they could be kept", state.dropped);
-            bodies.push(EventBody::Status {
-                phase: "log_truncated".to_owned(),
-                detail: Some(detail),
-            });
+            let phase = "log_truncated".to_owned();
+            said.push((
+                self.clock.now(),
+                EventBody::Status {
+                    phase,
+                    detail: Some(detail),
+                },
+            ));
             state.dropped = 0;
         }
         Taken {
-            bodies,
+            said,
             closed: state.closed,
         }
     }

@@ -9,9 +9,9 @@ use common::queue::{Appended, Queue};
 use common::store::events::Chunk;
 use common::store::{Class, Store};
 
-use super::buffer::{Sink, size};
+use super::buffer::{Said, Sink, size};
 
-/// Longest that an event waits for others before it goes to Redis.
+/// Least time between two flushes to Redis, unless there is much to say.
 const FLUSH_AFTER: Duration = Duration::from_millis(25);
 
 /// Bytes that go to Redis at once.
@@ -67,6 +67,7 @@ pub(super) struct Writer {
     bytes: usize,
     bytes_total: usize,
     since: Instant,
+    flushed: Instant,
     last: u64,
     written: u64,
     appended: u64,
@@ -87,6 +88,7 @@ impl Writer {
             bytes: 0,
             bytes_total: 0,
             since: Instant::now(),
+            flushed: Instant::now().checked_sub(FLUSH_AFTER).unwrap_or_else(Instant::now),
             spoke: false,
             lost: false,
         }
@@ -104,7 +106,7 @@ impl Writer {
                 }
             }
             let taken = self.sink.take();
-            self.number(taken.bodies);
+            self.number(taken.said);
             if taken.closed {
                 return Unwritten {
                     events: self.unwritten,
@@ -113,13 +115,15 @@ impl Writer {
                 };
             }
             self.append().await;
+            self.flushed = Instant::now();
             if self.is_chunk_due() {
                 self.write().await;
             }
         }
     }
 
-    /// Until something was said and has waited long enough, or a chunk is due.
+    /// Until something was said, or a chunk is due. The first words go out at once; what follows them waits for company
+    /// until the last flush is long enough ago.
     async fn wait(&self) {
         if self.sink.bytes() == 0 && !self.sink.is_closed() {
             let due = CHUNK_AFTER.saturating_sub(self.since.elapsed());
@@ -128,8 +132,8 @@ impl Writer {
                 () = tokio::time::sleep(due), if !self.unwritten.is_empty() => return,
             }
         }
-        let deadline = Instant::now() + FLUSH_AFTER;
-        while self.sink.bytes() < FLUSH_FROM && !self.sink.is_closed() {
+        let deadline = self.flushed + FLUSH_AFTER;
+        while self.sink.bytes() < FLUSH_FROM && !self.sink.is_closed() && Instant::now() < deadline {
             let left = deadline.saturating_duration_since(Instant::now());
             tokio::select! {
                 () = self.sink.changed() => {}
@@ -138,8 +142,8 @@ impl Writer {
         }
     }
 
-    fn number(&mut self, bodies: Vec<EventBody>) {
-        if bodies.is_empty() {
+    fn number(&mut self, said: Vec<Said>) {
+        if said.is_empty() {
             return;
         }
         self.spoke = true;
@@ -147,8 +151,7 @@ impl Writer {
             self.since = Instant::now();
         }
         self.unwritten.extend(self.started.take());
-        let at = self.target.clock.now();
-        for body in bodies {
+        for (at, body) in said {
             let bytes = size(&body);
             let was_full = self.bytes_total > LOG_MAX;
             self.bytes_total += bytes;

@@ -100,7 +100,12 @@ impl Ended {
 
     /// Not at all: the job is queued again, and nothing counts against it.
     pub fn given_back() -> Self {
-        Self { outcome: Outcome::Interrupted, result: None, usage: Usage::default(), messages: Vec::new() }
+        Self {
+            outcome: Outcome::Interrupted,
+            result: None,
+            usage: Usage::default(),
+            messages: Vec::new(),
+        }
     }
 
     /// Badly, without a result.

@@ -1,6 +1,6 @@
 //! Models: one seam for every provider, and the policy that all of them share.
 //!
-//! A [`ModelProvider`] turns a [`ModelRequest`] into a stream of [`ModelEvent`]s. [`open`] is how a turn asks: it
+//! A [`ModelProvider`] turns a [`ModelRequest`] into a stream of [`ModelEvent`]s. [`open()`] is how a turn asks: it
 //! retries and falls back along the agent's list of models, but only before the first token, because what was
 //! streamed to a person cannot be taken back in silence. [`Answer`] puts the events together to message parts.
 //!

@@ -17,7 +17,7 @@ pub struct Exit {
     pub signal: Option<i32>,
     /// Its time was over.
     pub timed_out: bool,
-    /// It wrote more than [`RunSpec::kill_bytes`].
+    /// It wrote more than [`super::RunSpec::kill_bytes`].
     pub output_limit: bool,
     /// It was killed on request.
     pub killed: bool,

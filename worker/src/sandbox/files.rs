@@ -1,6 +1,9 @@
 //! Files in and out of a sandbox's workspace, as tar streams that the worker never unpacks.
 
+use std::pin::pin;
+
 use bytes::{Bytes, BytesMut};
+use futures_util::future::{Either, select};
 use hothouse_protocol::{FilesReport, Pack, Program, Run, Unpack};
 use tokio::io::{AsyncRead, AsyncReadExt};
 
@@ -123,7 +126,15 @@ impl Sandbox {
                 stdin.write(piece.freeze()).await?;
             }
         };
-        let ((), (report, _, exit)) = tokio::try_join!(feed, collect(running, 0))?;
+        // A refusal comes before the archive has been sent, and nobody need send the rest.
+        let (feed, collected) = (pin!(feed), pin!(collect(running, 0)));
+        let (report, _, exit) = match select(feed, collected).await {
+            Either::Left((fed, collected)) => {
+                fed?;
+                collected.await?
+            }
+            Either::Right((collected, _)) => collected?,
+        };
         accept(&report, &exit)
     }
 

@@ -41,7 +41,7 @@ pub enum Input {
     None,
     /// These bytes, then the end.
     Bytes(Bytes),
-    /// What [`Stdin::write`] sends, until [`Stdin::close`].
+    /// What [`super::Stdin::write`] sends, until [`super::Stdin::close`].
     Stream,
 }
 

@@ -23,7 +23,7 @@ use crate::job::JobView;
 use crate::openapi::BASE;
 use crate::state::App;
 
-/// Described apart from its route: OpenAPI has no word for a path of several parts.
+/// Described apart from its route: `OpenAPI` has no word for a path of several parts.
 #[derive(OpenApi)]
 #[openapi(paths(artifacts::get))]
 struct Artifacts;

@@ -203,7 +203,7 @@ fn variable(spec: &str) -> anyhow::Result<(String, String)> {
     Ok((spec.to_owned(), value))
 }
 
-/// Adds the file, or everything in the folder, that PATH[:DEST] names.
+/// Adds the file, or everything in the folder, that `PATH[:DEST]` names.
 fn add_files(spec: &str, files: &mut Vec<Value>) -> anyhow::Result<()> {
     let (path, destination) = match spec.split_once(':') {
         Some((path, destination)) if !destination.is_empty() => (Path::new(path), destination.to_owned()),

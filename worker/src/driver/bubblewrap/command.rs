@@ -77,7 +77,7 @@ pub(super) fn sandbox(settings: &Settings, profile: &Profile, limited: Option<&L
     }
     args.word("--ro-bind").word(etc::path(&settings.state)).word("/etc");
     for path in etc::from_host() {
-        args.words("--ro-bind").word(path).word(path);
+        args.words("--ro-bind").word(&path).word(&path);
     }
     args.words("--proc /proc --dev /dev --remount-ro /dev");
     args.tmpfs("/dev/shm", "1777", SHM_BYTES);

@@ -7,15 +7,13 @@ use super::{io, write};
 use crate::driver::Error;
 
 // Nothing here tells about the host but which programs it has.
-const FROM_HOST: [&str; 9] = [
+const FROM_HOST: [&str; 7] = [
     "/etc/alternatives",
     "/etc/fonts",
     "/etc/ld.so.cache",
     "/etc/localtime",
     "/etc/matplotlibrc",
     "/etc/mime.types",
-    "/etc/python3",
-    "/etc/python3.11",
     "/etc/ssl/certs",
 ];
 
@@ -25,8 +23,12 @@ pub(super) fn path(state: &Path) -> PathBuf {
 }
 
 /// What of the host's own is shown, where it exists.
-pub(super) fn from_host() -> impl Iterator<Item = &'static str> {
-    FROM_HOST.into_iter().filter(|path| Path::new(path).exists())
+pub(super) fn from_host() -> Vec<PathBuf> {
+    let named = FROM_HOST.into_iter().map(PathBuf::from).filter(|path| path.exists());
+    // One folder for each version of Python.
+    let found = fs::read_dir("/etc").into_iter().flatten().flatten();
+    let pythons = found.filter(|entry| entry.file_name().to_string_lossy().starts_with("python3"));
+    named.chain(pythons.map(|entry| entry.path())).collect()
 }
 
 /// Writes the folder for a job's user of this number.
@@ -55,8 +57,11 @@ pub(super) fn write_folder(state: &Path, uid: u32) -> Result<(), Error> {
     }
     // A mount needs a place to be mounted on.
     for path in from_host() {
-        let place = etc.join(Path::new(path).strip_prefix("/etc").unwrap_or_else(|_| Path::new(path)));
-        if Path::new(path).is_dir() {
+        let Ok(inside) = path.strip_prefix("/etc") else {
+            continue;
+        };
+        let place = etc.join(inside);
+        if path.is_dir() {
             make(&place)?;
         } else if !place.exists() {
             write(&place, "")?;

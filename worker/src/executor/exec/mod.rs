@@ -8,12 +8,14 @@ mod slot;
 
 use std::time::{Duration, Instant};
 
+use common::job::event::EventBody;
 use common::job::exec::ExecInput;
 use common::job::{Failure, FailureCode, Usage};
 
 use super::keeper::{Keeper, Stopped};
 use super::{Context, Ended};
 use crate::environment;
+use crate::events::Say as _;
 use crate::pool::Slot;
 use crate::sandbox::{self, Input, PutFiles, RunSpec};
 use output::Collected;
@@ -107,6 +109,8 @@ async fn in_slot(
             }
             Err(error) => return Err(error.into()),
         };
+        let phase = "running".to_owned();
+        context.events.say(EventBody::Status { phase, detail: None });
         let mut collected = Collected::default();
         while let Some(output) = running.next().await {
             collected.take(output, &context.events);

@@ -12,7 +12,7 @@
 //! - A tool that fails is the model's affair and part of the conversation; a lost sandbox is the attempt's failure.
 //!
 //! # Not here
-//! The tools themselves are the caller's; what one failed call of a model means is [`crate::model::open`].
+//! The tools themselves are the caller's; what one failed call of a model means is [`crate::model::open()`].
 
 mod ask;
 mod cut;
