@@ -4,6 +4,7 @@
 //! said there that it lives. A running row of which Redis knows nothing is taken over too, but only when Redis has been
 //! open for a lease time: until then its worker may still register again.
 
+use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -132,39 +133,47 @@ impl Reclaim {
         Ok(true)
     }
 
-    /// Running rows that Redis does not know.
-    async fn sweep(&self, now: DateTime<Utc>) -> anyhow::Result<u64> {
-        let mut opened = Vec::new();
-        for shard in self.queue.shards() {
-            let Generation::Open(begun) = self.queue.generation(shard).await? else {
-                return Ok(0);
-            };
-            if now - begun < self.ttl() * 2 {
-                return Ok(0);
-            }
-            opened.push((shard, begun));
-        }
+    /// Running rows that Redis does not know; `None` while it is too early to tell.
+    async fn sweep(&self, now: DateTime<Utc>) -> anyhow::Result<Option<u64>> {
+        let Some(opened) = self.opened(now).await? else {
+            return Ok(None);
+        };
         let (mut changed, mut after) = (0, JobId(Uuid::nil()));
         loop {
-            let jobs = self.store.running_after(after, now - self.ttl() * 2, BATCH).await?;
+            let jobs = self.store.running_after(after, now - self.ttl(), BATCH).await?;
             let ids: Vec<_> = jobs.iter().map(|job| (job.tenant_id, job.id)).collect();
-            for index in self.queue.unknown(&ids).await? {
+            let unknown = self.queue.unknown(&ids).await?;
+            // Wiped in between: then every job is unknown, those of the living too.
+            if !unknown.is_empty() && self.opened(now).await?.as_ref() != Some(&opened) {
+                return Ok(None);
+            }
+            for index in unknown {
                 let job = &jobs[index];
                 let shard = self.queue.shard_of(job.tenant_id);
-                let begun = opened
-                    .iter()
-                    .find(|(opened, _)| *opened == shard)
-                    .map(|(_, begun)| *begun);
-                let gap = begun
+                let gap = opened
+                    .get(&shard)
                     .zip(job.started_at)
-                    .is_some_and(|(begun, started)| started < begun);
+                    .is_some_and(|(begun, started)| started < *begun);
                 changed += u64::from(self.take_over(shard, job, gap, now).await?);
             }
             match jobs.last() {
                 Some(last) if jobs.len() == usize::try_from(BATCH).unwrap_or(usize::MAX) => after = last.id,
-                _ => return Ok(changed),
+                _ => return Ok(Some(changed)),
             }
         }
+    }
+
+    /// When each shard's generation began; `None` until all of them are open and a lease time old. Who lives has
+    /// registered by then, and the sandboxes of who does not are dead.
+    async fn opened(&self, now: DateTime<Utc>) -> anyhow::Result<Option<BTreeMap<Shard, DateTime<Utc>>>> {
+        let mut opened = BTreeMap::new();
+        for shard in self.queue.shards() {
+            match self.queue.generation(shard).await? {
+                Generation::Open(begun) if now - begun >= self.ttl() => opened.insert(shard, begun),
+                _ => return Ok(None),
+            };
+        }
+        Ok(Some(opened))
     }
 
     async fn reclaim(&self, now: DateTime<Utc>) -> anyhow::Result<Report> {
@@ -175,8 +184,8 @@ impl Reclaim {
             }
         }
         let is_due = self.state().swept_at.is_none_or(|at| now - at >= self.ttl());
-        if is_due {
-            changed += self.sweep(now).await?;
+        if is_due && let Some(swept) = self.sweep(now).await? {
+            changed += swept;
             self.state().swept_at = Some(now);
         }
         Ok(Report {
