@@ -1,7 +1,7 @@
 //! One attempt, from its claim to its committed end.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::clock::Clock;
 use common::ids::WorkerId;
@@ -148,6 +148,13 @@ impl Inner {
             ))
         });
         drop(slot);
+        let lapsed = holding.orders.borrow().run_until <= Instant::now();
+        let ended = if lapsed && self.held.is_unheard() && is_sandbox_lost(&ended) {
+            tracing::warn!(job_id = %job.id, "its sandbox ended because nobody heard this worker: giving it back");
+            Ended::given_back()
+        } else {
+            ended
+        };
         let unwritten = log.end().await;
         if holding.orders.borrow().stop == Some(Stop::Lost) {
             return;
@@ -280,6 +287,10 @@ fn last_events(
         events.push(event(seq, now, body));
     }
     (Chunk::pack(job.id, &events), seq)
+}
+
+fn is_sandbox_lost(ended: &Ended) -> bool {
+    matches!(&ended.outcome, Outcome::Failed { failure, .. } if failure.code == FailureCode::SandboxFailed)
 }
 
 fn name(decision: &Decision) -> &'static str {

@@ -67,6 +67,7 @@ impl Heartbeat {
         for (shard, attempts) in by_shard {
             all_renewed &= self.beat_shard(shard, &attempts, alive).await;
         }
+        self.held.set_unheard(!all_renewed);
         if all_renewed {
             *renewed = begun;
         }

@@ -1,6 +1,7 @@
 //! The attempts that this worker holds now.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -41,6 +42,7 @@ pub struct HeldAttempt {
 /// All held attempts. Cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub struct Held {
+    unheard: Arc<AtomicBool>,
     attempts: Arc<Mutex<Attempts>>,
 }
 
@@ -111,6 +113,16 @@ impl Held {
                 sender.send_modify(|orders| orders.run_until = run_until);
             }
         }
+    }
+
+    /// Says whether neither Redis nor Postgres heard the last heartbeat.
+    pub fn set_unheard(&self, unheard: bool) {
+        self.unheard.store(unheard, Ordering::Relaxed);
+    }
+
+    /// Whether a sandbox may have ended because nobody hears this worker, and not through its job.
+    pub fn is_unheard(&self) -> bool {
+        self.unheard.load(Ordering::Relaxed)
     }
 
     /// Orders one attempt to stop. The first order stands, but losing the lease overrules the others.
