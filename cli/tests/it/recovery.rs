@@ -128,6 +128,35 @@ fn assert_rows(cluster: &Cluster, jobs: usize) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_is_lost_with_redis_and_the_worker_is_announced() {
+    let mut cluster = Cluster::start(Setup::default()).await;
+    let id = cluster.api.submit(counting(15, "lost-together")).await;
+    let follower = Follower::start(&cluster.api, &id);
+    let first = worker_id(&cluster.api.printed(&id, 1, "3").await);
+    let index = cluster.worker_of(&first);
+
+    cluster.workers[index].kill();
+    cluster.redis.flush();
+    let lost = Instant::now();
+    cluster.api.job_until(&id, SOON, |job| job["attempt"] == 2).await;
+    took("worker and Redis lost together: running elsewhere", lost);
+
+    let job = cluster.api.succeeded(&id, SOON).await;
+    assert_eq!((&job["attempt"], &job["losses"]), (&json!(2), &json!(1)), "{job:#}");
+    let events = cluster.api.events(&id).await;
+    assert_whole(&job, &events);
+    let gap = events.iter().position(|event| event["type"] == "resume_gap");
+    let gap = gap.unwrap_or_else(|| panic!("no gap is announced: {events:#?}"));
+    assert_eq!(events[gap + 1]["type"], "attempt_reset", "{events:#?}");
+    // Who followed saw what was lost, then the announcement, and from there on the same as everybody.
+    let seen = follower.finish(SOON).await;
+    let seen_gap = seen.iter().position(|event| event["type"] == "resume_gap").unwrap();
+    assert_eq!(seen[seen_gap..], events[gap..]);
+    let lost = seen[..seen_gap].iter().map(|event| event["seq"].as_u64().unwrap());
+    assert!(lost.max() <= events[gap]["to_seq"].as_u64(), "{events:#?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn redis_that_comes_back_empty_costs_no_attempt() {
     redis_goes_away(false).await;
 }
@@ -270,12 +299,14 @@ async fn a_killed_leader_is_followed_by_another() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_accepted_outlives_the_api() {
-    let setup = Setup {
+    let mut cluster = Cluster::start(Setup {
         workers: 1,
-        sandboxes: false,
         ..Setup::default()
-    };
-    let mut cluster = Cluster::start(setup).await;
+    })
+    .await;
+    let followed = cluster.api.submit(counting(30, "followed")).await;
+    let follower = Follower::start(&cluster.api, &followed);
+    cluster.api.printed(&followed, 1, "begin").await;
     let mut clients = JoinSet::new();
     for _ in 0..8 {
         let api = cluster.api.clone();
@@ -308,6 +339,8 @@ async fn what_was_accepted_outlives_the_api() {
         cluster.api.succeeded(id, SOON).await;
     }
     took("killed API: all that it had accepted has run", restarted);
+    cluster.api.succeeded(&followed, SOON).await;
+    assert_eq!(follower.finish(SOON).await, cluster.api.events(&followed).await);
     // Those that were committed and not answered run too.
     let open = "select count(*) from jobs where state <> 'succeeded'";
     eventually(SOON, "every row ends well", || {
@@ -405,6 +438,37 @@ async fn postgres_that_goes_away_costs_no_attempt() {
         assert_whole(&job, &cluster.api.events(id).await);
     }
     assert_rows(&cluster, 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_nobody_hears_stops_and_its_job_runs_again() {
+    let mut cluster = Cluster::start(Setup {
+        workers: 1,
+        ..Setup::default()
+    })
+    .await;
+    let id = cluster.api.submit(counting(60, "token-of-unheard")).await;
+    let first = worker_id(&cluster.api.printed(&id, 1, "begin").await);
+    let container = Cluster::container_with(&first, "token-of-unheard").unwrap();
+
+    cluster.redis.kill();
+    cluster.postgres.cut();
+    let away = Instant::now();
+    let is_dead = || (!Cluster::runs(&container, "token-of-unheard")).then_some(());
+    eventually(TAKEOVER, "the sandbox ends by itself", is_dead).await;
+    took("Redis and Postgres away: the job is dead", away);
+    outage(away, Duration::from_secs(9)).await;
+    cluster.redis.restart().await;
+    cluster.postgres.mend();
+    let back = Instant::now();
+
+    cluster.api.job_until(&id, SOON, |job| job["attempt"] == 2).await;
+    took("Redis and Postgres back: running again", back);
+    let job = cluster.api.succeeded(&id, SOON).await;
+    assert_eq!(job["failures"], 0, "it did nothing wrong: {job:#}");
+    assert_eq!(job["result"]["stdout"], counted(60));
+    assert_whole(&job, &cluster.api.events(&id).await);
+    assert_rows(&cluster, 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
