@@ -239,6 +239,8 @@ impl Run {
         while self.is_supervised() {
             let report = match recv(self.socket.as_raw_fd(), &mut packet, MsgFlags::MSG_DONTWAIT) {
                 Err(Errno::EAGAIN | Errno::EINTR) => return Ok(()),
+                // It ended without reading the last command. What it reported before is still there.
+                Err(Errno::ECONNRESET) => continue,
                 Ok(len) if len > 0 => serde_json::from_slice(packet.get(..len).unwrap_or_default()),
                 Ok(_) | Err(_) => return Err(Trouble::Unsupervised),
             };

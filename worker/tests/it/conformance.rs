@@ -31,7 +31,7 @@ macro_rules! conformance {
             bytes_pass_unchanged, stdout_and_stderr_come_apart_and_in_order, long_output_keeps_head_and_tail,
             a_flood_is_killed_and_bounded, a_slow_reader_holds_up_nobody_else, time_is_over_after_sigterm_and_sigkill,
             a_polite_program_ends_at_sigterm, a_daemon_dies_with_its_run, runs_side_by_side_are_killed_apart,
-            a_dropped_run_is_killed, everything_can_be_killed_at_once, a_signal_reaches_the_process_group,
+            a_dropped_run_is_killed, a_kill_that_comes_too_late_is_harmless, everything_can_be_killed_at_once, a_signal_reaches_the_process_group,
             a_terminal_is_one, a_fork_bomb_is_bounded_and_killed, memory_is_limited_and_its_end_told,
             a_full_disk_is_told, time_and_memory_are_accounted, files_go_in_and_come_out,
             only_what_matches_comes_out, hostile_archives_are_refused,
@@ -524,6 +524,21 @@ pub(crate) async fn a_dropped_run_is_killed(subject: &Subject) {
         others(&sandbox).await.is_empty()
     })
     .await;
+}
+
+pub(crate) async fn a_kill_that_comes_too_late_is_harmless(subject: &Subject) {
+    let sandbox = subject.sandbox().await;
+    for _ in 0..100 {
+        // The program ends by itself at about the moment when the command to end it arrives.
+        let running = sandbox.run(spec(&["true"])).await.unwrap();
+        running.kill().await.unwrap();
+        let exit = finish(running).await.exit;
+        assert!(
+            exit.is_success() || (exit.killed && exit.signal == Some(SIGKILL)),
+            "{exit:?}"
+        );
+    }
+    sandbox.ping(LONG).await.unwrap();
 }
 
 pub(crate) async fn everything_can_be_killed_at_once(subject: &Subject) {
