@@ -134,6 +134,8 @@ async fn a_busy_conversation_queues_refuses_or_interrupts(pool: PgPool) {
     let turn = async |body: Value| api.post(&format!("{path}/turns"), body).await;
     let first = turn(json!({"text": "1"})).await.expect(202);
     let second = turn(json!({"text": "2", "if_busy": "queue"})).await.expect(202);
+    let waits = api.get(&format!("/jobs/{}", job_id(&second))).await.expect(200);
+    assert!(waits["waiting_for"].is_string(), "{waits}");
     turn(json!({"text": "3", "if_busy": "reject"}))
         .await
         .is_problem(409, "conflict");

@@ -79,6 +79,7 @@ async fn workers_are_shown_while_they_live_and_can_be_drained(pool: PgPool) {
         .unwrap()
         .to_owned();
     assert!(!reason.contains("no worker"), "{reason}");
+    assert!(reason.starts_with("a free slot"), "{reason}");
     let foreign = api.submit(json!({"kind": "noop", "labels": ["tpu"]})).await;
     let reason = api.get(&format!("/jobs/{foreign}")).await.expect(200)["waiting_for"]
         .as_str()

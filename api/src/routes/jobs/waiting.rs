@@ -37,5 +37,22 @@ async fn queued(app: &App, job: &Job) -> Option<String> {
     if !serves {
         return Some(format!("no worker serves queue {} with {}", job.queue, job.class));
     }
-    Some("a free slot".to_owned())
+    if let Some(conversation_id) = job.conversation_id {
+        let open = app.store().open_turns(job.tenant_id, conversation_id).await.ok()?;
+        if open.first().is_some_and(|first| *first < job.id) {
+            return Some("an earlier turn of its conversation".to_owned());
+        }
+    }
+    // In the backlog it has a place; after that it is either ready, or parked until its key has room.
+    let ahead = app
+        .queue()
+        .position(job.tenant_id, &job.queue, &job.class, job.id)
+        .await
+        .ok()
+        .flatten();
+    Some(match (ahead, &job.concurrency) {
+        (Some(ahead), _) => format!("a free slot; position {} in the queue", ahead + 1),
+        (None, Some(concurrency)) => format!("a free slot, or a place of concurrency key {}", concurrency.key),
+        (None, None) => "a free slot".to_owned(),
+    })
 }
