@@ -64,7 +64,7 @@ async fn a_turn_adds_a_message_and_a_job_together(pool: PgPool) {
     assert_eq!(history.len(), 1);
     assert_eq!(api.get(&path).await.expect(200)["active_job_id"], turn["job"]["id"]);
     let mut settlement = worker.settlement(&claimed, Decision::Succeed, &[]);
-    let mut said = Message::new(Role::Assistant, vec![Part::text("hello")], api.env.clock.now());
+    let mut said = Message::new(Role::Assistant, vec![Part::text("hel\u{0}lo")], api.env.clock.now());
     said.job_id = Some(claimed.job.id);
     settlement.turn.as_mut().unwrap().messages = vec![said];
     assert!(worker.commit(&settlement).await);

@@ -196,6 +196,11 @@ async fn update(
     Ok(changed)
 }
 
+/// JSON as text: sent as `jsonb`, which the library's own JSON type is, a NUL in it would be refused.
+fn json_text(value: &impl serde::Serialize) -> Result<String, Error> {
+    serde_json::to_string(value).map_err(|error| Error::Corrupt(error.to_string()))
+}
+
 /// A job that used nothing keeps a null.
 fn used(settlement: &Settlement) -> Option<Json<&Usage>> {
     (settlement.usage != Usage::default()).then_some(Json(&settlement.usage))
@@ -224,7 +229,7 @@ async fn end_turn(tx: &mut PgConnection, settlement: &Settlement, turn: &TurnEnd
     for (position, message) in (last - added + 1..).zip(&turn.messages) {
         sqlx::query(
             "insert into messages (id, conversation_id, position, role, parts, job_id, usage, created_at)
-             values ($1, $2, $3, $4, $5, $6, $7, $8)",
+             values ($1, $2, $3, $4, $5::text::json, $6, $7::text::json, $8)",
         )
         .bind(message.id)
         .bind(turn.conversation_id)
@@ -233,9 +238,9 @@ async fn end_turn(tx: &mut PgConnection, settlement: &Settlement, turn: &TurnEnd
             Role::User => "user",
             Role::Assistant => "assistant",
         })
-        .bind(Json(&message.parts))
+        .bind(json_text(&message.parts)?)
         .bind(settlement.job_id)
-        .bind(message.usage.as_ref().map(Json))
+        .bind(message.usage.as_ref().map(json_text).transpose()?)
         .bind(message.created_at)
         .execute(&mut *tx)
         .await?;

@@ -48,14 +48,14 @@ impl TestEnv {
                     JobState::Running { attempt, .. } if attempt == lease.attempt => {
                         taken.extend(self.take_over(&job, false).await);
                     }
-                    JobState::Queued { .. } | JobState::Running { .. } => {
-                        self.queue
-                            .drop_claims(shard, &[(lease.job_id, lease.attempt)])
-                            .await
-                            .unwrap();
-                        if matches!(job.state, JobState::Queued { .. }) {
-                            self.dispatch_jobs(std::slice::from_ref(&job)).await;
-                        }
+                    JobState::Queued { .. } => {
+                        let claim = [(lease.job_id, lease.attempt)];
+                        self.queue.drop_claims(shard, &claim).await.unwrap();
+                        self.dispatch_jobs(std::slice::from_ref(&job)).await;
+                    }
+                    JobState::Running { .. } => {
+                        let claim = [(lease.job_id, lease.attempt)];
+                        self.queue.drop_claims(shard, &claim).await.unwrap();
                     }
                     JobState::Scheduled { .. } | JobState::Retrying { .. } | JobState::Waiting => {
                         let acked = Acked {
