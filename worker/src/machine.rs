@@ -24,7 +24,7 @@ use crate::pool::{self, IsAlive, Pool};
 const PROBE: Duration = Duration::from_secs(3);
 
 /// A worker that was not heard of for so long is dead, whatever it runs on.
-const DEAD_AFTER: Duration = Duration::from_secs(60);
+const DEAD_AFTER: Duration = Duration::from_mins(1);
 
 /// Opens everything; answers the driver's name too.
 ///
@@ -43,11 +43,15 @@ pub(crate) async fn open(
     let driver = choose(&config.sandbox).await?;
     let name = driver.as_ref().map_or("none", |driver| driver.name());
     let pool = driver.map(|driver| {
-        let settings = pool::Settings {
+        let mut settings = pool::Settings {
             check_out_timeout: config.sandbox.check_out_timeout,
             cleanup_interval: config.sandbox.cleanup_interval,
             ..pool::Settings::new(worker_id.uuid())
         };
+        // Bubblewrap without root has one user for init and jobs, and says so.
+        if driver.name() == "bubblewrap" && !nix::unistd::geteuid().is_root() {
+            settings.sandbox.must_have_own_uid = false;
+        }
         Pool::start(driver, &environments, settings, is_alive(store, clock), lifecycle)
     });
     let retry = config.model.retry.clone();

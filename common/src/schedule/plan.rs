@@ -167,7 +167,7 @@ mod tests {
     #[test]
     fn a_catch_up_window_fires_what_lies_in_it_in_rounds() {
         let timing = Timing {
-            catch_up: Duration::from_secs(4 * 3600),
+            catch_up: Duration::from_hours(4),
             ..timing("* * * * *")
         };
         let first = planned(&timing, "03:00:00", "12:00:00");
