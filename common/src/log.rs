@@ -15,7 +15,7 @@ use serde_json::Value;
 use crate::ids::{JobId, TenantId};
 use crate::job::event::{Event, EventBody};
 use crate::job::{Failure, FailureCode, Job, JobState};
-use crate::queue::Queue;
+use crate::queue::{Queue, READ_MAX};
 use crate::store::jobs::JobDetail;
 use crate::store::{self, Store};
 
@@ -55,18 +55,33 @@ impl Log {
         after: u64,
         limit: usize,
     ) -> Result<Option<Page>, store::Error> {
-        let tail = match self.queue.tail(tenant_id, job_id, after).await {
-            Ok(tail) => tail,
-            Err(error) => {
-                tracing::debug!(%job_id, %error, "the live tail cannot be read");
-                Vec::new()
-            }
-        };
+        let tail = self.tail(tenant_id, job_id, after, limit).await;
         let Some(detail) = self.store.job(tenant_id, job_id).await? else {
             return Ok(None);
         };
         let (written, more) = self.store.events(job_id, after, limit).await?;
         Ok(Some(assemble(&detail, after, written, more, tail, limit)))
+    }
+
+    /// The live part, until there is no more or a page is full; nothing while Redis is away.
+    async fn tail(&self, tenant_id: TenantId, job_id: JobId, after: u64, limit: usize) -> Vec<Event> {
+        let mut tail: Vec<Event> = Vec::new();
+        loop {
+            let from = tail.last().map_or(after, |event| event.seq);
+            match self.queue.tail(tenant_id, job_id, from).await {
+                Ok(more) => {
+                    let is_last = more.len() < READ_MAX;
+                    tail.extend(more);
+                    if is_last || tail.len() > limit {
+                        return tail;
+                    }
+                }
+                Err(error) => {
+                    tracing::debug!(%job_id, %error, "the live tail cannot be read");
+                    return tail;
+                }
+            }
+        }
     }
 }
 

@@ -20,6 +20,9 @@ pub struct Database {
     /// How long a request waits for a connection before it is answered with 503.
     #[serde(with = "humantime_serde")]
     pub acquire_timeout: Duration,
+    /// How long a query may take before its connection is held to be dead.
+    #[serde(with = "humantime_serde")]
+    pub query_timeout: Duration,
 }
 
 impl Database {

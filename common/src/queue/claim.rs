@@ -62,11 +62,12 @@ impl Queue {
     ///
     /// # Errors
     /// When Redis is away: the leases pass by themselves.
-    pub async fn drop_claims(&self, shard: Shard, claims: &[(JobId, u32)]) -> Result<(), Error> {
+    pub async fn drop_claims(&self, shard: Shard, worker: WorkerId, claims: &[(JobId, u32)]) -> Result<(), Error> {
         if claims.is_empty() {
             return Ok(());
         }
         let mut invocation = self.inner.scripts.drop.key(self.root(shard));
+        invocation.arg(worker.to_string());
         for (job_id, attempt) in claims {
             invocation.arg(job_id.to_string()).arg(*attempt);
         }

@@ -171,7 +171,8 @@ impl Queue {
         Ok(dispatched)
     }
 
-    /// Of these jobs, the places in the list of those that Redis does not know.
+    /// Of these jobs, the places in the list of those that Redis does not know, or knows as waiting for Postgres to queue
+    /// them: whoever did that died before it said so.
     ///
     /// # Errors
     /// When Redis is away.
@@ -188,11 +189,12 @@ impl Queue {
                 command.arg(jobs[*index].1.to_string());
             }
             let found: Vec<Option<String>> = command.query_async(&mut self.connection().await?).await?;
+            let is_unknown = |record: &Option<String>| record.as_ref().is_none_or(|text| text.starts_with("d|"));
             unknown.extend(
                 indexes
                     .iter()
                     .zip(found)
-                    .filter(|(_, record)| record.is_none())
+                    .filter(|(_, record)| is_unknown(record))
                     .map(|(index, _)| *index),
             );
         }

@@ -21,7 +21,7 @@ pub enum Appended {
 const LOG_TTL_S: u32 = 24 * 3600;
 
 /// Most entries in one read.
-const READ_MAX: usize = 1_000;
+pub(crate) const READ_MAX: usize = 1_000;
 
 impl Queue {
     /// Appends events of an attempt, which follow each other without a hole. `written` is the last number in Postgres.
@@ -46,7 +46,8 @@ impl Queue {
             .arg(fence.1.to_string())
             .arg(first.seq.saturating_sub(1))
             .arg(written)
-            .arg(LOG_TTL_S);
+            .arg(LOG_TTL_S)
+            .arg(self.clock_offset_ms());
         for event in events {
             let json = serde_json::to_string(event).map_err(|error| Error::Reply(error.to_string()))?;
             invocation.arg(event.seq).arg(json);

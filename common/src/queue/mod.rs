@@ -47,6 +47,7 @@ pub use error::Error;
 pub use generation::Generation;
 pub use lease::{Acked, Beat, Expired};
 pub use log::Appended;
+pub(crate) use log::READ_MAX;
 pub use subscribe::{Channel, Hint};
 pub use wake::Waker;
 

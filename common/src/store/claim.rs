@@ -43,14 +43,17 @@ impl Store {
         claims: &[Claim],
         now: DateTime<Utc>,
     ) -> Result<Vec<Claimed>, Error> {
-        if claims.iter().any(|claim| claim.is_turn) {
-            let mut tx = self.pool().begin().await?;
-            let free = take_turns(&mut tx, claims).await?;
-            let claimed = take(&mut tx, worker_id, &free, now).await?;
-            tx.commit().await?;
-            return Ok(claimed);
-        }
-        take(&mut *self.pool().acquire().await?, worker_id, claims, now).await
+        self.within(async {
+            if claims.iter().any(|claim| claim.is_turn) {
+                let mut tx = self.pool().begin().await?;
+                let free = take_turns(&mut tx, claims).await?;
+                let claimed = take(&mut tx, worker_id, &free, now).await?;
+                tx.commit().await?;
+                return Ok(claimed);
+            }
+            take(&mut *self.pool().acquire().await?, worker_id, claims, now).await
+        })
+        .await
     }
 }
 

@@ -99,25 +99,28 @@ impl Store {
     /// # Errors
     /// [`Error::LeaseLost`] when the attempt is not current any more.
     pub async fn append_chunk(&self, chunk: &Chunk, attempt: u32, worker_id: WorkerId) -> Result<(), Error> {
-        let written = sqlx::query(
-            "insert into job_events (job_id, first_seq, last_seq, data)
-             select $1, $2, $3, $4 from jobs
-             where id = $1 and state = 'running' and attempt = $5 and worker_id = $6
-             on conflict (job_id, first_seq) do update set last_seq = excluded.last_seq, data = excluded.data",
-        )
-        .bind(chunk.job_id)
-        .bind(bigint(chunk.first_seq))
-        .bind(bigint(chunk.last_seq))
-        .bind(&chunk.data)
-        .bind(super::row::int(attempt))
-        .bind(worker_id)
-        .execute(self.pool())
-        .await?;
-        if written.rows_affected() == 1 {
-            Ok(())
-        } else {
-            Err(Error::LeaseLost)
-        }
+        self.within(async {
+            let written = sqlx::query(
+                "insert into job_events (job_id, first_seq, last_seq, data)
+                 select $1, $2, $3, $4 from jobs
+                 where id = $1 and state = 'running' and attempt = $5 and worker_id = $6
+                 on conflict (job_id, first_seq) do update set last_seq = excluded.last_seq, data = excluded.data",
+            )
+            .bind(chunk.job_id)
+            .bind(bigint(chunk.first_seq))
+            .bind(bigint(chunk.last_seq))
+            .bind(&chunk.data)
+            .bind(super::row::int(attempt))
+            .bind(worker_id)
+            .execute(self.pool())
+            .await?;
+            if written.rows_affected() == 1 {
+                Ok(())
+            } else {
+                Err(Error::LeaseLost)
+            }
+        })
+        .await
     }
 }
 

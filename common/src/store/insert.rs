@@ -73,28 +73,35 @@ impl Store {
     }
 
     async fn insert_together(&self, submissions: &[Submission]) -> Result<Vec<Accepted>, Error> {
-        if submissions.iter().all(|submission| submission.idempotency.is_none()) {
-            let jobs: Vec<&NewJob> = submissions.iter().flat_map(|submission| &submission.jobs).collect();
-            insert_jobs(&mut *self.pool().acquire().await?, &jobs).await?;
-            return Ok(submissions.iter().map(|_| Accepted::Inserted).collect());
-        }
-        let mut tx = self.pool().begin().await?;
-        let mut accepted = Vec::with_capacity(submissions.len());
-        for submission in submissions {
-            accepted.push(match &submission.idempotency {
-                Some(idempotency) => remember(&mut tx, submission, idempotency).await?,
-                None => Accepted::Inserted,
-            });
-        }
-        let jobs: Vec<&NewJob> = submissions
-            .iter()
-            .zip(&accepted)
-            .filter(|(_, outcome)| matches!(outcome, Accepted::Inserted))
-            .flat_map(|(submission, _)| &submission.jobs)
-            .collect();
-        insert_jobs(&mut tx, &jobs).await?;
-        tx.commit().await?;
-        Ok(accepted)
+        self.within(async {
+            if submissions.iter().all(|submission| submission.idempotency.is_none()) {
+                let jobs: Vec<&NewJob> = submissions.iter().flat_map(|submission| &submission.jobs).collect();
+                insert_jobs(&mut *self.pool().acquire().await?, &jobs).await?;
+                return Ok(submissions.iter().map(|_| Accepted::Inserted).collect());
+            }
+            let mut tx = self.pool().begin().await?;
+            let mut accepted: Vec<Accepted> = submissions.iter().map(|_| Accepted::Inserted).collect();
+            let mut keyed: Vec<_> = submissions
+                .iter()
+                .zip(&mut accepted)
+                .filter_map(|(submission, outcome)| Some((submission, submission.idempotency.as_ref()?, outcome)))
+                .collect();
+            // In one order everywhere, or two batches with the same keys would wait for each other.
+            keyed.sort_by_key(|(submission, idempotency, _)| (submission.tenant_id, &idempotency.key));
+            for (submission, idempotency, outcome) in keyed {
+                *outcome = remember(&mut tx, submission, idempotency).await?;
+            }
+            let jobs: Vec<&NewJob> = submissions
+                .iter()
+                .zip(&accepted)
+                .filter(|(_, outcome)| matches!(outcome, Accepted::Inserted))
+                .flat_map(|(submission, _)| &submission.jobs)
+                .collect();
+            insert_jobs(&mut tx, &jobs).await?;
+            tx.commit().await?;
+            Ok(accepted)
+        })
+        .await
     }
 }
 

@@ -45,8 +45,11 @@ impl Store {
     /// # Errors
     /// When Postgres is away.
     pub async fn jobs(&self, ids: &[JobId]) -> Result<Vec<Job>, Error> {
-        let sql = format!("select {COLUMNS} from jobs where id = any($1)");
-        let rows = sqlx::query(AssertSqlSafe(sql)).bind(ids).fetch_all(self.pool()).await?;
-        rows.iter().map(row::job).collect()
+        self.within(async {
+            let sql = format!("select {COLUMNS} from jobs where id = any($1)");
+            let rows = sqlx::query(AssertSqlSafe(sql)).bind(ids).fetch_all(self.pool()).await?;
+            rows.iter().map(row::job).collect()
+        })
+        .await
     }
 }

@@ -32,9 +32,9 @@ pub mod workers;
 
 use std::time::Duration;
 
-use sqlx::PgPool;
 use sqlx::migrate::Migrator;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::{Connection as _, PgConnection, PgPool};
 
 pub use error::{Class, Error};
 
@@ -47,6 +47,7 @@ pub static MIGRATOR: Migrator = sqlx::migrate!("../migrations");
 #[derive(Clone, Debug)]
 pub struct Store {
     pool: PgPool,
+    query_timeout: Duration,
 }
 
 impl Store {
@@ -65,22 +66,48 @@ impl Store {
             ("plan_cache_mode", "force_custom_plan"),
             ("application_name", "hothouse"),
         ]);
+        // A process that died without a word must not hold its rows' locks until the server's TCP gives up.
+        let idle_max_ms = database.query_timeout.as_millis().to_string();
+        let options = options.options([
+            ("idle_in_transaction_session_timeout", idle_max_ms.as_str()),
+            ("tcp_keepalives_idle", "15"),
+            ("tcp_keepalives_interval", "5"),
+            ("tcp_keepalives_count", "3"),
+        ]);
         let pool = PgPoolOptions::new()
             .max_connections(database.connections_max)
             .acquire_timeout(database.acquire_timeout)
             .idle_timeout(Duration::from_mins(5))
+            // The same test, with a time limit: it goes on to the next connection at once.
+            .test_before_acquire(false)
+            .before_acquire(|connection, _| Box::pin(async move { Ok(is_alive(connection).await) }))
             .connect_lazy_with(options);
-        Ok(Self { pool })
+        Ok(Self {
+            pool,
+            query_timeout: database.query_timeout,
+        })
     }
 
     /// A store over a pool that somebody else made.
     pub fn from_pool(pool: PgPool) -> Self {
-        Self { pool }
+        Self {
+            pool,
+            query_timeout: Duration::from_secs(15),
+        }
     }
 
     /// The pool, for this crate's own modules.
     pub(crate) fn pool(&self) -> &PgPool {
         &self.pool
+    }
+
+    /// Runs a query, or a transaction, within its time limit. Where the other end of a connection died without a word,
+    /// TCP alone would try for a quarter of an hour.
+    async fn within<T>(&self, work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+        match tokio::time::timeout(self.query_timeout, work).await {
+            Ok(done) => done,
+            Err(_) => Err(Error::Unavailable(sqlx::Error::PoolTimedOut)),
+        }
     }
 
     /// Applies the migrations that are missing. Several processes may call it at once.
@@ -104,4 +131,11 @@ impl Store {
     pub async fn close(&self) {
         self.pool.close().await;
     }
+}
+
+/// How long an idle connection may take to say that it is there.
+const PING_TIMEOUT: Duration = Duration::from_secs(1);
+
+async fn is_alive(connection: &mut PgConnection) -> bool {
+    matches!(tokio::time::timeout(PING_TIMEOUT, connection.ping()).await, Ok(Ok(())))
 }

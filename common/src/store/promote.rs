@@ -14,29 +14,32 @@ impl Store {
     /// # Errors
     /// When Postgres is away.
     pub async fn promote(&self, now: DateTime<Utc>, limit: u32) -> Result<Vec<Job>, Error> {
-        let sql = format!(
-            "with due as (
-                select id from jobs where state in ('scheduled', 'retrying') and due_at <= $1
-                order by due_at limit $2 for update skip locked
-             ), promoted as (
-                update jobs set state = 'queued', queued_at = $1, due_at = null, seq = jobs.seq + 1
-                from due where jobs.id = due.id and jobs.state in ('scheduled', 'retrying')
-                returning {columns}
-             ), written as (
-                insert into job_events (job_id, first_seq, last_seq, data)
-                select id, seq, seq, convert_to(json_build_object(
-                    'seq', seq, 'at', queued_at, 'attempt', attempt, 'type', 'queued')::text, 'UTF8')
-                from promoted
-             )
-             select * from promoted",
-            columns = qualified()
-        );
-        let rows = sqlx::query(AssertSqlSafe(sql))
-            .bind(now)
-            .bind(i64::from(limit))
-            .fetch_all(self.pool())
-            .await?;
-        rows.iter().map(row::job).collect()
+        self.within(async {
+            let sql = format!(
+                "with due as (
+                    select id from jobs where state in ('scheduled', 'retrying') and due_at <= $1
+                    order by due_at limit $2 for update skip locked
+                 ), promoted as (
+                    update jobs set state = 'queued', queued_at = $1, due_at = null, seq = jobs.seq + 1
+                    from due where jobs.id = due.id and jobs.state in ('scheduled', 'retrying')
+                    returning {columns}
+                 ), written as (
+                    insert into job_events (job_id, first_seq, last_seq, data)
+                    select id, seq, seq, convert_to(json_build_object(
+                        'seq', seq, 'at', queued_at, 'attempt', attempt, 'type', 'queued')::text, 'UTF8')
+                    from promoted
+                 )
+                 select * from promoted",
+                columns = qualified()
+            );
+            let rows = sqlx::query(AssertSqlSafe(sql))
+                .bind(now)
+                .bind(i64::from(limit))
+                .fetch_all(self.pool())
+                .await?;
+            rows.iter().map(row::job).collect()
+        })
+        .await
     }
 
     /// Queued jobs with an id above `after`, in order of id: the slow cursor of redispatch.
@@ -44,16 +47,19 @@ impl Store {
     /// # Errors
     /// When Postgres is away.
     pub async fn queued_after(&self, after: JobId, limit: u32) -> Result<Vec<Job>, Error> {
-        let sql = format!(
-            "select {} from jobs where state = 'queued' and id > $1 order by id limit $2",
-            row::COLUMNS
-        );
-        let rows = sqlx::query(AssertSqlSafe(sql))
-            .bind(after)
-            .bind(i64::from(limit))
-            .fetch_all(self.pool())
-            .await?;
-        rows.iter().map(row::job).collect()
+        self.within(async {
+            let sql = format!(
+                "select {} from jobs where state = 'queued' and id > $1 order by id limit $2",
+                row::COLUMNS
+            );
+            let rows = sqlx::query(AssertSqlSafe(sql))
+                .bind(after)
+                .bind(i64::from(limit))
+                .fetch_all(self.pool())
+                .await?;
+            rows.iter().map(row::job).collect()
+        })
+        .await
     }
 
     /// Queued jobs of one tenant, queue and class that come next: highest priority first, then oldest.
@@ -67,19 +73,22 @@ impl Store {
         class: &str,
         limit: u32,
     ) -> Result<Vec<Job>, Error> {
-        let sql = format!(
-            "select {} from jobs where state = 'queued' and tenant_id = $1 and queue = $2 and class = $3
-             order by priority desc, id limit $4",
-            row::COLUMNS
-        );
-        let rows = sqlx::query(AssertSqlSafe(sql))
-            .bind(tenant_id)
-            .bind(queue)
-            .bind(class)
-            .bind(i64::from(limit))
-            .fetch_all(self.pool())
-            .await?;
-        rows.iter().map(row::job).collect()
+        self.within(async {
+            let sql = format!(
+                "select {} from jobs where state = 'queued' and tenant_id = $1 and queue = $2 and class = $3
+                 order by priority desc, id limit $4",
+                row::COLUMNS
+            );
+            let rows = sqlx::query(AssertSqlSafe(sql))
+                .bind(tenant_id)
+                .bind(queue)
+                .bind(class)
+                .bind(i64::from(limit))
+                .fetch_all(self.pool())
+                .await?;
+            rows.iter().map(row::job).collect()
+        })
+        .await
     }
 
     /// Whether any job is running.
@@ -87,11 +96,14 @@ impl Store {
     /// # Errors
     /// When Postgres is away.
     pub async fn is_anything_running(&self) -> Result<bool, Error> {
-        Ok(
-            sqlx::query_scalar("select exists (select from jobs where state = 'running')")
-                .fetch_one(self.pool())
-                .await?,
-        )
+        self.within(async {
+            Ok(
+                sqlx::query_scalar("select exists (select from jobs where state = 'running')")
+                    .fetch_one(self.pool())
+                    .await?,
+            )
+        })
+        .await
     }
 
     /// The tenants, queues and classes that have queued jobs.
@@ -99,10 +111,13 @@ impl Store {
     /// # Errors
     /// When Postgres is away.
     pub async fn queued_lanes(&self) -> Result<Vec<(TenantId, String, String)>, Error> {
-        Ok(
-            sqlx::query_as("select distinct tenant_id, queue, class from jobs where state = 'queued'")
-                .fetch_all(self.pool())
-                .await?,
-        )
+        self.within(async {
+            Ok(
+                sqlx::query_as("select distinct tenant_id, queue, class from jobs where state = 'queued'")
+                    .fetch_all(self.pool())
+                    .await?,
+            )
+        })
+        .await
     }
 }

@@ -22,16 +22,19 @@ impl Store {
         claimed_before: DateTime<Utc>,
         limit: u32,
     ) -> Result<Vec<Job>, Error> {
-        let sql = format!(
-            "select {COLUMNS} from jobs where state = 'running' and id > $1 and started_at < $2 order by id limit $3"
-        );
-        let rows = sqlx::query(AssertSqlSafe(sql))
-            .bind(after)
-            .bind(claimed_before)
-            .bind(i64::from(limit))
-            .fetch_all(self.pool())
-            .await?;
-        rows.iter().map(row::job).collect()
+        self.within(async {
+            let sql = format!(
+                "select {COLUMNS} from jobs where state = 'running' and id > $1 and started_at < $2 order by id limit $3"
+            );
+            let rows = sqlx::query(AssertSqlSafe(sql))
+                .bind(after)
+                .bind(claimed_before)
+                .bind(i64::from(limit))
+                .fetch_all(self.pool())
+                .await?;
+            rows.iter().map(row::job).collect()
+        })
+        .await
     }
 
     /// Takes an attempt away from its worker, unless it settled meanwhile or its worker says that it lives.
@@ -48,37 +51,40 @@ impl Store {
         gap: bool,
         now: DateTime<Utc>,
     ) -> Result<Option<Job>, Error> {
-        let mut tx = self.pool().begin().await?;
-        let sql = format!(
-            "select {COLUMNS} from jobs where id = $1 and state = 'running' and attempt = $2
-               and not exists (select from workers where workers.id = jobs.worker_id and alive_until > $3)
-             for update"
-        );
-        let found = sqlx::query(AssertSqlSafe(sql))
-            .bind(job_id)
-            .bind(int(attempt))
-            .bind(now)
-            .fetch_optional(&mut *tx)
-            .await?;
-        let Some(found) = found else { return Ok(None) };
-        let job = row::job(&found)?;
-        let counts = Counts {
-            failures: job.failures,
-            losses: job.losses,
-            max_attempts: job.max_attempts,
-            backoff: job.backoff,
-            retry_on: &job.retry_on,
-            cancel_requested: job.cancel_requested_at.is_some(),
-        };
-        let decision = reclaim(counts);
-        let written = last_written(&mut tx, job_id).await?;
-        let (events, seq) = last_words(&job, written, tail, gap, &decision, now);
-        if let Some(chunk) = Chunk::pack(job_id, &events) {
-            insert_chunks(&mut tx, &[&chunk]).await?;
-        }
-        let job = write(&mut tx, &job, &decision, seq, now).await?;
-        tx.commit().await?;
-        Ok(Some(job))
+        self.within(async {
+            let mut tx = self.pool().begin().await?;
+            let sql = format!(
+                "select {COLUMNS} from jobs where id = $1 and state = 'running' and attempt = $2
+                   and not exists (select from workers where workers.id = jobs.worker_id and alive_until > $3)
+                 for update"
+            );
+            let found = sqlx::query(AssertSqlSafe(sql))
+                .bind(job_id)
+                .bind(int(attempt))
+                .bind(now)
+                .fetch_optional(&mut *tx)
+                .await?;
+            let Some(found) = found else { return Ok(None) };
+            let job = row::job(&found)?;
+            let counts = Counts {
+                failures: job.failures,
+                losses: job.losses,
+                max_attempts: job.max_attempts,
+                backoff: job.backoff,
+                retry_on: &job.retry_on,
+                cancel_requested: job.cancel_requested_at.is_some(),
+            };
+            let decision = reclaim(counts);
+            let written = last_written(&mut tx, job_id).await?;
+            let (events, seq) = last_words(&job, written, tail, gap, &decision, now);
+            if let Some(chunk) = Chunk::pack(job_id, &events) {
+                insert_chunks(&mut tx, &[&chunk]).await?;
+            }
+            let job = write(&mut tx, &job, &decision, seq, now).await?;
+            tx.commit().await?;
+            Ok(Some(job))
+        })
+        .await
     }
 }
 
@@ -132,6 +138,13 @@ fn last_words(
         });
         add(EventBody::Queued { position: None });
         next -= 1;
+    } else {
+        // Just before the end: readers make the start of a silent attempt up where nothing stands there.
+        let detail = Some("the worker stopped answering".to_owned());
+        add(EventBody::Status {
+            phase: "worker_lost".to_owned(),
+            detail,
+        });
     }
     (events, next)
 }

@@ -116,18 +116,21 @@ impl Store {
     /// When Postgres is away: then nothing was written. The call may be repeated: what it settled before is missing
     /// from the answer, so a caller that does not know asks [`Self::is_settled`].
     pub async fn settle(&self, worker_id: WorkerId, settlements: &[Settlement]) -> Result<Vec<JobId>, Error> {
-        let mut tx = self.pool().begin().await?;
-        let changed = update(&mut tx, worker_id, settlements).await?;
-        let kept: Vec<&Settlement> = settlements.iter().filter(|s| changed.contains(&s.job_id)).collect();
-        let chunks: Vec<&Chunk> = kept.iter().filter_map(|settlement| settlement.chunk.as_ref()).collect();
-        insert_chunks(&mut tx, &chunks).await?;
-        for settlement in kept {
-            if let Some(turn) = &settlement.turn {
-                end_turn(&mut tx, settlement, turn).await?;
+        self.within(async {
+            let mut tx = self.pool().begin().await?;
+            let changed = update(&mut tx, worker_id, settlements).await?;
+            let kept: Vec<&Settlement> = settlements.iter().filter(|s| changed.contains(&s.job_id)).collect();
+            let chunks: Vec<&Chunk> = kept.iter().filter_map(|settlement| settlement.chunk.as_ref()).collect();
+            insert_chunks(&mut tx, &chunks).await?;
+            for settlement in kept {
+                if let Some(turn) = &settlement.turn {
+                    end_turn(&mut tx, settlement, turn).await?;
+                }
             }
-        }
-        tx.commit().await?;
-        Ok(changed)
+            tx.commit().await?;
+            Ok(changed)
+        })
+        .await
     }
 
     /// Whether this attempt has ended, by the hand of this worker.

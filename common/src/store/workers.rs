@@ -75,13 +75,16 @@ impl Store {
     /// # Errors
     /// When Postgres is away.
     pub async fn worker_seen(&self, id: WorkerId, now: DateTime<Utc>) -> Result<bool, Error> {
-        let draining: Option<Option<DateTime<Utc>>> =
-            sqlx::query_scalar("update workers set seen_at = $2 where id = $1 returning draining_at")
-                .bind(id)
-                .bind(now)
-                .fetch_optional(self.pool())
-                .await?;
-        Ok(draining.flatten().is_some())
+        self.within(async {
+            let draining: Option<Option<DateTime<Utc>>> =
+                sqlx::query_scalar("update workers set seen_at = $2 where id = $1 returning draining_at")
+                    .bind(id)
+                    .bind(now)
+                    .fetch_optional(self.pool())
+                    .await?;
+            Ok(draining.flatten().is_some())
+        })
+        .await
     }
 
     /// Says in Postgres that a worker's leases hold until `until`, because it cannot say so in Redis.
@@ -89,12 +92,15 @@ impl Store {
     /// # Errors
     /// When Postgres is away too.
     pub async fn worker_alive_until(&self, id: WorkerId, until: DateTime<Utc>) -> Result<(), Error> {
-        sqlx::query("update workers set alive_until = $2 where id = $1")
-            .bind(id)
-            .bind(until)
-            .execute(self.pool())
-            .await?;
-        Ok(())
+        self.within(async {
+            sqlx::query("update workers set alive_until = $2 where id = $1")
+                .bind(id)
+                .bind(until)
+                .execute(self.pool())
+                .await?;
+            Ok(())
+        })
+        .await
     }
 
     /// Asks a worker to claim nothing more. Answers whether there is such a worker.
@@ -164,14 +170,17 @@ impl Store {
     /// # Errors
     /// When Postgres is away.
     pub async fn held(&self, id: WorkerId, attempts: &[(JobId, u32)]) -> Result<Vec<JobId>, Error> {
-        Ok(sqlx::query_scalar(
-            "select jobs.id from jobs join unnest($2::uuid[], $3::integer[]) as h(id, attempt) on jobs.id = h.id
-             where jobs.id = any($2) and jobs.state = 'running' and jobs.attempt = h.attempt and jobs.worker_id = $1",
-        )
-        .bind(id)
-        .bind(attempts.iter().map(|(job, _)| job.uuid()).collect::<Vec<_>>())
-        .bind(attempts.iter().map(|(_, attempt)| int(*attempt)).collect::<Vec<_>>())
-        .fetch_all(self.pool())
-        .await?)
+        self.within(async {
+            Ok(sqlx::query_scalar(
+                "select jobs.id from jobs join unnest($2::uuid[], $3::integer[]) as h(id, attempt) on jobs.id = h.id
+                 where jobs.id = any($2) and jobs.state = 'running' and jobs.attempt = h.attempt and jobs.worker_id = $1",
+            )
+            .bind(id)
+            .bind(attempts.iter().map(|(job, _)| job.uuid()).collect::<Vec<_>>())
+            .bind(attempts.iter().map(|(_, attempt)| int(*attempt)).collect::<Vec<_>>())
+            .fetch_all(self.pool())
+            .await?)
+        })
+        .await
     }
 }

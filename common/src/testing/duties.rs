@@ -50,12 +50,12 @@ impl TestEnv {
                     }
                     JobState::Queued { .. } => {
                         let claim = [(lease.job_id, lease.attempt)];
-                        self.queue.drop_claims(shard, &claim).await.unwrap();
+                        self.queue.drop_claims(shard, lease.worker_id, &claim).await.unwrap();
                         self.dispatch_jobs(std::slice::from_ref(&job)).await;
                     }
                     JobState::Running { .. } => {
                         let claim = [(lease.job_id, lease.attempt)];
-                        self.queue.drop_claims(shard, &claim).await.unwrap();
+                        self.queue.drop_claims(shard, lease.worker_id, &claim).await.unwrap();
                     }
                     JobState::Scheduled { .. } | JobState::Retrying { .. } | JobState::Waiting => {
                         let acked = Acked {

@@ -70,7 +70,7 @@ impl TestWorker {
             .filter(|claim| !claimed.iter().any(|c| c.job.id == claim.job_id));
         let refused: Vec<_> = refused.map(|claim| (claim.job_id, claim.attempt)).collect();
         for shard in self.env.queue.shards() {
-            self.env.queue.drop_claims(shard, &refused).await.unwrap();
+            self.env.queue.drop_claims(shard, self.id, &refused).await.unwrap();
         }
         claimed
     }

@@ -130,7 +130,7 @@ impl Consumer {
         {
             Ok(claimed) => claimed,
             Err(error) => {
-                self.queue.drop_claims(shard, &fences).await?;
+                self.queue.drop_claims(shard, self.worker_id, &fences).await?;
                 return Err(error.into());
             }
         };
@@ -144,7 +144,7 @@ impl Consumer {
             let Some((slot, result)) = room.pop() else { break };
             self.start(claimed, slot, result);
         }
-        if let Err(error) = self.queue.drop_claims(shard, &refused).await {
+        if let Err(error) = self.queue.drop_claims(shard, self.worker_id, &refused).await {
             tracing::debug!(%error, "unconfirmed claims pass by themselves");
         }
         Ok(taken.max(refused.len()))

@@ -7,7 +7,7 @@ for i = 2, #ARGV, 7 do
   local job = ARGV[i]
   local r = { attempt = tonumber(ARGV[i + 1]), tenant = ARGV[i + 2], lane = ARGV[i + 3], level = ARGV[i + 4], holds = ARGV[i + 5], score = ARGV[i + 6] }
   local known = get(job)
-  if known and known.where ~= 'd' and known.attempt >= r.attempt then
+  if known and known.attempt >= r.attempt then
     out[#out + 1] = 0
   elseif not known and redis.call('ZCARD', R .. 'b:' .. r.lane .. ':' .. r.tenant) >= cap then
     redis.call('SADD', R .. 'spilled', r.lane .. ' ' .. r.tenant)

@@ -8,10 +8,15 @@ local function each_hold(r, visit)
 end
 
 local function unpark(key)
-  local next = redis.call('ZPOPMIN', R .. 'w:' .. key)
-  local r = next[1] and get(next[1])
-  if r then enqueue(next[1], r) end
-  return r
+  while true do
+    local job = redis.call('ZPOPMIN', R .. 'w:' .. key)[1]
+    if not job then return nil end
+    local r = get(job)
+    if r and r.where == 'p' then
+      enqueue(job, r)
+      return r
+    end
+  end
 end
 
 -- Takes all of a job's places, or none and parks it behind the first key that has none free. Other keys that it would
@@ -33,11 +38,13 @@ local function take(job, r)
   return false
 end
 
--- Gives back a job's places and lets the next waiters try. Returns whether there were any.
+-- Gives back a job's places and lets the next waiters try; also where it had none yet, for it may have been let go to
+-- take one. Returns whether there were any.
 local function give_back(job, r)
   local woken = false
-  each_hold(r, function(key)
-    if redis.call('SREM', R .. 'h:' .. key, job) == 1 and unpark(key) then woken = true end
+  each_hold(r, function(key, limit)
+    redis.call('SREM', R .. 'h:' .. key, job)
+    if redis.call('SCARD', R .. 'h:' .. key) < limit and unpark(key) then woken = true end
   end)
   return woken
 end

@@ -7,7 +7,7 @@ for i = 4, #ARGV, 7 do
   local job = ARGV[i]
   local r = { where = 'l', extra = ARGV[1], attempt = tonumber(ARGV[i + 1]), tenant = ARGV[i + 2], lane = ARGV[i + 3], level = ARGV[i + 4], holds = ARGV[i + 5], score = ARGV[i + 6] }
   local known = get(job)
-  if known and (known.attempt > r.attempt or (known.where == 'l' and known.extra ~= ARGV[1])) then
+  if known and known.attempt > r.attempt then
     out[#out + 1] = 0
   else
     if known then take_out(job, known) end

@@ -23,7 +23,11 @@ local function release(lane, window)
       put(job, r)
       free = free - 1
       redis.call('HSET', R .. 'vt', lane, head[2])
-      redis.call('ZADD', ring, tostring(tonumber(head[2]) + 1 / tonumber(redis.call('HGET', R .. 'weights', tenant) or 1)), tenant)
+      if redis.call('EXISTS', backlog) == 0 then
+        redis.call('ZREM', ring, tenant)
+      else
+        redis.call('ZADD', ring, tostring(tonumber(head[2]) + 1 / tonumber(redis.call('HGET', R .. 'weights', tenant) or 1)), tenant)
+      end
     end
   end
   return free

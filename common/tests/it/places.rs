@@ -1,0 +1,254 @@
+//! Concurrency keys: never more than the limit, and no free place left unused.
+
+use common::job::decision::Decision;
+use common::job::{Concurrency, NewJob, Strategy};
+use common::queue::Dispatch;
+use common::testing::{TestEnv, failure, ids, light};
+use sqlx::PgPool;
+
+fn keyed(env: &TestEnv, key: &str, limit: u32) -> NewJob {
+    let mut job = env.noop();
+    job.spec.concurrency = Some(Concurrency {
+        key: key.to_owned(),
+        limit,
+        strategy: Strategy::Queue,
+    });
+    job
+}
+
+async fn enqueue(env: &TestEnv, jobs: &[&NewJob]) {
+    for job in jobs {
+        env.enqueue(job).await;
+    }
+}
+
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn a_limit_is_never_exceeded_and_every_place_is_used(pool: PgPool) {
+    let env = TestEnv::new(pool).await;
+    let jobs: Vec<NewJob> = (0..10).map(|_| keyed(&env, "key", 3)).collect();
+    enqueue(&env, &jobs.iter().collect::<Vec<_>>()).await;
+    let worker = env.worker();
+    let mut done = Vec::new();
+    let mut running = worker.claim(10).await;
+    while !running.is_empty() {
+        assert_eq!(running.len(), 3.min(10 - done.len()));
+        let first = running.remove(0);
+        assert!(worker.succeed(&first).await);
+        done.push(first.job.id);
+        running.extend(worker.claim(10).await);
+    }
+    assert_eq!(done, jobs.iter().map(|job| job.id).collect::<Vec<_>>());
+    assert_eq!(env.leftovers().await, Vec::<String>::new());
+}
+
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn keys_of_two_tenants_are_two_keys(pool: PgPool) {
+    let env = TestEnv::new(pool).await;
+    let mine = keyed(&env, "key", 1);
+    let other = NewJob {
+        tenant_id: common::ids::TenantId::new(),
+        ..keyed(&env, "key", 1)
+    };
+    enqueue(&env, &[&mine, &other]).await;
+    assert_eq!(env.worker().claim(2).await.len(), 2);
+}
+
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn a_retrying_job_keeps_its_place_and_one_that_ends_gives_it_back(pool: PgPool) {
+    let env = TestEnv::new(pool).await;
+    let (first, second) = (keyed(&env, "key", 1), keyed(&env, "key", 1));
+    enqueue(&env, &[&first, &second]).await;
+    let worker = env.worker();
+    let claimed = worker.one().await;
+    let due = env.clock.now() + chrono::TimeDelta::seconds(10);
+    assert!(worker.settle(&claimed, Decision::RetryAt(due, failure())).await);
+    assert_eq!(ids(&worker.claim(2).await), []);
+    env.advance(std::time::Duration::from_secs(10));
+    assert_eq!(env.promote().await, [first.id]);
+    let claimed = worker.one().await;
+    assert_eq!((claimed.job.id, claimed.job.attempt), (first.id, 2));
+    assert_eq!(ids(&worker.claim(2).await), []);
+    assert!(worker.settle(&claimed, Decision::Fail(failure())).await);
+    assert_eq!(ids(&worker.claim(2).await), [second.id]);
+}
+
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn a_place_is_free_again_after_a_cancel_in_every_position(pool: PgPool) {
+    let env = TestEnv::new(pool).await;
+    let jobs: Vec<NewJob> = (0..4).map(|_| keyed(&env, "key", 1)).collect();
+    enqueue(&env, &jobs.iter().collect::<Vec<_>>()).await;
+    let worker = env.worker();
+    let cancel = async |job: &NewJob| {
+        let job = env
+            .store
+            .cancel(env.tenant_id, job.id, env.clock.now())
+            .await
+            .unwrap()
+            .unwrap();
+        env.queue
+            .cancel(env.tenant_id, job.id, job.seq, job.state.is_terminal())
+            .await
+            .unwrap();
+    };
+    // While it is retrying.
+    let claimed = worker.one().await;
+    let due = env.clock.now() + chrono::TimeDelta::seconds(10);
+    assert!(worker.settle(&claimed, Decision::RetryAt(due, failure())).await);
+    cancel(&jobs[0]).await;
+    // While it waits in the backlog for a place that is free, before anybody has looked.
+    cancel(&jobs[1]).await;
+    let claimed = worker.one().await;
+    assert_eq!(claimed.job.id, jobs[2].id);
+    // While it is parked.
+    assert_eq!(ids(&worker.claim(1).await), []);
+    cancel(&jobs[3]).await;
+    assert!(worker.succeed(&claimed).await);
+    assert_eq!(env.leftovers().await, Vec::<String>::new());
+}
+
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn a_waiter_that_is_cancelled_just_when_it_is_let_go_passes_the_place_on(pool: PgPool) {
+    let env = TestEnv::new(pool).await;
+    let jobs: Vec<NewJob> = (0..3).map(|_| keyed(&env, "key", 1)).collect();
+    enqueue(&env, &jobs.iter().collect::<Vec<_>>()).await;
+    let worker = env.worker();
+    let claimed = worker.one().await;
+    assert_eq!(ids(&worker.claim(5).await), []); // the others are parked now
+    assert!(worker.succeed(&claimed).await); // the second is let go, and stands in the backlog
+    let second = env
+        .store
+        .cancel(env.tenant_id, jobs[1].id, env.clock.now())
+        .await
+        .unwrap()
+        .unwrap();
+    env.queue
+        .cancel(env.tenant_id, second.id, second.seq, true)
+        .await
+        .unwrap();
+    assert_eq!(ids(&worker.claim(5).await), [jobs[2].id]);
+}
+
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn a_dropped_claim_gives_its_place_back(pool: PgPool) {
+    let env = TestEnv::new(pool).await;
+    let (first, second) = (keyed(&env, "key", 1), keyed(&env, "key", 1));
+    enqueue(&env, &[&first, &second]).await;
+    let worker = env.worker();
+    let claims = worker.take(&light(2)).await.unwrap();
+    assert_eq!(claims.len(), 1);
+    env.store
+        .cancel(env.tenant_id, first.id, env.clock.now())
+        .await
+        .unwrap();
+    assert_eq!(ids(&worker.confirm(&claims).await), []);
+    assert_eq!(ids(&worker.claim(2).await), [second.id]);
+}
+
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn a_reclaimed_job_keeps_its_place_until_it_ends(pool: PgPool) {
+    let env = TestEnv::new(pool).await;
+    let (first, second) = (keyed(&env, "key", 1), keyed(&env, "key", 1));
+    enqueue(&env, &[&first, &second]).await;
+    let (dead, live) = (env.worker(), env.worker());
+    dead.one().await;
+    env.advance(env.queue.lease_ttl());
+    assert_eq!(env.reclaim().await.len(), 1);
+    let claimed = live.claim(5).await;
+    assert_eq!(ids(&claimed), [first.id]);
+    assert!(live.succeed(&claimed[0]).await);
+    let claimed = live.claim(5).await;
+    assert_eq!(ids(&claimed), [second.id]);
+    assert!(live.succeed(&claimed[0]).await);
+    assert_eq!(env.leftovers().await, Vec::<String>::new());
+}
+
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn places_are_rebuilt_after_a_wipe(pool: PgPool) {
+    let env = TestEnv::new(pool).await;
+    let jobs: Vec<NewJob> = (0..4).map(|_| keyed(&env, "key", 2)).collect();
+    enqueue(&env, &jobs.iter().collect::<Vec<_>>()).await;
+    let worker = env.worker();
+    let running = worker.claim(4).await;
+    assert_eq!(running.len(), 2);
+    env.wipe_redis().await;
+    for claimed in &running {
+        assert!(worker.register(claimed).await);
+    }
+    env.rebuild().await;
+    assert_eq!(ids(&worker.claim(4).await), []);
+    for claimed in &running {
+        assert!(worker.succeed(claimed).await);
+    }
+    assert_eq!(ids(&worker.claim(4).await), [jobs[2].id, jobs[3].id]);
+}
+
+/// A concurrency key and a conversation are two keys of one job.
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn a_job_that_waits_for_two_places_leaves_neither_unused(pool: PgPool) {
+    let env = TestEnv::new(pool).await;
+    let talk = common::ids::ConversationId::new();
+    let in_talk = |mut job: NewJob| {
+        job.links.conversation_id = Some(talk);
+        job
+    };
+    // In Redis alone: the conversation's own rule in Postgres is tested with the turns.
+    let holder = in_talk(env.noop());
+    let (both, keyed_only) = (in_talk(keyed(&env, "key", 1)), keyed(&env, "key", 1));
+    let first_key = keyed(&env, "key", 1);
+    let dispatch = async |job: &NewJob| env.queue.dispatch(&[Dispatch::from_new(job)]).await.unwrap();
+    let worker = env.worker();
+    dispatch(&holder).await;
+    dispatch(&first_key).await;
+    let claims = worker.take(&light(5)).await.unwrap();
+    assert_eq!(claims.len(), 2);
+    dispatch(&both).await;
+    dispatch(&keyed_only).await;
+    assert_eq!(worker.take(&light(5)).await.unwrap(), []);
+    // The key's place is free: `both` is first in line for it, but its conversation is busy.
+    let shard = env.queue.shard_of(env.tenant_id);
+    env.queue
+        .drop_claims(shard, worker.id, &[(first_key.id, 1)])
+        .await
+        .unwrap();
+    let claims = worker.take(&light(5)).await.unwrap();
+    assert_eq!(
+        claims.iter().map(|claim| claim.job_id).collect::<Vec<_>>(),
+        [keyed_only.id]
+    );
+    // The conversation is free now, the key is not.
+    env.queue
+        .drop_claims(shard, worker.id, &[(holder.id, 1)])
+        .await
+        .unwrap();
+    assert_eq!(worker.take(&light(5)).await.unwrap(), []);
+    env.queue
+        .drop_claims(shard, worker.id, &[(keyed_only.id, 1)])
+        .await
+        .unwrap();
+    let claims = worker.take(&light(5)).await.unwrap();
+    assert_eq!(claims.iter().map(|claim| claim.job_id).collect::<Vec<_>>(), [both.id]);
+    env.queue.drop_claims(shard, worker.id, &[(both.id, 1)]).await.unwrap();
+    assert_eq!(worker.take(&light(5)).await.unwrap(), []);
+    assert_eq!(env.leftovers().await, Vec::<String>::new());
+}
+
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn a_waiter_of_another_class_is_woken_too(pool: PgPool) {
+    let env = TestEnv::new(pool).await;
+    let first = keyed(&env, "key", 1);
+    let mut second = keyed(&env, "key", 1);
+    second.class = "sandbox".to_owned();
+    enqueue(&env, &[&first, &second]).await;
+    let worker = env.worker();
+    let claimed = worker.one().await;
+    let sandbox = common::queue::Want {
+        slot: common::job::spec::SlotClass::Sandbox,
+        ..light(1)
+    };
+    assert_eq!(ids(&worker.claim_as(&sandbox).await), []);
+    let mut waker = env.queue.waker(env.queue.shard_of(env.tenant_id));
+    waker.wait(std::time::Duration::from_secs(5)).await.unwrap();
+    assert!(worker.succeed(&claimed).await);
+    assert!(waker.wait(std::time::Duration::from_secs(10)).await.unwrap());
+    assert_eq!(ids(&worker.claim_as(&sandbox).await), [second.id]);
+}

@@ -1,0 +1,136 @@
+//! Turns of one conversation: one at a time, and in the order of their messages.
+
+use common::ids::{ConversationId, TenantId};
+use common::job::NewJob;
+use common::job::decision::Decision;
+use common::job::spec::{JobSpec, Kind};
+use common::testing::{TestEnv, failure, ids, light};
+use sqlx::PgPool;
+
+async fn conversation(pool: &PgPool, tenant_id: TenantId) -> ConversationId {
+    let id = ConversationId::new();
+    sqlx::query("insert into tenants (id, name, created_at) values ($1, $2, now()) on conflict do nothing")
+        .bind(tenant_id)
+        .bind(tenant_id.to_string())
+        .execute(pool)
+        .await
+        .unwrap();
+    sqlx::query(
+        "insert into conversations (id, tenant_id, agent, metadata, created_at, updated_at)
+         values ($1, $2, '{}', '{}', now(), now())",
+    )
+    .bind(id)
+    .bind(tenant_id)
+    .execute(pool)
+    .await
+    .unwrap();
+    id
+}
+
+fn turn(env: &TestEnv, conversation_id: ConversationId) -> NewJob {
+    let mut job = env.job(JobSpec::new(Kind::ChatTurn), b"{}".to_vec());
+    job.links.conversation_id = Some(conversation_id);
+    job
+}
+
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn one_at_a_time_and_in_order_through_retries_and_losses(pool: PgPool) {
+    let env = TestEnv::new(pool.clone()).await;
+    let (talk, other) = (
+        conversation(&pool, env.tenant_id).await,
+        conversation(&pool, env.tenant_id).await,
+    );
+    let turns = [turn(&env, talk), turn(&env, talk), turn(&env, talk)];
+    let elsewhere = turn(&env, other);
+    for job in turns.iter().chain([&elsewhere]) {
+        env.enqueue(job).await;
+    }
+    let worker = env.worker();
+    let running = worker.claim(10).await;
+    assert_eq!(ids(&running), [turns[0].id, elsewhere.id]);
+    // A retry keeps the conversation.
+    assert!(
+        worker
+            .settle(&running[0], Decision::RetryAt(env.clock.now(), failure()))
+            .await
+    );
+    assert_eq!(ids(&worker.claim(10).await), []);
+    assert_eq!(env.promote().await, [turns[0].id]);
+    let running = worker.claim(10).await;
+    assert_eq!(ids(&running), [turns[0].id]);
+    // So does a lost worker.
+    env.advance(env.queue.lease_ttl());
+    env.reclaim().await;
+    let second = env.worker();
+    let running = second.claim(10).await;
+    assert!(ids(&running).contains(&turns[0].id) && !ids(&running).contains(&turns[1].id));
+    let first = running.iter().find(|claimed| claimed.job.id == turns[0].id).unwrap();
+    assert!(
+        !worker
+            .succeed(&common::store::claim::Claimed {
+                job: first.job.clone(),
+                input: Vec::new()
+            })
+            .await
+    );
+    assert!(second.succeed(first).await);
+    let next = second.claim(10).await;
+    assert_eq!(ids(&next), [turns[1].id]);
+    assert!(second.settle(&next[0], Decision::Cancel).await);
+    assert_eq!(ids(&second.claim(10).await), [turns[2].id]);
+}
+
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn postgres_alone_keeps_the_order_when_redis_hands_out_the_wrong_one(pool: PgPool) {
+    let env = TestEnv::new(pool.clone()).await;
+    let talk = conversation(&pool, env.tenant_id).await;
+    let older = turn(&env, talk);
+    let mut newer = turn(&env, talk);
+    newer.spec.priority = 9; // its score is lower, so Redis offers it first
+    env.enqueue(&older).await;
+    env.enqueue(&newer).await;
+    let worker = env.worker();
+    let claims = worker.take(&light(2)).await.unwrap();
+    assert_eq!(claims.iter().map(|claim| claim.job_id).collect::<Vec<_>>(), [newer.id]);
+    assert_eq!(ids(&worker.confirm(&claims).await), []);
+    let claimed = worker.claim(2).await;
+    assert_eq!(ids(&claimed), [older.id]);
+    // The refused one is queued in Postgres alone, and found there.
+    assert_eq!(env.redispatch().await, 1);
+    assert_eq!(ids(&worker.claim(2).await), []);
+    assert!(worker.succeed(&claimed[0]).await);
+    assert_eq!(ids(&worker.claim(2).await), [newer.id]);
+}
+
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn a_cancelled_turn_frees_its_conversation(pool: PgPool) {
+    let env = TestEnv::new(pool.clone()).await;
+    let talk = conversation(&pool, env.tenant_id).await;
+    let turns = [turn(&env, talk), turn(&env, talk), turn(&env, talk)];
+    for job in &turns {
+        env.enqueue(job).await;
+    }
+    let worker = env.worker();
+    let claimed = worker.one().await;
+    let due = env.clock.now() + chrono::TimeDelta::seconds(60);
+    assert!(worker.settle(&claimed, Decision::RetryAt(due, failure())).await);
+    for job in &turns[..2] {
+        let job = env
+            .store
+            .cancel(env.tenant_id, job.id, env.clock.now())
+            .await
+            .unwrap()
+            .unwrap();
+        env.queue.cancel(env.tenant_id, job.id, job.seq, true).await.unwrap();
+    }
+    let claimed = worker.claim(5).await;
+    assert_eq!(ids(&claimed), [turns[2].id]);
+    assert!(worker.succeed(&claimed[0]).await);
+    let active: Option<uuid::Uuid> = sqlx::query_scalar("select active_job_id from conversations where id = $1")
+        .bind(talk)
+        .fetch_one(&pool)
+        .await
+        .unwrap();
+    assert_eq!(active, None);
+    assert_eq!(env.leftovers().await, Vec::<String>::new());
+}
