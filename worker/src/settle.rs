@@ -146,7 +146,31 @@ impl Writer {
         Commit::Done(changed)
     }
 
+    /// Of the committed settlements that should go on, those that a request to cancel ended.
+    async fn cancelled_instead(&self, settlements: &[Settlement], settled: &[Settled]) -> Vec<JobId> {
+        let pairs = settlements.iter().zip(settled);
+        let going_on: Vec<JobId> = pairs
+            .filter(|(settlement, settled)| **settled == Settled::Committed && goes_on(settlement))
+            .map(|(settlement, _)| settlement.job_id)
+            .collect();
+        if going_on.is_empty() {
+            return going_on;
+        }
+        match self.store.jobs(&going_on).await {
+            Ok(jobs) => jobs
+                .iter()
+                .filter(|job| job.state.is_terminal())
+                .map(|job| job.id)
+                .collect(),
+            Err(error) => {
+                tracing::warn!(%error, "cannot tell whether a job goes on: its places stay until it does");
+                Vec::new()
+            }
+        }
+    }
+
     async fn ack(&self, tenants: &[TenantId], settlements: &[Settlement], settled: &[Settled]) {
+        let ended = self.cancelled_instead(settlements, settled).await;
         let mut by_shard: BTreeMap<Shard, Vec<Acked>> = BTreeMap::new();
         for ((tenant_id, settlement), settled) in tenants.iter().zip(settlements).zip(settled) {
             if *settled == Settled::Committed {
@@ -157,10 +181,7 @@ impl Writer {
                         job_id: settlement.job_id,
                         attempt: settlement.attempt,
                         seq: settlement.seq,
-                        keeps_places: matches!(
-                            settlement.decision,
-                            Decision::RetryAt(..) | Decision::Wait | Decision::GiveBack
-                        ),
+                        keeps_places: goes_on(settlement) && !ended.contains(&settlement.job_id),
                     });
             }
         }
@@ -170,6 +191,14 @@ impl Writer {
             }
         }
     }
+}
+
+/// Whether another attempt follows.
+fn goes_on(settlement: &Settlement) -> bool {
+    matches!(
+        settlement.decision,
+        Decision::RetryAt(..) | Decision::Wait | Decision::GiveBack
+    )
 }
 
 fn mark(settled: &mut [Settled], settlements: &[Settlement], changed: &[JobId]) {

@@ -1,5 +1,7 @@
 //! Settling: the last write of an attempt, many attempts to a statement.
 
+use std::collections::HashMap;
+
 use chrono::{DateTime, Utc};
 use sqlx::types::Json;
 use sqlx::{PgConnection, Postgres, Transaction};
@@ -109,7 +111,8 @@ fn columns(settlement: &Settlement) -> Columns {
 }
 
 impl Store {
-    /// Settles attempts of one worker in one transaction and answers the jobs that it changed. One that is missing
+    /// Settles attempts of one worker in one transaction and answers the jobs that it changed. One that would go on although
+    /// somebody asked to cancel it is cancelled. One that is missing
     /// was not the worker's any more: its lease is lost, and nothing of it was written.
     ///
     /// # Errors
@@ -119,16 +122,23 @@ impl Store {
         self.within(async {
             let mut tx = self.pool().begin().await?;
             let changed = update(&mut tx, worker_id, settlements).await?;
-            let kept: Vec<&Settlement> = settlements.iter().filter(|s| changed.contains(&s.job_id)).collect();
-            let chunks: Vec<&Chunk> = kept.iter().filter_map(|settlement| settlement.chunk.as_ref()).collect();
+            let states: HashMap<JobId, StateName> = changed.iter().copied().collect();
+            let kept: Vec<(&Settlement, StateName)> = settlements
+                .iter()
+                .filter_map(|s| Some((s, *states.get(&s.job_id)?)))
+                .collect();
+            let chunks: Vec<&Chunk> = kept
+                .iter()
+                .filter_map(|(settlement, _)| settlement.chunk.as_ref())
+                .collect();
             insert_chunks(&mut tx, &chunks).await?;
-            for settlement in kept {
+            for (settlement, state) in kept {
                 if let Some(turn) = &settlement.turn {
-                    end_turn(&mut tx, settlement, turn).await?;
+                    end_turn(&mut tx, settlement, turn, state.is_terminal()).await?;
                 }
             }
             tx.commit().await?;
-            Ok(changed)
+            Ok(changed.into_iter().map(|(id, _)| id).collect())
         })
         .await
     }
@@ -154,29 +164,39 @@ async fn update(
     tx: &mut Transaction<'_, Postgres>,
     worker_id: WorkerId,
     settlements: &[Settlement],
-) -> Result<Vec<JobId>, Error> {
+) -> Result<Vec<(JobId, StateName)>, Error> {
     let columns: Vec<Columns> = settlements.iter().map(columns).collect();
-    let changed = sqlx::query_scalar(
+    let changed: Vec<(JobId, String)> = sqlx::query_as(
         "with s as (
             select * from unnest($2::uuid[], $3::integer[], $4::text[], $5::text[], $6::timestamptz[],
                 $7::timestamptz[], $8::timestamptz[], $9::integer[], $10::text[], $11::text[], $12::bytea[],
                 $13::json[], $14::bigint[], $15::timestamptz[], $16::timestamptz[])
             as s(id, attempt, state, outcome, due_at, queued_at, finished_at, failed, error_code, error_message, result,
                 usage, seq, started_at, ended_at)
+         ), asked as (
+            -- Locked first: a request to cancel that is committed meanwhile is seen.
+            select s.*, s.finished_at is null and held.cancel_requested_at is not null as asked
+            from s join jobs held on held.id = s.id where held.id = any($2) for update of held
          ), changed as (
-            update jobs set state = s.state, due_at = s.due_at, queued_at = coalesce(s.queued_at, jobs.queued_at),
-                finished_at = s.finished_at, failures = jobs.failures + s.failed, error_code = s.error_code,
-                error_message = s.error_message, result = s.result, usage = s.usage, seq = s.seq
-            from s
+            update jobs set failures = jobs.failures + s.failed, result = s.result, usage = s.usage,
+                seq = case when s.asked then s.seq + 1 else s.seq end,
+                state = case when s.asked then 'cancelled' else s.state end,
+                due_at = case when not s.asked then s.due_at end,
+                queued_at = case when s.asked then jobs.queued_at else coalesce(s.queued_at, jobs.queued_at) end,
+                finished_at = case when s.asked then s.ended_at else s.finished_at end,
+                error_code = case when not s.asked then s.error_code end,
+                error_message = case when not s.asked then s.error_message end
+            from asked as s
             where jobs.id = s.id and jobs.id = any($2) and jobs.state = 'running' and jobs.attempt = s.attempt
                 and jobs.worker_id = $1
-            returning jobs.id
+            returning jobs.id, jobs.state
          ), ended as (
             insert into attempts (job_id, attempt, worker_id, started_at, finished_at, outcome, error_code, error_message)
-            select s.id, s.attempt, $1, s.started_at, s.ended_at, s.outcome, s.error_code, s.error_message
+            select s.id, s.attempt, $1, s.started_at, s.ended_at,
+                case when changed.state = 'cancelled' then 'cancelled' else s.outcome end, s.error_code, s.error_message
             from s join changed using (id)
          )
-         select id from changed",
+         select id, state from changed",
     )
     .bind(worker_id)
     .bind(settlements.iter().map(|s| s.job_id.uuid()).collect::<Vec<Uuid>>())
@@ -196,7 +216,10 @@ async fn update(
     .bind(settlements.iter().map(|s| s.finished_at).collect::<Vec<_>>())
     .fetch_all(&mut **tx)
     .await?;
-    Ok(changed)
+    Ok(changed
+        .into_iter()
+        .filter_map(|(id, state)| Some((id, StateName::parse(&state)?)))
+        .collect())
 }
 
 /// JSON as text: sent as `jsonb`, which the library's own JSON type is, a NUL in it would be refused.
@@ -210,11 +233,7 @@ fn used(settlement: &Settlement) -> Option<Json<&Usage>> {
 }
 
 /// Adds a turn's messages after the last one, and frees the conversation when the job has ended.
-async fn end_turn(tx: &mut PgConnection, settlement: &Settlement, turn: &TurnEnd) -> Result<(), Error> {
-    let over = matches!(
-        settlement.decision,
-        Decision::Succeed | Decision::Fail(_) | Decision::Cancel
-    );
+async fn end_turn(tx: &mut PgConnection, settlement: &Settlement, turn: &TurnEnd, over: bool) -> Result<(), Error> {
     let added = i64::try_from(turn.messages.len()).unwrap_or(i64::MAX);
     let last: Option<i64> = sqlx::query_scalar(
         "update conversations set position = position + $2, updated_at = $3,

@@ -1,6 +1,6 @@
 -- Ack: ends leases whose attempt is settled in Postgres.
 -- KEYS[1] root. ARGV: seconds that the log is kept, then for each job: id, attempt, seq, keep (1: the job is
--- retrying or waiting and keeps its places).
+-- retrying or waiting and keeps its places, unless its worker was told to stop it: then Postgres has cancelled it).
 -- Returns how many leases it ended.
 -- Invariant: an attempt that is not the known one changes nothing.
 local ended, woken = 0, false
@@ -8,7 +8,7 @@ for i = 2, #ARGV, 4 do
   local job, r = ARGV[i], get(ARGV[i])
   if r and r.where == 'l' and r.attempt == tonumber(ARGV[i + 1]) then
     redis.call('ZREM', LEASES, job)
-    if ARGV[i + 3] == '1' then
+    if ARGV[i + 3] == '1' and redis.call('SISMEMBER', R .. 'cancel:' .. r.extra, job) == 0 then
       r.where, r.extra = 'd', ''
       put(job, r)
     else
