@@ -1,5 +1,6 @@
 //! What must hold when a part goes away in the middle of work: real processes, real kills.
 
+use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
@@ -7,7 +8,7 @@ use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
-use crate::cluster::{Cluster, Follower, SOON, Setup, assert_whole, eventually};
+use crate::cluster::{Api, Cluster, Follower, SOON, Setup, assert_whole, eventually};
 
 /// A job whose worker died runs elsewhere within this.
 const TAKEOVER: Duration = Duration::from_secs(10);
@@ -297,6 +298,52 @@ async fn a_killed_leader_is_followed_by_another() {
     cluster.schedulers[leader].start();
 }
 
+/// Submits from many clients at once, until each of them is not answered with 202 or has had enough; answers the ids of
+/// what was accepted.
+fn flood(api: &Api) -> JoinSet<Vec<String>> {
+    let mut clients = JoinSet::new();
+    for _ in 0..8 {
+        let api = api.clone();
+        clients.spawn(async move {
+            let mut accepted = Vec::new();
+            for _ in 0..1_000 {
+                let Ok(answer) = api.call(Method::POST, "/jobs", Some(&json!({"kind": "noop"}))).await else {
+                    break;
+                };
+                if answer.status() != StatusCode::ACCEPTED {
+                    assert_eq!(answer.status(), StatusCode::SERVICE_UNAVAILABLE);
+                    break;
+                }
+                // Killed between the head of its answer and the end of it: nobody was told an id.
+                let Ok(job) = answer.json::<Value>().await else { break };
+                accepted.push(job["id"].as_str().unwrap().to_owned());
+            }
+            accepted
+        });
+    }
+    clients
+}
+
+/// Waits until all of these, and whatever else there is, have succeeded.
+async fn all_succeeded(cluster: &Cluster, accepted: &[String], limit: Duration) {
+    let open = "select count(*) from jobs where state <> 'succeeded'";
+    eventually(limit, "every row ends well", || {
+        (cluster.sql(open) == ["0"]).then_some(())
+    })
+    .await;
+    let rows: HashSet<String> = cluster.sql("select id from jobs").into_iter().collect();
+    let lost: Vec<&String> = accepted.iter().filter(|id| !rows.contains(*id)).collect();
+    assert!(lost.is_empty(), "accepted and not there: {lost:?}");
+}
+
+async fn flooded(cluster: &Cluster, jobs: usize) {
+    eventually(SOON, "jobs are coming", || {
+        let count: usize = cluster.sql("select count(*) from jobs")[0].parse().unwrap();
+        (count > jobs).then_some(())
+    })
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_accepted_outlives_the_api() {
     let mut cluster = Cluster::start(Setup {
@@ -307,25 +354,8 @@ async fn what_was_accepted_outlives_the_api() {
     let followed = cluster.api.submit(counting(30, "followed")).await;
     let follower = Follower::start(&cluster.api, &followed);
     cluster.api.printed(&followed, 1, "begin").await;
-    let mut clients = JoinSet::new();
-    for _ in 0..8 {
-        let api = cluster.api.clone();
-        clients.spawn(async move {
-            let mut accepted = Vec::new();
-            while let Ok(answer) = api.call(Method::POST, "/jobs", Some(&json!({"kind": "noop"}))).await {
-                assert_eq!(answer.status(), StatusCode::ACCEPTED);
-                // Killed between the head of its answer and the end of it: nobody was told an id.
-                let Ok(job) = answer.json::<Value>().await else { break };
-                accepted.push(job["id"].as_str().unwrap().to_owned());
-            }
-            accepted
-        });
-    }
-    eventually(SOON, "jobs are coming", || {
-        let count: usize = cluster.sql("select count(*) from jobs")[0].parse().unwrap();
-        (count > 100).then_some(())
-    })
-    .await;
+    let clients = flood(&cluster.api);
+    flooded(&cluster, 100).await;
 
     cluster.server.kill();
     let accepted: Vec<String> = clients.join_all().await.into_iter().flatten().collect();
@@ -335,18 +365,11 @@ async fn what_was_accepted_outlives_the_api() {
     cluster.api.ready().await;
     took("killed API: ready again", restarted);
 
-    for id in &accepted {
-        cluster.api.succeeded(id, SOON).await;
-    }
-    took("killed API: all that it had accepted has run", restarted);
     cluster.api.succeeded(&followed, SOON).await;
     assert_eq!(follower.finish(SOON).await, cluster.api.events(&followed).await);
-    // Those that were committed and not answered run too.
-    let open = "select count(*) from jobs where state <> 'succeeded'";
-    eventually(SOON, "every row ends well", || {
-        (cluster.sql(open) == ["0"]).then_some(())
-    })
-    .await;
+    // What was committed and not answered runs too.
+    all_succeeded(&cluster, &accepted, SOON).await;
+    took("killed API: everything has run", restarted);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -469,6 +492,39 @@ async fn a_worker_that_nobody_hears_stops_and_its_job_runs_again() {
     assert_eq!(job["result"]["stdout"], counted(60));
     assert_whole(&job, &cluster.api.events(&id).await);
     assert_rows(&cluster, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn postgres_connections_that_die_without_a_word_are_given_up() {
+    let cluster = Cluster::start(Setup {
+        workers: 1,
+        ..Setup::default()
+    })
+    .await;
+    let running = cluster.api.submit(counting(20, "silence")).await;
+    cluster.api.printed(&running, 1, "begin").await;
+
+    // So that there are queries under way on every side.
+    let clients = flood(&cluster.api);
+    flooded(&cluster, 500).await;
+    cluster.postgres.silence();
+    let silent = Instant::now();
+    let accepted: Vec<String> = clients.join_all().await.into_iter().flatten().collect();
+    took("Postgres connections dead: everybody is answered", silent);
+
+    let noop = cluster.api.accepted_at_last(json!({"kind": "noop"})).await;
+    took("Postgres connections dead: a submission is accepted", silent);
+    cluster.api.succeeded(&noop, 2 * SOON).await;
+    took("Postgres connections dead: it has run", silent);
+    let delayed = cluster.api.submit(json!({"kind": "noop", "delay": "1s"})).await;
+    cluster.api.succeeded(&delayed, 2 * SOON).await;
+    took("Postgres connections dead: the scheduler goes on", silent);
+    all_succeeded(&cluster, &accepted, 2 * SOON).await;
+    took("Postgres connections dead: everything has run", silent);
+    let job = cluster.api.succeeded(&running, 2 * SOON).await;
+    took("Postgres connections dead: the job that ran has ended", silent);
+    assert_eq!((&job["attempt"], &job["losses"]), (&json!(1), &json!(0)), "{job:#}");
+    assert_whole(&job, &cluster.api.events(&running).await);
 }
 
 #[tokio::test(flavor = "multi_thread")]
