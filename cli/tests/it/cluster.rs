@@ -88,7 +88,7 @@ impl Cluster {
         database.set_path(&name);
 
         let postgres = Proxy::tcp(address).await;
-        let docker = docker_proxy(setup, &folder).await;
+        let docker = docker_proxy(setup, &folder);
         let redis = Redis::start(&folder).await;
         let port = process::free_port();
         let api = Api::new(port, KEY);
@@ -271,7 +271,7 @@ fn environment_of(setup: Setup, folder: &Path, docker: Option<&Path>) -> Vec<(St
     env.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
 }
 
-async fn docker_proxy(setup: Setup, folder: &Path) -> Proxy {
+fn docker_proxy(setup: Setup, folder: &Path) -> Proxy {
     if !setup.sandboxes {
         return Proxy::none();
     }
@@ -279,7 +279,7 @@ async fn docker_proxy(setup: Setup, folder: &Path) -> Proxy {
     let socket = host
         .strip_prefix("unix://")
         .expect("HOTHOUSE_TEST_DOCKER_HOST is a unix:// address");
-    Proxy::unix(Path::new(socket), &folder.join("docker.sock")).await
+    Proxy::unix(Path::new(socket), &folder.join("docker.sock"))
 }
 
 /// A binary of the workspace, built beside this test.

@@ -1,4 +1,4 @@
-//! The 164 problems of HumanEval as real work, through separate processes and real sandboxes: with right solutions while
+//! The 164 problems of `HumanEval` as real work, through separate processes and real sandboxes: with right solutions while
 //! workers are killed and Redis is wiped, and with wrong ones.
 
 use std::collections::BTreeMap;

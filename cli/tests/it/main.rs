@@ -1,6 +1,10 @@
 //! The command as its users meet it: the real binary, real connections, real signals.
 
-#![expect(clippy::unwrap_used, reason = "a helper of a test fails as the test does")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a helper of a test fails as the test does"
+)]
 
 mod bench;
 mod cluster;

@@ -22,8 +22,8 @@ fn counting(fifths: u32, token: &str) -> Value {
 
 /// What such a job prints.
 fn counted(fifths: u32) -> String {
-    let numbers: String = (1..=fifths).map(|i| format!("{i}\n")).collect();
-    format!("begin\n{numbers}end\n")
+    let numbers: Vec<String> = (1..=fifths).map(|i| i.to_string()).collect();
+    format!("begin\n{}\nend\n", numbers.join("\n"))
 }
 
 fn worker_id(job: &Value) -> String {

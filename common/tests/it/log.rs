@@ -322,7 +322,7 @@ async fn a_follower_sees_everything_while_it_is_written_trimmed_and_ended(pool: 
         }
         assert!(worker.settle_after(&claimed, Decision::Succeed, &said[written..]).await);
     };
-    let (seen, ()) = tokio::time::timeout(Duration::from_secs(60), async { tokio::join!(follow, write_all) })
+    let (seen, ()) = tokio::time::timeout(Duration::from_mins(1), async { tokio::join!(follow, write_all) })
         .await
         .unwrap();
     let seqs: Vec<u64> = seen.iter().map(|event| event.seq).collect();

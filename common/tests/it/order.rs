@@ -189,7 +189,7 @@ async fn an_idle_worker_is_woken_by_a_dispatch(pool: PgPool) {
     assert!(!waker.wait(Duration::from_millis(20)).await.unwrap());
     let begun = std::time::Instant::now();
     let (woken, ()) = tokio::join!(waker.wait(Duration::from_secs(20)), async {
-        env.enqueue(&env.noop()).await
+        env.enqueue(&env.noop()).await;
     });
     assert!(woken.unwrap() && begun.elapsed() < Duration::from_secs(10));
     // A wake that came while nobody waited is not lost either.

@@ -16,7 +16,7 @@ async fn a_job_whose_worker_died_is_run_by_another(pool: PgPool) {
     env.enqueue(&job).await;
     let (dead, live) = (env.worker(), env.worker());
     let old = dead.one().await;
-    env.advance(env.queue.lease_ttl() - Duration::from_secs(1));
+    env.advance(env.queue.lease_ttl().saturating_sub(Duration::from_secs(1)));
     assert!(env.reclaim().await.is_empty());
     env.advance(Duration::from_secs(1));
     let taken = env.reclaim().await;

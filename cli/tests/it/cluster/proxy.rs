@@ -53,7 +53,7 @@ impl Proxy {
         }
     }
 
-    pub(super) async fn unix(to: &Path, path: &Path) -> Self {
+    pub(super) fn unix(to: &Path, path: &Path) -> Self {
         let listener = UnixListener::bind(path).unwrap();
         let (is_whole, silence) = (watch::Sender::new(true), watch::Sender::new(0));
         let mut tasks = JoinSet::new();
