@@ -86,7 +86,9 @@ impl Reclaim {
             }
             // Claimed, but never confirmed in Postgres; or a lease of an attempt before the one that runs.
             JobState::Queued { .. } | JobState::Running { .. } => {
-                self.queue.drop_claims(shard, lease.worker_id, &[(lease.job_id, lease.attempt)]).await?;
+                self.queue
+                    .drop_claims(shard, lease.worker_id, &[(lease.job_id, lease.attempt)])
+                    .await?;
                 if matches!(job.state, JobState::Queued { .. }) {
                     self.queue.dispatch(&[Dispatch::from_job(job)]).await?;
                 }
