@@ -2,7 +2,7 @@
 
 use std::ffi::CString;
 
-use hothouse_protocol::{Exec, Failure, FailureCode, Program, Rlimits};
+use hothouse_protocol::{Exec, Failure, FailureCode, Program, Rlimits, TextFile};
 use nix::unistd::{Gid, Uid};
 use serde::Serialize;
 
@@ -28,6 +28,10 @@ pub(crate) struct Plan {
     pub(crate) argv: Vec<CString>,
     /// Its environment.
     pub(crate) env: Vec<CString>,
+    /// What is written before it starts.
+    pub(crate) files: Vec<TextFile>,
+    /// Where that is written.
+    pub(crate) workspace: CString,
     /// Where it starts.
     pub(crate) cwd: CString,
     /// Limits of each process.
@@ -51,13 +55,13 @@ impl Plan {
     /// Makes a program ready, or says what is wrong with it.
     pub(crate) fn new(program: &Program, workspace: &str) -> Result<Self, Failure> {
         match program {
-            Program::Exec(exec) => Self::exec(exec),
+            Program::Exec(exec) => Self::exec(exec, workspace),
             Program::Unpack(unpack) => Self::own("unpack", unpack, workspace, true),
             Program::Pack(pack) => Self::own("pack", pack, workspace, false),
         }
     }
 
-    fn exec(exec: &Exec) -> Result<Self, Failure> {
+    fn exec(exec: &Exec, workspace: &str) -> Result<Self, Failure> {
         let name = exec
             .argv
             .first()
@@ -86,6 +90,8 @@ impl Plan {
             image: Image::Paths(candidates),
             argv: exec.argv.iter().map(|arg| c_string(arg)).collect::<Result<_, _>>()?,
             env: env.collect::<Result<_, _>>()?,
+            files: exec.files.clone(),
+            workspace: c_string(workspace)?,
             cwd: c_string(&exec.cwd)?,
             rlimits: exec.rlimits,
             has_terminal: exec.terminal.is_some(),
@@ -99,6 +105,8 @@ impl Plan {
             image: Image::Own,
             argv: vec![c_string("hothouse-init")?, c_string(face)?, c_string(&request)?],
             env: Vec::new(),
+            files: Vec::new(),
+            workspace: c_string(workspace)?,
             cwd: c_string(workspace)?,
             rlimits: Rlimits::default(),
             has_terminal: false,
@@ -136,6 +144,7 @@ mod tests {
                 .iter()
                 .map(|&(key, value)| (key.to_owned(), value.to_owned()))
                 .collect(),
+            files: Vec::new(),
             cwd: "/".to_owned(),
             stdin: false,
             rlimits: Rlimits::default(),

@@ -158,7 +158,7 @@ impl Supervisor {
         drop(failed_in_child);
         // The program's input and output are the program's alone from now on: their ends must be seen.
         (0..3).map(sys::own).for_each(drop);
-        let mut problem = [0; 5];
+        let mut problem: child::Problem = [0; 9];
         if failed.read_exact(&mut problem).is_ok() {
             return Ok(Err(child::failure(problem, plan)));
         }

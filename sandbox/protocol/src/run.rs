@@ -40,6 +40,10 @@ pub struct Exec {
     pub argv: Vec<String>,
     /// The whole environment.
     pub env: Vec<(String, String)>,
+    /// Small files that are written into the workspace before it starts, as the job: what saves a short program the
+    /// round trip of an [`Unpack`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub files: Vec<TextFile>,
     /// Where it starts.
     pub cwd: String,
     /// Whether input will come; otherwise it reads the end at once.
@@ -48,6 +52,16 @@ pub struct Exec {
     pub rlimits: Rlimits,
     /// A terminal of this size instead of pipes.
     pub terminal: Option<TerminalSize>,
+}
+
+/// A small file of text, executable, so that it can be the program.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TextFile {
+    /// Relative to the workspace; folders on the way are made. What is there is replaced, never written through.
+    pub path: String,
+    /// Its content.
+    pub text: String,
 }
 
 /// Limits of each process; none leaves the sandbox's own.

@@ -244,7 +244,7 @@ mod tests {
     use super::*;
     use crate::{
         Exec, Exit, Failure, FailureCode, Greeting, Oom, Pack, Program, Rlimits, Run, StreamTotals, TerminalSize,
-        Unpack,
+        TextFile, Unpack,
     };
 
     fn run(program: Program) -> ToInit {
@@ -267,6 +267,10 @@ mod tests {
         let exec = Exec {
             argv: vec!["sh".to_owned(), "-c".to_owned(), "echo \u{1f331} \0".to_owned()],
             env: vec![("PATH".to_owned(), "/usr/bin".to_owned())],
+            files: vec![TextFile {
+                path: "main.py".to_owned(),
+                text: "print(1)\0".to_owned(),
+            }],
             cwd: "/workspace".to_owned(),
             stdin: true,
             rlimits: Rlimits {

@@ -33,7 +33,7 @@ pub use self::files::{Files, GetFiles, PutFiles};
 pub use self::run::{Output, Running, Stdin};
 pub use self::spec::{Input, RunSpec};
 pub use hothouse_protocol::{
-    Channel, Failure, FailureCode, FileEntry, FilesReport, FullMount, Oom, Rlimits, TerminalSize,
+    Channel, Failure, FailureCode, FileEntry, FilesReport, FullMount, Oom, Rlimits, TerminalSize, TextFile,
 };
 
 use self::link::Link;

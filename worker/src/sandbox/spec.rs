@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use hothouse_protocol::{Exec, Program, Rlimits, Run, TerminalSize};
+use hothouse_protocol::{Exec, Program, Rlimits, Run, TerminalSize, TextFile};
 
 use super::WORKSPACE;
 
@@ -14,6 +14,9 @@ pub struct RunSpec {
     pub argv: Vec<String>,
     /// The whole environment.
     pub env: Vec<(String, String)>,
+    /// Small files, written below the workspace before it starts. Together with everything else here they have room
+    /// for [`PAYLOAD_MAX`](hothouse_protocol::PAYLOAD_MAX) bytes of JSON.
+    pub files: Vec<TextFile>,
     /// Where it starts.
     pub cwd: String,
     /// What it reads.
@@ -51,6 +54,7 @@ impl RunSpec {
         Self {
             argv: argv.into_iter().map(Into::into).collect(),
             env: Vec::new(),
+            files: Vec::new(),
             cwd: WORKSPACE.to_owned(),
             stdin: Input::None,
             timeout: Some(Duration::from_mins(1)),
@@ -71,6 +75,7 @@ impl RunSpec {
         let exec = Exec {
             argv: self.argv,
             env: self.env,
+            files: self.files,
             cwd: self.cwd,
             stdin: !matches!(self.stdin, Input::None),
             rlimits: self.rlimits,

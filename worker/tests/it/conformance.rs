@@ -18,7 +18,7 @@ use uuid::Uuid;
 use worker::driver::{Profile, SandboxDriver, Spec};
 use worker::sandbox::{
     Error, Exit, FailureCode, GetFiles, Input, Lost, Oom, Output, PutFiles, RunSpec, Running, Sandbox, Settings,
-    TerminalSize,
+    TerminalSize, TextFile,
 };
 
 /// Makes a test of each promise for the driver that `$subject`, an async function, prepares.
@@ -34,6 +34,7 @@ macro_rules! conformance {
             a_dropped_run_is_killed, a_kill_that_comes_too_late_is_harmless, everything_can_be_killed_at_once, a_signal_reaches_the_process_group,
             a_terminal_is_one, a_fork_bomb_is_bounded_and_killed, memory_is_limited_and_its_end_told,
             a_full_disk_is_told, time_and_memory_are_accounted, files_go_in_and_come_out,
+            files_come_with_the_program,
             only_what_matches_comes_out, hostile_archives_are_refused,
             archives_over_their_caps_are_refused, a_lease_that_passes_ends_everything,
             a_dropped_sandbox_leaves_nothing, a_destroyed_sandbox_is_a_lost_one, init_cannot_be_reached_by_a_job,
@@ -755,6 +756,65 @@ pub(crate) async fn files_go_in_and_come_out(subject: &Subject) {
         ]
     );
     assert_eq!(files.report.files.len(), 7);
+}
+
+pub(crate) async fn files_come_with_the_program(subject: &Subject) {
+    let sandbox = subject.sandbox().await;
+    let text = |path: &str, text: &str| TextFile {
+        path: path.to_owned(),
+        text: text.to_owned(),
+    };
+    let files = vec![
+        text("bin/go", "#!/bin/sh\ncat main.txt; id -u; ls -l main.txt\n"),
+        text("main.txt", "hello\n"),
+    ];
+    let spec = RunSpec {
+        files,
+        ..spec(&["./bin/go"])
+    };
+    let done = run(&sandbox, spec).await;
+    let said = done.text();
+    assert!(done.exit.is_success() && said.starts_with("hello\n"), "{said}");
+    let uid = said.lines().nth(1).unwrap();
+    assert_ne!(uid, "0");
+
+    // A job may have put a link there before: it is replaced, not followed.
+    assert!(
+        run(
+            &sandbox,
+            sh("ln -sf /tmp/target link; ln -s /tmp folder; echo kept > /tmp/target")
+        )
+        .await
+        .exit
+        .is_success()
+    );
+    let replaced = RunSpec {
+        files: vec![text("link", "new")],
+        ..sh("cat link /tmp/target")
+    };
+    assert_eq!(run(&sandbox, replaced).await.text(), "newkept");
+    for path in ["../x", "/tmp/x", "folder/x", ""] {
+        let refused = RunSpec {
+            files: vec![text(path, "")],
+            ..sh("true")
+        };
+        let error = sandbox.run(refused).await.unwrap_err();
+        assert_matches!(error, Error::Refused(failure) if failure.code == FailureCode::Invalid, "{path:?}");
+    }
+    assert!(
+        !run(&sandbox, sh("head -c 1000000000 /dev/zero > full"))
+            .await
+            .exit
+            .is_success()
+    );
+    let over = || RunSpec {
+        files: vec![text("more", &"x".repeat(100 << 10))],
+        ..sh("wc -c < more")
+    };
+    let error = sandbox.run(over()).await.unwrap_err();
+    assert!(error.to_string().contains("No space left"), "{error}");
+    assert!(run(&sandbox, sh("rm full")).await.exit.is_success());
+    assert_eq!(run(&sandbox, over()).await.text().trim(), "102400");
 }
 
 pub(crate) async fn only_what_matches_comes_out(subject: &Subject) {

@@ -7,6 +7,7 @@
 mod folder;
 mod pack;
 mod report;
+mod text;
 mod unpack;
 
 use std::io::{self, Write};
@@ -17,6 +18,7 @@ use nix::sys::prctl;
 use serde::de::DeserializeOwned;
 
 use self::report::Error;
+pub(crate) use self::text::write_texts;
 use crate::whatever;
 
 /// Which of the two.

@@ -140,17 +140,22 @@ fn make_folder(parent: &OwnedFd, name: &OsStr) -> io::Result<u64> {
     }
 }
 
-fn write_file(parent: &OwnedFd, name: &OsStr, entry: &mut Entry<'_, impl Read>) -> io::Result<u64> {
+/// A new file for writing, in the place of a file or link of that name.
+pub(super) fn create_file(parent: &OwnedFd, name: &OsStr) -> io::Result<File> {
     // Exclusive: what is there is replaced, never written through.
     let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
     let create = || openat(parent, name, flags, Mode::from_bits_truncate(0o600));
-    let mut file = File::from(match create() {
+    Ok(File::from(match create() {
         Err(Errno::EEXIST) => {
             unlinkat(parent, name, UnlinkatFlags::NoRemoveDir)?;
             create()?
         }
         created => created?,
-    });
+    }))
+}
+
+fn write_file(parent: &OwnedFd, name: &OsStr, entry: &mut Entry<'_, impl Read>) -> io::Result<u64> {
+    let mut file = create_file(parent, name)?;
     let size = entry.size();
     let written = io::copy(&mut entry.take(size), &mut file)?;
     if written < size {

@@ -97,6 +97,7 @@ async fn in_slot(
             .map_or(Input::None, |text| Input::Bytes(text.clone().into()));
         let spec = RunSpec {
             env: plan.env,
+            files: plan.texts,
             stdin,
             timeout: Some(Duration::from_millis(context.job.timeout_ms)),
             grace: GRACE,

@@ -3,6 +3,8 @@
 use common::job::exec::ExecInput;
 use common::job::{Failure, FailureCode};
 
+use hothouse_protocol::{PAYLOAD_MAX, TextFile};
+
 use crate::environment::Environment;
 use crate::sandbox::WORKSPACE;
 
@@ -11,9 +13,14 @@ use crate::sandbox::WORKSPACE;
 pub(super) struct Plan {
     pub(super) argv: Vec<String>,
     pub(super) env: Vec<(String, String)>,
-    /// A tar stream of the files; empty when there are none.
+    /// Files that go with the request.
+    pub(super) texts: Vec<TextFile>,
+    /// A tar stream of the files that go before it; empty when there are none.
     pub(super) archive: Vec<u8>,
 }
+
+/// What a request may hold beside its files: limits, lengths, names of fields.
+const REQUEST_REST: usize = 4 * 1024;
 
 /// Works out what to run.
 pub(super) fn plan(input: &ExecInput, environment: &Environment) -> Result<Plan, Failure> {
@@ -57,12 +64,46 @@ pub(super) fn plan(input: &ExecInput, environment: &Environment) -> Result<Plan,
     };
     let mut env = environment.env.clone();
     env.extend(input.env.clone());
-    let archive = archive(&files).map_err(|error| refuse(format!("the files cannot be packed: {error}")))?;
+    let env: Vec<(String, String)> = env.into_iter().collect();
+    let room = PAYLOAD_MAX.saturating_sub(REQUEST_REST + json_len(&argv) + json_len(&env));
+    let (texts, archive) = match texts(files, room) {
+        Ok(texts) => (texts, Vec::new()),
+        Err(files) => {
+            let archive = archive(&files).map_err(|error| refuse(format!("the files cannot be packed: {error}")))?;
+            (Vec::new(), archive)
+        }
+    };
     Ok(Plan {
         argv,
-        env: env.into_iter().collect(),
+        env,
+        texts,
         archive,
     })
+}
+
+/// The files as texts when they are all text and small enough, which saves a round trip and two processes.
+fn texts(files: Vec<(String, Vec<u8>)>, room: usize) -> Result<Vec<TextFile>, Vec<(String, Vec<u8>)>> {
+    let bytes: usize = files.iter().map(|(_, content)| content.len()).sum();
+    if bytes > room || files.iter().any(|(_, content)| std::str::from_utf8(content).is_err()) {
+        return Err(files);
+    }
+    let text = |(path, content)| TextFile {
+        path,
+        text: String::from_utf8(content).unwrap_or_default(),
+    };
+    let texts: Vec<TextFile> = files.into_iter().map(text).collect();
+    if json_len(&texts) <= room {
+        return Ok(texts);
+    }
+    Err(texts
+        .into_iter()
+        .map(|file| (file.path, file.text.into_bytes()))
+        .collect())
+}
+
+/// The length as JSON, in which a byte can take six.
+fn json_len(value: &impl serde::Serialize) -> usize {
+    serde_json::to_vec(value).map_or(usize::MAX / 4, |text| text.len())
 }
 
 fn archive(files: &[(String, Vec<u8>)]) -> std::io::Result<Vec<u8>> {
@@ -99,9 +140,40 @@ mod tests {
         };
         let plan = plan(&input, &environment()).unwrap();
         assert_eq!(plan.argv, ["python3", "/workspace/main.py", "a b"]);
-        let mut archive = tar::Archive::new(plan.archive.as_slice());
-        let entry = archive.entries().unwrap().next().unwrap().unwrap();
-        assert_eq!((entry.path().unwrap().to_str(), entry.size()), (Some("main.py"), 9));
+        assert!(plan.archive.is_empty());
+        assert_eq!(plan.texts[0].path, "main.py");
+        assert_eq!(plan.texts[0].text, "print(1)\0");
+    }
+
+    #[test]
+    fn what_a_request_has_no_room_for_goes_before_it() {
+        let long = "x".repeat(PAYLOAD_MAX);
+        // Six bytes of JSON each.
+        let grows = "\u{1}".repeat(PAYLOAD_MAX / 4);
+        for code in [long, grows] {
+            let input = ExecInput {
+                language: Some(Language::Python),
+                code: Some(code.clone()),
+                ..ExecInput::default()
+            };
+            let plan = plan(&input, &environment()).unwrap();
+            assert_eq!(plan.texts, []);
+            let mut archive = tar::Archive::new(plan.archive.as_slice());
+            let entry = archive.entries().unwrap().next().unwrap().unwrap();
+            let size = code.len() as u64;
+            assert_eq!((entry.path().unwrap().to_str(), entry.size()), (Some("main.py"), size));
+        }
+        let input = ExecInput {
+            command: Some(vec!["true".to_owned()]),
+            files: vec![InputFile {
+                path: "a".to_owned(),
+                content: None,
+                content_base64: Some("/w==".to_owned()),
+            }],
+            ..ExecInput::default()
+        };
+        let plan = plan(&input, &environment()).unwrap();
+        assert!(plan.texts.is_empty() && !plan.archive.is_empty());
     }
 
     #[test]
@@ -119,7 +191,7 @@ mod tests {
         let plan = plan(&input, &environment()).unwrap();
         assert_eq!(plan.argv, ["env"]);
         assert!(plan.env.contains(&("HOME".to_owned(), "/tmp".to_owned())));
-        assert!(!plan.archive.is_empty());
+        assert_eq!(plan.texts[0].path, "a/b");
     }
 
     #[test]
