@@ -3,7 +3,7 @@
 //! Any number of schedulers may run; one leads. See [`leader`] for how it is elected and [`duties`] for what it does.
 
 mod config;
-mod duties;
+pub mod duties;
 mod leader;
 mod record;
 

@@ -17,7 +17,7 @@ use futures_util::FutureExt;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::task::TaskTracker;
 
-use crate::consumer::held::{Held, HeldAttempt, Holding, Stop};
+use crate::consumer::held::{Held, HeldAttempt, Holding, Stop, allowed};
 use crate::events::{EventLog, LogTarget, Unwritten};
 use crate::executor::{Context, Ended, Machine};
 use crate::settle::{Settled, Settler};
@@ -98,10 +98,17 @@ impl Attempts {
         &self.inner.clock
     }
 
-    /// Runs a claimed attempt. The slot is free when its process has ended, `result` when its end is committed.
-    pub fn spawn(&self, claimed: Claimed, held: HeldAttempt, slot: OwnedSemaphorePermit, result: OwnedSemaphorePermit) {
+    /// Runs an attempt that was claimed at `asked` or later. The slot is free when its process has ended, `result` when its
+    /// end is committed.
+    pub fn spawn(
+        &self,
+        claimed: Claimed,
+        held: HeldAttempt,
+        asked: Instant,
+        (slot, result): (OwnedSemaphorePermit, OwnedSemaphorePermit),
+    ) {
         let inner = Arc::clone(&self.inner);
-        let holding = self.inner.held.add(held, self.inner.run_on);
+        let holding = self.inner.held.add(held, asked + self.inner.run_on);
         self.inner.tracker.spawn(async move {
             inner.run(claimed, holding, slot).await;
             drop(result);
@@ -137,6 +144,7 @@ impl Inner {
             clock: self.clock.clone(),
             machine: self.machine.clone(),
         };
+        allowed(&mut holding.orders.clone()).await;
         let ended = std::panic::AssertUnwindSafe(crate::executor::execute(context))
             .catch_unwind()
             .await;

@@ -146,25 +146,22 @@ impl Writer {
         Commit::Done(changed)
     }
 
-    /// Of the committed settlements that should go on, those that a request to cancel ended.
-    async fn cancelled_instead(&self, settlements: &[Settlement], settled: &[Settled]) -> Vec<JobId> {
+    /// Of the committed settlements that should go on, those that a request to cancel ended. `None` when Postgres does not
+    /// say so.
+    async fn cancelled_instead(&self, settlements: &[Settlement], settled: &[Settled]) -> Option<Vec<JobId>> {
         let pairs = settlements.iter().zip(settled);
         let going_on: Vec<JobId> = pairs
             .filter(|(settlement, settled)| **settled == Settled::Committed && goes_on(settlement))
             .map(|(settlement, _)| settlement.job_id)
             .collect();
         if going_on.is_empty() {
-            return going_on;
+            return Some(going_on);
         }
-        match self.store.jobs(&going_on).await {
-            Ok(jobs) => jobs
-                .iter()
-                .filter(|job| job.state.is_terminal())
-                .map(|job| job.id)
-                .collect(),
+        match self.store.still_open(&going_on).await {
+            Ok(open) => Some(going_on.into_iter().filter(|id| !open.contains(id)).collect()),
             Err(error) => {
-                tracing::warn!(%error, "cannot tell whether a job goes on: its places stay until it does");
-                Vec::new()
+                tracing::warn!(%error, "cannot tell which jobs go on: their leases pass, and reclaim can");
+                None
             }
         }
     }
@@ -173,7 +170,9 @@ impl Writer {
         let ended = self.cancelled_instead(settlements, settled).await;
         let mut by_shard: BTreeMap<Shard, Vec<Acked>> = BTreeMap::new();
         for ((tenant_id, settlement), settled) in tenants.iter().zip(settlements).zip(settled) {
-            if *settled == Settled::Committed {
+            let goes_on = goes_on(settlement);
+            if *settled == Settled::Committed && (ended.is_some() || !goes_on) {
+                let is_ended = ended.as_ref().is_some_and(|ended| ended.contains(&settlement.job_id));
                 by_shard
                     .entry(self.queue.shard_of(*tenant_id))
                     .or_default()
@@ -181,7 +180,7 @@ impl Writer {
                         job_id: settlement.job_id,
                         attempt: settlement.attempt,
                         seq: settlement.seq,
-                        keeps_places: goes_on(settlement) && !ended.contains(&settlement.job_id),
+                        keeps_places: goes_on && !is_ended,
                     });
             }
         }

@@ -154,7 +154,7 @@ impl Queue {
             // A thousand jobs keep a script below some ten milliseconds, for others wait meanwhile.
             for chunk in indexes.chunks(1_000) {
                 let mut invocation = self.inner.scripts.dispatch.key(self.root(shard));
-                invocation.arg(self.inner.dispatched_max);
+                invocation.arg(self.inner.dispatched_max).arg(self.clock_offset_ms());
                 for index in chunk {
                     jobs[*index].push_args(&mut invocation);
                 }

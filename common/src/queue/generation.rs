@@ -1,9 +1,10 @@
 //! The generation: how everybody knows that Redis is new.
 //!
 //! A wiped Redis has no `gen` key, and nothing is claimed from it. The leader begins a generation, gives the workers one
-//! lease time to register what they run, dispatches what is queued in Postgres, and opens it.
+//! lease time to register what they run, dispatches what is queued in Postgres, and opens it. All times are by the clock
+//! that leases pass by, so leaders whose clocks differ agree on them.
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 
 use super::{Error, Queue, Shard};
 
@@ -12,10 +13,19 @@ use super::{Error, Queue, Shard};
 pub enum Generation {
     /// There is none: Redis is new.
     Missing,
-    /// Begun at this time and closed for claims.
-    Closed(DateTime<Utc>),
+    /// Closed for claims.
+    Closed(Begun),
     /// Open for claims.
-    Open(DateTime<Utc>),
+    Open(Begun),
+}
+
+/// When a generation began, by Redis's clock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Begun {
+    /// When.
+    pub at: DateTime<Utc>,
+    /// How long ago that is.
+    pub age: TimeDelta,
 }
 
 impl Queue {
@@ -24,51 +34,41 @@ impl Queue {
     /// # Errors
     /// When Redis is away.
     pub async fn generation(&self, shard: Shard) -> Result<Generation, Error> {
-        let (begun, open): (Option<i64>, Option<i64>) = redis::cmd("HMGET")
-            .arg(self.key(shard, "gen"))
-            .arg("begun_ms")
-            .arg("open")
-            .query_async(&mut self.connection().await?)
-            .await?;
-        let Some(begun) = begun.and_then(DateTime::from_timestamp_millis) else {
-            return Ok(Generation::Missing);
+        self.read_generation(shard, false).await
+    }
+
+    /// Begins a generation, closed for claims, unless there is one. Answers what there is then.
+    ///
+    /// # Errors
+    /// When Redis is away.
+    pub async fn begin_generation(&self, shard: Shard) -> Result<Generation, Error> {
+        self.read_generation(shard, true).await
+    }
+
+    async fn read_generation(&self, shard: Shard, begin: bool) -> Result<Generation, Error> {
+        let mut invocation = self.inner.scripts.generation.key(self.root(shard));
+        invocation.arg(self.clock_offset_ms()).arg(u8::from(begin));
+        let (begun_ms, open, now_ms): (i64, i64, i64) = invocation.invoke_async(&mut self.connection().await?).await?;
+        let begun = Begun {
+            at: DateTime::from_timestamp_millis(begun_ms).unwrap_or_default(),
+            age: TimeDelta::milliseconds(now_ms.saturating_sub(begun_ms)),
         };
-        Ok(if open == Some(1) {
-            Generation::Open(begun)
-        } else {
-            Generation::Closed(begun)
+        Ok(match (begun_ms, open) {
+            (0, _) => Generation::Missing,
+            (_, 1) => Generation::Open(begun),
+            _ => Generation::Closed(begun),
         })
     }
 
-    /// Begins a generation, closed for claims, unless there is one.
+    /// Opens the generation that began then and wakes the workers. Answers false when Redis was wiped since.
     ///
     /// # Errors
     /// When Redis is away.
-    pub async fn begin_generation(&self, shard: Shard, now: DateTime<Utc>) -> Result<(), Error> {
-        let _new: i64 = redis::cmd("HSETNX")
-            .arg(self.key(shard, "gen"))
-            .arg("begun_ms")
-            .arg(now.timestamp_millis())
-            .query_async(&mut self.connection().await?)
-            .await?;
-        Ok(())
-    }
-
-    /// Opens a generation for claims and wakes the workers.
-    ///
-    /// # Errors
-    /// When Redis is away.
-    pub async fn open_generation(&self, shard: Shard) -> Result<(), Error> {
-        let mut pipe = redis::pipe();
-        pipe.atomic()
-            .cmd("HSET")
-            .arg(self.key(shard, "gen"))
-            .arg("open")
-            .arg(1)
-            .ignore();
-        self.push_wake(&mut pipe, shard);
-        let () = pipe.query_async(&mut self.connection().await?).await?;
-        Ok(())
+    pub async fn open_generation(&self, shard: Shard, begun: Begun) -> Result<bool, Error> {
+        let mut invocation = self.inner.scripts.open.key(self.root(shard));
+        invocation.arg(begun.at.timestamp_millis());
+        let opened: i64 = invocation.invoke_async(&mut self.connection().await?).await?;
+        Ok(opened == 1)
     }
 
     pub(super) fn push_wake(&self, pipe: &mut redis::Pipeline, shard: Shard) {

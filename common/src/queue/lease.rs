@@ -48,6 +48,8 @@ pub struct Expired {
     pub attempt: u32,
     /// The holder.
     pub worker_id: WorkerId,
+    /// Whether Redis knows the lease from Postgres alone: the holder has not registered since it was wiped.
+    pub is_adopted: bool,
 }
 
 /// How long the tail of a finished job's log stays in Redis: long enough for a follower that is just reading it.
@@ -112,7 +114,7 @@ impl Queue {
         Ok(())
     }
 
-    /// Leases of one shard that have passed, the longest ago first.
+    /// Leases of one shard that have passed, the longest ago first. A job that was held back behind one of them is released.
     ///
     /// # Errors
     /// When Redis is away.
@@ -120,13 +122,14 @@ impl Queue {
         let mut invocation = self.inner.scripts.expired.key(self.root(shard));
         invocation.arg(self.clock_offset_ms()).arg(limit);
         let flat: Vec<String> = invocation.invoke_async(&mut self.connection().await?).await?;
-        flat.chunks_exact(3)
+        flat.chunks_exact(4)
             .map(|fields| {
                 let bad = |what: &str| Error::Reply(format!("a lease with {what}"));
                 Ok(Expired {
                     job_id: fields[0].parse().map_err(|_garbage| bad("a bad id"))?,
                     attempt: fields[1].parse().map_err(|_garbage| bad("a bad attempt"))?,
                     worker_id: fields[2].parse().map_err(|_garbage| bad("a bad worker"))?,
+                    is_adopted: fields[3] == "1",
                 })
             })
             .collect()

@@ -24,6 +24,7 @@
 //! - A job is in one place only, and the index names it.
 //! - While `gen` is missing or closed nothing is claimed: Redis was wiped, and running jobs register first.
 
+mod adopt;
 mod claim;
 mod dispatch;
 mod error;
@@ -44,7 +45,7 @@ use deadpool_redis::{Connection, Pool, Runtime};
 pub use claim::{Handout, Want};
 pub use dispatch::{Dispatch, Dispatched, Hold, LEVEL_HEAD_START};
 pub use error::Error;
-pub use generation::Generation;
+pub use generation::{Begun, Generation};
 pub use lease::{Acked, Beat, Expired};
 pub use log::Appended;
 pub(crate) use log::READ_MAX;

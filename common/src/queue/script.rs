@@ -19,6 +19,10 @@ pub(super) struct Scripts {
     pub(super) drop: Script,
     pub(super) expired: Script,
     pub(super) append: Script,
+    pub(super) adopt: Script,
+    pub(super) generation: Script,
+    pub(super) open: Script,
+    pub(super) stray: Script,
 }
 
 impl Scripts {
@@ -33,6 +37,10 @@ impl Scripts {
             drop: script!("record", "place", "drop"),
             expired: script!("record", "expired"),
             append: script!("record", "append"),
+            adopt: script!("record", "place", "adopt"),
+            generation: script!("record", "generation"),
+            open: script!("record", "open"),
+            stray: script!("record", "stray"),
         }
     }
 }

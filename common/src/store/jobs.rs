@@ -52,4 +52,16 @@ impl Store {
         })
         .await
     }
+
+    /// Of these jobs, those that have not ended.
+    ///
+    /// # Errors
+    /// When Postgres is away.
+    pub async fn still_open(&self, ids: &[JobId]) -> Result<Vec<JobId>, Error> {
+        self.within(async {
+            let sql = "select id from jobs where id = any($1) and state not in ('succeeded', 'failed', 'cancelled')";
+            Ok(sqlx::query_scalar(sql).bind(ids).fetch_all(self.pool()).await?)
+        })
+        .await
+    }
 }

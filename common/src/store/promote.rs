@@ -91,21 +91,6 @@ impl Store {
         .await
     }
 
-    /// Whether any job is running.
-    ///
-    /// # Errors
-    /// When Postgres is away.
-    pub async fn is_anything_running(&self) -> Result<bool, Error> {
-        self.within(async {
-            Ok(
-                sqlx::query_scalar("select exists (select from jobs where state = 'running')")
-                    .fetch_one(self.pool())
-                    .await?,
-            )
-        })
-        .await
-    }
-
     /// The tenants, queues and classes that have queued jobs.
     ///
     /// # Errors

@@ -53,19 +53,18 @@ impl Store {
     ) -> Result<Option<Job>, Error> {
         self.within(async {
             let mut tx = self.pool().begin().await?;
-            let sql = format!(
-                "select {COLUMNS} from jobs where id = $1 and state = 'running' and attempt = $2
-                   and not exists (select from workers where workers.id = jobs.worker_id and alive_until > $3)
-                 for update"
-            );
+            let sql =
+                format!("select {COLUMNS} from jobs where id = $1 and state = 'running' and attempt = $2 for update");
             let found = sqlx::query(AssertSqlSafe(sql))
                 .bind(job_id)
                 .bind(int(attempt))
-                .bind(now)
                 .fetch_optional(&mut *tx)
                 .await?;
             let Some(found) = found else { return Ok(None) };
             let job = row::job(&found)?;
+            if is_alive(&mut tx, &job, now).await? {
+                return Ok(None);
+            }
             let counts = Counts {
                 failures: job.failures,
                 losses: job.losses,
@@ -86,6 +85,18 @@ impl Store {
         })
         .await
     }
+}
+
+/// Whether the worker of a job says in Postgres that it lives. Asked when the row is locked, and in a statement of its own,
+/// which sees what was committed until then: a worker that says so and then finds its row, as [`Store::held`] does, is
+/// sure to keep it.
+async fn is_alive(tx: &mut sqlx::PgConnection, job: &Job, now: DateTime<Utc>) -> Result<bool, Error> {
+    let sql = "select exists (select from workers where id = $1 and alive_until > $2)";
+    Ok(sqlx::query_scalar(sql)
+        .bind(job.worker_id)
+        .bind(now)
+        .fetch_one(tx)
+        .await?)
 }
 
 /// The events to write for a lost attempt, and the number of the change itself.

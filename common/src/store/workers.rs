@@ -165,7 +165,8 @@ impl Store {
             .collect()
     }
 
-    /// Of these attempts, those that are still the worker's: what it may register again after Redis was wiped.
+    /// Of these attempts, those that are still the worker's: what it may go on with when Redis cannot say so. Waits for a
+    /// takeover that is under way.
     ///
     /// # Errors
     /// When Postgres is away.
@@ -173,7 +174,8 @@ impl Store {
         self.within(async {
             Ok(sqlx::query_scalar(
                 "select jobs.id from jobs join unnest($2::uuid[], $3::integer[]) as h(id, attempt) on jobs.id = h.id
-                 where jobs.id = any($2) and jobs.state = 'running' and jobs.attempt = h.attempt and jobs.worker_id = $1",
+                 where jobs.id = any($2) and jobs.state = 'running' and jobs.attempt = h.attempt and jobs.worker_id = $1
+                 for share of jobs",
             )
             .bind(id)
             .bind(attempts.iter().map(|(job, _)| job.uuid()).collect::<Vec<_>>())

@@ -3,7 +3,7 @@
 use super::TestEnv;
 use crate::ids::JobId;
 use crate::job::{Job, JobState};
-use crate::queue::{Acked, Dispatch, Generation};
+use crate::queue::{Acked, Dispatch};
 
 impl TestEnv {
     /// Promotes everything that is due, and dispatches it.
@@ -26,16 +26,10 @@ impl TestEnv {
     /// Rebuilds a wiped Redis from the queued rows and opens it. Running attempts must have registered before.
     pub async fn rebuild(&self) {
         for shard in self.queue.shards() {
-            self.queue.begin_generation(shard, self.clock.now()).await.unwrap();
-            assert!(matches!(
-                self.queue.generation(shard).await.unwrap(),
-                Generation::Closed(_) | Generation::Open(_)
-            ));
+            self.queue.begin_generation(shard).await.unwrap();
         }
         self.redispatch().await;
-        for shard in self.queue.shards() {
-            self.queue.open_generation(shard).await.unwrap();
-        }
+        self.open().await;
     }
 
     /// Takes over what passed leases leave behind. Answers the jobs that were taken from their worker.
@@ -45,7 +39,9 @@ impl TestEnv {
             for lease in self.queue.expired(shard, 1_000).await.unwrap() {
                 let job = self.row(lease.job_id).await;
                 match job.state {
-                    JobState::Running { attempt, .. } if attempt == lease.attempt => {
+                    JobState::Running { attempt, worker_id, .. }
+                        if (attempt, worker_id) == (lease.attempt, lease.worker_id) =>
+                    {
                         taken.extend(self.take_over(&job, false).await);
                     }
                     JobState::Queued { .. } => {
@@ -54,8 +50,7 @@ impl TestEnv {
                         self.dispatch_jobs(std::slice::from_ref(&job)).await;
                     }
                     JobState::Running { .. } => {
-                        let claim = [(lease.job_id, lease.attempt)];
-                        self.queue.drop_claims(shard, lease.worker_id, &claim).await.unwrap();
+                        self.queue.adopt(shard, std::slice::from_ref(&job)).await.unwrap();
                     }
                     JobState::Scheduled { .. } | JobState::Retrying { .. } | JobState::Waiting => {
                         let acked = Acked {

@@ -23,7 +23,7 @@ use crate::job::event::Event;
 use crate::job::spec::{JobSpec, Kind, SlotClass, class_of};
 use crate::job::{Job, JobState, Links, NewJob};
 use crate::log::Log;
-use crate::queue::Queue;
+use crate::queue::{Generation, Queue};
 use crate::store::Store;
 use crate::store::insert::{Accepted, Submission};
 
@@ -130,8 +130,9 @@ impl TestEnv {
     /// Begins and opens a generation in every shard.
     pub async fn open(&self) {
         for shard in self.queue.shards() {
-            self.queue.begin_generation(shard, self.clock.now()).await.unwrap();
-            self.queue.open_generation(shard).await.unwrap();
+            if let Generation::Closed(begun) = self.queue.begin_generation(shard).await.unwrap() {
+                assert!(self.queue.open_generation(shard, begun).await.unwrap());
+            }
         }
     }
 

@@ -56,7 +56,7 @@ async fn the_same_attempt_number_of_another_worker_is_refused(pool: PgPool) {
     assert_eq!(error.class(), Class::LeaseLost);
     assert_eq!(
         other.append(&claimed, 1, &other.said(&claimed, 1)).await,
-        Appended::Lost
+        Appended::Unknown
     );
     assert_eq!(holder.beat(&claimed).await, Beat::Ok);
     assert!(holder.succeed(&claimed).await);
@@ -94,6 +94,10 @@ async fn a_batch_with_one_lost_attempt_settles_the_others(pool: PgPool) {
     let mut kept = vec![claimed[0].job.id, claimed[2].job.id];
     kept.sort_unstable();
     assert_eq!(changed, kept);
+    // Its lease lives on until it passes; those of the settled attempts, which nobody ended, lead to rows that have ended.
+    assert_eq!(ids(&live.claim(5).await), []);
+    env.advance(env.queue.lease_ttl());
+    assert!(env.reclaim().await.is_empty());
     assert_eq!(ids(&live.claim(5).await), [lost.id]);
     let events = env.events(env.tenant_id, lost.id, 100).await;
     assert!(events.iter().all(|event| event.body.name() != "stdout"), "{events:?}");
@@ -158,5 +162,57 @@ async fn an_index_that_is_behind_does_not_take_an_attempt_away(pool: PgPool) {
     }
     assert_eq!(holder.beat(&claimed).await, Beat::Ok);
     assert!(holder.succeed(&claimed).await);
+    assert_eq!(env.leftovers().await, Vec::<String>::new());
+}
+
+/// A lease that lives is in the way of the next attempt, whoever dispatches it: the sandbox may still run.
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn the_next_attempt_waits_until_the_lease_before_has_passed(pool: PgPool) {
+    let env = TestEnv::new(pool).await;
+    env.enqueue(&env.noop()).await;
+    let (stale, live) = (env.worker(), env.worker());
+    let old = stale.one().await;
+    // Taken over on a word that was true once: its worker has registered since.
+    let taken = env.store.reclaim(old.job.id, 1, &[], false, env.clock.now()).await;
+    let taken = taken.unwrap().expect("nobody says that it lives");
+    env.queue.dispatch(&[Dispatch::from_job(&taken)]).await.unwrap();
+    assert_eq!(stale.beat(&old).await, Beat::Lost);
+    assert!(!stale.register(&old).await);
+    assert_eq!(ids(&live.claim(1).await), []);
+    env.advance(env.queue.lease_ttl());
+    assert!(env.reclaim().await.is_empty());
+    let claimed = live.one().await;
+    assert_eq!((claimed.job.id, claimed.job.attempt), (old.job.id, 2));
+    assert!(live.succeed(&claimed).await);
+    assert_eq!(env.leftovers().await, Vec::<String>::new());
+}
+
+/// What Redis does not know is not taken over before its worker had a lease time to register.
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn an_adopted_lease_is_registered_by_the_living_and_passes_for_the_dead(pool: PgPool) {
+    let env = TestEnv::new(pool).await;
+    for _ in 0..2 {
+        env.enqueue(&env.noop()).await;
+    }
+    let (dead, live) = (env.worker(), env.worker());
+    let (lost, kept) = (dead.one().await, live.one().await);
+    env.wipe_redis().await;
+    env.open().await;
+    let shard = env.queue.shard_of(env.tenant_id);
+    let running = [lost.job.clone(), kept.job.clone()];
+    assert_eq!(env.queue.adopt(shard, &running).await.unwrap(), 2);
+    // It takes no word of the attempt and extends nothing until its worker has registered.
+    assert_eq!(live.beat(&kept).await, Beat::Unknown);
+    assert_eq!(live.append(&kept, 1, &live.said(&kept, 1)).await, Appended::Unknown);
+    assert!(live.register(&kept).await);
+    env.advance(env.queue.lease_ttl() / 2);
+    assert_eq!(live.beat(&kept).await, Beat::Ok);
+    assert_eq!(env.queue.adopt(shard, &running).await.unwrap(), 0);
+    env.advance(env.queue.lease_ttl() / 2);
+    let taken: Vec<_> = env.reclaim().await.into_iter().map(|job| job.id).collect();
+    assert_eq!(taken, [lost.job.id]);
+    assert!(live.succeed(&kept).await);
+    let again = live.one().await;
+    assert!(live.succeed(&again).await);
     assert_eq!(env.leftovers().await, Vec::<String>::new());
 }

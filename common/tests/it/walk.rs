@@ -118,12 +118,31 @@ async fn nothing_is_claimed_until_the_generation_is_open(pool: PgPool) {
         worker.take(&common::testing::light(1)).await,
         Err(common::queue::Error::Closed)
     );
-    env.queue.begin_generation(shard, env.clock.now()).await.unwrap();
+    let Generation::Closed(begun) = env.queue.begin_generation(shard).await.unwrap() else {
+        panic!("a new generation is closed")
+    };
     env.queue.dispatch(&[Dispatch::from_new(&job)]).await.unwrap();
     assert_matches!(
         worker.take(&common::testing::light(1)).await,
         Err(common::queue::Error::Closed)
     );
-    env.queue.open_generation(shard).await.unwrap();
+    assert!(env.queue.open_generation(shard, begun).await.unwrap());
     assert_eq!(ids(&worker.claim(1).await), [job.id]);
+}
+
+/// A rebuild that was under way when Redis was wiped again opens nothing.
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn a_generation_that_was_wiped_meanwhile_is_not_opened(pool: PgPool) {
+    let env = TestEnv::new(pool).await;
+    let shard = env.queue.shard_of(env.tenant_id);
+    env.wipe_redis().await;
+    let Generation::Closed(first) = env.queue.begin_generation(shard).await.unwrap() else {
+        panic!("a new generation is closed")
+    };
+    env.wipe_redis().await;
+    assert!(!env.queue.open_generation(shard, first).await.unwrap());
+    assert_eq!(env.queue.generation(shard).await.unwrap(), Generation::Missing);
+    env.advance(env.queue.lease_ttl());
+    assert_matches!(env.queue.begin_generation(shard).await.unwrap(), Generation::Closed(begun) if begun.age.is_zero());
+    assert!(!env.queue.open_generation(shard, first).await.unwrap());
 }

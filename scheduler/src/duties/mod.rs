@@ -9,6 +9,7 @@ mod promote;
 mod reclaim;
 mod redispatch;
 mod retention;
+mod sweep;
 
 use std::sync::Arc;
 
@@ -20,6 +21,11 @@ use common::store::leaders::Leadership;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+
+pub use promote::Promote;
+pub use reclaim::Reclaim;
+pub use redispatch::Redispatch;
+pub use sweep::Sweep;
 
 use crate::config::Config;
 use crate::record::Recorder;
@@ -43,9 +49,15 @@ pub(crate) struct Deps {
 fn start(running: &mut Running<'_>) {
     let deps = running.deps.clone();
     running.duty(fire::Fire::new(&deps, running.leadership));
-    running.duty(promote::Promote::new(&deps));
-    running.duty(redispatch::Redispatch::new(&deps));
-    running.duty(reclaim::Reclaim::new(&deps));
+    let (store, queue) = (&deps.store, &deps.queue);
+    running.duty(Promote::new(store.clone(), queue.clone()));
+    running.duty(Redispatch::new(
+        store.clone(),
+        queue.clone(),
+        deps.config.leases.dispatched_max,
+    ));
+    running.duty(Reclaim::new(store.clone(), queue.clone()));
+    running.duty(Sweep::new(store.clone(), queue.clone()));
     running.duty(partitions::Partitions::new(&deps));
     running.duty(retention::Retention::new(&deps));
 }

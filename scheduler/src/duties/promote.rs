@@ -7,22 +7,20 @@ use common::queue::{Dispatch, Queue};
 use common::service::{Duty, Report};
 use common::store::Store;
 
-use super::Deps;
-
 /// Most jobs of one tick.
 const BATCH: u32 = 1_000;
 
-pub(super) struct Promote {
+/// The duty.
+#[derive(Debug)]
+pub struct Promote {
     store: Store,
     queue: Queue,
 }
 
 impl Promote {
-    pub(super) fn new(deps: &Deps) -> Self {
-        Self {
-            store: deps.store.clone(),
-            queue: deps.queue.clone(),
-        }
+    /// The duty over these parts.
+    pub fn new(store: Store, queue: Queue) -> Self {
+        Self { store, queue }
     }
 }
 

@@ -1,8 +1,9 @@
 //! Reclaim: takes over jobs whose worker is gone.
 //!
 //! Redis says which leases have passed; Postgres decides, by compare-and-set on the attempt, and respects a worker that
-//! said there that it lives. A running row of which Redis knows nothing is taken over too, but only when Redis has been
-//! open for a lease time: until then its worker may still register again.
+//! said there that it lives. For a running row of which Redis knows nothing a lease is begun in its worker's name: who
+//! lives registers within its time, and when it passes the job is taken over as any other. Nothing is ever taken over on
+//! the word of an index that does not know it.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
@@ -11,23 +12,23 @@ use std::time::Duration;
 use chrono::{DateTime, TimeDelta, Utc};
 use common::ids::JobId;
 use common::job::{Job, JobState};
-use common::queue::{Acked, Dispatch, Expired, Generation, Queue, Shard};
+use common::queue::{Acked, Begun, Dispatch, Expired, Generation, Queue, Shard};
 use common::service::{Duty, Report};
 use common::store::Store;
 use uuid::Uuid;
 
-use super::Deps;
-
 /// Leases, or rows, of one tick.
 const BATCH: u32 = 200;
 
-pub(super) struct Reclaim {
+/// The duty.
+#[derive(Debug)]
+pub struct Reclaim {
     store: Store,
     queue: Queue,
     state: Mutex<State>,
 }
 
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy, Debug, Default)]
 struct State {
     /// Until then nothing is taken over: Redis was away, and workers could not beat.
     quiet_until: Option<DateTime<Utc>>,
@@ -36,10 +37,11 @@ struct State {
 }
 
 impl Reclaim {
-    pub(super) fn new(deps: &Deps) -> Self {
+    /// A duty that has not looked yet.
+    pub fn new(store: Store, queue: Queue) -> Self {
         Self {
-            store: deps.store.clone(),
-            queue: deps.queue.clone(),
+            store,
+            queue,
             state: Mutex::default(),
         }
     }
@@ -52,7 +54,7 @@ impl Reclaim {
         TimeDelta::from_std(self.queue.lease_ttl()).unwrap_or(TimeDelta::seconds(6))
     }
 
-    async fn reclaim_expired(&self, shard: Shard, now: DateTime<Utc>) -> anyhow::Result<u64> {
+    async fn reclaim_expired(&self, shard: Shard, begun: Begun, now: DateTime<Utc>) -> anyhow::Result<u64> {
         let expired = self.queue.expired(shard, BATCH).await?;
         let ids: Vec<JobId> = expired.iter().map(|lease| lease.job_id).collect();
         let jobs = if ids.is_empty() {
@@ -63,7 +65,10 @@ impl Reclaim {
         let mut changed = 0;
         for lease in expired {
             let job = jobs.iter().find(|job| job.id == lease.job_id);
-            changed += u64::from(self.resolve(shard, lease, job, now).await?);
+            // What its worker said last was in the Redis that was wiped.
+            let started = job.and_then(|job| job.started_at);
+            let gap = lease.is_adopted && started.is_some_and(|started| started < begun.at);
+            changed += u64::from(self.resolve(shard, lease, job, gap, now).await?);
         }
         Ok(changed)
     }
@@ -74,6 +79,7 @@ impl Reclaim {
         shard: Shard,
         lease: Expired,
         job: Option<&Job>,
+        gap: bool,
         now: DateTime<Utc>,
     ) -> anyhow::Result<bool> {
         let Some(job) = job else {
@@ -81,17 +87,19 @@ impl Reclaim {
             return Ok(true);
         };
         match job.state {
-            JobState::Running { attempt, .. } if attempt == lease.attempt => {
-                self.take_over(shard, job, false, now).await
+            JobState::Running { attempt, worker_id, .. }
+                if (attempt, worker_id) == (lease.attempt, lease.worker_id) =>
+            {
+                self.take_over(shard, job, gap, now).await
             }
-            // Claimed, but never confirmed in Postgres; or a lease of an attempt before the one that runs.
-            JobState::Queued { .. } | JobState::Running { .. } => {
+            // Somebody else runs it: the index is behind.
+            JobState::Running { .. } => Ok(self.queue.adopt(shard, std::slice::from_ref(job)).await? > 0),
+            // Claimed, but never confirmed in Postgres.
+            JobState::Queued { .. } => {
                 self.queue
                     .drop_claims(shard, lease.worker_id, &[(lease.job_id, lease.attempt)])
                     .await?;
-                if matches!(job.state, JobState::Queued { .. }) {
-                    self.queue.dispatch(&[Dispatch::from_job(job)]).await?;
-                }
+                self.queue.dispatch(&[Dispatch::from_job(job)]).await?;
                 Ok(true)
             }
             JobState::Scheduled { .. } | JobState::Retrying { .. } | JobState::Waiting => {
@@ -135,59 +143,36 @@ impl Reclaim {
         Ok(true)
     }
 
-    /// Running rows that Redis does not know; `None` while it is too early to tell.
-    async fn sweep(&self, now: DateTime<Utc>) -> anyhow::Result<Option<u64>> {
-        let Some(opened) = self.opened(now).await? else {
-            return Ok(None);
-        };
-        let (mut changed, mut after) = (0, JobId(Uuid::nil()));
+    /// Begins leases for running rows that Redis does not know.
+    async fn sweep(&self, now: DateTime<Utc>) -> anyhow::Result<u64> {
+        let (mut adopted, mut after) = (0, JobId(Uuid::nil()));
         loop {
             let jobs = self.store.running_after(after, now - self.ttl(), BATCH).await?;
             let ids: Vec<_> = jobs.iter().map(|job| (job.tenant_id, job.id)).collect();
-            let unknown = self.queue.unknown(&ids).await?;
-            // Wiped in between: then every job is unknown, those of the living too.
-            if !unknown.is_empty() && self.opened(now).await?.as_ref() != Some(&opened) {
-                return Ok(None);
-            }
-            for index in unknown {
-                let job = &jobs[index];
-                let shard = self.queue.shard_of(job.tenant_id);
-                let gap = opened
-                    .get(&shard)
-                    .zip(job.started_at)
-                    .is_some_and(|(begun, started)| started < *begun);
-                changed += u64::from(self.take_over(shard, job, gap, now).await?);
-            }
+            let unknown: Vec<&Job> = self
+                .queue
+                .unknown(&ids)
+                .await?
+                .into_iter()
+                .map(|index| &jobs[index])
+                .collect();
+            adopted += adopt(&self.queue, &unknown).await?;
             match jobs.last() {
                 Some(last) if jobs.len() == usize::try_from(BATCH).unwrap_or(usize::MAX) => after = last.id,
-                _ => return Ok(Some(changed)),
+                _ => return Ok(adopted),
             }
         }
-    }
-
-    /// When each shard's generation began; `None` until all of them are open and a lease time old. Who lives has
-    /// registered by then, and the sandboxes of who does not are dead.
-    async fn opened(&self, now: DateTime<Utc>) -> anyhow::Result<Option<BTreeMap<Shard, DateTime<Utc>>>> {
-        let mut opened = BTreeMap::new();
-        for shard in self.queue.shards() {
-            match self.queue.generation(shard).await? {
-                Generation::Open(begun) if now - begun >= self.ttl() => opened.insert(shard, begun),
-                _ => return Ok(None),
-            };
-        }
-        Ok(Some(opened))
     }
 
     async fn reclaim(&self, now: DateTime<Utc>) -> anyhow::Result<Report> {
         let mut changed = 0;
         for shard in self.queue.shards() {
-            if matches!(self.queue.generation(shard).await?, Generation::Open(_)) {
-                changed += self.reclaim_expired(shard, now).await?;
+            if let Generation::Open(begun) = self.queue.generation(shard).await? {
+                changed += self.reclaim_expired(shard, begun, now).await?;
             }
         }
-        let is_due = self.state().swept_at.is_none_or(|at| now - at >= self.ttl());
-        if is_due && let Some(swept) = self.sweep(now).await? {
-            changed += swept;
+        if self.state().swept_at.is_none_or(|at| now - at >= self.ttl()) {
+            self.sweep(now).await?;
             self.state().swept_at = Some(now);
         }
         Ok(Report {
@@ -217,4 +202,21 @@ impl Duty for Reclaim {
         }
         self.reclaim(now).await
     }
+}
+
+/// Begins leases in the names of these running jobs' workers where Redis does not know them.
+pub(super) async fn adopt(queue: &Queue, running: &[&Job]) -> anyhow::Result<u64> {
+    let mut by_shard: BTreeMap<Shard, Vec<Job>> = BTreeMap::new();
+    for job in running {
+        let shard = queue.shard_of(job.tenant_id);
+        by_shard.entry(shard).or_default().push((*job).clone());
+    }
+    let mut adopted = 0;
+    for (shard, jobs) in by_shard {
+        adopted += queue.adopt(shard, &jobs).await?;
+    }
+    if adopted > 0 {
+        tracing::info!(adopted, "leases begun for running jobs that Redis did not know");
+    }
+    Ok(adopted)
 }

@@ -2,7 +2,7 @@
 //!
 //! | what | how often |
 //! |---|---|
-//! | a shard without a generation: begin one, wait one lease time for running jobs to register, dispatch, open | every tick |
+//! | a shard without a generation: begin one with leases for what runs, wait until those have passed or their workers have registered, dispatch, open | every tick |
 //! | backlogs that were full and have room: page in by priority and age | every tick |
 //! | rows of the last seconds that Redis does not know: their API died, or could not reach Redis | every tick |
 //! | all queued rows, page by page; paused queues | every ten ticks |
@@ -18,7 +18,7 @@ use common::service::{Duty, Report};
 use common::store::Store;
 use uuid::Uuid;
 
-use super::Deps;
+use super::reclaim::adopt;
 
 /// Rows of one page.
 const PAGE: u32 = 2_000;
@@ -32,29 +32,31 @@ const RECENT: TimeDelta = TimeDelta::seconds(10);
 /// Ticks between two pages of the slow cursor.
 const SLOW: u64 = 10;
 
-pub(super) struct Redispatch {
+/// The duty.
+#[derive(Debug)]
+pub struct Redispatch {
     store: Store,
     queue: Queue,
     dispatched_max: u32,
     cursor: Mutex<Cursor>,
 }
 
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 struct Cursor {
     tick: u64,
     after: JobId,
 }
 
 impl Redispatch {
-    pub(super) fn new(deps: &Deps) -> Self {
+    /// A duty that has not looked yet. `dispatched_max` is the length of a full backlog.
+    pub fn new(store: Store, queue: Queue, dispatched_max: u32) -> Self {
         let cursor = Mutex::new(Cursor {
             tick: 0,
             after: JobId(Uuid::nil()),
         });
-        let dispatched_max = deps.config.leases.dispatched_max;
         Self {
-            store: deps.store.clone(),
-            queue: deps.queue.clone(),
+            store,
+            queue,
             dispatched_max,
             cursor,
         }
@@ -65,23 +67,22 @@ impl Redispatch {
     }
 
     /// Begins, waits for, or opens the generation of a shard. Answers whether it is open.
-    async fn open(&self, shard: Shard, now: DateTime<Utc>) -> anyhow::Result<bool> {
-        match self.queue.generation(shard).await? {
+    async fn open(&self, shard: Shard) -> anyhow::Result<bool> {
+        let begun = match self.queue.generation(shard).await? {
             Generation::Open(_) => return Ok(true),
+            Generation::Closed(begun) => begun,
             Generation::Missing => {
                 tracing::warn!(?shard, "Redis is new: rebuilding it from Postgres");
-                self.queue.begin_generation(shard, now).await?;
-                if self.store.is_anything_running().await? {
-                    return Ok(false);
+                match self.queue.begin_generation(shard).await? {
+                    Generation::Closed(begun) => begun,
+                    _ => return Ok(false),
                 }
             }
-            Generation::Closed(begun) => {
-                // Clocks of two leaders may differ a little; a lease time is enough for workers that beat every third.
-                let waited = now - begun >= TimeDelta::from_std(self.queue.lease_ttl())?;
-                if !waited && self.store.is_anything_running().await? {
-                    return Ok(false);
-                }
-            }
+        };
+        // Their places are taken again before anybody else can have them, and their time begins now.
+        let is_anything_running = self.adopt_running(shard).await?;
+        if is_anything_running && begun.age < TimeDelta::from_std(self.queue.lease_ttl())? {
+            return Ok(false);
         }
         self.sync_settings().await?;
         let mut dispatched = 0;
@@ -94,9 +95,27 @@ impl Redispatch {
                 dispatched += self.dispatch(&jobs).await?;
             }
         }
-        self.queue.open_generation(shard).await?;
-        tracing::info!(?shard, dispatched, "Redis is rebuilt");
-        Ok(true)
+        let opened = self.queue.open_generation(shard, begun).await?;
+        tracing::info!(?shard, dispatched, opened, "Redis is rebuilt");
+        Ok(opened)
+    }
+
+    /// Begins leases for the running jobs of a shard. Answers whether any job of the shard runs.
+    async fn adopt_running(&self, shard: Shard) -> anyhow::Result<bool> {
+        let (mut found, mut after) = (false, JobId(Uuid::nil()));
+        loop {
+            let jobs = self.store.running_after(after, DateTime::<Utc>::MAX_UTC, PAGE).await?;
+            let mine: Vec<&Job> = jobs
+                .iter()
+                .filter(|job| self.queue.shard_of(job.tenant_id) == shard)
+                .collect();
+            found |= !mine.is_empty();
+            adopt(&self.queue, &mine).await?;
+            match jobs.last() {
+                Some(last) if jobs.len() == usize::try_from(PAGE).unwrap_or(usize::MAX) => after = last.id,
+                _ => return Ok(found),
+            }
+        }
     }
 
     async fn sync_settings(&self) -> anyhow::Result<()> {
@@ -169,10 +188,12 @@ impl Duty for Redispatch {
     }
 
     async fn tick(&self, now: DateTime<Utc>) -> anyhow::Result<Report> {
+        let mut are_open = true;
         for shard in self.queue.shards() {
-            if !self.open(shard, now).await? {
-                return Ok(Report::default());
-            }
+            are_open &= self.open(shard).await?;
+        }
+        if !are_open {
+            return Ok(Report::default());
         }
         let paged = self.page_in().await?;
         let recent = self.store.queued_after(floor(now - RECENT), PAGE).await?;

@@ -7,3 +7,4 @@ mod failover;
 mod fires;
 mod fixture;
 mod forgetting;
+mod sweep;

@@ -4,8 +4,11 @@
 //! |---|---|
 //! | OK | the sandbox may run on |
 //! | LOST | the attempt stops and writes nothing |
-//! | PASSED, UNKNOWN | Redis was away or wiped: Postgres confirms the attempt and it registers again, else it is lost |
-//! | nothing | the worker says in Postgres that it lives; sandboxes run on while Postgres has heard that |
+//! | PASSED, UNKNOWN | Redis was away or wiped: the worker says in Postgres that it lives, and registers again what is still its own there; the rest is lost |
+//! | nothing | the worker says in Postgres that it lives; what is still its own there runs on |
+//!
+//! Whatever a renewal allows is counted from the moment before it was asked for: the answer may come late, to a process
+//! that was stopped meanwhile, and the lease began when the question was heard.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -78,6 +81,7 @@ impl Heartbeat {
             .iter()
             .map(|attempt| (attempt.job_id, attempt.attempt))
             .collect();
+        let asked = Instant::now();
         // A Redis that stands still must not use up the time that the sandboxes have left.
         let beaten = timeout(
             self.leases.heartbeat / 2,
@@ -87,11 +91,11 @@ impl Heartbeat {
             Ok(Ok(beats)) => beats,
             Ok(Err(error)) => {
                 tracing::warn!(%error, "heartbeat failed: saying in Postgres that this worker lives");
-                return self.say_alive(attempts, alive).await;
+                return self.go_on_without_redis(attempts, alive).await;
             }
             Err(_) => {
                 tracing::warn!("Redis does not answer: saying in Postgres that this worker lives");
-                return self.say_alive(attempts, alive).await;
+                return self.go_on_without_redis(attempts, alive).await;
             }
         };
         let of = |wanted: &[Beat]| -> Vec<HeldAttempt> {
@@ -101,7 +105,7 @@ impl Heartbeat {
                 .map(|(attempt, _)| *attempt)
                 .collect()
         };
-        self.held.renew(&of(&[Beat::Ok]), self.leases.run_on);
+        self.held.renew(&of(&[Beat::Ok]), asked + self.leases.run_on);
         for attempt in of(&[Beat::Lost]) {
             self.lose(&attempt);
         }
@@ -115,32 +119,63 @@ impl Heartbeat {
             }
             return true;
         }
-        self.register(shard, &unsure).await
+        match self.say_alive(&unsure).await {
+            Some(own) => self.register(shard, &own).await,
+            None => false,
+        }
     }
 
     /// Redis is away: as long as Postgres hears of this worker, nobody takes its attempts.
-    async fn say_alive(&self, attempts: &[HeldAttempt], alive: bool) -> bool {
+    async fn go_on_without_redis(&self, attempts: &[HeldAttempt], alive: bool) -> bool {
+        let asked = Instant::now();
         if !alive {
             return false;
         }
+        let Some(own) = self.say_alive(attempts).await else {
+            return false;
+        };
+        self.held.renew(&own, asked + self.leases.run_on);
+        true
+    }
+
+    /// Says in Postgres that this worker lives, and then which of these attempts are still its own: those nobody takes over
+    /// within a lease time. The others are lost. `None` when Postgres does not answer.
+    async fn say_alive(&self, attempts: &[HeldAttempt]) -> Option<Vec<HeldAttempt>> {
         let until = self.clock.now() + TimeDelta::from_std(self.leases.ttl).unwrap_or_default();
-        match self.store.worker_alive_until(self.worker_id, until).await {
-            Ok(()) => {
-                self.held.renew(attempts, self.leases.run_on);
-                true
+        let fences: Vec<_> = attempts
+            .iter()
+            .map(|attempt| (attempt.job_id, attempt.attempt))
+            .collect();
+        let said = async {
+            self.store.worker_alive_until(self.worker_id, until).await?;
+            self.store.held(self.worker_id, &fences).await
+        };
+        match said.await {
+            Ok(own) => {
+                let (own, others): (Vec<HeldAttempt>, Vec<HeldAttempt>) = attempts
+                    .iter()
+                    .copied()
+                    .partition(|attempt| own.contains(&attempt.job_id));
+                for attempt in others {
+                    // Taken away, or settled between the list and the answer; either way nothing more may be written.
+                    tracing::debug!(job_id = %attempt.job_id, "not confirmed by Postgres");
+                    self.held.stop(attempt.job_id, Stop::Lost);
+                }
+                Some(own)
             }
             Err(error) => {
                 tracing::warn!(%error, "neither Redis nor Postgres hears that this worker lives");
-                false
+                None
             }
         }
     }
 
-    async fn register(&self, shard: Shard, unsure: &[HeldAttempt]) -> bool {
-        let fences: Vec<_> = unsure.iter().map(|attempt| (attempt.job_id, attempt.attempt)).collect();
+    /// Registers attempts that Postgres confirmed.
+    async fn register(&self, shard: Shard, own: &[HeldAttempt]) -> bool {
+        let asked = Instant::now();
+        let ids: Vec<_> = own.iter().map(|attempt| attempt.job_id).collect();
         let registered = async {
-            let confirmed = self.store.held(self.worker_id, &fences).await?;
-            let jobs = self.store.jobs(&confirmed).await?;
+            let jobs = self.store.jobs(&ids).await?;
             let running: Vec<Dispatch> = jobs.iter().map(Dispatch::from_running).collect();
             let accepted = self.queue.register(shard, self.worker_id, &running).await?;
             let accepted = jobs.iter().zip(accepted).filter(|(_, accepted)| *accepted);
@@ -149,21 +184,12 @@ impl Heartbeat {
             for job_id in self.store.cancels_requested(&ids).await? {
                 self.held.stop(job_id, Stop::Cancel);
             }
-            anyhow::Ok((confirmed, ids))
+            anyhow::Ok(ids)
         };
         match registered.await {
-            Ok((confirmed, accepted)) => {
-                for attempt in unsure.iter().filter(|attempt| !confirmed.contains(&attempt.job_id)) {
-                    // Taken away, or settled between the list and the answer; either way nothing more may be written.
-                    tracing::debug!(job_id = %attempt.job_id, "not confirmed by Postgres");
-                    self.held.stop(attempt.job_id, Stop::Lost);
-                }
-                let kept: Vec<_> = unsure
-                    .iter()
-                    .filter(|a| accepted.contains(&a.job_id))
-                    .copied()
-                    .collect();
-                self.held.renew(&kept, self.leases.run_on);
+            Ok(accepted) => {
+                let kept: Vec<_> = own.iter().filter(|a| accepted.contains(&a.job_id)).copied().collect();
+                self.held.renew(&kept, asked + self.leases.run_on);
                 if !kept.is_empty() {
                     tracing::info!(registered = kept.len(), "registered again");
                 }

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use common::ids::{JobId, TenantId};
 use tokio::sync::watch;
@@ -75,12 +75,9 @@ impl Held {
         self.attempts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds an attempt whose lease was just taken and runs its sandbox on for `run_on`.
-    pub fn add(&self, attempt: HeldAttempt, run_on: Duration) -> Holding {
-        let (sender, orders) = watch::channel(Orders {
-            run_until: Instant::now() + run_on,
-            stop: None,
-        });
+    /// Adds an attempt whose lease was taken; its sandbox may run until `run_until`.
+    pub fn add(&self, attempt: HeldAttempt, run_until: Instant) -> Holding {
+        let (sender, orders) = watch::channel(Orders { run_until, stop: None });
         self.lock().insert(attempt.job_id, (attempt, sender));
         Holding {
             held: self.clone(),
@@ -104,13 +101,12 @@ impl Held {
         self.lock().is_empty()
     }
 
-    /// Lets sandboxes run on: the lease was renewed.
-    pub fn renew(&self, attempts: &[HeldAttempt], run_on: Duration) {
-        let run_until = Instant::now() + run_on;
+    /// Lets sandboxes run until `run_until`: the lease was renewed.
+    pub fn renew(&self, attempts: &[HeldAttempt], run_until: Instant) {
         let held = self.lock();
         for attempt in attempts {
             if let Some((_, sender)) = held.get(&attempt.job_id).filter(|(held, _)| held == attempt) {
-                sender.send_modify(|orders| orders.run_until = run_until);
+                sender.send_modify(|orders| orders.run_until = orders.run_until.max(run_until));
             }
         }
     }
@@ -144,6 +140,17 @@ impl Held {
     }
 }
 
+/// Waits until a sandbox may run, or the attempt should stop: where Postgres took long to confirm a claim, its lease may
+/// have passed meanwhile, and a heartbeat renews it first.
+pub async fn allowed(orders: &mut watch::Receiver<Orders>) {
+    loop {
+        let now = *orders.borrow_and_update();
+        if now.stop.is_some() || now.run_until > Instant::now() || orders.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
 /// Waits for an order to stop; pending for ever when none comes.
 pub async fn stopped(orders: &mut watch::Receiver<Orders>) -> Stop {
     loop {
@@ -169,7 +176,7 @@ mod tests {
             attempt: 1,
             tenant_id: TenantId::new(),
         };
-        let mut holding = held.add(attempt, Duration::from_secs(5));
+        let mut holding = held.add(attempt, Instant::now());
         held.stop(attempt.job_id, Stop::Cancel);
         held.stop(attempt.job_id, Stop::Drain);
         assert_eq!(stopped(&mut holding.orders).await, Stop::Cancel);
@@ -177,6 +184,27 @@ mod tests {
         assert_eq!(stopped(&mut holding.orders).await, Stop::Lost);
         drop(holding);
         assert!(held.is_empty());
+    }
+
+    #[tokio::test]
+    async fn what_has_no_time_left_waits_for_a_renewal() {
+        let held = Held::default();
+        let attempt = HeldAttempt {
+            job_id: JobId::new(),
+            attempt: 1,
+            tenant_id: TenantId::new(),
+        };
+        let holding = held.add(attempt, Instant::now());
+        let mut orders = holding.orders.clone();
+        let waiting = allowed(&mut orders);
+        tokio::pin!(waiting);
+        assert!(futures_util::poll!(&mut waiting).is_pending());
+        let later = Instant::now() + std::time::Duration::from_mins(1);
+        held.renew(&[attempt], later);
+        waiting.await;
+        // An answer that comes late takes nothing away.
+        held.renew(&[attempt], Instant::now());
+        assert_eq!(holding.orders.borrow().run_until, later);
     }
 
     #[test]
@@ -187,8 +215,8 @@ mod tests {
             attempt: 1,
             tenant_id: TenantId::new(),
         };
-        let old = held.add(first, Duration::ZERO);
-        let _new = held.add(HeldAttempt { attempt: 2, ..first }, Duration::ZERO);
+        let old = held.add(first, Instant::now());
+        let _new = held.add(HeldAttempt { attempt: 2, ..first }, Instant::now());
         drop(old);
         assert_eq!(held.len(), 1);
     }

@@ -8,7 +8,7 @@ pub mod heartbeat;
 pub mod held;
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::ids::WorkerId;
 use common::job::spec::SlotClass;
@@ -114,6 +114,8 @@ impl Consumer {
             labels: self.labels.clone(),
             queues: self.queues.clone(),
         };
+        // The leases begin when Redis hears this, however long the answers take.
+        let asked = Instant::now();
         let claims = match self.queue.claim(shard, self.worker_id, &want, rotation).await {
             Ok(handout) => handout.claims,
             Err(Error::Closed) => Vec::new(),
@@ -141,8 +143,8 @@ impl Consumer {
         metrics::counter!("hothouse_claims_total").increment(claimed.len() as u64);
         let taken = claimed.len();
         for claimed in claimed {
-            let Some((slot, result)) = room.pop() else { break };
-            self.start(claimed, slot, result);
+            let Some(room) = room.pop() else { break };
+            self.start(claimed, asked, room);
         }
         if let Err(error) = self.queue.drop_claims(shard, self.worker_id, &refused).await {
             tracing::debug!(%error, "unconfirmed claims pass by themselves");
@@ -150,12 +152,12 @@ impl Consumer {
         Ok(taken.max(refused.len()))
     }
 
-    fn start(&self, claimed: Claimed, slot: OwnedSemaphorePermit, result: OwnedSemaphorePermit) {
+    fn start(&self, claimed: Claimed, asked: Instant, room: (OwnedSemaphorePermit, OwnedSemaphorePermit)) {
         let held = HeldAttempt {
             job_id: claimed.job.id,
             attempt: claimed.job.attempt,
             tenant_id: claimed.job.tenant_id,
         };
-        self.attempts.spawn(claimed, held, slot, result);
+        self.attempts.spawn(claimed, held, asked, room);
     }
 }

@@ -6,7 +6,7 @@
 local ended, woken = 0, false
 for i = 2, #ARGV, 4 do
   local job, r = ARGV[i], get(ARGV[i])
-  if r and r.where == 'l' and r.attempt == tonumber(ARGV[i + 1]) then
+  if r and leased(r) and r.attempt == tonumber(ARGV[i + 1]) then
     redis.call('ZREM', LEASES, job)
     if ARGV[i + 3] == '1' and redis.call('SISMEMBER', R .. 'cancel:' .. r.extra, job) == 0 then
       r.where, r.extra = 'd', ''

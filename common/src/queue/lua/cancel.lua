@@ -4,7 +4,7 @@
 local job, r = ARGV[1], get(ARGV[1])
 redis.call('PUBLISH', R .. 'hints', job .. ':' .. ARGV[2])
 if not r then return 0 end
-if r.where == 'l' and ARGV[3] ~= '1' then
+if leased(r) and ARGV[3] ~= '1' then
   local set = R .. 'cancel:' .. r.extra
   redis.call('SADD', set, job)
   redis.call('EXPIRE', set, 3600)

@@ -1,9 +1,11 @@
 -- Dispatch: makes jobs known, so that they can be released.
--- KEYS[1] root. ARGV: most jobs per backlog, then for each job: id, attempt, tenant, lane, level, holds, score.
+-- KEYS[1] root. ARGV: most jobs per backlog, clock offset ms, then for each job: id, attempt, tenant, lane, level, holds,
+-- score.
 -- Returns for each job: 1 added, 0 known already, 2 spilled (the backlog is full: it stays in Postgres).
--- Invariant: a job is in one place only, and never with an attempt below the one that is known.
-local cap, out, added = tonumber(ARGV[1]), {}, false
-for i = 2, #ARGV, 7 do
+-- Invariant: a job is in one place only, never with an attempt below the one that is known, and is not released while
+-- the lease of an attempt before has not passed: its sandbox may still run.
+local cap, now, out, added = tonumber(ARGV[1]), clock(ARGV[2]), {}, false
+for i = 3, #ARGV, 7 do
   local job = ARGV[i]
   local r = { attempt = tonumber(ARGV[i + 1]), tenant = ARGV[i + 2], lane = ARGV[i + 3], level = ARGV[i + 4], holds = ARGV[i + 5], score = ARGV[i + 6] }
   local known = get(job)
@@ -12,6 +14,10 @@ for i = 2, #ARGV, 7 do
   elseif not known and redis.call('ZCARD', R .. 'b:' .. r.lane .. ':' .. r.tenant) >= cap then
     redis.call('SADD', R .. 'spilled', r.lane .. ' ' .. r.tenant)
     out[#out + 1] = 2
+  elseif known and tonumber(redis.call('ZSCORE', LEASES, job) or 0) > now then
+    r.where, r.extra = 'f', ''
+    put(job, r)
+    out[#out + 1] = 1
   else
     if known then take_out(job, known) end
     enqueue(job, r)

@@ -5,7 +5,7 @@
 local dropped, woken = 0, false
 for i = 2, #ARGV, 2 do
   local job, r = ARGV[i], get(ARGV[i])
-  if r and r.attempt == tonumber(ARGV[i + 1]) and r.where == 'l' and r.extra == ARGV[1] then
+  if r and r.attempt == tonumber(ARGV[i + 1]) and leased(r) and r.extra == ARGV[1] then
     take_out(job, r)
     redis.call('HDEL', IDX, job)
     woken = give_back(job, r) or woken

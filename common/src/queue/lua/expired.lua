@@ -1,15 +1,22 @@
--- Expired: leases that have passed, the longest first. Changes nothing: Postgres decides what becomes of them.
+-- Expired: leases that have passed, the longest first. Postgres decides what becomes of their jobs; a job that was held
+-- back behind one of them goes to its backlog.
 -- KEYS[1] root. ARGV: clock offset ms, most to return.
--- Returns a flat list of job, attempt, worker.
-local out = {}
+-- Returns a flat list of job, attempt, worker, 1 if the worker has not registered since Redis was wiped.
+local out, freed = {}, false
 for _, job in ipairs(redis.call('ZRANGEBYSCORE', LEASES, '-inf', clock(ARGV[1]), 'LIMIT', 0, ARGV[2])) do
   local r = get(job)
-  if r and r.where == 'l' then
+  if r and leased(r) then
     out[#out + 1] = job
     out[#out + 1] = r.attempt
     out[#out + 1] = r.extra
+    out[#out + 1] = r.where == 'o' and 1 or 0
   else
     redis.call('ZREM', LEASES, job)
+    if r and r.where == 'f' then
+      enqueue(job, r)
+      freed = true
+    end
   end
 end
+if freed then wake() end
 return out

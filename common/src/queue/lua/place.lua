@@ -54,5 +54,5 @@ local function take_out(job, r)
   if r.where == 'b' then redis.call('ZREM', R .. 'b:' .. r.lane .. ':' .. r.tenant, job)
   elseif r.where == 'p' then redis.call('ZREM', R .. 'w:' .. r.extra, job)
   elseif r.where == 'r' then redis.call('XDEL', ready(r.lane, r.level), r.extra)
-  elseif r.where == 'l' then redis.call('ZREM', LEASES, job) end
+  elseif leased(r) or r.where == 'f' then redis.call('ZREM', LEASES, job) end
 end

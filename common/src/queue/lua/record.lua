@@ -1,7 +1,8 @@
 -- What is known of a dispatched job: one string in the index hash.
 --   where|attempt|tenant|lane|level|holds|score|extra
 -- where: b backlog, p parked (extra: the key it waits for), r ready (extra: stream entry), l leased (extra: worker),
---        d deferred (retrying or waiting in Postgres; it keeps its places).
+--        o leased in the name of a worker that has not registered (extra: worker), f held back until the lease of the
+--        attempt before has passed, d deferred (retrying or waiting in Postgres; it keeps its places).
 -- holds: key=limit, separated by commas. KEYS[1] is the shard's root; every other key begins with it, so all of them
 -- carry its hash tag and lie in one slot.
 local R = KEYS[1]
@@ -22,6 +23,8 @@ end
 local function put(job, r)
   redis.call('HSET', IDX, job, table.concat({ r.where, r.attempt, r.tenant, r.lane, r.level, r.holds, r.score, r.extra }, '|'))
 end
+
+local function leased(r) return r.where == 'l' or r.where == 'o' end
 
 local function ready(lane, level) return R .. 'r:' .. lane .. ':' .. level end
 

@@ -1,0 +1,71 @@
+//! Places that nobody would give back.
+
+use common::job::decision::Decision;
+use common::job::{Concurrency, NewJob, Strategy};
+use common::service::Duty;
+use common::testing::{TestEnv, failure, ids};
+use scheduler::duties::{Reclaim, Sweep};
+use sqlx::PgPool;
+
+fn keyed(env: &TestEnv) -> NewJob {
+    let mut job = env.noop();
+    job.spec.concurrency = Some(Concurrency {
+        key: "key".to_owned(),
+        limit: 1,
+        strategy: Strategy::Queue,
+    });
+    job
+}
+
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn the_places_of_a_job_that_ended_unheard_are_freed(pool: PgPool) {
+    let env = TestEnv::new(pool).await;
+    let (worker, sweep) = (env.worker(), Sweep::new(env.store.clone(), env.queue.clone()));
+    let later = env.clock.now() + chrono::TimeDelta::seconds(60);
+    for decision in [Decision::RetryAt(later, failure()), Decision::Wait] {
+        let (first, second) = (keyed(&env), keyed(&env));
+        env.enqueue(&first).await;
+        env.enqueue(&second).await;
+        assert!(worker.settle(&worker.one().await, decision).await);
+        // It keeps its place as long as it goes on.
+        assert_eq!(sweep.tick(env.clock.now()).await.unwrap().changed, 0);
+        assert_eq!(ids(&worker.claim(5).await), []);
+        // Somebody cancels it, and dies before telling Redis.
+        let cancelled = env.store.cancel(env.tenant_id, first.id, env.clock.now()).await;
+        assert!(cancelled.unwrap().unwrap().state.is_terminal());
+        assert_eq!(ids(&worker.claim(5).await), []);
+        assert_eq!(sweep.tick(env.clock.now()).await.unwrap().changed, 1);
+        let claimed = worker.one().await;
+        assert_eq!(claimed.job.id, second.id);
+        assert!(worker.succeed(&claimed).await);
+        assert_eq!(sweep.tick(env.clock.now()).await.unwrap().changed, 0);
+    }
+    assert_eq!(env.leftovers().await, Vec::<String>::new());
+}
+
+/// Many entries are looked at over several ticks, and no open job is touched.
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn a_long_index_is_swept_in_parts(pool: PgPool) {
+    let env = TestEnv::new(pool).await;
+    let (sweep, reclaim) = (
+        Sweep::new(env.store.clone(), env.queue.clone()),
+        Reclaim::new(env.store.clone(), env.queue.clone()),
+    );
+    for _ in 0..300 {
+        let mut job = keyed(&env);
+        job.spec.concurrency.as_mut().unwrap().key = job.id.to_string();
+        env.enqueue(&job).await;
+    }
+    let ended = keyed(&env);
+    env.enqueue(&ended).await;
+    env.store
+        .cancel(env.tenant_id, ended.id, env.clock.now())
+        .await
+        .unwrap();
+    let shard = env.queue.shard_of(env.tenant_id);
+    let (next, found) = env.queue.strays(shard, 0, 50).await.unwrap();
+    assert!(next != 0 && found.len() < 200, "{next} {}", found.len());
+    assert_eq!(sweep.tick(env.clock.now()).await.unwrap().changed, 1);
+    reclaim.tick(env.clock.now()).await.unwrap();
+    assert_eq!(env.worker().claim(400).await.len(), 300);
+}
