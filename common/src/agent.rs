@@ -7,9 +7,12 @@ use std::time::Duration;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 
-use crate::job::exec::{is_name, or_default};
+use crate::egress::Rule;
+use crate::job::exec::is_name;
 use crate::job::invalid::InvalidField;
 use crate::job::spec::SlotClass;
+
+pub use crate::egress::Egress;
 
 /// Longest instructions, bytes.
 pub const INSTRUCTIONS_BYTES_MAX: usize = 1024 * 1024;
@@ -46,16 +49,6 @@ pub enum AgentStatus {
     Active,
     /// It is kept, and takes no new runs or turns.
     Archived,
-}
-
-/// Where an agent's sandbox may connect to, if the operator's list allows it too.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
-pub struct Egress {
-    /// Hosts, such as `docs.example.com:443` or `*.example.org`.
-    #[serde(default, deserialize_with = "or_default")]
-    pub allow: Vec<String>,
 }
 
 /// What one run or turn may spend.
@@ -227,7 +220,7 @@ impl AgentDefinition {
                 let fault = match name {
                     "models" if !is_model(item) => "is provider/model, such as anthropic/claude-sonnet-4-5",
                     "tools" if !TOOLS.contains(&item.as_str()) => "is one of bash, python, files, read, write, edit",
-                    "egress/allow" if !is_host(item) => "is a host with an optional port, such as *.example.org:443",
+                    "egress/allow" if item.parse::<Rule>().is_err() => "is a host with an optional port, such as *.example.org:443",
                     _ => continue,
                 };
                 faults.push(InvalidField::new(format!("/{name}/{index}"), fault));
@@ -249,13 +242,6 @@ fn is_model(text: &str) -> bool {
         && text
             .split_once('/')
             .is_some_and(|(provider, model)| is_name(provider) && plain(model))
-}
-
-fn is_host(text: &str) -> bool {
-    let (host, port) = text.rsplit_once(':').unwrap_or((text, "443"));
-    let host = host.strip_prefix("*.").unwrap_or(host);
-    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b".-_".contains(&byte);
-    (1..=253).contains(&host.len()) && host.bytes().all(allowed) && port.parse::<u16>().is_ok_and(|port| port > 0)
 }
 
 #[cfg(test)]

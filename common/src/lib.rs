@@ -9,6 +9,7 @@ pub mod batch;
 pub mod clock;
 pub mod config;
 pub mod cron;
+pub mod egress;
 pub mod ids;
 pub mod job;
 pub mod lifecycle;

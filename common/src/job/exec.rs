@@ -9,6 +9,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::invalid::{InvalidField, escape};
+use crate::egress::{Egress, RULES_MAX, Rule};
 
 /// Most files of one job.
 pub const FILES_MAX: usize = 1_000;
@@ -50,6 +51,42 @@ impl Language {
             Self::Javascript => "javascript",
             Self::Typescript => "typescript",
             Self::Bash => "bash",
+        }
+    }
+}
+
+/// What installs packages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Installer {
+    /// For Python.
+    Pip,
+    /// For Node.
+    Npm,
+}
+
+/// One item of `install`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Package<'a> {
+    /// What installs it.
+    pub installer: Installer,
+    /// Its name, perhaps with a version, as the installer takes it.
+    pub name: &'a str,
+}
+
+impl<'a> Package<'a> {
+    /// Reads an item of a job in `language`; `None` when nothing says which tool installs it.
+    pub fn parse(text: &'a str, language: Option<Language>) -> Option<Self> {
+        let package = |installer, name| Some(Self { installer, name });
+        if let Some(name) = text.strip_prefix("pip:") {
+            return package(Installer::Pip, name);
+        }
+        if let Some(name) = text.strip_prefix("npm:") {
+            return package(Installer::Npm, name);
+        }
+        match language? {
+            Language::Python => package(Installer::Pip, text),
+            Language::Javascript | Language::Typescript => package(Installer::Npm, text),
+            Language::Bash => None,
         }
     }
 }
@@ -112,7 +149,11 @@ pub struct ExecInput {
     /// The operator's name of the image and limits; `default` when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub environment: Option<String>,
-    /// Packages to install first: from `PyPI` for python, from npm for javascript and typescript.
+    /// Where its sandbox may connect to, if the environment's list allows it too; nowhere when absent.
+    #[serde(default, deserialize_with = "or_default", skip_serializing_if = "Egress::is_empty")]
+    pub egress: Egress,
+    /// Packages to install first: with pip for python, with npm for javascript and typescript. `pip:` or `npm:` before a
+    /// package names the tool, for any program.
     #[serde(default, deserialize_with = "or_default", skip_serializing_if = "Vec::is_empty")]
     pub install: Vec<String>,
     /// Patterns of files to keep, such as `out/*.png`.
@@ -139,6 +180,15 @@ impl ExecInput {
             );
         }
         self.validate_install(&mut faults);
+        faults.limit("/egress/allow", self.egress.allow.len(), RULES_MAX);
+        for (index, rule) in self.egress.allow.iter().enumerate() {
+            if rule.parse::<Rule>().is_err() {
+                faults.add(
+                    format!("/egress/allow/{index}"),
+                    "is a host with an optional port, such as *.example.org:443",
+                );
+            }
+        }
         faults.limit("/artifacts", self.artifacts.len(), ARTIFACTS_MAX);
         for (index, pattern) in self.artifacts.iter().enumerate() {
             if let Some(detail) = path_fault(pattern) {
@@ -240,13 +290,19 @@ impl ExecInput {
 
     fn validate_install(&self, faults: &mut Faults) {
         faults.limit("/install", self.install.len(), INSTALL_MAX);
-        if !self.install.is_empty() && matches!(self.language, None | Some(Language::Bash)) {
-            faults.add("/install", "needs language python, javascript or typescript");
-        }
-        for (index, package) in self.install.iter().enumerate() {
-            let odd = |c: char| c.is_whitespace() || c.is_control();
-            if package.is_empty() || package.len() > 200 || package.starts_with('-') || package.contains(odd) {
-                faults.add(format!("/install/{index}"), "is not the name of a package");
+        let odd = |c: char| c.is_whitespace() || c.is_control();
+        for (index, text) in self.install.iter().enumerate() {
+            match Package::parse(text, self.language) {
+                None => faults.add(
+                    format!("/install/{index}"),
+                    "needs pip: or npm: before it, or language python, javascript or typescript",
+                ),
+                Some(Package { name, .. })
+                    if name.is_empty() || name.len() > 200 || name.starts_with('-') || name.contains(odd) =>
+                {
+                    faults.add(format!("/install/{index}"), "is not the name of a package");
+                }
+                Some(_) => {}
             }
         }
     }
@@ -317,6 +373,7 @@ mod tests {
     #[case::files(r#"{"language":"bash","files":[{"path":"a/b.sh","content":""}],"entrypoint":"a/b.sh"}"#)]
     #[case::command(r#"{"command":["ls","-l"],"files":[{"path":"x","content_base64":"AAE="}],"env":{"A":""}}"#)]
     #[case::nulls(r#"{"language":"typescript","code":"","files":null,"args":null,"env":null,"install":["a@1"]}"#)]
+    #[case::tools(r#"{"command":["ls"],"install":["pip:six==1.17","npm:@a/b@1"],"egress":{"allow":["*.a.org:8080"]}}"#)]
     fn a_usable_input_has_no_faults(#[case] json: &str) {
         assert_eq!(faults(json), Vec::<String>::new());
     }
@@ -342,7 +399,9 @@ mod tests {
         "/files/0/content_base64"
     )]
     #[case::option_as_package(r#"{"language":"python","code":"","install":["--index-url=x"]}"#, "/install/0")]
-    #[case::package_for_bash(r#"{"language":"bash","code":"","install":["x"]}"#, "/install")]
+    #[case::option_behind_a_tool(r#"{"command":["ls"],"install":["npm:-g"]}"#, "/install/0")]
+    #[case::package_for_bash(r#"{"language":"bash","code":"","install":["x"]}"#, "/install/0")]
+    #[case::egress(r#"{"command":["ls"],"egress":{"allow":["a.org","*"]}}"#, "/egress/allow/1")]
     fn a_fault_is_named(#[case] json: &str, #[case] pointer: &str) {
         assert_eq!(faults(json), [pointer]);
     }
