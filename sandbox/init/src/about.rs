@@ -26,7 +26,7 @@ pub(crate) fn identity(greeting: &Greeting) -> Identity {
 }
 
 /// The answer to the worker's hello.
-pub(crate) fn describe(identity: &Identity, cgroup: &Cgroup, writable_mounts: &[String]) -> About {
+pub(crate) fn describe(identity: &Identity, cgroup: &Cgroup, writable_mounts: &[String], ports: Vec<u16>) -> About {
     About {
         version: VERSION,
         init_version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -38,6 +38,7 @@ pub(crate) fn describe(identity: &Identity, cgroup: &Cgroup, writable_mounts: &[
         has_read_only_root: statvfs("/").is_ok_and(|root| root.flags().contains(FsFlags::ST_RDONLY)),
         cgroup: cgroup.kind(),
         writable_mounts: writable_mounts.to_vec(),
+        ports,
     }
 }
 

@@ -30,6 +30,7 @@ mod supervisor;
 mod sys;
 mod tree;
 mod trouble;
+mod tunnel;
 mod wires;
 
 use std::process::ExitCode;

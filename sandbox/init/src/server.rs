@@ -27,6 +27,7 @@ use crate::plan::Identity;
 use crate::run::{Run, Surroundings};
 use crate::supervisor::child_signal;
 use crate::trouble::Trouble;
+use crate::tunnel::Tunnels;
 use crate::{about, complain, mounts, sys, whatever};
 
 const RUNS_MAX: usize = 32;
@@ -70,6 +71,7 @@ struct Server {
     job_uid: Option<u32>,
     around: Option<Surroundings>,
     runs: BTreeMap<u32, Run>,
+    tunnels: Tunnels,
     lease: Option<Moment>,
     // Requests to kill everything that wait for it to be done.
     clearing: Vec<u32>,
@@ -89,6 +91,7 @@ impl Server {
             job_uid,
             around: None,
             runs: BTreeMap::new(),
+            tunnels: Tunnels::default(),
             lease: None,
             clearing: Vec::new(),
         })
@@ -117,6 +120,8 @@ impl Server {
                 self.runs.remove(&stream);
             }
         }
+        self.tunnels
+            .go_on(!self.runs.is_empty(), &mut self.connection, buffer)?;
         self.clear()?;
         Ok(self.connection.flush()?)
     }
@@ -141,6 +146,7 @@ impl Server {
         for run in self.runs.values() {
             run.watch(has_room, &mut fds);
         }
+        self.tunnels.watch(has_room, &mut fds);
         match poll(&mut fds, timeout) {
             Ok(_) | Err(Errno::EINTR) => Ok(()),
             Err(errno) => Err(Lost::Pipe(errno).into()),
@@ -192,7 +198,9 @@ impl Server {
                 self.runs.values_mut().for_each(|run| run.kill(false));
                 self.clearing.push(stream);
             }
-            ToInit::Tunnel { stream } => self.connection.send(FromInit::Close { stream })?,
+            ToInit::Data { stream, data, is_end } => self.tunnels.push(stream, data, is_end)?,
+            ToInit::TunnelCredit { stream, credit } => self.tunnels.grant(stream, credit),
+            ToInit::Close { stream } => self.tunnels.close(stream),
         }
         Ok(())
     }
@@ -211,7 +219,8 @@ impl Server {
                 .map_err(|_io| Lost::Pipe(Errno::ENOENT))?
                 .into(),
         };
-        let about = about::describe(&identity, &around.cgroup, &around.mounts);
+        self.tunnels.listen(&greeting.listen);
+        let about = about::describe(&identity, &around.cgroup, &around.mounts, self.tunnels.ports());
         self.around = Some(around);
         Ok(self.connection.send(FromInit::Hello(about))?)
     }

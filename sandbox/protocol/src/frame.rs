@@ -74,11 +74,11 @@ pub enum Kind {
     Done = 0x11,
     /// A request could not be done.
     Failed = 0x12,
-    /// Opens a tunnel. Reserved: refused by this version.
+    /// A program connected: a tunnel begins.
     Open = 0x20,
-    /// Bytes of a tunnel. Reserved.
+    /// Bytes of a tunnel, both ways; the flag 1 ends that way.
     Data = 0x21,
-    /// Closes a tunnel or refuses to open it.
+    /// A tunnel is over, both ways at once.
     Close = 0x22,
 }
 

@@ -17,9 +17,19 @@
 //! does not protect against somebody who can read the connection; that is the kernel's part (init cannot be read or
 //! traced by a job, and a job runs under a uid of its own).
 //!
+//! # Tunnels
+//! Init listens on the loopback ports of [`Greeting::listen`], and each connection of a program is a *tunnel*: a stream
+//! that init opens ([`FromInit::Open`]), with a number that has [`TUNNEL_BIT`] and is used once. Init moves bytes and
+//! knows nothing of what they say. Either end may end its own way ([`ToInit::Data`], [`FromInit::Data`] with `is_end`)
+//! or the whole tunnel (`Close`); it is over when both ways have ended or one end has closed it, and what still comes
+//! for it then is dropped. There are no tunnels without a run: when the last one ends init closes all of them, and a
+//! connection that comes while none runs is closed without a word. At most [`TUNNELS_MAX`] are open at once; a
+//! connection beyond that is closed too. An init of before tunnels names no ports in [`About::ports`] and opens none.
+//!
 //! # Windows
-//! Data frames ([`ToInit::Stdin`], [`FromInit::Output`]) cost [`cost`] of their length and may be sent only within the
-//! credit that the receiver gave for their stream and channel: [`WINDOW`] at first, more by `Credit` frames. All other
+//! Data frames ([`ToInit::Stdin`], [`FromInit::Output`], both `Data`) cost [`cost`] of their length and may be sent only
+//! within the credit that the receiver gave for their stream and channel: [`WINDOW`] at first, [`TUNNEL_WINDOW`] each way
+//! of a tunnel, more by `Credit` frames. All other
 //! frames need none, so a flood of output never delays control. One exception is deliberate: init reads a program's
 //! output past its head without credit and keeps only the tail, because a program must never hang on a slow reader.
 
@@ -40,6 +50,18 @@ pub const VERSION: u32 = 1;
 
 /// The credit of a stream's channel before the first `Credit` frame, in [`cost`].
 pub const WINDOW: u32 = 256 * 1024;
+
+/// The loopback port at which programs find their way out.
+pub const PROXY_PORT: u16 = 3128;
+
+/// The bit that tells a stream of init's from one of the worker's.
+pub const TUNNEL_BIT: u32 = 1 << 31;
+
+/// The most tunnels of a sandbox at once.
+pub const TUNNELS_MAX: usize = 64;
+
+/// The credit of each way of a tunnel before the first `Credit` frame, in [`cost`].
+pub const TUNNEL_WINDOW: u32 = 128 * 1024;
 
 /// What a data frame costs beyond its payload, so that many tiny frames are bounded too.
 pub const FRAME_COST: u32 = 64;

@@ -16,6 +16,9 @@ pub struct Greeting {
     pub gid: u32,
     /// The folder that files are moved to and from.
     pub workspace: String,
+    /// The loopback ports at which init listens for programs; each connection is a tunnel.
+    #[serde(default)]
+    pub listen: Vec<u16>,
 }
 
 /// Init's answer: who it is and what it found around itself.
@@ -45,6 +48,9 @@ pub struct About {
     pub cgroup: CgroupKind,
     /// Where programs can write.
     pub writable_mounts: Vec<String>,
+    /// The ports of [`Greeting::listen`] at which it does listen.
+    #[serde(default)]
+    pub ports: Vec<u16>,
 }
 
 /// Which cgroup files init can read.
@@ -161,9 +167,25 @@ pub enum ToInit {
         /// Names the request.
         stream: u32,
     },
-    /// Opens a tunnel, sends on it or closes it. Reserved: refused.
-    Tunnel {
+    /// Bytes for the program at the other end of a tunnel, within its window.
+    Data {
         /// The tunnel's stream.
+        stream: u32,
+        /// The bytes.
+        data: Bytes,
+        /// Whether nothing follows this way.
+        is_end: bool,
+    },
+    /// More credit for what comes out of a tunnel.
+    TunnelCredit {
+        /// The tunnel's stream.
+        stream: u32,
+        /// How much more.
+        credit: u32,
+    },
+    /// A tunnel is over.
+    Close {
+        /// Its stream.
         stream: u32,
     },
 }
@@ -212,7 +234,7 @@ pub enum FromInit {
         /// Why.
         failure: Failure,
     },
-    /// More credit for a program's input.
+    /// More credit for a program's input, or for what goes into a tunnel.
     Credit {
         /// Its stream.
         stream: u32,
@@ -229,7 +251,23 @@ pub enum FromInit {
         /// Its stream.
         stream: u32,
     },
-    /// A tunnel is refused.
+    /// A program connected to a port of init's.
+    Open {
+        /// The tunnel's stream, which has [`crate::TUNNEL_BIT`].
+        stream: u32,
+        /// The port.
+        port: u16,
+    },
+    /// Bytes from the program at the other end of a tunnel, within its window.
+    Data {
+        /// The tunnel's stream.
+        stream: u32,
+        /// The bytes.
+        data: Bytes,
+        /// Whether nothing follows this way.
+        is_end: bool,
+    },
+    /// A tunnel is over.
     Close {
         /// Its stream.
         stream: u32,

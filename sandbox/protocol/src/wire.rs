@@ -4,7 +4,7 @@ use bytes::{Buf, Bytes};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::{Channel, Error, Frame, FromInit, Kind, ToInit};
+use crate::{Channel, Error, Frame, FromInit, Kind, TUNNEL_BIT, ToInit};
 
 const END: u8 = 1;
 const DISCARD: u8 = 1;
@@ -54,7 +54,11 @@ impl From<ToInit> for Frame {
             ToInit::Lease { run_on_ms } => Self::new(Kind::Lease, 0, Bytes::copy_from_slice(&run_on_ms.to_be_bytes())),
             ToInit::Ping { nonce } => Self::new(Kind::Ping, 0, Bytes::copy_from_slice(&nonce.to_be_bytes())),
             ToInit::KillAll { stream } => Self::new(Kind::KillAll, stream, Bytes::new()),
-            ToInit::Tunnel { stream } => Self::new(Kind::Open, stream, Bytes::new()),
+            ToInit::Data { stream, data, is_end } => data_frame(stream, data, is_end),
+            ToInit::TunnelCredit { stream, credit } => {
+                Self::new(Kind::Credit, stream, Bytes::copy_from_slice(&credit.to_be_bytes()))
+            }
+            ToInit::Close { stream } => Self::new(Kind::Close, stream, Bytes::new()),
         }
     }
 }
@@ -87,6 +91,10 @@ impl TryFrom<Frame> for ToInit {
                 stream,
                 size: parse(&frame)?,
             },
+            Kind::Credit if stream & TUNNEL_BIT != 0 => Self::TunnelCredit {
+                stream,
+                credit: u32::from_be_bytes(number(&frame)?),
+            },
             Kind::Credit => Self::Credit {
                 stream,
                 channel: channel(&frame)?,
@@ -99,7 +107,12 @@ impl TryFrom<Frame> for ToInit {
                 nonce: u64::from_be_bytes(number(&frame)?),
             },
             Kind::KillAll => Self::KillAll { stream },
-            Kind::Open | Kind::Data | Kind::Close => Self::Tunnel { stream },
+            Kind::Data => Self::Data {
+                stream,
+                is_end: frame.flags & END != 0,
+                data: frame.payload,
+            },
+            Kind::Close => Self::Close { stream },
             Kind::Started
             | Kind::Stdout
             | Kind::Stderr
@@ -107,7 +120,8 @@ impl TryFrom<Frame> for ToInit {
             | Kind::Exit
             | Kind::Pong
             | Kind::Done
-            | Kind::Failed => return Err(Error::WrongEnd { kind: frame.kind }),
+            | Kind::Failed
+            | Kind::Open => return Err(Error::WrongEnd { kind: frame.kind }),
         })
     }
 }
@@ -144,6 +158,10 @@ impl From<FromInit> for Frame {
             }
             FromInit::Pong { nonce } => Self::new(Kind::Pong, 0, Bytes::copy_from_slice(&nonce.to_be_bytes())),
             FromInit::Done { stream } => Self::new(Kind::Done, stream, Bytes::new()),
+            FromInit::Open { stream, port } => {
+                Self::new(Kind::Open, stream, Bytes::copy_from_slice(&port.to_be_bytes()))
+            }
+            FromInit::Data { stream, data, is_end } => data_frame(stream, data, is_end),
             FromInit::Close { stream } => Self::new(Kind::Close, stream, Bytes::new()),
         }
     }
@@ -191,6 +209,15 @@ impl TryFrom<Frame> for FromInit {
                 nonce: u64::from_be_bytes(number(&frame)?),
             },
             Kind::Done => Self::Done { stream },
+            Kind::Open => Self::Open {
+                stream,
+                port: u16::from_be_bytes(number(&frame)?),
+            },
+            Kind::Data => Self::Data {
+                stream,
+                is_end: frame.flags & END != 0,
+                data: frame.payload,
+            },
             Kind::Close => Self::Close { stream },
             Kind::Run
             | Kind::Stdin
@@ -199,10 +226,15 @@ impl TryFrom<Frame> for FromInit {
             | Kind::Resize
             | Kind::Lease
             | Kind::Ping
-            | Kind::KillAll
-            | Kind::Open
-            | Kind::Data => return Err(Error::WrongEnd { kind: frame.kind }),
+            | Kind::KillAll => return Err(Error::WrongEnd { kind: frame.kind }),
         })
+    }
+}
+
+fn data_frame(stream: u32, data: Bytes, is_end: bool) -> Frame {
+    Frame {
+        flags: if is_end { END } else { 0 },
+        ..Frame::new(Kind::Data, stream, data)
     }
 }
 
@@ -297,6 +329,7 @@ mod tests {
             uid: 1000,
             gid: 1000,
             workspace: "/workspace".to_owned(),
+            listen: vec![crate::PROXY_PORT],
         };
         for message in [
             ToInit::Hello(greeting),
@@ -334,7 +367,21 @@ mod tests {
             ToInit::Lease { run_on_ms: 5_000 },
             ToInit::Ping { nonce: u64::MAX },
             ToInit::KillAll { stream: 9 },
-            ToInit::Tunnel { stream: 10 },
+            ToInit::Data {
+                stream: TUNNEL_BIT | 1,
+                data: Bytes::from_static(b"\0\xff"),
+                is_end: false,
+            },
+            ToInit::Data {
+                stream: TUNNEL_BIT | 1,
+                data: Bytes::new(),
+                is_end: true,
+            },
+            ToInit::TunnelCredit {
+                stream: TUNNEL_BIT | 1,
+                credit: 9,
+            },
+            ToInit::Close { stream: TUNNEL_BIT },
         ] {
             assert_eq!(ToInit::try_from(Frame::from(message.clone())), Ok(message));
         }
@@ -393,19 +440,60 @@ mod tests {
             FromInit::Credit { stream: 1, credit: 5 },
             FromInit::Pong { nonce: 1 },
             FromInit::Done { stream: 1 },
+            FromInit::Open {
+                stream: TUNNEL_BIT | 2,
+                port: 3128,
+            },
+            FromInit::Data {
+                stream: TUNNEL_BIT | 2,
+                data: Bytes::from_static(b"x"),
+                is_end: true,
+            },
             FromInit::Close { stream: 1 },
         ] {
             assert_eq!(FromInit::try_from(Frame::from(message.clone())), Ok(message));
         }
     }
 
+    #[test]
+    fn greetings_of_before_tunnels_are_understood() {
+        let greeting: Greeting =
+            serde_json::from_str(r#"{"version":1,"uid":1,"gid":1,"workspace":"/workspace"}"#).unwrap();
+        assert!(greeting.listen.is_empty());
+        let about: crate::About = serde_json::from_str(
+            r#"{"version":1,"init_version":"0","is_pid1":true,"has_own_uid":true,"is_undumpable":true,
+                "no_new_privs":true,"can_kill":true,"has_read_only_root":true,"cgroup":"none","writable_mounts":[]}"#,
+        )
+        .unwrap();
+        assert!(about.ports.is_empty());
+    }
+
+    #[test]
+    fn only_init_opens_tunnels() {
+        let frame = Frame::new(Kind::Open, TUNNEL_BIT, &b"\x0c\x38"[..]);
+        assert_eq!(ToInit::try_from(frame), Err(Error::WrongEnd { kind: Kind::Open }));
+    }
+
     proptest! {
         #[test]
+        fn data_of_a_tunnel_passes_both_ways(
+            number in any::<u32>(), data in proptest::collection::vec(any::<u8>(), 0..600), is_end in any::<bool>(),
+        ) {
+            let stream = number | TUNNEL_BIT;
+            let (down, up) = (data.clone().into(), data.into());
+            let down = ToInit::Data { stream, data: down, is_end };
+            let up = FromInit::Data { stream, data: up, is_end };
+            prop_assert_eq!(ToInit::try_from(Frame::from(down.clone())), Ok(down));
+            prop_assert_eq!(FromInit::try_from(Frame::from(up.clone())), Ok(up));
+        }
+
+        #[test]
         fn no_payload_panics_either_end(
-            kind in 0_u8..0x30, flags in any::<u8>(), payload in proptest::collection::vec(any::<u8>(), 0..64),
+            kind in 0_u8..0x30, flags in any::<u8>(), stream in any::<u32>(),
+            payload in proptest::collection::vec(any::<u8>(), 0..64),
         ) {
             let Some(kind) = kind_of(kind) else { return Ok(()) };
-            let frame = Frame { kind, flags, stream: 1, payload: payload.into() };
+            let frame = Frame { kind, flags, stream, payload: payload.into() };
             drop((ToInit::try_from(frame.clone()), FromInit::try_from(frame)));
         }
     }

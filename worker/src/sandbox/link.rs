@@ -5,12 +5,15 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::{Bytes, BytesMut};
-use hothouse_protocol::{About, Channel, Decoder, Failure, Frame, FromInit, ToInit, Token, WINDOW, WINDOW_FRAMES};
+use hothouse_protocol::{
+    About, Channel, Decoder, Failure, Frame, FromInit, TUNNEL_BIT, ToInit, Token, WINDOW, WINDOW_FRAMES,
+};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{Notify, Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
 use super::error::{Error, Lost};
+use super::tunnel::{self, Tunnels};
 use crate::driver::Pipe;
 
 // Requests that wait for the pipe; who asks more waits too.
@@ -20,6 +23,9 @@ const READ_BYTES: usize = 256 * 1024;
 const BATCH_BYTES: usize = 128 * 1024;
 // Both windows full, and the few frames that need no window.
 const EVENTS: usize = 2 * WINDOW_FRAMES + 8;
+
+// Words for init that nobody waits for: more means that an init does nothing but open tunnels.
+const ABANDONED_MAX: usize = 1024;
 
 /// What comes to a run.
 #[derive(Debug)]
@@ -52,8 +58,8 @@ pub(super) struct Link {
     next_stream: AtomicU32,
     next_nonce: AtomicU64,
     waiting: Mutex<Waiting>,
-    // Runs that nobody waits for any more. The writer tells init; whoever dropped one could not wait for that.
-    abandoned: Mutex<Vec<u32>>,
+    // What to tell init of runs and tunnels that somebody dropped, who could not wait for a place in line.
+    abandoned: Mutex<Vec<ToInit>>,
     has_abandoned: Notify,
     lost: watch::Sender<Option<Lost>>,
 }
@@ -64,6 +70,7 @@ struct Waiting {
     done: HashMap<u32, oneshot::Sender<()>>,
     pongs: HashMap<u64, oneshot::Sender<()>>,
     hello: Option<oneshot::Sender<About>>,
+    tunnels: tunnel::Table,
 }
 
 impl Link {
@@ -130,12 +137,64 @@ impl Link {
     /// Nobody waits for this run any more: it is killed, and its output dropped.
     pub(super) fn abandon(&self, stream: u32) {
         if self.waiting().runs.remove(&stream).is_some() {
-            self.abandoned
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .push(stream);
-            self.has_abandoned.notify_one();
+            self.tell_later([ToInit::Kill { stream, discard: true }]);
         }
+    }
+
+    /// New tunnels come here, until the answer is dropped.
+    pub(super) fn take_tunnels(self: &Arc<Self>) -> Tunnels {
+        let incoming = self.waiting().tunnels.take();
+        Tunnels {
+            link: Arc::clone(self),
+            incoming,
+        }
+    }
+
+    /// All tunnels are closed, and new ones refused.
+    pub(super) fn refuse_tunnels(&self) {
+        let open = self.waiting().tunnels.refuse();
+        self.tell_later(open.into_iter().map(|stream| ToInit::Close { stream }));
+    }
+
+    /// Init may send so much more through a tunnel.
+    pub(super) fn widen_tunnel(&self, stream: u32, credit: u32) {
+        self.waiting().tunnels.widen(stream, credit);
+    }
+
+    /// This end of a tunnel has sent its last.
+    pub(super) fn end_tunnel(&self, stream: u32) {
+        self.waiting().tunnels.end(stream);
+    }
+
+    /// Nobody here uses this tunnel any more.
+    pub(super) fn close_tunnel(&self, stream: u32) {
+        let is_news = self.waiting().tunnels.close(stream);
+        self.tell_later(is_news.then_some(ToInit::Close { stream }));
+    }
+
+    fn tell_later(&self, messages: impl IntoIterator<Item = ToInit>) {
+        let mut abandoned = self.abandoned.lock().unwrap_or_else(PoisonError::into_inner);
+        abandoned.extend(messages);
+        self.has_abandoned.notify_one();
+    }
+
+    fn open_tunnel(self: &Arc<Self>, stream: u32, port: u16) -> Result<(), Lost> {
+        let opened = self.waiting().tunnels.open(stream)?;
+        match opened {
+            None => {
+                self.tell_later([ToInit::Close { stream }]);
+                let waiting = self.abandoned.lock().unwrap_or_else(PoisonError::into_inner).len();
+                if waiting > ABANDONED_MAX {
+                    return Err(Lost::Broken("tunnels that nobody takes, without end"));
+                }
+            }
+            Some(opened) => {
+                let tunnel = tunnel::halves(self, (stream, port), opened.incoming, opened.credit);
+                // It is closed when it is dropped here: who takes tunnels has gone, or has enough of them.
+                drop(opened.taker.try_send(tunnel));
+            }
+        }
+        Ok(())
     }
 
     /// Asks and waits for the answer.
@@ -217,16 +276,25 @@ impl Link {
                 message = requests.recv() => message,
                 () = self.has_abandoned.notified() => None,
             };
-            let streams = std::mem::take(&mut *self.abandoned.lock().unwrap_or_else(PoisonError::into_inner));
-            let kills = streams.into_iter().map(|stream| ToInit::Kill { stream, discard: true });
+            let abandoned = std::mem::take(&mut *self.abandoned.lock().unwrap_or_else(PoisonError::into_inner));
             let mut encoded = Ok(());
-            for message in message.into_iter().chain(kills) {
-                encoded = encoded.and_then(|()| Frame::from(message).encode(&token, &mut wire));
-            }
-            while wire.len() < BATCH_BYTES
+            let mut encode = |message| {
+                let frame = Frame::from(message);
+                encoded = encoded.clone().and_then(|()| frame.encode(&token, &mut wire));
+                wire.len()
+            };
+            let mut bytes = message.map_or(0, &mut encode);
+            // What was asked for before something was abandoned goes before the word of that: a kill before its run
+            // would kill nothing, and a close before its data would cut it.
+            let mut first = if abandoned.is_empty() { 0 } else { OUTGOING };
+            while (bytes < BATCH_BYTES || first > 0)
                 && let Ok(message) = requests.try_recv()
             {
-                encoded = encoded.and_then(|()| Frame::from(message).encode(&token, &mut wire));
+                first = first.saturating_sub(1);
+                bytes = encode(message);
+            }
+            for message in abandoned {
+                encode(message);
             }
             if let Err(error) = encoded {
                 return self.end(Lost::Refused(error));
@@ -264,7 +332,10 @@ impl Link {
         }
     }
 
-    fn deliver(&self, message: FromInit) -> Result<(), Lost> {
+    fn deliver(self: &Arc<Self>, message: FromInit) -> Result<(), Lost> {
+        if let FromInit::Open { stream, port } = message {
+            return self.open_tunnel(stream, port);
+        }
         let mut waiting = self.waiting();
         match message {
             FromInit::Hello(about) => {
@@ -280,6 +351,7 @@ impl Link {
             } => waiting.tell(stream, Event::Cut(channel, dropped))?,
             FromInit::Exit { stream, exit } => waiting.tell_last(stream, Event::Exit(exit))?,
             FromInit::Failed { stream, failure } => waiting.tell_last(stream, Event::Failed(failure))?,
+            FromInit::Credit { stream, credit } if stream & TUNNEL_BIT != 0 => waiting.tunnels.grant(stream, credit)?,
             FromInit::Credit { stream, credit } => waiting.grant(stream, credit)?,
             FromInit::Pong { nonce } => {
                 let _is_awaited = waiting.pongs.remove(&nonce).is_some_and(|pong| pong.send(()).is_ok());
@@ -287,7 +359,11 @@ impl Link {
             FromInit::Done { stream } => {
                 let _is_awaited = waiting.done.remove(&stream).is_some_and(|done| done.send(()).is_ok());
             }
-            FromInit::Close { .. } => {}
+            FromInit::Data { stream, data, is_end } => waiting.tunnels.data(stream, data, is_end)?,
+            FromInit::Close { stream } => {
+                waiting.tunnels.close(stream);
+            }
+            FromInit::Open { .. } => {}
         }
         Ok(())
     }

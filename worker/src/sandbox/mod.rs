@@ -19,11 +19,12 @@ mod files;
 mod link;
 mod run;
 mod spec;
+mod tunnel;
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use hothouse_protocol::{About, Greeting, ToInit, Token, VERSION};
+use hothouse_protocol::{About, Greeting, PROXY_PORT, ToInit, Token, VERSION};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
@@ -32,6 +33,7 @@ pub use self::exit::{Exit, StreamSummary};
 pub use self::files::{Files, GetFiles, PutFiles};
 pub use self::run::{Output, Running, Stdin};
 pub use self::spec::{Input, RunSpec};
+pub use self::tunnel::{Broken, Tunnel, TunnelReader, TunnelWriter, Tunnels};
 pub use hothouse_protocol::{
     Channel, Failure, FailureCode, FileEntry, FilesReport, FullMount, Oom, Rlimits, TerminalSize, TextFile,
 };
@@ -91,6 +93,7 @@ impl Sandbox {
             uid: settings.uid,
             gid: settings.gid,
             workspace: WORKSPACE.to_owned(),
+            listen: vec![PROXY_PORT],
         };
         let answer = async {
             link.send(ToInit::Hello(greeting)).await?;
@@ -128,6 +131,15 @@ impl Sandbox {
             self.spawn(feed);
         }
         Ok(running)
+    }
+
+    /// The connections of programs to the proxy's port, until the answer is dropped; without one they are refused. None
+    /// when init does not listen: it is an older one, or there is no loopback interface.
+    pub fn tunnels(&self) -> Option<Tunnels> {
+        self.about
+            .ports
+            .contains(&PROXY_PORT)
+            .then(|| self.link.take_tunnels())
     }
 
     /// Everything is killed unless another lease comes within `run_on`; there is no limit before the first.

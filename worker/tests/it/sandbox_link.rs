@@ -88,6 +88,7 @@ fn about() -> About {
         has_read_only_root: true,
         cgroup: CgroupKind::None,
         writable_mounts: Vec::new(),
+        ports: Vec::new(),
     }
 }
 
