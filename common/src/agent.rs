@@ -220,7 +220,9 @@ impl AgentDefinition {
                 let fault = match name {
                     "models" if !is_model(item) => "is provider/model, such as anthropic/claude-sonnet-4-5",
                     "tools" if !TOOLS.contains(&item.as_str()) => "is one of bash, python, files, read, write, edit",
-                    "egress/allow" if item.parse::<Rule>().is_err() => "is a host with an optional port, such as *.example.org:443",
+                    "egress/allow" if item.parse::<Rule>().is_err() => {
+                        "is a host with an optional port, such as *.example.org:443"
+                    }
                     _ => continue,
                 };
                 faults.push(InvalidField::new(format!("/{name}/{index}"), fault));

@@ -4,6 +4,7 @@ pub mod attempt;
 pub mod config;
 pub mod consumer;
 pub mod driver;
+pub mod egress;
 pub mod environment;
 pub mod events;
 pub mod executor;

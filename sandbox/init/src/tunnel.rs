@@ -81,12 +81,7 @@ impl Tunnels {
     }
 
     /// Moves what can be moved without waiting. Without a run nothing is opened and nothing stays open.
-    pub(crate) fn go_on(
-        &mut self,
-        has_runs: bool,
-        connection: &mut Connection,
-        buffer: &mut [u8],
-    ) -> Result<(), Lost> {
+    pub(crate) fn go_on(&mut self, has_runs: bool, connection: &mut Connection, buffer: &mut [u8]) -> Result<(), Lost> {
         if !has_runs {
             for (stream, _) in std::mem::take(&mut self.open) {
                 connection.send(FromInit::Close { stream })?;

@@ -136,10 +136,7 @@ impl Sandbox {
     /// The connections of programs to the proxy's port, until the answer is dropped; without one they are refused. None
     /// when init does not listen: it is an older one, or there is no loopback interface.
     pub fn tunnels(&self) -> Option<Tunnels> {
-        self.about
-            .ports
-            .contains(&PROXY_PORT)
-            .then(|| self.link.take_tunnels())
+        self.about.ports.contains(&PROXY_PORT).then(|| self.link.take_tunnels())
     }
 
     /// Everything is killed unless another lease comes within `run_on`; there is no limit before the first.

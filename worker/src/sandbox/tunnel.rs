@@ -73,7 +73,7 @@ pub(super) enum Incoming {
 }
 
 /// The tunnel broke: the program, its sandbox, or the right to it is gone.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("the tunnel broke")]
 pub struct Broken;
 

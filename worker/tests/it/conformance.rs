@@ -1044,6 +1044,7 @@ async fn tell_raw(subject: &Subject, wire: impl FnOnce(&Token) -> BytesMut) -> V
         uid: 1000,
         gid: 1000,
         workspace: "/workspace".to_owned(),
+        listen: Vec::new(),
     };
     let mut hello = BytesMut::new();
     Frame::from(ToInit::Hello(greeting)).encode(&token, &mut hello).unwrap();
