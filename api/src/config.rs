@@ -120,10 +120,21 @@ pub struct Submit {
     /// Longest timeout of an agent run or a turn.
     #[serde(with = "humantime_serde")]
     pub agent_timeout_max: Duration,
+    /// Most jobs in one group.
+    pub group_jobs_max: usize,
+    /// Longest wait of a group.
+    #[serde(with = "humantime_serde")]
+    pub group_timeout_max: Duration,
     /// How far ahead `run_at` may lie.
     #[serde(with = "humantime_serde")]
     pub run_at_max: Duration,
+    /// How long one call that acts on many jobs goes on.
+    #[serde(with = "humantime_serde")]
+    pub many_budget: Duration,
 }
+
+/// Places of a group that an id tells apart.
+const GROUP_JOBS_LIMIT: usize = 4_096;
 
 /// Partitions and promises are made for this long at most.
 const RUN_AT_LIMIT: Duration = Duration::from_hours(90 * 24);
@@ -139,6 +150,12 @@ impl Settings for Config {
         }
         if self.submit.run_at_max > RUN_AT_LIMIT {
             return invalid("submit.run_at_max must not be above 90 days");
+        }
+        if self.submit.group_jobs_max == 0 || self.submit.group_jobs_max > GROUP_JOBS_LIMIT {
+            return invalid("submit.group_jobs_max must be between 1 and 4096");
+        }
+        if self.submit.many_budget >= self.http.request_timeout {
+            return invalid("submit.many_budget must be below http.request_timeout");
         }
         if self.http.heartbeat.is_zero() || self.http.write_stall < self.http.heartbeat {
             return invalid("http.write_stall must be at least http.heartbeat, which must not be zero");

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::Context;
+use common::cancel::Canceller;
 use common::clock::Clock;
 use common::config::Secret;
 use common::lifecycle::Lifecycle;
@@ -81,6 +82,7 @@ impl Server {
             keyring: Keyring::new(config.auth.cache),
             rates: RateLimits::new(config.auth.rate),
             submitter: Submitter::spawn(lifecycle.tracker(), &store, &queue),
+            canceller: Canceller::new(store.clone(), queue.clone()),
             log: Log::new(store.clone(), queue.clone()),
             objects: Objects::open(&config.objects)?,
             stopping: lifecycle.soft().clone(),

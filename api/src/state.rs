@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use common::cancel::Canceller;
 use common::clock::Clock;
 use common::log::Log;
 use common::objects::Objects;
@@ -31,6 +32,7 @@ pub(crate) struct Parts {
     pub(crate) keyring: Keyring,
     pub(crate) rates: RateLimits,
     pub(crate) submitter: Submitter,
+    pub(crate) canceller: Canceller,
     pub(crate) hub: Hub,
     pub(crate) stopping: CancellationToken,
     pub(crate) metrics: Option<PrometheusHandle>,
@@ -92,6 +94,11 @@ impl App {
     /// Where accepted jobs go.
     pub fn submitter(&self) -> &Submitter {
         &self.0.submitter
+    }
+
+    /// Who cancels many jobs.
+    pub(crate) fn canceller(&self) -> &Canceller {
+        &self.0.canceller
     }
 
     /// Who follows which job.

@@ -6,6 +6,7 @@
 
 pub mod agent;
 pub mod batch;
+pub mod cancel;
 pub mod clock;
 pub mod config;
 pub mod cron;

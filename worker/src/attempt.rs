@@ -187,6 +187,7 @@ impl Inner {
                     result: None,
                     chunk: None,
                     turn: None,
+                    children: Vec::new(),
                     seq,
                     ..settlement
                 };
@@ -228,6 +229,8 @@ impl Inner {
             started_at: job.started_at.unwrap_or(now),
             finished_at: now,
             turn,
+            parent_id: job.parent_id,
+            children: ended.children,
         }
     }
 
@@ -264,9 +267,9 @@ fn last_events(
             )
         }
         Decision::GiveBack => (Some(EventBody::Queued { position: None }), true),
-        Decision::Wait => (
+        Decision::Wait(wait) => (
             Some(EventBody::Waiting {
-                waits_for: "children".to_owned(),
+                waits_for: wait.waits_for.as_str().to_owned(),
             }),
             false,
         ),
@@ -308,6 +311,6 @@ fn name(decision: &Decision) -> &'static str {
         Decision::Cancel => "cancelled",
         Decision::RetryAt(..) => "retrying",
         Decision::GiveBack => "given_back",
-        Decision::Wait => "waiting",
+        Decision::Wait(_) => "waiting",
     }
 }

@@ -5,10 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use common::cancel::Canceller;
 use common::clock::Clock;
 use common::ids::WorkerId;
 use common::lifecycle::Lifecycle;
 use common::objects::Objects;
+use common::queue::Queue;
 use common::store::Store;
 use futures_util::FutureExt;
 
@@ -33,7 +35,7 @@ const DEAD_AFTER: Duration = Duration::from_mins(1);
 pub(crate) async fn open(
     config: &Config,
     worker_id: WorkerId,
-    store: &Store,
+    (store, queue): (&Store, &Queue),
     clock: &Clock,
     lifecycle: &Lifecycle,
 ) -> anyhow::Result<(Machine, &'static str)> {
@@ -59,6 +61,7 @@ pub(crate) async fn open(
     Ok((
         Machine {
             store: store.clone(),
+            canceller: Canceller::new(store.clone(), queue.clone()),
             pool,
             environments,
             objects,

@@ -54,7 +54,7 @@ pub async fn run(config: Config, clock: Clock, lifecycle: Lifecycle) -> anyhow::
     let store = Store::open(&config.database)?;
     let queue = Queue::open(&config.redis, &config.leases)?;
     let worker_id = WorkerId::new();
-    let (machine, driver) = machine::open(&config, worker_id, &store, &clock, &lifecycle).await?;
+    let (machine, driver) = machine::open(&config, worker_id, (&store, &queue), &clock, &lifecycle).await?;
     let running = Running {
         worker_id,
         store: store.clone(),

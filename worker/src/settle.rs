@@ -3,14 +3,14 @@
 //! Attempts that end together share a transaction. While Postgres is away the results are held and tried again; their
 //! leases go on being renewed, and the number of results on their way is bounded by the consumer.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
 
 use common::batch::{Batcher, Error as BatchError, Limits};
 use common::ids::{JobId, TenantId, WorkerId};
-use common::job::decision::Decision;
-use common::queue::{Acked, Queue, Shard};
-use common::store::settle::Settlement;
+use common::job::StateName;
+use common::queue::{Acked, Dispatch, Keeps, Queue, Shard};
+use common::store::settle::{Committed, Settlement};
 use common::store::{Class, Store};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -85,10 +85,15 @@ impl Writer {
     async fn settle(&self, batch: Vec<(TenantId, Settlement)>) -> Vec<Settled> {
         let (tenants, settlements): (Vec<TenantId>, Vec<Settlement>) = batch.into_iter().unzip();
         let mut settled = vec![Settled::GivenUp; settlements.len()];
+        let mut all = Committed::default();
         let mut ranges = vec![(0, settlements.len())];
         while let Some((from, to)) = ranges.pop() {
             match self.commit(&settlements[from..to]).await {
-                Commit::Done(changed) => mark(&mut settled[from..to], &settlements[from..to], &changed),
+                Commit::Done(committed) => {
+                    mark(&mut settled[from..to], &settlements[from..to], &committed);
+                    all.changed.extend(committed.changed);
+                    all.woken.extend(committed.woken);
+                }
                 // One bad row never fails its neighbours.
                 Commit::Refused if to - from > 1 => {
                     let middle = from.midpoint(to);
@@ -98,7 +103,8 @@ impl Writer {
                 Commit::GivenUp => {}
             }
         }
-        self.ack(&tenants, &settlements, &settled).await;
+        self.ack(&tenants, &settlements, &all).await;
+        self.dispatch(&settlements, &all).await;
         settled
     }
 
@@ -108,8 +114,8 @@ impl Writer {
         let mut is_repeated = false;
         loop {
             match self.store.settle(self.worker_id, settlements).await {
-                Ok(changed) if is_repeated => return self.with_settled_before(settlements, changed).await,
-                Ok(changed) => return Commit::Done(changed),
+                Ok(committed) if is_repeated => return self.with_settled_before(settlements, committed).await,
+                Ok(committed) => return Commit::Done(committed),
                 Err(error) if error.class() == Class::Transient => {
                     tracing::warn!(%error, results = settlements.len(), "results wait for Postgres");
                 }
@@ -128,9 +134,10 @@ impl Writer {
     }
 
     /// The answer to an earlier try may have been lost after its commit.
-    async fn with_settled_before(&self, settlements: &[Settlement], mut changed: Vec<JobId>) -> Commit {
+    async fn with_settled_before(&self, settlements: &[Settlement], mut committed: Committed) -> Commit {
+        let mut before = Vec::new();
         for settlement in settlements {
-            if changed.contains(&settlement.job_id) {
+            if committed.state(settlement.job_id).is_some() {
                 continue;
             }
             match self
@@ -138,41 +145,25 @@ impl Writer {
                 .is_settled(settlement.job_id, settlement.attempt, self.worker_id)
                 .await
             {
-                Ok(true) => changed.push(settlement.job_id),
+                Ok(true) => before.push(settlement.job_id),
                 Ok(false) => {}
                 Err(error) => tracing::warn!(%error, job_id = %settlement.job_id, "cannot tell whether it settled"),
             }
         }
-        Commit::Done(changed)
+        match self.store.jobs(&before).await {
+            Ok(jobs) => committed
+                .changed
+                .extend(jobs.iter().map(|job| (job.id, job.state.name()))),
+            Err(error) => tracing::warn!(%error, "settled leases pass by themselves"),
+        }
+        Commit::Done(committed)
     }
 
-    /// Of the committed settlements that should go on, those that a request to cancel ended. `None` when Postgres does not
-    /// say so.
-    async fn cancelled_instead(&self, settlements: &[Settlement], settled: &[Settled]) -> Option<Vec<JobId>> {
-        let pairs = settlements.iter().zip(settled);
-        let going_on: Vec<JobId> = pairs
-            .filter(|(settlement, settled)| **settled == Settled::Committed && goes_on(settlement))
-            .map(|(settlement, _)| settlement.job_id)
-            .collect();
-        if going_on.is_empty() {
-            return Some(going_on);
-        }
-        match self.store.still_open(&going_on).await {
-            Ok(open) => Some(going_on.into_iter().filter(|id| !open.contains(id)).collect()),
-            Err(error) => {
-                tracing::warn!(%error, "cannot tell which jobs go on: their leases pass, and reclaim can");
-                None
-            }
-        }
-    }
-
-    async fn ack(&self, tenants: &[TenantId], settlements: &[Settlement], settled: &[Settled]) {
-        let ended = self.cancelled_instead(settlements, settled).await;
+    async fn ack(&self, tenants: &[TenantId], settlements: &[Settlement], committed: &Committed) {
+        let states: HashMap<JobId, StateName> = committed.changed.iter().copied().collect();
         let mut by_shard: BTreeMap<Shard, Vec<Acked>> = BTreeMap::new();
-        for ((tenant_id, settlement), settled) in tenants.iter().zip(settlements).zip(settled) {
-            let goes_on = goes_on(settlement);
-            if *settled == Settled::Committed && (ended.is_some() || !goes_on) {
-                let is_ended = ended.as_ref().is_some_and(|ended| ended.contains(&settlement.job_id));
+        for (tenant_id, settlement) in tenants.iter().zip(settlements) {
+            if let Some(state) = states.get(&settlement.job_id) {
                 by_shard
                     .entry(self.queue.shard_of(*tenant_id))
                     .or_default()
@@ -180,7 +171,7 @@ impl Writer {
                         job_id: settlement.job_id,
                         attempt: settlement.attempt,
                         seq: settlement.seq,
-                        keeps_places: goes_on && !is_ended,
+                        keeps: Keeps::of(*state),
                     });
             }
         }
@@ -190,17 +181,30 @@ impl Writer {
             }
         }
     }
+
+    /// Makes known what the commit queued: jobs that waiting ones submitted, and those whose wait is over.
+    async fn dispatch(&self, settlements: &[Settlement], committed: &Committed) {
+        let submitted = settlements
+            .iter()
+            .filter(|settlement| !settlement.children.is_empty())
+            .filter(|settlement| committed.state(settlement.job_id) == Some(StateName::Waiting))
+            .flat_map(|settlement| &settlement.children)
+            .filter(|child| child.spec.run_at.is_none_or(|run_at| run_at <= child.created_at));
+        let queued: Vec<Dispatch> = submitted
+            .map(Dispatch::from_new)
+            .chain(committed.woken.iter().map(Dispatch::from_job))
+            .collect();
+        if queued.is_empty() {
+            return;
+        }
+        if let Err(error) = self.queue.dispatch(&queued).await {
+            tracing::warn!(%error, jobs = queued.len(), "redispatch finds them");
+        }
+    }
 }
 
-/// Whether another attempt follows.
-fn goes_on(settlement: &Settlement) -> bool {
-    matches!(
-        settlement.decision,
-        Decision::RetryAt(..) | Decision::Wait | Decision::GiveBack
-    )
-}
-
-fn mark(settled: &mut [Settled], settlements: &[Settlement], changed: &[JobId]) {
+fn mark(settled: &mut [Settled], settlements: &[Settlement], committed: &Committed) {
+    let changed: HashSet<JobId> = committed.changed.iter().map(|(id, _)| *id).collect();
     for (slot, settlement) in settled.iter_mut().zip(settlements) {
         let is_changed = changed.contains(&settlement.job_id);
         *slot = if is_changed {
@@ -212,7 +216,7 @@ fn mark(settled: &mut [Settled], settlements: &[Settlement], changed: &[JobId]) 
 }
 
 enum Commit {
-    Done(Vec<JobId>),
+    Done(Committed),
     Refused,
     GivenUp,
 }

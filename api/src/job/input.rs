@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use common::agent::{AgentDefinition, AgentStatus};
 use common::ids::AgentId;
+use common::job::Kind;
 use common::job::exec::{ExecInput, InputFile};
 use common::job::invalid::InvalidField;
 use common::job::spec::SlotClass;
@@ -11,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
+use super::group;
 use super::request::{Submittable, below, slot_of};
 use crate::auth::Caller;
 use crate::config::Submit;
@@ -20,6 +22,9 @@ use crate::state::App;
 
 /// How long a job may run that says nothing about it.
 const TIMEOUT: Duration = Duration::from_mins(1);
+
+/// How long a group waits for its jobs that says nothing about it.
+const GROUP_TIMEOUT: Duration = Duration::from_hours(24);
 
 /// A checked input.
 #[derive(Clone, Debug)]
@@ -117,6 +122,8 @@ impl Runnable {
                     .ok_or_else(|| Problem::field(format!("{base}/input"), "is required"))?;
                 Self::agent_run(&agent, &text, &run.files.unwrap_or_default(), base)
             }
+            // Boxed: it prepares jobs, which reads inputs.
+            Submittable::Group => Box::pin(group::read(app, caller, json, base)).await,
         }
     }
 
@@ -146,8 +153,9 @@ impl Runnable {
     }
 
     /// The default and the longest timeout of a job that runs this.
-    pub(crate) fn timeouts(&self, submit: &Submit) -> (Duration, Duration) {
+    pub(crate) fn timeouts(&self, kind: Kind, submit: &Submit) -> (Duration, Duration) {
         match self.timeout {
+            _ if kind == Kind::Group => (GROUP_TIMEOUT.min(submit.group_timeout_max), submit.group_timeout_max),
             Some(timeout) => (timeout.min(submit.agent_timeout_max), submit.agent_timeout_max),
             None => (TIMEOUT.min(submit.timeout_max), submit.timeout_max),
         }

@@ -1,6 +1,7 @@
 //! Jobs on the wire: what a submitter sends, what everybody reads, and what lies between.
 
 mod fields;
+mod group;
 mod input;
 mod request;
 mod view;

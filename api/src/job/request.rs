@@ -23,6 +23,8 @@ pub enum Submittable {
     Exec,
     /// Runs an agent once.
     AgentRun,
+    /// Submits jobs, waits for all of them and collects what came out.
+    Group,
     /// Does nothing, through the whole queue.
     Noop,
 }
@@ -32,6 +34,7 @@ impl From<Submittable> for Kind {
         match kind {
             Submittable::Exec => Self::Exec,
             Submittable::AgentRun => Self::AgentRun,
+            Submittable::Group => Self::Group,
             Submittable::Noop => Self::Noop,
         }
     }
@@ -141,7 +144,7 @@ fn job_at(
     runnable: Runnable,
     base: &str,
 ) -> Result<NewJob, Problem> {
-    let (timeout_default, timeout_max) = runnable.timeouts(&app.config().submit);
+    let (timeout_default, timeout_max) = runnable.timeouts(kind, &app.config().submit);
     let now = app.clock().now();
     let bounds = Bounds {
         submit: &app.config().submit,
@@ -185,6 +188,6 @@ pub(crate) fn below(base: &str, mut errors: Vec<FieldError>) -> Vec<FieldError> 
 pub(crate) fn slot_of(kind: Submittable) -> SlotClass {
     match kind {
         Submittable::Exec => SlotClass::Sandbox,
-        Submittable::Noop | Submittable::AgentRun => SlotClass::Light,
+        Submittable::Noop | Submittable::AgentRun | Submittable::Group => SlotClass::Light,
     }
 }

@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use chrono::{DateTime, Utc};
 use common::ids::WorkerId;
 use common::job::exec::ExecInput;
+use common::job::group::GroupInput;
 use common::job::{Backoff, Concurrency, Failure, Job, JobState, Kind, NewJob, StateName, Usage};
 use common::store::attempts::Attempt;
 use common::store::jobs::JobDetail;
@@ -20,7 +21,7 @@ use uuid::Uuid;
 pub struct JobView<'a> {
     /// Its id, a `UUIDv7`.
     id: Uuid,
-    /// What it does: `exec`, `agent_run`, `chat_turn` or `noop`.
+    /// What it does: `exec`, `agent_run`, `chat_turn`, `group` or `noop`.
     #[schema(value_type = String)]
     kind: Kind,
     /// The named queue.
@@ -40,11 +41,13 @@ pub struct JobView<'a> {
     max_attempts: u32,
     /// The finished job that it repeats.
     redrive_of: Option<Uuid>,
+    /// The last job that repeats it.
+    redriven_as: Option<Uuid>,
     /// When it was accepted.
     created_at: DateTime<Utc>,
     /// When the submitter wanted it to run.
     run_at: Option<DateTime<Utc>>,
-    /// When a scheduled or retrying job becomes queued.
+    /// When a scheduled or retrying job becomes queued; the deadline of one that waits.
     due_at: Option<DateTime<Utc>>,
     /// When it last became queued.
     queued_at: Option<DateTime<Utc>>,
@@ -95,7 +98,7 @@ pub struct JobView<'a> {
     /// The submitter's own notes.
     #[schema(value_type = Object)]
     metadata: &'a Map<String, Value>,
-    /// Why a queued job is not running; absent from lists.
+    /// Why a job that may run does not, or what it waits for; absent from lists.
     waiting_for: Option<String>,
 }
 
@@ -167,6 +170,8 @@ pub enum InputView<'a> {
     Whole(&'a RawValue),
     /// Without the values of `env`.
     Redacted(Box<ExecInput>),
+    /// The jobs of a group, each without the values of `env`.
+    Group(Value),
 }
 
 impl<'a> InputView<'a> {
@@ -177,6 +182,10 @@ impl<'a> InputView<'a> {
         {
             return Some(Self::Redacted(Box::new(input.redacted())));
         }
+        if kind == Kind::Group {
+            let input: GroupInput = serde_json::from_slice(json).ok()?;
+            return Some(Self::Group(input.shown()));
+        }
         serde_json::from_slice(json).ok().map(Self::Whole)
     }
 }
@@ -186,6 +195,7 @@ impl<'a> JobView<'a> {
     pub fn new(job: &'a Job) -> Self {
         let due_at = match job.state {
             JobState::Scheduled { due_at } | JobState::Retrying { due_at } => Some(due_at),
+            JobState::Waiting { deadline } => deadline,
             _ => None,
         };
         Self {
@@ -199,6 +209,7 @@ impl<'a> JobView<'a> {
             losses: job.losses,
             max_attempts: job.max_attempts,
             redrive_of: job.redrive_of.map(Uuid::from),
+            redriven_as: job.redriven_as.map(Uuid::from),
             created_at: job.created_at,
             run_at: job.run_at,
             due_at,
@@ -267,6 +278,7 @@ impl<'a> JobView<'a> {
             losses: 0,
             max_attempts: job.spec.max_attempts,
             redrive_of: job.links.redrive_of.map(Uuid::from),
+            redriven_as: None,
             created_at: job.created_at,
             run_at: job.spec.run_at,
             due_at: later,

@@ -6,6 +6,7 @@ use chrono::{DateTime, Utc};
 
 use super::failure::{Failure, FailureCode};
 use super::retry::Backoff;
+use super::wait::Wait;
 
 /// Workers that may die under a job before it is held to be what kills them.
 pub const LOSSES_MAX: u32 = 3;
@@ -27,7 +28,7 @@ pub enum Outcome {
     /// Its worker is being drained: it costs the job nothing.
     Interrupted,
     /// It gave up its worker until something else has ended.
-    Waits,
+    Waits(Wait),
 }
 
 /// What the decision needs to know of the job.
@@ -61,7 +62,7 @@ pub enum Decision {
     /// It is queued again at once and nothing counts against it.
     GiveBack,
     /// It waits.
-    Wait,
+    Wait(Wait),
 }
 
 /// Decides what an outcome means. `spread` is a random number from 0 to 1 for the jitter.
@@ -69,8 +70,8 @@ pub fn settle(outcome: Outcome, counts: Counts<'_>, spread: f64, now: DateTime<U
     match outcome {
         Outcome::Succeeded => Decision::Succeed,
         Outcome::Cancelled => Decision::Cancel,
-        Outcome::Waits | Outcome::Interrupted if counts.cancel_requested => Decision::Cancel,
-        Outcome::Waits => Decision::Wait,
+        Outcome::Waits(_) | Outcome::Interrupted if counts.cancel_requested => Decision::Cancel,
+        Outcome::Waits(wait) => Decision::Wait(wait),
         Outcome::Interrupted => Decision::GiveBack,
         Outcome::Failed { failure, retry_after } => {
             let failures = counts.failures.saturating_add(1);
@@ -105,6 +106,7 @@ pub fn reclaim(counts: Counts<'_>) -> Decision {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::job::wait::Until;
 
     const RETRY_ON: &[String] = &[];
 
@@ -183,7 +185,7 @@ mod tests {
         for outcome in [
             failed(FailureCode::SandboxFailed),
             Outcome::Interrupted,
-            Outcome::Waits,
+            Outcome::Waits(Wait::children(Until::AllEnded)),
             Outcome::Cancelled,
         ] {
             assert_eq!(settle(outcome, counts, 0.0, now()), Decision::Cancel);

@@ -36,13 +36,15 @@ pub enum FailureCode {
     WorkerLost,
     /// Another job holds its concurrency key, and its strategy is `reject`.
     ConcurrencyLimit,
+    /// A job of the group did not succeed, and its `on_failure` is `cancel`.
+    ChildFailed,
     /// A fault of Hothouse.
     Internal,
 }
 
 impl FailureCode {
     /// Every code, for the API's description.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::NonzeroExit,
         Self::Timeout,
         Self::OutOfMemory,
@@ -58,6 +60,7 @@ impl FailureCode {
         Self::Poisoned,
         Self::WorkerLost,
         Self::ConcurrencyLimit,
+        Self::ChildFailed,
         Self::Internal,
     ];
 
@@ -79,6 +82,7 @@ impl FailureCode {
             Self::Poisoned => "poisoned",
             Self::WorkerLost => "worker_lost",
             Self::ConcurrencyLimit => "concurrency_limit",
+            Self::ChildFailed => "child_failed",
             Self::Internal => "internal",
         }
     }

@@ -4,10 +4,12 @@ pub mod decision;
 pub mod event;
 pub mod exec;
 pub mod failure;
+pub mod group;
 pub mod invalid;
 pub mod retry;
 pub mod spec;
 pub mod state;
+pub mod wait;
 
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
@@ -18,6 +20,7 @@ pub use failure::{Failure, FailureCode};
 pub use retry::Backoff;
 pub use spec::{Concurrency, Kind, Strategy};
 pub use state::{InvalidTransition, JobEvent, JobState, StateName};
+pub use wait::{Wait, WaitFor, Woken};
 
 /// Tokens, money and machine time over all attempts of a job.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -127,6 +130,12 @@ pub struct Job {
     pub parent_id: Option<JobId>,
     /// The finished job that it repeats.
     pub redrive_of: Option<JobId>,
+    /// The last job that repeats it.
+    pub redriven_as: Option<JobId>,
+    /// What it waits for, or waited for last; none when it never waited.
+    pub waits_for: Option<WaitFor>,
+    /// What ended its last wait.
+    pub woken_by: Option<Woken>,
 }
 
 /// A job about to be inserted.

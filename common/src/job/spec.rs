@@ -19,11 +19,13 @@ pub enum Kind {
     AgentRun,
     /// Answers one message of a conversation.
     ChatTurn,
+    /// Submits jobs, waits for all of them and collects what came out.
+    Group,
 }
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Self; 4] = [Self::Noop, Self::Exec, Self::AgentRun, Self::ChatTurn];
+    pub const ALL: [Self; 5] = [Self::Noop, Self::Exec, Self::AgentRun, Self::ChatTurn, Self::Group];
 
     /// The name as it is written in JSON and SQL.
     pub fn as_str(self) -> &'static str {
@@ -32,6 +34,7 @@ impl Kind {
             Self::Exec => "exec",
             Self::AgentRun => "agent_run",
             Self::ChatTurn => "chat_turn",
+            Self::Group => "group",
         }
     }
 
@@ -45,7 +48,7 @@ impl Kind {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum SlotClass {
-    /// Needs no sandbox at its start: noop and turns that only talk to a model.
+    /// Needs no sandbox at its start: noop, groups, and turns that only talk to a model.
     Light,
     /// Needs a sandbox at once.
     Sandbox,

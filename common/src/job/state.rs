@@ -37,7 +37,10 @@ pub enum JobState {
         started_at: DateTime<Utc>,
     },
     /// Something else must end first; nobody holds it.
-    Waiting,
+    Waiting {
+        /// When it goes on in any case.
+        deadline: Option<DateTime<Utc>>,
+    },
     /// An attempt failed; the next one comes later.
     Retrying {
         /// When.
@@ -151,8 +154,10 @@ pub enum JobEvent {
     Waits {
         /// The holder's fence.
         attempt: u32,
+        /// When it goes on in any case.
+        deadline: Option<DateTime<Utc>>,
     },
-    /// What it waited for has ended.
+    /// What it waited for has ended, or its deadline has passed.
     Resumed,
     /// Somebody cancelled a job that nobody holds.
     Cancelled,
@@ -180,7 +185,7 @@ impl JobState {
             Self::Scheduled { .. } => StateName::Scheduled,
             Self::Queued { .. } => StateName::Queued,
             Self::Running { .. } => StateName::Running,
-            Self::Waiting => StateName::Waiting,
+            Self::Waiting { .. } => StateName::Waiting,
             Self::Retrying { .. } => StateName::Retrying,
             Self::Succeeded { .. } => StateName::Succeeded,
             Self::Failed { .. } => StateName::Failed,
@@ -200,7 +205,7 @@ impl JobState {
     pub fn apply(self, event: JobEvent, now: DateTime<Utc>) -> Result<Self, InvalidTransition> {
         use JobEvent as E;
         let next = match (self, event) {
-            (Self::Scheduled { .. } | Self::Retrying { .. }, E::Promoted) | (Self::Waiting, E::Resumed) => {
+            (Self::Scheduled { .. } | Self::Retrying { .. }, E::Promoted) | (Self::Waiting { .. }, E::Resumed) => {
                 Self::Queued { queued_at: now }
             }
             (Self::Queued { .. }, E::Claimed { attempt, worker_id }) => Self::Running {
@@ -220,13 +225,16 @@ impl JobState {
             (Self::Running { attempt, .. }, E::GivenBack { attempt: of }) if of == attempt => {
                 Self::Queued { queued_at: now }
             }
-            (Self::Running { attempt, .. }, E::Waits { attempt: of }) if of == attempt => Self::Waiting,
+            (Self::Running { attempt, .. }, E::Waits { attempt: of, deadline }) if of == attempt => {
+                Self::Waiting { deadline }
+            }
             (Self::Running { attempt, .. }, E::Stopped { attempt: of }) if of == attempt => {
                 Self::Cancelled { finished_at: now }
             }
-            (Self::Scheduled { .. } | Self::Queued { .. } | Self::Waiting | Self::Retrying { .. }, E::Cancelled) => {
-                Self::Cancelled { finished_at: now }
-            }
+            (
+                Self::Scheduled { .. } | Self::Queued { .. } | Self::Waiting { .. } | Self::Retrying { .. },
+                E::Cancelled,
+            ) => Self::Cancelled { finished_at: now },
             (state, event) => return Err(InvalidTransition { state, event }),
         };
         Ok(next)
@@ -253,7 +261,7 @@ mod tests {
                 worker_id,
                 started_at: now(),
             },
-            JobState::Waiting,
+            JobState::Waiting { deadline: Some(now()) },
             JobState::Retrying { due_at: now() },
             JobState::Succeeded { finished_at: now() },
             JobState::Failed { finished_at: now() },
@@ -275,7 +283,13 @@ mod tests {
             ("failed", JobEvent::Failed { attempt }),
             ("retry_at", JobEvent::RetryAt { attempt, due_at: now() }),
             ("given_back", JobEvent::GivenBack { attempt }),
-            ("waits", JobEvent::Waits { attempt }),
+            (
+                "waits",
+                JobEvent::Waits {
+                    attempt,
+                    deadline: None,
+                },
+            ),
             ("resumed", JobEvent::Resumed),
             ("cancelled", JobEvent::Cancelled),
             ("stopped", JobEvent::Stopped { attempt }),

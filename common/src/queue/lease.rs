@@ -12,6 +12,7 @@
 
 use super::{Dispatch, Error, Queue, Shard};
 use crate::ids::{JobId, TenantId, WorkerId};
+use crate::job::StateName;
 
 /// The answer to one heartbeat.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,8 +36,38 @@ pub struct Acked {
     pub attempt: u32,
     /// Number of the change, for followers.
     pub seq: u64,
-    /// Whether the job is retrying or waiting, and keeps its places.
-    pub keeps_places: bool,
+    /// Which of its places the job keeps.
+    pub keeps: Keeps,
+}
+
+/// Which of its places a job keeps when its attempt has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keeps {
+    /// None: it has ended.
+    Nothing,
+    /// All: it is tried again.
+    Places,
+    /// Its conversation's alone: it waits, perhaps for jobs that need the others.
+    Conversation,
+}
+
+impl Keeps {
+    /// What a job in this state keeps after its attempt.
+    pub fn of(state: StateName) -> Self {
+        match state {
+            StateName::Succeeded | StateName::Failed | StateName::Cancelled => Self::Nothing,
+            StateName::Waiting => Self::Conversation,
+            StateName::Scheduled | StateName::Queued | StateName::Running | StateName::Retrying => Self::Places,
+        }
+    }
+
+    fn code(self) -> u8 {
+        match self {
+            Self::Nothing => 0,
+            Self::Places => 1,
+            Self::Conversation => 2,
+        }
+    }
 }
 
 /// A lease that has passed.
@@ -108,7 +139,7 @@ impl Queue {
                 .arg(acked.job_id.to_string())
                 .arg(acked.attempt)
                 .arg(acked.seq)
-                .arg(u8::from(acked.keeps_places));
+                .arg(acked.keeps.code());
         }
         let _ended: i64 = invocation.invoke_async(&mut self.connection().await?).await?;
         Ok(())
@@ -140,13 +171,8 @@ impl Queue {
     /// # Errors
     /// When Redis is away.
     pub async fn forget(&self, shard: Shard, jobs: &[(JobId, u64)]) -> Result<(), Error> {
-        let mut connection = self.connection().await?;
-        for (job_id, seq) in jobs {
-            let mut invocation = self.inner.scripts.cancel.key(self.root(shard));
-            invocation.arg(job_id.to_string()).arg(*seq).arg(1);
-            let _code: i64 = invocation.invoke_async(&mut connection).await?;
-        }
-        Ok(())
+        let ended = jobs.iter().map(|(job_id, seq)| (*job_id, *seq, true));
+        self.cancel_in(shard, ended.collect()).await
     }
 
     /// Takes a cancelled job out of Redis, or tells the worker that holds it. `seq` is the number of the change.
@@ -154,9 +180,29 @@ impl Queue {
     /// # Errors
     /// When Redis is away: the worker asks Postgres when it registers again.
     pub async fn cancel(&self, tenant_id: TenantId, job_id: JobId, seq: u64, ended: bool) -> Result<(), Error> {
-        let mut invocation = self.inner.scripts.cancel.key(self.root(self.shard_of(tenant_id)));
-        invocation.arg(job_id.to_string()).arg(seq).arg(u8::from(ended));
-        let _code: i64 = invocation.invoke_async(&mut self.connection().await?).await?;
+        self.cancel_in(self.shard_of(tenant_id), vec![(job_id, seq, ended)])
+            .await
+    }
+
+    /// The same for many jobs of one tenant, a bounded number at a time: others run in between.
+    ///
+    /// # Errors
+    /// As [`Self::cancel`].
+    pub async fn cancel_many(&self, tenant_id: TenantId, jobs: Vec<(JobId, u64, bool)>) -> Result<(), Error> {
+        self.cancel_in(self.shard_of(tenant_id), jobs).await
+    }
+
+    async fn cancel_in(&self, shard: Shard, jobs: Vec<(JobId, u64, bool)>) -> Result<(), Error> {
+        /// Jobs of one script: some three milliseconds.
+        const AT_ONCE: usize = 250;
+        let mut connection = self.connection().await?;
+        for chunk in jobs.chunks(AT_ONCE) {
+            let mut invocation = self.inner.scripts.cancel.key(self.root(shard));
+            for (job_id, seq, ended) in chunk {
+                invocation.arg(job_id.to_string()).arg(*seq).arg(u8::from(*ended));
+            }
+            let _known: i64 = invocation.invoke_async(&mut connection).await?;
+        }
         Ok(())
     }
 

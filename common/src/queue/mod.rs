@@ -46,7 +46,7 @@ pub use claim::{Handout, Want};
 pub use dispatch::{Dispatch, Dispatched, Hold, LEVEL_HEAD_START};
 pub use error::Error;
 pub use generation::{Begun, Generation};
-pub use lease::{Acked, Beat, Expired};
+pub use lease::{Acked, Beat, Expired, Keeps};
 pub use log::Appended;
 pub(crate) use log::READ_MAX;
 pub use subscribe::{Channel, Hint};

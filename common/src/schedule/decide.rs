@@ -244,7 +244,7 @@ pub fn new_job(schedule: &Schedule, agent: Option<&Agent>, now: DateTime<Utc>) -
 fn slot(kind: Kind) -> SlotClass {
     match kind {
         Kind::Exec => SlotClass::Sandbox,
-        Kind::Noop | Kind::AgentRun | Kind::ChatTurn => SlotClass::Light,
+        Kind::Noop | Kind::AgentRun | Kind::ChatTurn | Kind::Group => SlotClass::Light,
     }
 }
 

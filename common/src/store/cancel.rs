@@ -4,7 +4,7 @@ use chrono::{DateTime, Utc};
 use sqlx::AssertSqlSafe;
 
 use super::row::{self, qualified};
-use super::{Error, Store};
+use super::{Error, Store, wait};
 use crate::ids::{JobId, TenantId};
 use crate::job::Job;
 
@@ -48,6 +48,12 @@ impl Store {
                 .bind(id)
                 .execute(&mut *tx)
                 .await?;
+        }
+        if job.state.is_terminal()
+            && let Some(parent_id) = job.parent_id
+        {
+            // Redispatch brings it to Redis: its caller cancels one job and knows of no other.
+            wait::wake(&mut tx, &[parent_id], now).await?;
         }
         tx.commit().await?;
         Ok(Some(job))

@@ -1,5 +1,6 @@
 //! Listing jobs, newest first, by filters and a cursor.
 
+use chrono::{DateTime, Utc};
 use sqlx::{Postgres, QueryBuilder};
 
 use super::row::{self, COLUMNS};
@@ -22,6 +23,10 @@ pub struct Filter {
     pub conversation_id: Option<ConversationId>,
     /// Of this schedule.
     pub schedule_id: Option<ScheduleId>,
+    /// Submitted by this job.
+    pub parent_id: Option<JobId>,
+    /// Accepted before this moment.
+    pub created_before: Option<DateTime<Utc>>,
     /// With this text in the id, queue, user or metadata.
     pub text: Option<String>,
     /// With these entries in the metadata, compared as text.
@@ -49,6 +54,12 @@ impl Filter {
         }
         if let Some(id) = self.schedule_id {
             query.push(" and schedule_id = ").push_bind(id);
+        }
+        if let Some(id) = self.parent_id {
+            query.push(" and parent_id = ").push_bind(id);
+        }
+        if let Some(at) = self.created_before {
+            query.push(" and created_at < ").push_bind(at);
         }
         if let Some(user) = &self.user_id {
             query.push(" and user_id = ").push_bind(user.clone());

@@ -5,6 +5,7 @@
 
 pub mod agents;
 pub mod attempts;
+pub mod bulk;
 pub mod cancel;
 pub mod claim;
 pub mod conversations;
@@ -28,6 +29,7 @@ pub mod schedules;
 pub mod settle;
 pub mod tenants;
 pub mod usage;
+pub mod wait;
 pub mod workers;
 
 use std::time::Duration;

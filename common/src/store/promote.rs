@@ -1,4 +1,4 @@
-//! Promoting: scheduled and retrying jobs become queued when their time has come.
+//! Promoting: scheduled and retrying jobs become queued when their time has come, and waiting ones at their deadline.
 
 use chrono::{DateTime, Utc};
 use sqlx::AssertSqlSafe;
@@ -19,9 +19,14 @@ impl Store {
                 "with due as (
                     select id from jobs where state in ('scheduled', 'retrying') and due_at <= $1
                     order by due_at limit $2 for update skip locked
+                 ), late as (
+                    select id from jobs where state = 'waiting' and due_at <= $1
+                    order by due_at limit $2 for update skip locked
                  ), promoted as (
-                    update jobs set state = 'queued', queued_at = $1, due_at = null, seq = jobs.seq + 1
-                    from due where jobs.id = due.id and jobs.state in ('scheduled', 'retrying')
+                    update jobs set state = 'queued', queued_at = $1, due_at = null, seq = jobs.seq + 1,
+                        woken_by = case when jobs.state = 'waiting' then 'deadline' else jobs.woken_by end
+                    from (select id from due union all select id from late) as found
+                    where jobs.id = found.id and jobs.state in ('scheduled', 'retrying', 'waiting')
                     returning {columns}
                  ), written as (
                     insert into job_events (job_id, first_seq, last_seq, data)
@@ -34,6 +39,31 @@ impl Store {
             );
             let rows = sqlx::query(AssertSqlSafe(sql))
                 .bind(now)
+                .bind(i64::from(limit))
+                .fetch_all(self.pool())
+                .await?;
+            rows.iter().map(row::job).collect()
+        })
+        .await
+    }
+
+    /// Jobs that were queued lately: those with an id above `after`, and those that were queued again after `since`, by a
+    /// retry, a wait that ended, a drained or a lost worker, of which the id tells nothing. Up to `limit` of each.
+    ///
+    /// # Errors
+    /// When Postgres is away.
+    pub async fn queued_lately(&self, after: JobId, since: DateTime<Utc>, limit: u32) -> Result<Vec<Job>, Error> {
+        self.within(async {
+            let sql = format!(
+                "(select {columns} from jobs where state = 'queued' and id > $1 order by id limit $3)
+                 union all
+                 (select {columns} from jobs where state = 'queued' and attempt > 0 and queued_at > $2 and id <= $1
+                    order by queued_at limit $3)",
+                columns = row::COLUMNS
+            );
+            let rows = sqlx::query(AssertSqlSafe(sql))
+                .bind(after)
+                .bind(since)
                 .bind(i64::from(limit))
                 .fetch_all(self.pool())
                 .await?;

@@ -5,7 +5,7 @@ use sqlx::AssertSqlSafe;
 
 use super::events::{Chunk, insert_chunks, last_written};
 use super::row::{self, COLUMNS, bigint, int};
-use super::{Error, Store};
+use super::{Error, Store, wait};
 use crate::ids::{JobId, WorkerId};
 use crate::job::decision::{Counts, Decision, reclaim};
 use crate::job::event::{Event, EventBody, UNWRITTEN_MAX};
@@ -80,6 +80,9 @@ impl Store {
                 insert_chunks(&mut tx, &[&chunk]).await?;
             }
             let job = write(&mut tx, &job, &decision, seq, now).await?;
+            if let (Some(parent_id), true) = (job.parent_id, job.state.is_terminal()) {
+                wait::wake(&mut tx, &[parent_id], now).await?;
+            }
             tx.commit().await?;
             Ok(Some(job))
         })

@@ -6,14 +6,16 @@ use sqlx::postgres::PgRow;
 
 use super::error::Error;
 use crate::ids::{TenantId, WorkerId};
-use crate::job::{Backoff, Concurrency, Failure, FailureCode, Job, JobState, Kind, StateName, Strategy, Usage};
+use crate::job::{
+    Backoff, Concurrency, Failure, FailureCode, Job, JobState, Kind, StateName, Strategy, Usage, WaitFor, Woken,
+};
 
 /// The columns that [`job`] reads: everything but the input and the result.
 pub(super) const COLUMNS: &str = "id, tenant_id, kind, queue, class, labels, priority, state, attempt, failures, losses, \
      max_attempts, backoff_initial_ms, backoff_factor, backoff_max_ms, retry_on, timeout_ms, run_at, due_at, created_at, \
      queued_at, started_at, finished_at, worker_id, cancel_requested_at, seq, error_code, error_message, usage, \
      concurrency_key, concurrency_limit, concurrency_strategy, user_id, api_key_id, metadata, agent_id, agent_version, \
-     conversation_id, schedule_id, parent_id, redrive_of";
+     conversation_id, schedule_id, parent_id, redrive_of, redriven_as, waits_for, woken_by";
 
 /// The same columns of table `jobs` where another table is joined.
 pub(super) fn qualified() -> String {
@@ -70,6 +72,11 @@ pub(super) fn job(row: &PgRow) -> Result<Job, Error> {
         schedule_id: row.try_get("schedule_id")?,
         parent_id: row.try_get("parent_id")?,
         redrive_of: row.try_get("redrive_of")?,
+        redriven_as: row.try_get("redriven_as")?,
+        waits_for: row
+            .try_get::<Option<sqlx::types::Json<WaitFor>>, _>("waits_for")?
+            .map(|json| json.0),
+        woken_by: row.try_get::<Option<&str>, _>("woken_by")?.and_then(Woken::parse),
     })
 }
 
@@ -92,7 +99,9 @@ fn state(row: &PgRow) -> Result<JobState, Error> {
                 .ok_or_else(|| Error::Corrupt("running without a worker".to_owned()))?,
             started_at: time("started_at")?,
         },
-        StateName::Waiting => JobState::Waiting,
+        StateName::Waiting => JobState::Waiting {
+            deadline: row.try_get("due_at")?,
+        },
         StateName::Retrying => JobState::Retrying {
             due_at: time("due_at")?,
         },

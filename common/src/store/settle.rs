@@ -8,11 +8,12 @@ use sqlx::{PgConnection, Postgres, Transaction};
 use uuid::Uuid;
 
 use super::events::{Chunk, insert_chunks};
+use super::insert::insert_jobs;
 use super::row::{bigint, int};
-use super::{Error, Store};
+use super::{Error, Store, wait};
 use crate::ids::{ConversationId, JobId, WorkerId};
 use crate::job::decision::Decision;
-use crate::job::{Failure, StateName, Usage};
+use crate::job::{Failure, Job, NewJob, StateName, Usage};
 use crate::message::{Message, Role};
 
 /// How an attempt ends.
@@ -38,6 +39,29 @@ pub struct Settlement {
     pub finished_at: DateTime<Utc>,
     /// What a turn adds to its conversation.
     pub turn: Option<TurnEnd>,
+    /// The job that waits for this one.
+    pub parent_id: Option<JobId>,
+    /// Jobs that are submitted with the change, when the job waits for them.
+    pub children: Vec<NewJob>,
+}
+
+/// What a transaction of settlements changed.
+#[derive(Clone, Debug, Default)]
+pub struct Committed {
+    /// The jobs whose attempt it ended, and their new state.
+    pub changed: Vec<(JobId, StateName)>,
+    /// Jobs whose wait it ended: they are queued.
+    pub woken: Vec<Job>,
+}
+
+impl Committed {
+    /// The new state of a job that it changed.
+    pub fn state(&self, id: JobId) -> Option<StateName> {
+        self.changed
+            .iter()
+            .find(|(changed, _)| *changed == id)
+            .map(|(_, state)| *state)
+    }
 }
 
 /// What a turn adds to its conversation.
@@ -58,6 +82,7 @@ struct Columns {
     finished_at: Option<DateTime<Utc>>,
     failed: i32,
     failure: Option<Failure>,
+    waits_for: Option<String>,
 }
 
 fn columns(settlement: &Settlement) -> Columns {
@@ -70,6 +95,7 @@ fn columns(settlement: &Settlement) -> Columns {
         finished_at: Some(at),
         failed: 0,
         failure: None,
+        waits_for: None,
     };
     match &settlement.decision {
         Decision::Succeed => base,
@@ -101,10 +127,12 @@ fn columns(settlement: &Settlement) -> Columns {
             finished_at: None,
             ..base
         },
-        Decision::Wait => Columns {
+        Decision::Wait(wait) => Columns {
             state: StateName::Waiting,
             outcome: "waiting",
+            due_at: wait.deadline,
             finished_at: None,
+            waits_for: serde_json::to_string(&wait.waits_for).ok(),
             ..base
         },
     }
@@ -112,13 +140,13 @@ fn columns(settlement: &Settlement) -> Columns {
 
 impl Store {
     /// Settles attempts of one worker in one transaction and answers the jobs that it changed. One that would go on although
-    /// somebody asked to cancel it is cancelled. One that is missing
-    /// was not the worker's any more: its lease is lost, and nothing of it was written.
+    /// somebody asked to cancel it is cancelled. One that is missing was not the worker's any more: its lease is lost, and
+    /// nothing of it was written. A parent whose wait this ends is queued by it.
     ///
     /// # Errors
     /// When Postgres is away: then nothing was written. The call may be repeated: what it settled before is missing
     /// from the answer, so a caller that does not know asks [`Self::is_settled`].
-    pub async fn settle(&self, worker_id: WorkerId, settlements: &[Settlement]) -> Result<Vec<JobId>, Error> {
+    pub async fn settle(&self, worker_id: WorkerId, settlements: &[Settlement]) -> Result<Committed, Error> {
         self.within(async {
             let mut tx = self.pool().begin().await?;
             let changed = update(&mut tx, worker_id, settlements).await?;
@@ -132,13 +160,14 @@ impl Store {
                 .filter_map(|(settlement, _)| settlement.chunk.as_ref())
                 .collect();
             insert_chunks(&mut tx, &chunks).await?;
-            for (settlement, state) in kept {
+            for (settlement, state) in &kept {
                 if let Some(turn) = &settlement.turn {
                     end_turn(&mut tx, settlement, turn, state.is_terminal()).await?;
                 }
             }
+            let woken = follow_up(&mut tx, &kept).await?;
             tx.commit().await?;
-            Ok(changed.into_iter().map(|(id, _)| id).collect())
+            Ok(Committed { changed, woken })
         })
         .await
     }
@@ -159,6 +188,27 @@ impl Store {
     }
 }
 
+/// Inserts the children of those that wait, and wakes those whose wait is over: parents of what ended, and what waits
+/// for jobs that ended before. Jobs without either cost nothing.
+async fn follow_up(tx: &mut Transaction<'_, Postgres>, kept: &[(&Settlement, StateName)]) -> Result<Vec<Job>, Error> {
+    let mut parents: Vec<JobId> = Vec::new();
+    let mut children: Vec<&NewJob> = Vec::new();
+    for (settlement, state) in kept {
+        if *state == StateName::Waiting {
+            children.extend(&settlement.children);
+            parents.push(settlement.job_id);
+        } else if state.is_terminal() {
+            parents.extend(settlement.parent_id);
+        }
+    }
+    insert_jobs(tx, &children).await?;
+    let now = kept.iter().map(|(settlement, _)| settlement.finished_at).max();
+    let Some(now) = now else { return Ok(Vec::new()) };
+    parents.sort_unstable();
+    parents.dedup();
+    wait::wake(tx, &parents, now).await
+}
+
 /// One statement: the rows, and an `attempts` row for each that changed.
 async fn update(
     tx: &mut Transaction<'_, Postgres>,
@@ -170,9 +220,9 @@ async fn update(
         "with s as (
             select * from unnest($2::uuid[], $3::integer[], $4::text[], $5::text[], $6::timestamptz[],
                 $7::timestamptz[], $8::timestamptz[], $9::integer[], $10::text[], $11::text[], $12::bytea[],
-                $13::json[], $14::bigint[], $15::timestamptz[], $16::timestamptz[])
+                $13::json[], $14::bigint[], $15::timestamptz[], $16::timestamptz[], $17::text[])
             as s(id, attempt, state, outcome, due_at, queued_at, finished_at, failed, error_code, error_message, result,
-                usage, seq, started_at, ended_at)
+                usage, seq, started_at, ended_at, waits_for)
          ), asked as (
             -- Locked first: a request to cancel that is committed meanwhile is seen.
             select s.*, s.finished_at is null and held.cancel_requested_at is not null as asked
@@ -185,7 +235,8 @@ async fn update(
                 queued_at = case when s.asked then jobs.queued_at else coalesce(s.queued_at, jobs.queued_at) end,
                 finished_at = case when s.asked then s.ended_at else s.finished_at end,
                 error_code = case when not s.asked then s.error_code end,
-                error_message = case when not s.asked then s.error_message end
+                error_message = case when not s.asked then s.error_message end,
+                waits_for = case when s.asked then jobs.waits_for else coalesce(s.waits_for::json, jobs.waits_for) end
             from asked as s
             where jobs.id = s.id and jobs.id = any($2) and jobs.state = 'running' and jobs.attempt = s.attempt
                 and jobs.worker_id = $1
@@ -214,6 +265,7 @@ async fn update(
     .bind(settlements.iter().map(|s| bigint(s.seq)).collect::<Vec<_>>())
     .bind(settlements.iter().map(|s| s.started_at).collect::<Vec<_>>())
     .bind(settlements.iter().map(|s| s.finished_at).collect::<Vec<_>>())
+    .bind(columns.iter().map(|c| c.waits_for.as_deref()).collect::<Vec<_>>())
     .fetch_all(&mut **tx)
     .await?;
     Ok(changed

@@ -3,7 +3,7 @@
 use super::TestEnv;
 use crate::ids::JobId;
 use crate::job::{Job, JobState};
-use crate::queue::{Acked, Dispatch};
+use crate::queue::{Acked, Dispatch, Keeps};
 
 impl TestEnv {
     /// Promotes everything that is due, and dispatches it.
@@ -52,12 +52,12 @@ impl TestEnv {
                     JobState::Running { .. } => {
                         self.queue.adopt(shard, std::slice::from_ref(&job)).await.unwrap();
                     }
-                    JobState::Scheduled { .. } | JobState::Retrying { .. } | JobState::Waiting => {
+                    JobState::Scheduled { .. } | JobState::Retrying { .. } | JobState::Waiting { .. } => {
                         let acked = Acked {
                             job_id: job.id,
                             attempt: lease.attempt,
                             seq: job.seq,
-                            keeps_places: true,
+                            keeps: Keeps::of(job.state.name()),
                         };
                         self.queue.ack(shard, &[acked]).await.unwrap();
                     }

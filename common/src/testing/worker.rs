@@ -5,8 +5,8 @@ use crate::ids::{JobId, WorkerId};
 use crate::job::decision::Decision;
 use crate::job::event::{Event, EventBody};
 use crate::job::spec::SlotClass;
-use crate::job::{Failure, FailureCode, Usage};
-use crate::queue::{Acked, Appended, Beat, Dispatch, Error as QueueError, Want};
+use crate::job::{Failure, FailureCode, NewJob, Usage, Wait};
+use crate::queue::{Acked, Appended, Beat, Dispatch, Error as QueueError, Keeps, Want};
 use crate::store::claim::{Claim, Claimed};
 use crate::store::events::Chunk;
 use crate::store::settle::{Settlement, TurnEnd};
@@ -128,8 +128,8 @@ impl TestWorker {
                 error: error.clone(),
             }),
             Decision::GiveBack => Some(EventBody::Queued { position: None }),
-            Decision::Wait => Some(EventBody::Waiting {
-                waits_for: "children".to_owned(),
+            Decision::Wait(wait) => Some(EventBody::Waiting {
+                waits_for: wait.waits_for.as_str().to_owned(),
             }),
         };
         let mut events = unwritten.to_vec();
@@ -158,31 +158,45 @@ impl TestWorker {
                 conversation_id: id,
                 messages: Vec::new(),
             }),
+            parent_id: job.parent_id,
+            children: Vec::new(),
         }
+    }
+
+    /// Ends an attempt that waits for these jobs, and dispatches them. Answers whether it still was this worker's.
+    pub async fn wait_for(&self, claimed: &Claimed, wait: Wait, children: Vec<NewJob>) -> bool {
+        let mut settlement = self.settlement(claimed, Decision::Wait(wait), &[]);
+        settlement.children.clone_from(&children);
+        let changed = self.commit(&settlement).await;
+        if changed {
+            self.ack(claimed, &settlement).await;
+            let children: Vec<Dispatch> = children.iter().map(Dispatch::from_new).collect();
+            self.env.queue.dispatch(&children).await.unwrap();
+        }
+        changed
     }
 
     /// Writes a settlement. Answers whether the attempt still was this worker's.
     pub async fn commit(&self, settlement: &Settlement) -> bool {
-        !self
-            .env
-            .store
-            .settle(self.id, std::slice::from_ref(settlement))
-            .await
-            .unwrap()
-            .is_empty()
+        let settlements = std::slice::from_ref(settlement);
+        let committed = self.env.store.settle(self.id, settlements).await.unwrap();
+        let woken: Vec<Dispatch> = committed.woken.iter().map(Dispatch::from_job).collect();
+        self.env.queue.dispatch(&woken).await.unwrap();
+        !committed.changed.is_empty()
     }
 
     /// Ends the lease of a settled attempt.
     pub async fn ack(&self, claimed: &Claimed, settlement: &Settlement) {
-        let keeps = matches!(
-            settlement.decision,
-            Decision::RetryAt(..) | Decision::Wait | Decision::GiveBack
-        );
+        let keeps = match settlement.decision {
+            Decision::Wait(_) => Keeps::Conversation,
+            Decision::RetryAt(..) | Decision::GiveBack => Keeps::Places,
+            Decision::Succeed | Decision::Fail(_) | Decision::Cancel => Keeps::Nothing,
+        };
         let acked = Acked {
             job_id: settlement.job_id,
             attempt: settlement.attempt,
             seq: settlement.seq,
-            keeps_places: keeps,
+            keeps,
         };
         self.env
             .queue

@@ -3,7 +3,7 @@
 use assert_matches::assert_matches;
 use common::ids::TenantId;
 use common::job::decision::Decision;
-use common::job::{JobState, NewJob};
+use common::job::{JobState, NewJob, Wait};
 use common::testing::{TestEnv, failure, ids};
 use sqlx::PgPool;
 
@@ -33,7 +33,7 @@ async fn what_nobody_holds_ends_at_once(pool: PgPool) {
     let (retrying, waiting) = (env.noop(), env.noop());
     for (job, decision) in [
         (&retrying, Decision::RetryAt(later, failure())),
-        (&waiting, Decision::Wait),
+        (&waiting, Decision::Wait(Wait::answer())),
     ] {
         env.enqueue(job).await;
         assert!(worker.settle(&worker.one().await, decision).await);
@@ -93,7 +93,7 @@ async fn a_request_is_not_lost_when_the_attempt_just_fails(pool: PgPool) {
     for decision in [
         Decision::RetryAt(env.clock.now(), failure()),
         Decision::GiveBack,
-        Decision::Wait,
+        Decision::Wait(Wait::answer()),
     ] {
         for told_before in [true, false] {
             let job = env.noop();

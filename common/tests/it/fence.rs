@@ -35,7 +35,7 @@ async fn every_late_write_is_refused(pool: PgPool) {
             Decision::Cancel,
             Decision::RetryAt(env.clock.now(), failure()),
             Decision::GiveBack,
-            Decision::Wait,
+            Decision::Wait(common::job::Wait::answer()),
         ] {
             assert!(!dead.settle(&old, decision).await);
         }
@@ -89,7 +89,8 @@ async fn a_batch_with_one_lost_attempt_settles_the_others(pool: PgPool) {
         .iter()
         .map(|claimed| worker.settlement(claimed, Decision::Succeed, &worker.said(claimed, 2)))
         .collect();
-    let mut changed = env.store.settle(worker.id, &settlements).await.unwrap();
+    let committed = env.store.settle(worker.id, &settlements).await.unwrap();
+    let mut changed: Vec<_> = committed.changed.into_iter().map(|(id, _)| id).collect();
     changed.sort_unstable();
     let mut kept = vec![claimed[0].job.id, claimed[2].job.id];
     kept.sort_unstable();

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a helper of a test fails as the test does")]
 #![expect(clippy::large_futures, reason = "a test's own future may be large")]
 
+mod bulk;
 mod cancel;
 mod fairness;
 mod fence;
@@ -13,4 +14,5 @@ mod reclaim;
 mod spill;
 mod submit;
 mod turns;
+mod waiting;
 mod walk;

@@ -4,6 +4,7 @@
 //! dropped: each is a reconciler, and the next leader's tick begins again.
 
 mod fire;
+mod orphans;
 mod partitions;
 mod promote;
 mod reclaim;
@@ -58,6 +59,7 @@ fn start(running: &mut Running<'_>) {
     ));
     running.duty(Reclaim::new(store.clone(), queue.clone()));
     running.duty(Sweep::new(store.clone(), queue.clone()));
+    running.duty(orphans::Orphans::new(&deps));
     running.duty(partitions::Partitions::new(&deps));
     running.duty(retention::Retention::new(&deps));
 }

@@ -12,7 +12,7 @@ use std::time::Duration;
 use chrono::{DateTime, TimeDelta, Utc};
 use common::ids::JobId;
 use common::job::{Job, JobState};
-use common::queue::{Acked, Begun, Dispatch, Expired, Generation, Queue, Shard};
+use common::queue::{Acked, Begun, Dispatch, Expired, Generation, Keeps, Queue, Shard};
 use common::service::{Duty, Report};
 use common::store::Store;
 use uuid::Uuid;
@@ -102,12 +102,12 @@ impl Reclaim {
                 self.queue.dispatch(&[Dispatch::from_job(job)]).await?;
                 Ok(true)
             }
-            JobState::Scheduled { .. } | JobState::Retrying { .. } | JobState::Waiting => {
+            JobState::Scheduled { .. } | JobState::Retrying { .. } | JobState::Waiting { .. } => {
                 let acked = Acked {
                     job_id: job.id,
                     attempt: lease.attempt,
                     seq: job.seq,
-                    keeps_places: true,
+                    keeps: Keeps::of(job.state.name()),
                 };
                 self.queue.ack(shard, &[acked]).await?;
                 Ok(true)

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | a shard without a generation: begin one with leases for what runs, wait until those have passed or their workers have registered, dispatch, open | every tick |
 //! | backlogs that were full and have room: page in by priority and age | every tick |
-//! | rows of the last seconds that Redis does not know: their API died, or could not reach Redis | every tick |
+//! | rows of the last seconds, new and queued again, that Redis does not know: whoever wrote them died, or could not reach Redis | every tick |
 //! | all queued rows, page by page; paused queues | every ten ticks |
 
 use std::sync::{Mutex, PoisonError};
@@ -196,7 +196,8 @@ impl Duty for Redispatch {
             return Ok(Report::default());
         }
         let paged = self.page_in().await?;
-        let recent = self.store.queued_after(floor(now - RECENT), PAGE).await?;
+        let since = now - RECENT;
+        let recent = self.store.queued_lately(floor(since), since, PAGE).await?;
         let mut changed = paged + self.dispatch_unknown(&recent, now).await?;
         let tick = {
             let mut cursor = self.cursor();

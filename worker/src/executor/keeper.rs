@@ -28,6 +28,7 @@ impl Stopped {
             result: None,
             usage: Usage::default(),
             messages: Vec::new(),
+            children: Vec::new(),
         }
     }
 }

@@ -3,16 +3,18 @@
 mod agent;
 pub mod chat;
 mod exec;
+mod group;
 mod keeper;
 pub mod native;
 mod text;
 
 use std::sync::Arc;
 
+use common::cancel::Canceller;
 use common::clock::Clock;
 use common::ids::WorkerId;
 use common::job::decision::Outcome;
-use common::job::{Failure, Job, Kind, Usage};
+use common::job::{Failure, Job, Kind, NewJob, Usage, Wait};
 use common::message::Message;
 use common::objects::Objects;
 use common::store::Store;
@@ -27,8 +29,10 @@ use crate::pool::Pool;
 /// What executors need of the process. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Machine {
-    /// For what an attempt reads beyond its input: a conversation's messages.
+    /// For what an attempt reads beyond its input: a conversation's messages, what became of its children.
     pub store: Store,
+    /// For asking children to stop.
+    pub canceller: Canceller,
     /// Warm sandboxes; none on a worker with light slots only.
     pub pool: Option<Pool>,
     /// What a sandbox holds.
@@ -85,6 +89,8 @@ pub struct Ended {
     pub usage: Usage,
     /// What a turn adds to its conversation.
     pub messages: Vec<Message>,
+    /// Jobs that are submitted when it waits.
+    pub children: Vec<NewJob>,
 }
 
 impl Ended {
@@ -95,6 +101,7 @@ impl Ended {
             result: Some(result),
             usage: Usage::default(),
             messages: Vec::new(),
+            children: Vec::new(),
         }
     }
 
@@ -105,6 +112,20 @@ impl Ended {
             result: None,
             usage: Usage::default(),
             messages: Vec::new(),
+            children: Vec::new(),
+        }
+    }
+
+    /// Not yet: it gives up its worker, submits `children` in the same transaction, and goes on in another attempt when
+    /// what it waits for has ended. [`Job::waits_for`] then says that it has waited, [`Job::woken_by`] what woke it, and
+    /// [`Store::children`] what became of its children.
+    pub fn waits(wait: Wait, children: Vec<NewJob>) -> Self {
+        Self {
+            outcome: Outcome::Waits(wait),
+            result: None,
+            usage: Usage::default(),
+            messages: Vec::new(),
+            children,
         }
     }
 
@@ -119,6 +140,7 @@ impl Ended {
             result: None,
             usage: Usage::default(),
             messages: Vec::new(),
+            children: Vec::new(),
         }
     }
 }
@@ -130,5 +152,6 @@ pub async fn execute(context: Context) -> Ended {
         Kind::Exec => exec::run(context).await,
         Kind::AgentRun => agent::run(context).await,
         Kind::ChatTurn => agent::turn(context).await,
+        Kind::Group => group::run(context).await,
     }
 }

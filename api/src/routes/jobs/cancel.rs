@@ -3,9 +3,12 @@
 use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
+use chrono::{DateTime, Utc};
+use common::cancel::OPEN;
 use common::ids::JobId;
 use common::job::{Job, StateName};
-use futures_util::{StreamExt, TryStreamExt, stream};
+use common::store::list::Filter;
+use common::store::wait::Orphaned;
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -17,33 +20,24 @@ use crate::job::JobView;
 use crate::problem::{Document, Problem};
 use crate::state::App;
 
-/// Most jobs that one call acts on.
-pub(super) const MANY_MAX: usize = 10_000;
-/// Jobs that are acted on at once.
-pub(super) const MANY_PARALLEL: usize = 8;
-/// Jobs that are looked up at once.
-const PAGE: u32 = 500;
-
-const OPEN: [StateName; 5] = [
-    StateName::Scheduled,
-    StateName::Queued,
-    StateName::Running,
-    StateName::Waiting,
-    StateName::Retrying,
-];
+/// Counting stops here.
+const COUNT_MAX: u64 = 1_000_000;
 
 /// How many jobs a call acted on.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Matched {
-    /// How many jobs matched and were acted on, or would have been.
-    pub(super) matched: usize,
-    /// Whether there may be more: one call acts on 10,000 at most.
+    /// How many jobs this call acted on, or would have; a dry run counts up to 1,000,000.
+    pub(super) matched: u64,
+    /// Whether there are more, because its time was over: the same call goes on.
     pub(super) more: bool,
+    /// Jobs accepted before this moment are meant: give it to the next call to go on with the same.
+    pub(super) created_before: Option<DateTime<Utc>>,
 }
 
 /// Cancel a job.
 ///
-/// One that nobody runs is cancelled at once; one that runs stops within a second; one that has ended stays as it is.
+/// One that nobody runs is cancelled at once; one that runs stops within a second; one that has ended stays as it is. The
+/// jobs of a group are cancelled with it.
 #[utoipa::path(post, path = "/jobs/{id}/cancel", tag = "jobs", params(("id" = String, Path, description = "The job")),
     responses(
         (status = 202, body = JobView<'static>),
@@ -73,62 +67,68 @@ pub(crate) async fn cancel_one(app: &App, caller: &Caller, id: JobId) -> Result<
             tracing::debug!(%id, %error, "redis does not know of a cancelled job yet");
         }
         app.hub().hint(id);
+        if job.state.is_terminal() && job.waits_for.is_some() {
+            let orphaned = Orphaned {
+                tenant_id: job.tenant_id,
+                parent_id: id,
+            };
+            // The scheduler finds those that this call does not.
+            app.canceller().orphans(orphaned, app.clock()).await?;
+        }
     }
     Ok(Some(job))
 }
 
 /// Cancel every job that matches.
+///
+/// One call goes on for some seconds, job after job in batches; when it answers `more`, the same call goes on where it
+/// ended, for what it has cancelled does not match any more. Jobs that run are asked to stop, once.
 #[utoipa::path(post, path = "/jobs/cancel", tag = "jobs", request_body = ManyRequest,
     responses(
         (status = 200, body = Matched),
-        (status = 422, body = Document, content_type = "application/problem+json")))]
+        (status = 422, body = Document, content_type = "application/problem+json"),
+        (status = 503, body = Document, content_type = "application/problem+json")))]
 pub(super) async fn cancel_many(
     State(app): State<App>,
     caller: Caller,
     ValidJson(request): ValidJson<ManyRequest>,
 ) -> Result<Response, Problem> {
-    let filter = request.filter(&OPEN)?;
+    let filter = request.filter(&OPEN, app.clock().now())?;
     let states = filter.state.map_or_else(|| OPEN.to_vec(), |state| vec![state]);
-    let (ids, more) = matching(&app, &caller, &filter, &states).await?;
-    if !request.dry_run {
-        stream::iter(ids.clone())
-            .map(|id| cancel_one(&app, &caller, id))
-            .buffer_unordered(MANY_PARALLEL)
-            .try_for_each(async |_| Ok(()))
+    if request.dry_run {
+        return count(&app, &caller, &filter, &states).await;
+    }
+    let budget = app.config().submit.many_budget;
+    let progress = app
+        .canceller()
+        .matching(caller.tenant_id(), &filter, &states, app.clock(), Some(budget))
+        .await?;
+    let matched = Matched {
+        matched: progress.matched,
+        more: progress.more,
+        created_before: filter.created_before,
+    };
+    Ok(Json(matched).into_response())
+}
+
+/// How many jobs a call would act on.
+pub(super) async fn count(
+    app: &App,
+    caller: &Caller,
+    filter: &Filter,
+    states: &[StateName],
+) -> Result<Response, Problem> {
+    let mut matched = 0;
+    for state in states {
+        matched += app
+            .store()
+            .count_matching(caller.tenant_id(), filter, *state, COUNT_MAX)
             .await?;
     }
     Ok(Json(Matched {
-        matched: ids.len(),
-        more,
+        matched: matched.min(COUNT_MAX),
+        more: matched >= COUNT_MAX,
+        created_before: filter.created_before,
     })
     .into_response())
-}
-
-/// The jobs in one of `states` that match, oldest first, up to [`MANY_MAX`].
-pub(super) async fn matching(
-    app: &App,
-    caller: &Caller,
-    filter: &common::store::list::Filter,
-    states: &[StateName],
-) -> Result<(Vec<JobId>, bool), Problem> {
-    let mut ids = Vec::new();
-    for state in states {
-        let filter = common::store::list::Filter {
-            state: Some(*state),
-            ..filter.clone()
-        };
-        let mut before = None;
-        loop {
-            let page = app.store().list(caller.tenant_id(), &filter, before, PAGE).await?;
-            before = page.last().map(|job| job.id);
-            ids.extend(page.iter().map(|job| job.id));
-            if ids.len() >= MANY_MAX || page.len() < PAGE as usize {
-                break;
-            }
-        }
-    }
-    let more = ids.len() >= MANY_MAX;
-    ids.truncate(MANY_MAX);
-    ids.sort_unstable();
-    Ok((ids, more))
 }

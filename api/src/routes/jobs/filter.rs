@@ -1,6 +1,7 @@
 //! Which jobs: the query of a list, and the body of what acts on many.
 
-use common::ids::{AgentId, ConversationId, ScheduleId};
+use chrono::{DateTime, Utc};
+use common::ids::{AgentId, ConversationId, JobId, ScheduleId};
 use common::job::{Kind, StateName};
 use common::store::list::Filter;
 use serde::Deserialize;
@@ -27,6 +28,8 @@ pub(super) struct ListQuery {
     conversation_id: Option<String>,
     /// Of this schedule.
     schedule_id: Option<String>,
+    /// Submitted by this job.
+    parent_id: Option<String>,
     /// Of this user.
     user_id: Option<String>,
     /// With this text in the id, queue, user or metadata.
@@ -46,6 +49,8 @@ pub(super) fn from_params(params: &mut Params) -> Filter {
         agent_id: params.parsed::<AgentId>("agent_id", "an id"),
         conversation_id: params.parsed::<ConversationId>("conversation_id", "an id"),
         schedule_id: params.parsed::<ScheduleId>("schedule_id", "an id"),
+        parent_id: params.parsed::<JobId>("parent_id", "an id"),
+        created_before: None,
         text: params.text("q"),
         metadata: params.prefixed("metadata."),
         user_id: params.text("user_id"),
@@ -75,6 +80,11 @@ pub(super) struct ManyRequest {
     /// Of this schedule.
     #[schema(value_type = Option<String>)]
     schedule_id: Option<ScheduleId>,
+    /// Submitted by this job.
+    #[schema(value_type = Option<String>)]
+    parent_id: Option<JobId>,
+    /// Accepted before this moment; the beginning of the call. What a call answers goes on with the same jobs.
+    created_before: Option<DateTime<Utc>>,
     /// Of this user.
     user_id: Option<String>,
     /// With this text in the id, queue, user or metadata.
@@ -89,7 +99,7 @@ impl ManyRequest {
     ///
     /// # Errors
     /// 422 when nothing is given, when a text holds NUL, or for another state.
-    pub(super) fn filter(&self, states: &[StateName]) -> Result<Filter, Problem> {
+    pub(super) fn filter(&self, states: &[StateName], now: DateTime<Utc>) -> Result<Filter, Problem> {
         let metadata: Vec<(String, String)> = self
             .metadata
             .iter()
@@ -103,6 +113,8 @@ impl ManyRequest {
             agent_id: self.agent_id,
             conversation_id: self.conversation_id,
             schedule_id: self.schedule_id,
+            parent_id: self.parent_id,
+            created_before: Some(self.created_before.unwrap_or(now)),
             text: self.q.clone(),
             metadata,
             user_id: self.user_id.clone(),
@@ -148,6 +160,7 @@ impl ManyRequest {
             self.agent_id.is_some(),
             self.conversation_id.is_some(),
             self.schedule_id.is_some(),
+            self.parent_id.is_some(),
         ];
         let texts = [
             self.queue.is_some(),

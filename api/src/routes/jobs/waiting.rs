@@ -1,8 +1,8 @@
-//! Why a queued job is not running.
+//! Why a job is not running.
 
 use std::time::Duration;
 
-use common::job::{Job, JobState};
+use common::job::{Job, JobState, WaitFor};
 
 use crate::state::App;
 
@@ -15,8 +15,19 @@ pub(super) async fn reason(app: &App, job: &Job) -> Option<String> {
         JobState::Queued { .. } => queued(app, job).await,
         JobState::Scheduled { due_at } => Some(format!("scheduled for {}", due_at.to_rfc3339())),
         JobState::Retrying { due_at } => Some(format!("retries at {}", due_at.to_rfc3339())),
-        JobState::Waiting => Some("something else must end first".to_owned()),
+        JobState::Waiting { .. } => Some(waiting(app, job).await),
         _ => None,
+    }
+}
+
+async fn waiting(app: &App, job: &Job) -> String {
+    match job.waits_for {
+        Some(WaitFor::Children { .. }) => match app.store().count_children(job.id).await {
+            Ok((all, open)) => format!("{open} of its {all} jobs"),
+            Err(_away) => "its jobs".to_owned(),
+        },
+        Some(WaitFor::Answer) => "an answer".to_owned(),
+        None => "something else must end first".to_owned(),
     }
 }
 

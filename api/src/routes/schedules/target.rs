@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use common::job::exec::ExecInput;
+use common::job::group::GroupInput;
 use common::job::{Backoff, Concurrency, Kind};
 use common::schedule::{Form, Target};
 use serde::Serialize;
@@ -75,7 +76,7 @@ fn unwritable(error: serde_json::Error) -> Problem {
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = ScheduledJob)]
 pub(super) struct JobTarget<'a> {
-    /// `exec`, `agent_run` or `noop`.
+    /// `exec`, `agent_run`, `group` or `noop`.
     #[schema(value_type = String)]
     kind: Kind,
     /// What it is submitted with; values of `env` are never shown. Lists leave it out.
@@ -131,6 +132,9 @@ fn shown(target: &Target) -> Value {
         && !input.env.is_empty()
     {
         return serde_json::to_value(input.redacted()).unwrap_or_default();
+    }
+    if target.spec.kind == Kind::Group {
+        return serde_json::from_str::<GroupInput>(json).map_or(Value::Null, |input| input.shown());
     }
     let mut input: Value = serde_json::from_str(json).unwrap_or_default();
     if let (Some(id), Some(fields)) = (target.agent_id, input.as_object_mut()) {

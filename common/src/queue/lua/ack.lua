@@ -1,16 +1,20 @@
 -- Ack: ends leases whose attempt is settled in Postgres.
--- KEYS[1] root. ARGV: seconds that the log is kept, then for each job: id, attempt, seq, keep (1: the job is
--- retrying or waiting and keeps its places, unless its worker was told to stop it: then Postgres has cancelled it).
+-- KEYS[1] root. ARGV: seconds that the log is kept, then for each job: id, attempt, seq, keep (0: it has ended; 1: it is
+-- tried again and keeps its places; 2: it waits and keeps its conversation's alone, for its children may need the
+-- others), unless its worker was told to stop it: then Postgres has cancelled it.
 -- Returns how many leases it ended.
 -- Invariant: an attempt that is not the known one changes nothing.
 local ended, woken = 0, false
 for i = 2, #ARGV, 4 do
-  local job, r = ARGV[i], get(ARGV[i])
+  local job, r, keep = ARGV[i], get(ARGV[i]), ARGV[i + 3]
   if r and leased(r) and r.attempt == tonumber(ARGV[i + 1]) then
     redis.call('ZREM', LEASES, job)
-    if ARGV[i + 3] == '1' and redis.call('SISMEMBER', R .. 'cancel:' .. r.extra, job) == 0 then
+    if keep ~= '0' and redis.call('SISMEMBER', R .. 'cancel:' .. r.extra, job) == 0 then
+      local all = r.holds
+      if keep == '2' then r.holds = string.match(all, 'v:[^,]+') or '' end
       r.where, r.extra = 'd', ''
       put(job, r)
+      if keep == '2' then woken = give_back(job, { holds = (string.gsub(all, 'v:[^,]+', '')) }) or woken end
     else
       redis.call('HDEL', IDX, job)
       woken = give_back(job, r) or woken

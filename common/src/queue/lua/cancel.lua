@@ -1,17 +1,21 @@
--- Cancel: forgets a job that nobody holds, or tells its holder.
--- KEYS[1] root. ARGV: job, seq of the change, 1 to forget it even where it is leased (it has ended in Postgres).
--- Returns 0 unknown, 1 forgotten, 2 its worker was told.
-local job, r = ARGV[1], get(ARGV[1])
-redis.call('PUBLISH', R .. 'hints', job .. ':' .. ARGV[2])
-if not r then return 0 end
-if leased(r) and ARGV[3] ~= '1' then
-  local set = R .. 'cancel:' .. r.extra
-  redis.call('SADD', set, job)
-  redis.call('EXPIRE', set, 3600)
-  redis.call('PUBLISH', R .. 'cancels', job .. ':0')
-  return 2
+-- Cancel: forgets jobs that nobody holds, or tells their holders.
+-- KEYS[1] root. ARGV: for each job: id, seq of the change, 1 to forget it even where it is leased (it has ended in
+-- Postgres). Returns how many of them were known.
+local known, woken = 0, false
+for i = 1, #ARGV, 3 do
+  local job, r = ARGV[i], get(ARGV[i])
+  redis.call('PUBLISH', R .. 'hints', job .. ':' .. ARGV[i + 1])
+  if r then known = known + 1 end
+  if r and leased(r) and ARGV[i + 2] ~= '1' then
+    local set = R .. 'cancel:' .. r.extra
+    redis.call('SADD', set, job)
+    redis.call('EXPIRE', set, 3600)
+    redis.call('PUBLISH', R .. 'cancels', job .. ':0')
+  elseif r then
+    take_out(job, r)
+    redis.call('HDEL', IDX, job)
+    woken = give_back(job, r) or woken
+  end
 end
-take_out(job, r)
-redis.call('HDEL', IDX, job)
-if give_back(job, r) then wake() end
-return 1
+if woken then wake() end
+return known

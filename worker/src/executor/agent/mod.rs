@@ -187,5 +187,6 @@ fn ended(end: TurnEnd, cut: Option<&Cut>, timeout_ms: u64) -> Ended {
         result: Some(result),
         usage,
         messages: end.messages,
+        children: Vec::new(),
     }
 }

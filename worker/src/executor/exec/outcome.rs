@@ -52,6 +52,7 @@ pub(super) fn ended(
         result: Some(result),
         usage,
         messages: Vec::new(),
+        children: Vec::new(),
     }
 }
 

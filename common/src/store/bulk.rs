@@ -1,0 +1,227 @@
+//! Acting on every job that matches a filter: one bounded batch a call, so that nobody waits behind a million rows.
+//!
+//! Both deeds leave a mark on what they acted on (`cancel_requested_at`, `redriven_as`) and leave out what bears it, so a
+//! caller repeats the call until a batch comes back short, and repeating it after a crash does nothing twice.
+
+use chrono::{DateTime, Utc};
+use sqlx::{AssertSqlSafe, PgConnection, Postgres, QueryBuilder};
+use uuid::Uuid;
+
+use super::list::Filter;
+use super::row::{self, COLUMNS, bigint};
+use super::{Error, Store, wait};
+use crate::ids::{ApiKeyId, JobId, TenantId};
+use crate::job::{Job, StateName};
+
+/// A job that was cancelled, or asked to stop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stopped {
+    /// The job.
+    pub job_id: JobId,
+    /// Number of the change.
+    pub seq: u64,
+    /// Whether it has ended by it; otherwise its worker must obey.
+    pub ended: bool,
+}
+
+/// What one batch of cancelling did.
+#[derive(Clone, Debug, Default)]
+pub struct StoppedBatch {
+    /// The jobs.
+    pub stopped: Vec<Stopped>,
+    /// Jobs that waited for some of them and are queued now.
+    pub woken: Vec<Job>,
+}
+
+impl Store {
+    /// Cancels up to `limit` jobs in `state` that match and were not asked to stop yet. Rows that somebody else is just
+    /// changing are left for the next batch.
+    ///
+    /// # Errors
+    /// When Postgres is away.
+    pub async fn cancel_matching(
+        &self,
+        tenant_id: TenantId,
+        filter: &Filter,
+        state: StateName,
+        limit: u32,
+        now: DateTime<Utc>,
+    ) -> Result<StoppedBatch, Error> {
+        self.within(async {
+            let mut query = QueryBuilder::new("with found as (select id from jobs where ");
+            push_matching(&mut query, tenant_id, filter, state);
+            query.push(" and cancel_requested_at is null limit ");
+            query.push_bind(i64::from(limit));
+            query.push(" for update skip locked), changed as (update jobs set cancel_requested_at = ");
+            query.push_bind(now);
+            if state != StateName::Running {
+                query.push(", seq = seq + 1, state = 'cancelled', due_at = null, error_code = null, error_message = null");
+                query.push(", finished_at = ").push_bind(now);
+            }
+            query.push(
+                " from found where jobs.id = found.id returning jobs.id, jobs.seq, jobs.state, jobs.parent_id,
+                    jobs.conversation_id
+                 ), freed as (
+                    update conversations c set active_job_id = null from changed
+                    where c.id = changed.conversation_id and c.active_job_id = changed.id and changed.state = 'cancelled'
+                 ) select id, seq, state, parent_id from changed",
+            );
+            let mut tx = self.pool().begin().await?;
+            let rows: Vec<(JobId, i64, String, Option<JobId>)> = query.build_query_as().fetch_all(&mut *tx).await?;
+            let ended = |state: &str| state == StateName::Cancelled.as_str();
+            let mut parents: Vec<JobId> = rows
+                .iter()
+                .filter(|(_, _, state, _)| ended(state))
+                .filter_map(|(_, _, _, parent_id)| *parent_id)
+                .collect();
+            parents.sort_unstable();
+            parents.dedup();
+            let woken = wait::wake(&mut tx, &parents, now).await?;
+            tx.commit().await?;
+            let stopped = rows.into_iter().map(|(job_id, seq, state, _)| Stopped {
+                job_id,
+                seq: u64::try_from(seq).unwrap_or(0),
+                ended: ended(&state),
+            });
+            Ok(StoppedBatch {
+                stopped: stopped.collect(),
+                woken,
+            })
+        })
+        .await
+    }
+
+    /// Repeats up to `limit` jobs that ended in `state`, match and were not repeated yet, oldest first. Answers the new
+    /// jobs.
+    ///
+    /// # Errors
+    /// When Postgres is away.
+    pub async fn redrive_matching(
+        &self,
+        tenant_id: TenantId,
+        filter: &Filter,
+        state: StateName,
+        limit: u32,
+        by: (ApiKeyId, DateTime<Utc>),
+    ) -> Result<Vec<Job>, Error> {
+        self.within(async {
+            let mut query = QueryBuilder::new("select id from jobs where ");
+            push_matching(&mut query, tenant_id, filter, state);
+            query.push(" and redriven_as is null order by id limit ");
+            query.push_bind(i64::from(limit)).push(" for update skip locked");
+            let mut tx = self.pool().begin().await?;
+            let old: Vec<JobId> = query.build_query_scalar().fetch_all(&mut *tx).await?;
+            let new = repeat(&mut tx, &old, by).await?;
+            tx.commit().await?;
+            Ok(new)
+        })
+        .await
+    }
+
+    /// Repeats one job that has ended, also when it was repeated before. `None` when it has not ended, or is not the
+    /// tenant's.
+    ///
+    /// # Errors
+    /// When Postgres is away.
+    pub async fn redrive(
+        &self,
+        tenant_id: TenantId,
+        id: JobId,
+        by: (ApiKeyId, DateTime<Utc>),
+    ) -> Result<Option<Job>, Error> {
+        self.within(async {
+            let mut tx = self.pool().begin().await?;
+            let old: Vec<JobId> = sqlx::query_scalar(
+                "select id from jobs where id = $1 and tenant_id = $2 and finished_at is not null for update",
+            )
+            .bind(id)
+            .bind(tenant_id)
+            .fetch_all(&mut *tx)
+            .await?;
+            let new = repeat(&mut tx, &old, by).await?;
+            tx.commit().await?;
+            Ok(new.into_iter().next())
+        })
+        .await
+    }
+
+    /// How many jobs match, up to `max`; for a deed that leaves a mark, those that do not bear it.
+    ///
+    /// # Errors
+    /// When Postgres is away, or counting takes too long.
+    pub async fn count_matching(
+        &self,
+        tenant_id: TenantId,
+        filter: &Filter,
+        state: StateName,
+        max: u64,
+    ) -> Result<u64, Error> {
+        self.within(async {
+            let mut query = QueryBuilder::new("select count(*) from (select 1 from jobs where ");
+            push_matching(&mut query, tenant_id, filter, state);
+            let unmarked = if state.is_terminal() {
+                " and redriven_as is null"
+            } else {
+                " and cancel_requested_at is null"
+            };
+            query
+                .push(unmarked)
+                .push(" limit ")
+                .push_bind(bigint(max))
+                .push(") as found");
+            let count: i64 = query.build_query_scalar().fetch_one(self.pool()).await?;
+            Ok(u64::try_from(count).unwrap_or(0))
+        })
+        .await
+    }
+}
+
+/// The state stands in the text, so that the planner finds the partial index of it.
+fn push_matching(query: &mut QueryBuilder<Postgres>, tenant_id: TenantId, filter: &Filter, state: StateName) {
+    query.push("tenant_id = ").push_bind(tenant_id);
+    query.push(format!(" and state = '{}'", state.as_str()));
+    let rest = Filter {
+        state: None,
+        ..filter.clone()
+    };
+    rest.push(query);
+}
+
+/// Inserts the repetitions of locked rows and marks these, inputs never leaving Postgres.
+async fn repeat(
+    tx: &mut PgConnection,
+    old: &[JobId],
+    (api_key_id, now): (ApiKeyId, DateTime<Utc>),
+) -> Result<Vec<Job>, Error> {
+    if old.is_empty() {
+        return Ok(Vec::new());
+    }
+    let new: Vec<Uuid> = old.iter().map(|_| JobId::new().uuid()).collect();
+    let sql = format!(
+        "with marked as (
+            update jobs set redriven_as = n.new_id from unnest($1::uuid[], $2::uuid[]) as n(old_id, new_id)
+            where jobs.id = n.old_id and jobs.id = any($1)
+         )
+         insert into jobs (id, tenant_id, kind, queue, class, labels, priority, state, max_attempts, backoff_initial_ms,
+            backoff_factor, backoff_max_ms, retry_on, timeout_ms, created_at, queued_at, seq, input, concurrency_key,
+            concurrency_limit, concurrency_strategy, user_id, api_key_id, metadata, agent_id, agent_version,
+            conversation_id, schedule_id, redrive_of)
+         select n.new_id, tenant_id, kind, queue, class, labels, priority, 'queued', max_attempts, backoff_initial_ms,
+            backoff_factor, backoff_max_ms, retry_on, timeout_ms, $3, $3, 1, input, concurrency_key,
+            concurrency_limit, concurrency_strategy, user_id, $4, metadata, agent_id, agent_version,
+            conversation_id, schedule_id, id
+         from jobs join unnest($1::uuid[], $2::uuid[]) as n(old_id, new_id) on jobs.id = n.old_id
+         where jobs.id = any($1)
+         returning {COLUMNS}"
+    );
+    let rows = sqlx::query(AssertSqlSafe(sql))
+        .bind(old)
+        .bind(&new)
+        .bind(now)
+        .bind(api_key_id)
+        .fetch_all(tx)
+        .await?;
+    let mut jobs: Vec<Job> = rows.iter().map(row::job).collect::<Result<_, _>>()?;
+    jobs.sort_unstable_by_key(|job| job.id);
+    Ok(jobs)
+}
