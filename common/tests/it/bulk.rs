@@ -63,6 +63,7 @@ async fn every_open_job_is_cancelled_or_asked_to_stop_once(pool: PgPool) {
     assert!(worker.settle(&running, Decision::Cancel).await);
     assert_eq!(env.state(stranger.id).await.name(), StateName::Queued);
     assert!(worker.succeed(&worker.one().await).await);
+    assert!(worker.claim(1).await.is_empty());
     assert_eq!(env.leftovers().await, Vec::<String>::new());
 }
 

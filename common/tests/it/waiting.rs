@@ -133,10 +133,26 @@ async fn a_wait_that_begins_while_the_last_child_ends_is_over(pool: PgPool) {
         let (a, b) = tokio::join!(worker.wait_for(&again, ALL, Vec::new()), worker.succeed(&child));
         assert!(a && b);
         is_woken(&env, &parent, Woken::Children).await;
-        // What its commit queued is dispatched by the worker; here nobody did it for the wait's own.
-        env.redispatch().await;
         assert!(worker.succeed(&worker.one().await).await);
     }
+}
+
+/// The last child ends after its parent's commit and before the parent's worker told Redis.
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn a_parent_that_is_woken_before_its_ack_goes_on_with_it(pool: PgPool) {
+    let env = TestEnv::new(pool).await;
+    let worker = env.worker();
+    let (parent, _) = waiting(&env, &worker, ALL.until(env.clock.now()), 1).await;
+    let child = worker.one().await;
+    assert_eq!(env.promote().await, [parent.id]);
+    let again = worker.one().await;
+    let settlement = worker.settlement(&again, Decision::Wait(ALL), &[]);
+    assert!(worker.commit(&settlement).await);
+    assert!(worker.succeed(&child).await);
+    is_woken(&env, &parent, Woken::Children).await;
+    assert_eq!(ids(&worker.claim(5).await), [], "its lease is not over");
+    worker.ack(&again, &settlement).await;
+    assert_eq!(ids(&worker.claim(5).await), [parent.id]);
 }
 
 #[sqlx::test(migrator = "common::store::MIGRATOR")]

@@ -22,7 +22,10 @@ async fn the_places_of_a_job_that_ended_unheard_are_freed(pool: PgPool) {
     let env = TestEnv::new(pool).await;
     let (worker, sweep) = (env.worker(), Sweep::new(env.store.clone(), env.queue.clone()));
     let later = env.clock.now() + chrono::TimeDelta::seconds(60);
-    for decision in [Decision::RetryAt(later, failure()), Decision::Wait] {
+    for decision in [
+        Decision::RetryAt(later, failure()),
+        Decision::Wait(common::job::Wait::answer()),
+    ] {
         let (first, second) = (keyed(&env), keyed(&env));
         env.enqueue(&first).await;
         env.enqueue(&second).await;

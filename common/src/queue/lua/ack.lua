@@ -20,6 +20,11 @@ for i = 2, #ARGV, 4 do
       woken = give_back(job, r) or woken
     end
     ended = ended + 1
+  elseif r and r.where == 'f' and r.attempt == tonumber(ARGV[i + 1]) + 1 then
+    -- It was queued again before its worker said so here: what held it back has ended.
+    redis.call('ZREM', LEASES, job)
+    enqueue(job, r)
+    woken = true
   end
   redis.call('EXPIRE', R .. 'log:' .. job, ARGV[1])
   redis.call('PUBLISH', R .. 'hints', job .. ':' .. ARGV[i + 2])
