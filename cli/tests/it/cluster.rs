@@ -3,7 +3,8 @@
 
 mod api;
 mod log;
-mod process;
+mod postgres;
+pub(crate) mod process;
 mod proxy;
 mod redis;
 
@@ -17,6 +18,7 @@ use uuid::Uuid;
 
 pub(crate) use api::Api;
 pub(crate) use log::{Follower, assert_whole};
+pub(crate) use postgres::Postgres;
 pub(crate) use process::Process;
 pub(crate) use proxy::Proxy;
 pub(crate) use redis::Redis;
@@ -24,10 +26,10 @@ pub(crate) use redis::Redis;
 /// How long anything may take that should happen at once, on a slow machine.
 pub(crate) const SOON: Duration = Duration::from_secs(30);
 
-const KEY: &str = "hh_cluster_of_a_test_0123456789";
+pub(crate) const KEY: &str = "hh_cluster_of_a_test_0123456789";
 
 /// One cluster at a time: each takes all of a small machine. Where every test is a process, the runner sees to it.
-static ALONE: Mutex<()> = Mutex::const_new(());
+pub(crate) static ALONE: Mutex<()> = Mutex::const_new(());
 
 /// What to start.
 #[derive(Debug, Clone, Copy)]
@@ -283,7 +285,7 @@ fn docker_proxy(setup: Setup, folder: &Path) -> Proxy {
 }
 
 /// A binary of the workspace, built beside this test.
-fn beside(binary: &str) -> PathBuf {
+pub(crate) fn beside(binary: &str) -> PathBuf {
     let path = Path::new(env!("CARGO_BIN_EXE_hothouse")).with_file_name(binary);
     assert!(
         path.is_file(),
@@ -293,11 +295,11 @@ fn beside(binary: &str) -> PathBuf {
     path
 }
 
-fn optional(name: &str) -> Option<String> {
+pub(crate) fn optional(name: &str) -> Option<String> {
     std::env::vars().find(|(one, _)| one == name).map(|(_, value)| value)
 }
 
-fn required(name: &str) -> String {
+pub(crate) fn required(name: &str) -> String {
     optional(name).unwrap_or_else(|| panic!("{name} is set by the test command: run `make test`"))
 }
 
@@ -306,14 +308,14 @@ fn docker(words: &[&str]) -> Output {
     Command::new("docker").args(["-H", &host]).args(words).output().unwrap()
 }
 
-fn psql(url: &str, query: &str) -> Vec<String> {
+pub(crate) fn psql(url: &str, query: &str) -> Vec<String> {
     try_psql(url, query).unwrap_or_else(|| panic!("Postgres refuses {query}"))
 }
 
-fn try_psql(url: &str, query: &str) -> Option<Vec<String>> {
+pub(crate) fn try_psql(url: &str, query: &str) -> Option<Vec<String>> {
     let output = Command::new("psql")
         .args(["-XAtq", "-d", url, "-c", query])
-        .stderr(Stdio::inherit())
+        .stderr(Stdio::null())
         .output()
         .ok()?;
     output.status.success().then(|| lines(&output))

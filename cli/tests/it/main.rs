@@ -14,5 +14,6 @@ mod ledger;
 mod recovery;
 mod run;
 mod server;
+mod torture;
 mod tour;
 mod up;

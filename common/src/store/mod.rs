@@ -28,6 +28,7 @@ mod row;
 pub mod schedules;
 pub mod settle;
 pub mod tenants;
+mod timed;
 pub mod usage;
 pub mod wait;
 pub mod workers;
@@ -39,6 +40,7 @@ use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{Connection as _, PgConnection, PgPool};
 
 pub use error::{Class, Error};
+use timed::Timed;
 
 use crate::config::{self, Database};
 
@@ -48,8 +50,7 @@ pub static MIGRATOR: Migrator = sqlx::migrate!("../migrations");
 /// A handle on the database. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Store {
-    pool: PgPool,
-    query_timeout: Duration,
+    pool: Timed,
 }
 
 impl Store {
@@ -83,30 +84,30 @@ impl Store {
             // The same test, with a time limit: it goes on to the next connection at once.
             .test_before_acquire(false)
             .before_acquire(|connection, _| Box::pin(async move { Ok(is_alive(connection).await) }))
+            // Of a query that was given up the connection may be dead; without a limit it would keep its place in the
+            // pool until TCP gives up too.
+            .after_release(|connection, _| Box::pin(async move { release(connection).await }))
             .connect_lazy_with(options);
         Ok(Self {
-            pool,
-            query_timeout: database.query_timeout,
+            pool: Timed::new(pool, database.query_timeout),
         })
     }
 
     /// A store over a pool that somebody else made.
     pub fn from_pool(pool: PgPool) -> Self {
         Self {
-            pool,
-            query_timeout: Duration::from_secs(15),
+            pool: Timed::new(pool, Duration::from_secs(15)),
         }
     }
 
     /// The pool, for this crate's own modules.
-    pub(crate) fn pool(&self) -> &PgPool {
+    pub(crate) fn pool(&self) -> &Timed {
         &self.pool
     }
 
-    /// Runs a query, or a transaction, within its time limit. Where the other end of a connection died without a word,
-    /// TCP alone would try for a quarter of an hour.
+    /// Runs a transaction, or several queries, within the time limit of one.
     async fn within<T>(&self, work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
-        match tokio::time::timeout(self.query_timeout, work).await {
+        match tokio::time::timeout(self.pool.limit(), work).await {
             Ok(done) => done,
             Err(_) => Err(Error::Unavailable(sqlx::Error::PoolTimedOut)),
         }
@@ -117,7 +118,7 @@ impl Store {
     /// # Errors
     /// When Postgres is away, or the database has migrations that this version does not know.
     pub async fn migrate(&self) -> Result<(), sqlx::migrate::MigrateError> {
-        MIGRATOR.run(&self.pool).await
+        MIGRATOR.run(self.pool.untimed()).await
     }
 
     /// Asks Postgres for nothing, to know that it answers.
@@ -125,18 +126,26 @@ impl Store {
     /// # Errors
     /// When it does not.
     pub async fn ping(&self) -> Result<(), Error> {
-        sqlx::query("select 1").execute(&self.pool).await?;
+        sqlx::query("select 1").execute(self.pool()).await?;
         Ok(())
     }
 
     /// Closes every connection.
     pub async fn close(&self) {
-        self.pool.close().await;
+        self.pool.untimed().close().await;
     }
 }
 
-/// How long an idle connection may take to say that it is there.
+/// How long a connection without a query may take to say that it is there.
 const PING_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Tests a connection that was given back: the error closes it at once, without a goodbye that nobody may hear.
+async fn release(connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
+    match tokio::time::timeout(PING_TIMEOUT, connection.ping()).await {
+        Ok(pong) => pong.map(|()| true),
+        Err(_) => Err(sqlx::Error::PoolTimedOut),
+    }
+}
 
 async fn is_alive(connection: &mut PgConnection) -> bool {
     matches!(tokio::time::timeout(PING_TIMEOUT, connection.ping()).await, Ok(Ok(())))

@@ -19,7 +19,7 @@ pub(crate) struct Api {
 }
 
 impl Api {
-    pub(super) fn new(port: u16, key: &'static str) -> Self {
+    pub(crate) fn new(port: u16, key: &'static str) -> Self {
         let client = reqwest::Client::builder().timeout(SOON).build().unwrap();
         Self {
             client,

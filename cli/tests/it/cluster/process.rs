@@ -36,7 +36,7 @@ impl Process {
         }
     }
 
-    pub(super) fn with_args(mut self, args: Vec<String>) -> Self {
+    pub(crate) fn with_args(mut self, args: Vec<String>) -> Self {
         self.args = args;
         self
     }
@@ -63,12 +63,22 @@ impl Process {
         self.child = Some(command.spawn().unwrap());
     }
 
-    fn pid(&self) -> Pid {
+    pub(crate) fn pid(&self) -> Pid {
         let child = self
             .child
             .as_ref()
             .unwrap_or_else(|| panic!("{} does not run", self.name));
-        Pid::from_raw(i32::try_from(child.id()).unwrap())
+        pid_of(child)
+    }
+
+    /// How it ended, when it ended by itself.
+    pub(crate) fn ended(&mut self) -> Option<ExitStatus> {
+        self.child.as_mut()?.try_wait().unwrap()
+    }
+
+    /// Gives the running process to the caller, who ends it.
+    pub(super) fn take(&mut self) -> Option<Child> {
+        self.child.take()
     }
 
     pub(crate) fn signal(&self, signal: Signal) {
@@ -95,7 +105,12 @@ impl Process {
 
     /// SIGTERM, and waits for its end.
     pub(crate) async fn terminate(&mut self, limit: Duration) -> ExitStatus {
-        self.signal(Signal::SIGTERM);
+        self.end(Signal::SIGTERM, limit).await
+    }
+
+    /// Sends a signal that ends it, and waits for its end.
+    pub(super) async fn end(&mut self, signal: Signal, limit: Duration) -> ExitStatus {
+        self.signal(signal);
         let mut child = self.child.take().unwrap();
         eventually(limit, "the process ends", || child.try_wait().unwrap()).await
     }
@@ -105,7 +120,7 @@ impl Process {
         fs::read_to_string(&self.log).unwrap_or_default()
     }
 
-    pub(super) fn last_words(&self) -> String {
+    pub(crate) fn last_words(&self) -> String {
         let said = self.said();
         let lines: Vec<&str> = said.lines().collect();
         let from = lines.len().saturating_sub(LAST_LINES);
@@ -119,9 +134,13 @@ impl Drop for Process {
     }
 }
 
+pub(super) fn pid_of(child: &Child) -> Pid {
+    Pid::from_raw(i32::try_from(child.id()).unwrap())
+}
+
 /// A port that nobody listens on, below those that the system gives to outgoing connections: it stays free while its
 /// owner is being killed and started again.
-pub(super) fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     std::iter::repeat_with(|| rand::random_range(20_000..32_000))
         .find(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok())
         .unwrap()

@@ -3,6 +3,7 @@
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{Ipv4Addr, TcpStream};
 use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use super::{Process, SOON, eventually, process};
@@ -14,7 +15,7 @@ pub(crate) struct Redis {
 }
 
 impl Redis {
-    pub(super) async fn start(folder: &Path) -> Self {
+    pub(crate) async fn start(folder: &Path) -> Self {
         let port = process::free_port();
         let folder_text = folder.to_str().unwrap();
         let args = format!("--port {port} --bind 127.0.0.1 --appendonly no --dir {folder_text} --save");
@@ -23,6 +24,10 @@ impl Redis {
         let mut this = Self { process, port };
         this.restart().await;
         this
+    }
+
+    pub(crate) fn port(&self) -> u16 {
+        self.port
     }
 
     pub(super) fn url(&self) -> String {
@@ -55,6 +60,13 @@ impl Redis {
     /// Whether jobs may be claimed: the scheduler has rebuilt it.
     pub(crate) fn is_open(&self) -> bool {
         self.ask("HGET hh:{s0}:gen open").as_deref() == Some("$1")
+    }
+
+    /// Every line of the answer to a command, through the command line client.
+    pub(crate) fn lines(&self, words: &[&str]) -> Vec<String> {
+        let port = self.port.to_string();
+        let output = Command::new("redis-cli").args(["-p", &port]).args(words).output().unwrap();
+        String::from_utf8_lossy(&output.stdout).lines().map(str::to_owned).collect()
     }
 
     /// The first line of the answer to a command.

@@ -1,0 +1,96 @@
+//! The pool, with a time limit for everything that is asked of it.
+//!
+//! Where the other end of a connection died without a word, TCP alone would try for a quarter of an hour, and the caller
+//! with it. A query that takes too long is an error like that of a Postgres that is away; its connection is tested,
+//! again within a limit, before anybody else gets it: see [`super::Store::open`].
+
+use std::time::Duration;
+
+use either::Either;
+use futures_util::future::BoxFuture;
+use futures_util::stream::{BoxStream, StreamExt as _};
+use sqlx::pool::PoolConnection;
+use sqlx::postgres::{PgQueryResult, PgRow, PgStatement, PgTypeInfo};
+use sqlx::{Describe, Error, Execute, Executor, PgPool, Postgres, SqlStr, Transaction};
+use tokio::time::{Instant, timeout, timeout_at};
+
+/// See the module. Cheap to clone.
+#[derive(Clone, Debug)]
+pub(crate) struct Timed {
+    pool: PgPool,
+    limit: Duration,
+}
+
+impl Timed {
+    pub(super) const fn new(pool: PgPool, limit: Duration) -> Self {
+        Self { pool, limit }
+    }
+
+    /// The longest that a query may take.
+    pub(super) const fn limit(&self) -> Duration {
+        self.limit
+    }
+
+    /// The pool itself.
+    pub(super) const fn untimed(&self) -> &PgPool {
+        &self.pool
+    }
+
+    /// A connection, of which only its acquisition is limited.
+    pub(super) async fn acquire(&self) -> Result<PoolConnection<Postgres>, Error> {
+        self.pool.acquire().await
+    }
+
+    /// Begins a transaction. What it does is limited by [`super::Store::within`].
+    pub(super) async fn begin(&self) -> Result<Transaction<'static, Postgres>, Error> {
+        timeout(self.limit, self.pool.begin()).await.unwrap_or(Err(Error::PoolTimedOut))
+    }
+}
+
+impl<'p> Executor<'p> for &'p Timed {
+    type Database = Postgres;
+
+    fn fetch_many<'e, 'q: 'e, E>(self, query: E) -> BoxStream<'e, Result<Either<PgQueryResult, PgRow>, Error>>
+    where
+        'p: 'e,
+        E: 'q + Execute<'q, Postgres>,
+    {
+        let deadline = Instant::now() + self.limit;
+        let rows = (&self.pool).fetch_many(query);
+        futures_util::stream::unfold(Some(rows), move |rows| async move {
+            let mut rows = rows?;
+            match timeout_at(deadline, rows.next()).await {
+                Ok(row) => Some((row?, Some(rows))),
+                Err(_) => Some((Err(Error::PoolTimedOut), None)),
+            }
+        })
+        .boxed()
+    }
+
+    fn fetch_optional<'e, 'q: 'e, E>(self, query: E) -> BoxFuture<'e, Result<Option<PgRow>, Error>>
+    where
+        'p: 'e,
+        E: 'q + Execute<'q, Postgres>,
+    {
+        let row = timeout(self.limit, (&self.pool).fetch_optional(query));
+        Box::pin(async move { row.await.unwrap_or(Err(Error::PoolTimedOut)) })
+    }
+
+    fn prepare_with<'e>(
+        self,
+        sql: SqlStr,
+        parameters: &'e [PgTypeInfo],
+    ) -> BoxFuture<'e, Result<PgStatement, Error>>
+    where
+        'p: 'e,
+    {
+        (&self.pool).prepare_with(sql, parameters)
+    }
+
+    fn describe<'e>(self, sql: SqlStr) -> BoxFuture<'e, Result<Describe<Postgres>, Error>>
+    where
+        'p: 'e,
+    {
+        (&self.pool).describe(sql)
+    }
+}
