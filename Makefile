@@ -1,6 +1,6 @@
 # Run `make` alone for the list of targets.
 .DEFAULT_GOAL := help
-.PHONY: help up down doctor test lint sqlx sqlx-check bench ci
+.PHONY: help up down doctor test torture lint sqlx sqlx-check bench ci
 MAKEFLAGS += --no-print-directory
 target := $(or $(CARGO_TARGET_DIR),target)
 # Queries are checked against .sqlx, not against whatever database the environment names.
@@ -23,6 +23,9 @@ doctor: ## Say what is missing on this machine and how to get it
 
 test: ## Every test, with Redis, Postgres and Docker of its own (ARGS="-p worker")
 	@scripts/test.sh $(ARGS)
+
+torture: ## Kill, freeze, wipe and cut real processes, then prove that nothing broke (SEED=1 SECONDS=600 FAULTS=kills)
+	@SEED="$(SEED)" SECONDS_LONG="$(SECONDS)" FAULTS="$(FAULTS)" scripts/torture.sh
 
 lint: ## Formatting, file rules and clippy, without any service
 	@cargo fmt --all --check

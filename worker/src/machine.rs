@@ -25,7 +25,7 @@ use crate::pool::{self, IsAlive, Pool};
 /// How long an engine may take to say that it is there when the driver is to be chosen.
 const PROBE: Duration = Duration::from_secs(3);
 
-/// A worker that was not heard of for so long is dead, whatever it runs on.
+/// A worker that was not heard of for so long, and of whom no job says that it runs there, is dead.
 const DEAD_AFTER: Duration = Duration::from_mins(1);
 
 /// Opens everything; answers the driver's name too.
@@ -120,7 +120,9 @@ fn open_bubblewrap(init: &Path) -> anyhow::Result<Arc<dyn SandboxDriver>> {
         "sandbox.init: there is no {}: build it with `make init`",
         init.display()
     );
-    let state = std::env::temp_dir().join(format!("hothouse-bubblewrap-{}", std::process::id()));
+    let all = std::env::temp_dir();
+    bubblewrap::remove_left_behind(&all);
+    let state = bubblewrap::state_folder(&all);
     let settings = bubblewrap::Settings {
         init,
         state,
@@ -140,10 +142,8 @@ fn is_alive(store: &Store, clock: &Clock) -> IsAlive {
     Arc::new(move |id| {
         let (store, clock) = (store.clone(), clock.clone());
         async move {
-            match store.live_workers(clock.now(), DEAD_AFTER).await {
-                Ok(live) => live.iter().any(|status| status.worker.id.uuid() == id),
-                Err(_) => true,
-            }
+            let gone = store.is_worker_gone(WorkerId(id), clock.now() - DEAD_AFTER).await;
+            !gone.is_ok_and(|gone| gone)
         }
         .boxed()
     })

@@ -57,7 +57,10 @@ fn say(text: &str) {
 
 fn number(name: &str) -> Option<u64> {
     let text = optional(name).filter(|text| !text.is_empty())?;
-    Some(text.parse().unwrap_or_else(|_| panic!("{name} is a number, not {text}")))
+    Some(
+        text.parse()
+            .unwrap_or_else(|_| panic!("{name} is a number, not {text}")),
+    )
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -69,7 +72,11 @@ async fn a_storm_of_faults_breaks_no_promise() {
         Some("kills") => Kinds::Kills,
         Some(other) => panic!("HOTHOUSE_TORTURE_FAULTS is all or kills, not {other}"),
     };
-    say(&format!("torture: seed {seed}, {} s; again with: make torture SEED={seed} SECONDS={}", length.as_secs(), length.as_secs()));
+    say(&format!(
+        "torture: seed {seed}, {} s; again with: make torture SEED={seed} SECONDS={}",
+        length.as_secs(),
+        length.as_secs()
+    ));
     let rig = Arc::new(Rig::start().await);
     say(&format!("torture: logs in {}", rig.folder.display()));
 
@@ -91,7 +98,9 @@ async fn a_storm_of_faults_breaks_no_promise() {
 
 /// A violation with all that is known of its job.
 fn told(violation: &Violation, history: &History) -> String {
-    let Some(job) = violation.job else { return violation.to_string() };
+    let Some(job) = violation.job else {
+        return violation.to_string();
+    };
     let row = history.rows.iter().find(|row| row.id == job);
     let token = row.and_then(|row| row.token.as_deref()).unwrap_or_default();
     let mut lines = vec![violation.to_string(), format!("  {row:?}")];
@@ -130,7 +139,10 @@ async fn rage(rig: &Arc<Rig>, seed: u64, length: Duration, kinds: Kinds) -> Hist
         ended.unwrap();
     }
     let mut left = collect::drain(rig, DRAIN).await;
-    say(&format!("torture: drained {:.1} s after the storm", calm.elapsed().as_secs_f64()));
+    say(&format!(
+        "torture: drained {:.1} s after the storm",
+        calm.elapsed().as_secs_f64()
+    ));
     let followed = followers.join_next().await.unwrap().unwrap();
     left.extend(collect::left(rig, &prefix).await);
     let (rows, attempts) = (collect::rows(rig), collect::attempts(rig));
@@ -159,7 +171,12 @@ async fn rage(rig: &Arc<Rig>, seed: u64, length: Duration, kinds: Kinds) -> Hist
 fn summary(history: &History) -> String {
     let ended = |state: &str| history.rows.iter().filter(|row| row.state == state).count();
     let lost: u64 = history.rows.iter().map(|row| row.losses).sum();
-    let gaps = history.logs.values().flatten().filter(|event| event.kind == "resume_gap").count();
+    let gaps = history
+        .logs
+        .values()
+        .flatten()
+        .filter(|event| event.kind == "resume_gap")
+        .count();
     format!(
         "torture: {} submissions, {} jobs ({} succeeded, {} failed, {} cancelled), {} attempts of which {lost} lost with \
          their workers, {} followers, {} programs seen by the kernel, {} wipes of Redis, {gaps} announced gaps",

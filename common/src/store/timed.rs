@@ -43,7 +43,9 @@ impl Timed {
 
     /// Begins a transaction. What it does is limited by [`super::Store::within`].
     pub(super) async fn begin(&self) -> Result<Transaction<'static, Postgres>, Error> {
-        timeout(self.limit, self.pool.begin()).await.unwrap_or(Err(Error::PoolTimedOut))
+        timeout(self.limit, self.pool.begin())
+            .await
+            .unwrap_or(Err(Error::PoolTimedOut))
     }
 }
 
@@ -76,11 +78,7 @@ impl<'p> Executor<'p> for &'p Timed {
         Box::pin(async move { row.await.unwrap_or(Err(Error::PoolTimedOut)) })
     }
 
-    fn prepare_with<'e>(
-        self,
-        sql: SqlStr,
-        parameters: &'e [PgTypeInfo],
-    ) -> BoxFuture<'e, Result<PgStatement, Error>>
+    fn prepare_with<'e>(self, sql: SqlStr, parameters: &'e [PgTypeInfo]) -> BoxFuture<'e, Result<PgStatement, Error>>
     where
         'p: 'e,
     {

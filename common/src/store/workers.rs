@@ -165,6 +165,23 @@ impl Store {
             .collect()
     }
 
+    /// Whether a worker of this installation is gone: it has stopped, or was not heard of since `before`, and no job says
+    /// that it runs there. One that the table does not name is not ours: several installations may share a machine. One
+    /// that runs jobs cannot reach Postgres just now, or its jobs are about to be taken over.
+    ///
+    /// # Errors
+    /// When Postgres is away.
+    pub async fn is_worker_gone(&self, id: WorkerId, before: DateTime<Utc>) -> Result<bool, Error> {
+        Ok(sqlx::query_scalar(
+            "select exists (select from workers where id = $1 and (stopped_at is not null or seen_at < $2))
+                and not exists (select from jobs where worker_id = $1 and state = 'running')",
+        )
+        .bind(id)
+        .bind(before)
+        .fetch_one(self.pool())
+        .await?)
+    }
+
     /// Of these attempts, those that are still the worker's: what it may go on with when Redis cannot say so. Waits for a
     /// takeover that is under way.
     ///

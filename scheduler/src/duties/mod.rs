@@ -86,6 +86,8 @@ pub(crate) async fn while_leading(
         start(&mut running);
         let mut tasks = running.tasks;
         tokio::select! {
+            // A stop ends the duties too, and is no reason to start them again.
+            biased;
             () = stop.cancelled() => {}
             _changed = leadership.wait_for(|now| now.as_ref() != Some(&elected)) => {}
             // Ticks that panic are caught where they run, so this is a duty that cannot go on: start all of them again.

@@ -72,7 +72,7 @@ impl Redispatch {
             Generation::Open(_) => return Ok(true),
             Generation::Closed(begun) => begun,
             Generation::Missing => {
-                tracing::warn!(?shard, "Redis is new: rebuilding it from Postgres");
+                tracing::info!(?shard, "Redis is new: building it from Postgres");
                 match self.queue.begin_generation(shard).await? {
                     Generation::Closed(begun) => begun,
                     _ => return Ok(false),
@@ -96,7 +96,11 @@ impl Redispatch {
             }
         }
         let opened = self.queue.open_generation(shard, begun).await?;
-        tracing::info!(?shard, dispatched, opened, "Redis is rebuilt");
+        if dispatched > 0 || is_anything_running {
+            tracing::warn!(?shard, dispatched, opened, "Redis had lost what it held: it is rebuilt");
+        } else {
+            tracing::info!(?shard, opened, "Redis is built");
+        }
         Ok(opened)
     }
 

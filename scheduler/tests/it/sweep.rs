@@ -2,6 +2,7 @@
 
 use common::job::decision::Decision;
 use common::job::{Concurrency, NewJob, Strategy};
+use common::queue::Appended;
 use common::service::Duty;
 use common::testing::{TestEnv, failure, ids};
 use scheduler::duties::{Reclaim, Sweep};
@@ -71,4 +72,36 @@ async fn a_long_index_is_swept_in_parts(pool: PgPool) {
     assert_eq!(sweep.tick(env.clock.now()).await.unwrap().changed, 1);
     reclaim.tick(env.clock.now()).await.unwrap();
     assert_eq!(env.worker().claim(400).await.len(), 300);
+}
+
+/// A worker that registers after a wipe, and dies before it has said again what Redis lost.
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn what_a_registered_worker_took_with_it_is_announced(pool: PgPool) {
+    let env = TestEnv::new(pool).await;
+    let reclaim = Reclaim::new(env.store.clone(), env.queue.clone());
+    for says_it_again in [false, true] {
+        env.enqueue(&env.noop()).await;
+        let worker = env.worker();
+        let claimed = worker.one().await;
+        let said = worker.said(&claimed, 3);
+        assert_eq!(worker.append(&claimed, claimed.job.seq - 1, &said).await, Appended::Ok);
+        env.wipe_redis().await;
+        env.rebuild().await;
+        assert!(worker.register(&claimed).await);
+        if says_it_again {
+            assert_eq!(worker.append(&claimed, claimed.job.seq - 1, &said).await, Appended::Ok);
+        }
+        env.advance(env.queue.lease_ttl());
+        assert_eq!(reclaim.tick(env.clock.now()).await.unwrap().changed, 1);
+        let events = env.events(env.tenant_id, claimed.job.id, 100).await;
+        let is_announced = events.iter().any(|event| event.body.name() == "resume_gap");
+        assert_eq!(is_announced, !says_it_again, "{events:?}");
+        assert!(worker_takes_it_over(&env).await);
+    }
+}
+
+async fn worker_takes_it_over(env: &TestEnv) -> bool {
+    let worker = env.worker();
+    let claimed = worker.one().await;
+    worker.succeed(&claimed).await
 }

@@ -36,8 +36,10 @@ mod command;
 mod etc;
 mod notes;
 mod seccomp;
+mod state;
 
 use cgroup::{Cgroups, Limited};
+pub use state::{remove_left_behind, state_folder};
 
 const NAME: &str = "bubblewrap";
 const START_MAX: Duration = Duration::from_secs(10);

@@ -82,7 +82,7 @@ impl Settings {
             check_out_timeout: Duration::from_mins(1),
             quiet: Duration::from_millis(100),
             backoff_max: Duration::from_secs(30),
-            cleanup_interval: Duration::from_hours(1),
+            cleanup_interval: Duration::from_mins(2),
             sandbox: sandbox::Settings {
                 must_have_own_uid: true,
                 ..sandbox::Settings::default()

@@ -23,13 +23,21 @@ impl Postgres {
         let (port, data) = (process::free_port(), folder.join("postgres"));
         std::fs::create_dir(&data).unwrap();
         if geteuid().is_root() {
-            let user = User::from_name("postgres").unwrap().expect("the user postgres, whom the server's package makes");
+            let user = User::from_name("postgres")
+                .unwrap()
+                .expect("the user postgres, whom the server's package makes");
             chown(&data, Some(user.uid.as_raw()), Some(user.gid.as_raw())).unwrap();
         }
         let text = data.to_str().unwrap().to_owned();
         let programs = programs();
         let made = unprivileged(&programs.join("initdb"))
-            .args(["--username=hothouse", "--auth=trust", "--encoding=UTF8", "--locale=C.UTF-8", "--no-sync"])
+            .args([
+                "--username=hothouse",
+                "--auth=trust",
+                "--encoding=UTF8",
+                "--locale=C.UTF-8",
+                "--no-sync",
+            ])
             .args(["--no-instructions", "--pgdata", &text])
             .output()
             .unwrap();
@@ -37,7 +45,11 @@ impl Postgres {
         let settings = "listen_addresses=127.0.0.1 unix_socket_directories= fsync=off max_connections=400 \
                         shared_buffers=128MB log_min_messages=fatal";
         let mut args = vec!["-D".to_owned(), text, "-p".to_owned(), port.to_string()];
-        args.extend(settings.split(' ').flat_map(|setting| ["-c".to_owned(), setting.to_owned()]));
+        args.extend(
+            settings
+                .split(' ')
+                .flat_map(|setting| ["-c".to_owned(), setting.to_owned()]),
+        );
         let server = unprivileged(&programs.join("postgres"));
         let mut words: Vec<String> = server.get_args().map(|arg| arg.to_str().unwrap().to_owned()).collect();
         words.extend(args);
@@ -92,7 +104,9 @@ impl Drop for Postgres {
 /// The newest server's programs, which distributions keep out of the path.
 fn programs() -> PathBuf {
     let versions = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
-    let found = versions.map(|version| version.path().join("bin")).filter(|bin| bin.join("initdb").is_file());
+    let found = versions
+        .map(|version| version.path().join("bin"))
+        .filter(|bin| bin.join("initdb").is_file());
     found.max().unwrap_or_else(|| PathBuf::from("/usr/bin"))
 }
 

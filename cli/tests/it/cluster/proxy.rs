@@ -130,11 +130,8 @@ impl Proxy {
 }
 
 /// Carries one connection until an end closes it or the wire is cut.
-async fn pass<C, S>(
-    client: C,
-    connect: impl Future<Output = std::io::Result<S>>,
-    state: watch::Receiver<State>,
-) where
+async fn pass<C, S>(client: C, connect: impl Future<Output = std::io::Result<S>>, state: watch::Receiver<State>)
+where
     C: AsyncRead + AsyncWrite + Unpin,
     S: AsyncRead + AsyncWrite + Unpin,
 {

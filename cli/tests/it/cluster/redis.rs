@@ -65,8 +65,15 @@ impl Redis {
     /// Every line of the answer to a command, through the command line client.
     pub(crate) fn lines(&self, words: &[&str]) -> Vec<String> {
         let port = self.port.to_string();
-        let output = Command::new("redis-cli").args(["-p", &port]).args(words).output().unwrap();
-        String::from_utf8_lossy(&output.stdout).lines().map(str::to_owned).collect()
+        let output = Command::new("redis-cli")
+            .args(["-p", &port])
+            .args(words)
+            .output()
+            .unwrap();
+        String::from_utf8_lossy(&output.stdout)
+            .lines()
+            .map(str::to_owned)
+            .collect()
     }
 
     /// The first line of the answer to a command.

@@ -70,11 +70,24 @@ impl Clients {
         let mut tenants = Vec::new();
         for (name, weight) in [("alder", 1), ("birch", 3), ("cedar", 1)] {
             let made = |path: &'static str, body: Value| {
-                http.post(format!("{}/api/v1{path}", addresses[0])).bearer_auth(KEY).json(&body).send()
+                http.post(format!("{}/api/v1{path}", addresses[0]))
+                    .bearer_auth(KEY)
+                    .json(&body)
+                    .send()
             };
-            let tenant: Value = made("/tenants", json!({"name": name, "weight": weight})).await.unwrap().json().await.unwrap();
+            let tenant: Value = made("/tenants", json!({"name": name, "weight": weight}))
+                .await
+                .unwrap()
+                .json()
+                .await
+                .unwrap();
             let id = tenant["id"].as_str().unwrap_or_else(|| panic!("{tenant:#}")).to_owned();
-            let key: Value = made("/keys", json!({"tenant_id": id, "role": "member"})).await.unwrap().json().await.unwrap();
+            let key: Value = made("/keys", json!({"tenant_id": id, "role": "member"}))
+                .await
+                .unwrap()
+                .json()
+                .await
+                .unwrap();
             let key = key["key"].as_str().unwrap_or_else(|| panic!("{key:#}")).to_owned();
             tenants.push(Tenant { id, key });
         }
@@ -148,7 +161,11 @@ impl One {
     ) -> Option<(StatusCode, Value)> {
         let api = self.rng.random_range(0..self.all.addresses.len());
         let url = format!("{}/api/v1{path}", self.all.addresses[api]);
-        let mut request = self.all.http.request(method.clone(), url).bearer_auth(&self.all.tenants[tenant].key);
+        let mut request = self
+            .all
+            .http
+            .request(method.clone(), url)
+            .bearer_auth(&self.all.tenants[tenant].key);
         if let Some((body, key)) = body {
             request = request.json(body);
             if let Some(key) = key {
@@ -166,7 +183,10 @@ impl One {
             _ => false,
         };
         if !is_clear {
-            self.all.journal().bad_answers.push(format!("{method} {path}: {status} {text}"));
+            self.all
+                .journal()
+                .bad_answers
+                .push(format!("{method} {path}: {status} {text}"));
         }
         Some((status, body))
     }
@@ -186,7 +206,9 @@ impl One {
         let (mut accepted, again) = (0, 1 + usize::from(self.rng.random_bool(0.2)));
         let mut patience = None;
         loop {
-            let answer = self.call(tenant, Method::POST, path, Some((&body, key.as_deref()))).await;
+            let answer = self
+                .call(tenant, Method::POST, path, Some((&body, key.as_deref())))
+                .await;
             if let Some((StatusCode::ACCEPTED, answer)) = answer {
                 self.accepted(tenant, first, &answer, jobs);
                 accepted += 1;
@@ -236,7 +258,9 @@ impl One {
         let ids: Vec<Option<Uuid>> = items.iter().map(|job| job["id"].as_str()?.parse().ok()).collect();
         let mut journal = self.all.journal();
         if ids.len() != jobs || ids.contains(&None) {
-            journal.bad_answers.push(format!("202 without a job for each: {answer}"));
+            journal
+                .bad_answers
+                .push(format!("202 without a job for each: {answer}"));
         }
         for (index, id) in ids.into_iter().flatten().enumerate() {
             let submission = &mut journal.submissions[first + index];
@@ -262,7 +286,9 @@ impl One {
     }
 
     async fn cancel(&mut self) {
-        let Some((index, id, tenant)) = self.recent() else { return };
+        let Some((index, id, tenant)) = self.recent() else {
+            return;
+        };
         // Before it is asked: a request whose answer is lost may have been heard.
         self.all.journal().submissions[index].cancel_asked = true;
         let path = format!("/jobs/{id}/cancel");

@@ -32,10 +32,15 @@ pub(super) async fn drain(rig: &Rig, limit: Duration) -> Vec<String> {
         }
         if told.elapsed() > Duration::from_secs(5) {
             told = Instant::now();
-            say(&format!("draining: {} open after {:.0} s", count.unwrap_or(0), begun.elapsed().as_secs_f64()));
+            say(&format!(
+                "draining: {} open after {:.0} s",
+                count.unwrap_or(0),
+                begun.elapsed().as_secs_f64()
+            ));
         }
         if begun.elapsed() > limit {
-            let rows = "select concat_ws(' ', id, state, attempt, worker_id, queued_at, due_at, class, concurrency_key) from
+            let rows =
+                "select concat_ws(' ', id, state, attempt, worker_id, queued_at, due_at, class, concurrency_key) from
                 jobs where state not in ('succeeded', 'failed', 'cancelled') order by id limit 20";
             return rig.sql(rows);
         }
@@ -44,7 +49,10 @@ pub(super) async fn drain(rig: &Rig, limit: Duration) -> Vec<String> {
 }
 
 fn read<T: DeserializeOwned>(lines: Vec<String>) -> Vec<T> {
-    lines.iter().map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"))).collect()
+    lines
+        .iter()
+        .map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}")))
+        .collect()
 }
 
 /// Every row of `jobs`.
@@ -83,7 +91,10 @@ pub(super) async fn logs(rig: &Rig, rows: &[Row]) -> HashMap<Uuid, Vec<Event>> {
                 let request = http.get(url).bearer_auth(KEY).header("X-Tenant-Id", tenant);
                 let page: Value = request.send().await.unwrap().json().await.unwrap();
                 let data = page["data"].as_array().unwrap_or_else(|| panic!("{page:#}"));
-                log.extend(data.iter().map(|one| event(one["type"].as_str().unwrap_or_default(), one.clone())));
+                log.extend(
+                    data.iter()
+                        .map(|one| event(one["type"].as_str().unwrap_or_default(), one.clone())),
+                );
                 if page["next_cursor"].is_null() || data.is_empty() {
                     return (row.id, log);
                 }
@@ -128,7 +139,10 @@ async fn live_workers(rig: &Rig) -> Vec<(i32, String)> {
     let mut live = Vec::new();
     for process in &rig.processes {
         let process = process.lock().await;
-        let newest = format!("select id from workers where name = '{}' order by started_at desc limit 1", process.name());
+        let newest = format!(
+            "select id from workers where name = '{}' order by started_at desc limit 1",
+            process.name()
+        );
         if let Some(id) = rig.sql(&newest).pop() {
             live.push((process.pid().as_raw(), id));
         }
@@ -143,7 +157,12 @@ async fn keys(rig: &Rig, live: &[(i32, String)]) -> Vec<String> {
     let mut left = Vec::new();
     for key in redis.lines(&["--scan"]) {
         let name = key.splitn(3, ':').nth(2).unwrap_or_default();
-        let expires = || redis.lines(&["TTL", &key]).first().is_some_and(|ttl| ttl.parse::<i64>().is_ok_and(|ttl| ttl >= 0));
+        let expires = || {
+            redis
+                .lines(&["TTL", &key])
+                .first()
+                .is_some_and(|ttl| ttl.parse::<i64>().is_ok_and(|ttl| ttl >= 0))
+        };
         let is_right = match name.split_once(':') {
             None => matches!(name, "gen" | "wake" | "weights" | "paused"),
             Some(("log", _)) => expires(),
@@ -167,7 +186,9 @@ fn sandboxes(rig: &Rig, live: &[(i32, String)]) -> Vec<String> {
         if live.iter().any(|(pid, _)| *pid == parent) {
             *warm.entry(parent).or_default() += 1;
         } else {
-            left.push(format!("a sandbox whose parent is process {parent}, no worker that runs"));
+            left.push(format!(
+                "a sandbox whose parent is process {parent}, no worker that runs"
+            ));
         }
     }
     let more = warm.into_iter().filter(|(_, count)| *count > WARM);
@@ -182,10 +203,16 @@ fn sandbox_parents(rig: &Rig) -> Vec<i32> {
     let holds = |line: &[u8]| line.starts_with(b"bwrap\0") && line.windows(folder.len()).any(|part| part == folder);
     let parent = |path: &std::path::Path| witness::stat(path)?.get(1)?.parse::<i32>().ok();
     let found = witness::commands().into_iter().filter(|(_, line)| holds(line));
-    let found: Vec<_> = found.filter_map(|(path, _)| Some((pid(&path)?, parent(&path)?))).collect();
+    let found: Vec<_> = found
+        .filter_map(|(path, _)| Some((pid(&path)?, parent(&path)?)))
+        .collect();
     // The one that waits outside has another inside with the same command line for a moment.
     let own: BTreeSet<i32> = found.iter().map(|(pid, _)| *pid).collect();
-    found.iter().map(|(_, parent)| *parent).filter(|parent| !own.contains(parent)).collect()
+    found
+        .iter()
+        .map(|(_, parent)| *parent)
+        .filter(|parent| !own.contains(parent))
+        .collect()
 }
 
 fn pid(process: &std::path::Path) -> Option<i32> {
@@ -194,10 +221,17 @@ fn pid(process: &std::path::Path) -> Option<i32> {
 
 /// Files of workers that do not run.
 fn folders(rig: &Rig, live: &[(i32, String)]) -> Vec<String> {
-    let entries = std::fs::read_dir(rig.folder.join("tmp")).into_iter().flatten().flatten();
+    let entries = std::fs::read_dir(rig.folder.join("tmp"))
+        .into_iter()
+        .flatten()
+        .flatten();
     let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
     names
-        .filter(|name| !live.iter().any(|(pid, _)| *name == format!("hothouse-bubblewrap-{pid}")))
+        .filter(|name| {
+            !live
+                .iter()
+                .any(|(pid, _)| *name == format!("hothouse-bubblewrap-{pid}"))
+        })
         .map(|name| format!("the file {name} of a dead process"))
         .collect()
 }
@@ -209,7 +243,8 @@ pub(super) async fn left_behind(rig: &Rig) -> Vec<String> {
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     let left = sandbox_parents(rig).into_iter();
-    left.map(|parent| format!("a sandbox after the end of all workers, child of {parent}")).collect()
+    left.map(|parent| format!("a sandbox after the end of all workers, child of {parent}"))
+        .collect()
 }
 
 /// Lines that no process should write, whatever goes wrong.
@@ -219,7 +254,9 @@ pub(super) fn cries(rig: &Rig) -> Vec<String> {
     let mut found = Vec::new();
     for entry in logs.filter(|entry| is_ours(&entry.file_name().to_string_lossy())) {
         let text = std::fs::read_to_string(entry.path()).unwrap_or_default();
-        let bad = text.lines().filter(|line| line.contains("panicked at") || line.contains(" ERROR "));
+        let bad = text
+            .lines()
+            .filter(|line| line.contains("panicked at") || line.contains(" ERROR "));
         found.extend(bad.map(|line| format!("{}: {line}", entry.file_name().to_string_lossy())));
     }
     found

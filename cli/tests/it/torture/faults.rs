@@ -28,7 +28,12 @@ pub(super) async fn storm(rig: &Arc<Rig>, planned: Vec<Planned>) -> Record {
     let mut under_way = JoinSet::new();
     for one in planned {
         sleep_until(begun + one.at).await;
-        say(&format!("{:>6.1} s  {} ({:.1} s)", one.at.as_secs_f64(), one.fault, one.lasts.as_secs_f64()));
+        say(&format!(
+            "{:>6.1} s  {} ({:.1} s)",
+            one.at.as_secs_f64(),
+            one.fault,
+            one.lasts.as_secs_f64()
+        ));
         let (rig, record) = (Arc::clone(rig), Arc::clone(&record));
         under_way.spawn(async move { inflict(&rig, one, &record).await });
         while let Some(ended) = under_way.try_join_next() {
@@ -90,17 +95,34 @@ async fn inflict(rig: &Rig, planned: Planned, record: &Mutex<Record>) {
             sleep(lasts).await;
             postgres.restart().await;
         }
-        Fault::Cut(number, need) => during(lasts, || rig.wire(number, need).cut(), || rig.wire(number, need).mend()).await,
+        Fault::Cut(number, need) => {
+            during(lasts, || rig.wire(number, need).cut(), || rig.wire(number, need).mend()).await
+        }
         Fault::Hold(number, need) => {
-            during(lasts, || rig.wire(number, need).hold(), || rig.wire(number, need).mend()).await;
+            during(
+                lasts,
+                || rig.wire(number, need).hold(),
+                || rig.wire(number, need).mend(),
+            )
+            .await;
         }
         Fault::Slow(number, need, delay) => {
-            during(lasts, || rig.wire(number, need).delay(delay), || rig.wire(number, need).mend()).await;
+            during(
+                lasts,
+                || rig.wire(number, need).delay(delay),
+                || rig.wire(number, need).mend(),
+            )
+            .await;
         }
         Fault::Silence(number, need) => rig.wire(number, need).silence(),
         Fault::CutAll(need) => {
             let all = || (0..rig.processes.len()).map(|number| rig.wire(number, need));
-            during(lasts, || all().for_each(|wire| wire.cut()), || all().for_each(|wire| wire.mend())).await;
+            during(
+                lasts,
+                || all().for_each(|wire| wire.cut()),
+                || all().for_each(|wire| wire.mend()),
+            )
+            .await;
         }
     }
 }

@@ -44,7 +44,10 @@ pub(super) async fn run(clients: Arc<Clients>, mut jobs: mpsc::Receiver<(Uuid, S
 
 async fn follow(clients: Arc<Clients>, job: Uuid, key: String) -> Followed {
     // The other time limit is for a whole answer.
-    let http = Client::builder().connect_timeout(Duration::from_secs(5)).build().unwrap();
+    let http = Client::builder()
+        .connect_timeout(Duration::from_secs(5))
+        .build()
+        .unwrap();
     let mut events: Vec<Event> = Vec::new();
     let mut patience = None;
     loop {
@@ -66,7 +69,9 @@ async fn connection(http: &Client, url: &str, key: &str, events: &mut Vec<Event>
     let after = events.last().map_or(0, |event| event.seq);
     let request = http.get(url).bearer_auth(key).header("Accept", "text/event-stream");
     let sent = request.header("Last-Event-ID", after.to_string()).send();
-    let Ok(Ok(answer)) = tokio::time::timeout(SILENCE, sent).await else { return false };
+    let Ok(Ok(answer)) = tokio::time::timeout(SILENCE, sent).await else {
+        return false;
+    };
     if answer.status() != StatusCode::OK {
         return answer.status() == StatusCode::NO_CONTENT;
     }
@@ -77,7 +82,10 @@ async fn connection(http: &Client, url: &str, key: &str, events: &mut Vec<Event>
             let frame: Vec<u8> = bytes.drain(..end + 2).collect();
             events.extend(read(&String::from_utf8_lossy(&frame)));
         }
-        if events.last().is_some_and(|event| matches!(event.kind.as_str(), "succeeded" | "failed" | "cancelled")) {
+        if events
+            .last()
+            .is_some_and(|event| matches!(event.kind.as_str(), "succeeded" | "failed" | "cancelled"))
+        {
             return true;
         }
     }
@@ -86,7 +94,11 @@ async fn connection(http: &Client, url: &str, key: &str, events: &mut Vec<Event>
 
 /// A frame's event; none in one that only shows that the stream lives.
 fn read(frame: &str) -> Option<Event> {
-    let field = |name: &str| frame.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
+    let field = |name: &str| {
+        frame
+            .lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix(": "))
+    };
     let body: Value = serde_json::from_str(field("data")?).ok()?;
     Some(event(field("event")?, body))
 }

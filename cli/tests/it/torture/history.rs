@@ -181,7 +181,11 @@ impl<'a> Facts<'a> {
         }
         Self {
             history,
-            by_token: history.submissions.iter().map(|one| (one.token.as_str(), one)).collect(),
+            by_token: history
+                .submissions
+                .iter()
+                .map(|one| (one.token.as_str(), one))
+                .collect(),
             rows: history.rows.iter().map(|row| (row.id, row)).collect(),
             attempts,
         }
@@ -217,7 +221,12 @@ pub(crate) fn check(history: &History) -> Vec<Violation> {
     ];
     let mut found: Vec<Violation> = rules.iter().flat_map(|rule| rule(&facts)).collect();
     found.extend(overlap::limits_hold(&facts));
-    found.extend(history.bad_answers.iter().map(|told| violation("answers are clear", None, told)));
+    found.extend(
+        history
+            .bad_answers
+            .iter()
+            .map(|told| violation("answers are clear", None, told)),
+    );
     found.extend(history.left.iter().map(|told| violation("nothing leaks", None, told)));
     found
 }

@@ -45,7 +45,9 @@ pub(super) enum Fault {
     RestartRedis,
     FreezeRedis,
     /// It is stopped, at once or in good order, and comes back.
-    RestartPostgres { is_immediate: bool },
+    RestartPostgres {
+        is_immediate: bool,
+    },
     /// A process's connections to what it needs break, and new ones too.
     Cut(usize, Need),
     /// They stand still until it is over.
@@ -121,7 +123,9 @@ fn any(rng: &mut StdRng) -> Fault {
         50..58 => Fault::FlushRedis,
         58..63 => Fault::RestartRedis,
         63..66 => Fault::FreezeRedis,
-        66..73 => Fault::RestartPostgres { is_immediate: rng.random() },
+        66..73 => Fault::RestartPostgres {
+            is_immediate: rng.random(),
+        },
         73..80 => Fault::Cut(process, need),
         80..87 => Fault::Hold(process, need),
         87..92 => Fault::Slow(process, need, Duration::from_millis(rng.random_range(5..400))),
@@ -137,7 +141,9 @@ fn lasts(rng: &mut StdRng, fault: Fault, length: Duration) -> Duration {
         _ => AWAY_MAX,
     };
     // Mostly short; the square keeps the long ones rare.
-    max.min(length / 3).mul_f64(rng.random::<f64>().powi(2)).max(Duration::from_millis(200))
+    max.min(length / 3)
+        .mul_f64(rng.random::<f64>().powi(2))
+        .max(Duration::from_millis(200))
 }
 
 /// Whether two faults would be about the same thing at the same time.

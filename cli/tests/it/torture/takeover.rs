@@ -43,9 +43,17 @@ fn times(rig: &Rig, record: &Record, history: &History) -> Vec<Duration> {
     for lost in history.attempts.iter().filter(|one| one.outcome == "lost") {
         let name = workers.get(&lost.worker_id);
         let is_its = |process: usize| Some(name_of(process)).as_ref() == name;
-        let kills = record.kills.iter().filter(|(process, at)| is_its(*process) && *at >= lost.started_at);
-        let Some(killed) = kills.map(|(_, at)| *at).min().filter(|at| *at <= lost.finished_at) else { continue };
-        let next = history.attempts.iter().find(|one| one.job_id == lost.job_id && one.attempt == lost.attempt + 1);
+        let kills = record
+            .kills
+            .iter()
+            .filter(|(process, at)| is_its(*process) && *at >= lost.started_at);
+        let Some(killed) = kills.map(|(_, at)| *at).min().filter(|at| *at <= lost.finished_at) else {
+            continue;
+        };
+        let next = history
+            .attempts
+            .iter()
+            .find(|one| one.job_id == lost.job_id && one.attempt == lost.attempt + 1);
         // One that was cancelled meanwhile, or poisoned, runs nowhere.
         if let Some(taken) = next.and_then(|next| since(killed, next.started_at)) {
             times.push(taken);

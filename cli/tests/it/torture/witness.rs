@@ -52,7 +52,12 @@ impl Witness {
 
     /// What it saw.
     pub(super) fn sightings(&self) -> Vec<Sighting> {
-        self.seen.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+        self.seen
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .values()
+            .cloned()
+            .collect()
     }
 }
 
@@ -80,11 +85,16 @@ pub(super) fn programs(prefix: &str) -> Vec<(u32, Sighting)> {
     let own = namespace(Path::new("/proc/self"));
     let mut found = Vec::new();
     for (path, line) in commands() {
-        let Some(token) = line.split(|byte| *byte == 0).find(|word| word.starts_with(prefix.as_bytes())) else {
+        let Some(token) = line
+            .split(|byte| *byte == 0)
+            .find(|word| word.starts_with(prefix.as_bytes()))
+        else {
             continue;
         };
         let pid = path.file_name().and_then(|name| name.to_str()?.parse().ok());
-        let (Some(pid), Some(began), Some(sandbox)) = (pid, began(&path), namespace(&path)) else { continue };
+        let (Some(pid), Some(began), Some(sandbox)) = (pid, began(&path), namespace(&path)) else {
+            continue;
+        };
         if Some(sandbox) != own {
             let sighting = Sighting {
                 token: String::from_utf8_lossy(token).into_owned(),

@@ -9,7 +9,8 @@ for i = 2, #ARGV, 4 do
   local job, r, keep = ARGV[i], get(ARGV[i]), ARGV[i + 3]
   if r and leased(r) and r.attempt == tonumber(ARGV[i + 1]) then
     redis.call('ZREM', LEASES, job)
-    if keep ~= '0' and redis.call('SISMEMBER', R .. 'cancel:' .. r.extra, job) == 0 then
+    local told = redis.call('SREM', R .. 'cancel:' .. r.extra, job)
+    if keep ~= '0' and told == 0 then
       local all = r.holds
       if keep == '2' then r.holds = string.match(all, 'v:[^,]+') or '' end
       r.where, r.extra = 'd', ''

@@ -9,14 +9,20 @@ pub(super) fn each_is_counted(facts: &Facts<'_>) -> Vec<Violation> {
         let attempts = facts.attempts_of(row.id);
         let numbers = attempts.iter().map(|attempt| attempt.attempt);
         let with = |outcomes: &[&str]| {
-            let counted = attempts.iter().filter(|attempt| outcomes.contains(&attempt.outcome.as_str()));
+            let counted = attempts
+                .iter()
+                .filter(|attempt| outcomes.contains(&attempt.outcome.as_str()));
             u64::try_from(counted.count()).unwrap_or(u64::MAX)
         };
         let is_right = numbers.eq(1..=row.attempt)
             && with(&["failed", "retrying"]) == row.failures
             && with(&["lost"]) == row.losses;
         if !is_right {
-            found.push(violation("every attempt is counted", row.id, format!("{row:?} of {attempts:#?}")));
+            found.push(violation(
+                "every attempt is counted",
+                row.id,
+                format!("{row:?} of {attempts:#?}"),
+            ));
         }
     }
     found
@@ -40,7 +46,10 @@ pub(super) fn one_commits(facts: &Facts<'_>) -> Vec<Violation> {
     let mut found = Vec::new();
     for row in facts.history.rows.iter().filter(|row| is_terminal(&row.state)) {
         let attempts = facts.attempts_of(row.id);
-        let ended: Vec<_> = attempts.iter().filter(|attempt| is_terminal(&attempt.outcome)).collect();
+        let ended: Vec<_> = attempts
+            .iter()
+            .filter(|attempt| is_terminal(&attempt.outcome))
+            .collect();
         let is_right = match ended.as_slice() {
             // Cancelled between two attempts, or ended by the loss of its worker.
             [] => row.state == "cancelled" || row.losses > 0,
@@ -48,7 +57,11 @@ pub(super) fn one_commits(facts: &Facts<'_>) -> Vec<Violation> {
             _ => false,
         };
         if !is_right {
-            found.push(violation("one attempt of a job commits", row.id, format!("{row:?} of {attempts:#?}")));
+            found.push(violation(
+                "one attempt of a job commits",
+                row.id,
+                format!("{row:?} of {attempts:#?}"),
+            ));
         }
     }
     found

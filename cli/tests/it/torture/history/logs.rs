@@ -15,7 +15,9 @@ pub(super) fn is_one_sequence(facts: &Facts<'_>) -> Vec<Violation> {
             found.push(violation(property, row.id, "there is no log"));
             continue;
         };
-        let grows = log.windows(2).all(|pair| pair[0].seq < pair[1].seq && pair[0].attempt <= pair[1].attempt);
+        let grows = log
+            .windows(2)
+            .all(|pair| pair[0].seq < pair[1].seq && pair[0].attempt <= pair[1].attempt);
         let ends = log.iter().filter(|event| is_terminal(&event.kind)).count();
         let last = log.last();
         let is_right = grows
@@ -57,17 +59,26 @@ fn gap(facts: &Facts<'_>, row: &Row, before: &Event, after: &Event) -> Option<&'
     if range != (Some(before.seq + 1), after.seq.checked_sub(1)) {
         return Some("a gap that names another range");
     }
-    let lost = facts.attempts_of(row.id).iter().find(|one| one.attempt == after.attempt && one.outcome == "lost");
+    let lost = facts
+        .attempts_of(row.id)
+        .iter()
+        .find(|one| one.attempt == after.attempt && one.outcome == "lost");
     let Some(lost) = lost else {
         return Some("a gap without a lost worker");
     };
-    let is_wiped = facts.history.wipes.iter().any(|at| (lost.started_at..=lost.finished_at).contains(at));
+    let is_wiped = facts
+        .history
+        .wipes
+        .iter()
+        .any(|at| (lost.started_at..=lost.finished_at).contains(at));
     (!is_wiped).then_some("a gap although Redis kept everything")
 }
 
 fn lost(facts: &Facts<'_>, row: &Row, after: &Event) -> Option<&'static str> {
     let attempts = facts.attempts_of(row.id);
-    let is_lost = attempts.iter().any(|one| one.attempt == after.attempt && one.outcome == "lost");
+    let is_lost = attempts
+        .iter()
+        .any(|one| one.attempt == after.attempt && one.outcome == "lost");
     (!is_lost).then_some("a jump without a lost worker")
 }
 
@@ -77,7 +88,9 @@ pub(super) fn output_is_whole(facts: &Facts<'_>) -> Vec<Violation> {
     let property = "the log holds the output of each attempt";
     let mut found = Vec::new();
     for row in &facts.history.rows {
-        let Some(submission) = facts.submission_of(row).filter(|one| one.is_sandboxed) else { continue };
+        let Some(submission) = facts.submission_of(row).filter(|one| one.is_sandboxed) else {
+            continue;
+        };
         let log = facts.history.logs.get(&row.id).map_or(&[][..], Vec::as_slice);
         let mut printed: BTreeMap<u64, String> = BTreeMap::new();
         for event in log.iter().filter(|event| event.kind == "stdout") {
@@ -104,7 +117,9 @@ fn is_complete(text: &str) -> bool {
 }
 
 fn span(text: &str) -> Option<(f64, f64)> {
-    let mut times = text.lines().filter_map(|line| line.split_once(' ')?.1.parse::<f64>().ok());
+    let mut times = text
+        .lines()
+        .filter_map(|line| line.split_once(' ')?.1.parse::<f64>().ok());
     let first = times.next()?;
     Some((first, times.next_back().unwrap_or(first)))
 }
@@ -113,7 +128,9 @@ fn span(text: &str) -> Option<(f64, f64)> {
 pub(super) fn followers_see_it_all(facts: &Facts<'_>) -> Vec<Violation> {
     let mut found = Vec::new();
     for followed in &facts.history.followed {
-        let Some(log) = facts.history.logs.get(&followed.job) else { continue };
+        let Some(log) = facts.history.logs.get(&followed.job) else {
+            continue;
+        };
         let by_seq: BTreeMap<u64, &Event> = log.iter().map(|event| (event.seq, event)).collect();
         let gaps: Vec<(u64, u64)> = log
             .iter()
@@ -147,6 +164,8 @@ pub(super) fn followers_see_it_all(facts: &Facts<'_>) -> Vec<Violation> {
 }
 
 fn listed(log: &[Event]) -> String {
-    let lines = log.iter().map(|event| format!("  {} {} of {}: {}", event.seq, event.kind, event.attempt, event.body));
+    let lines = log
+        .iter()
+        .map(|event| format!("  {} {} of {}: {}", event.seq, event.kind, event.attempt, event.body));
     lines.collect::<Vec<_>>().join("\n")
 }

@@ -15,7 +15,11 @@ pub(super) fn one_sandbox_a_job(facts: &Facts<'_>) -> Vec<Violation> {
     let mut found = Vec::new();
     let property = "at most one sandbox runs for a job";
     for (token, seen) in by_token {
-        let row = facts.history.rows.iter().find(|row| row.token.as_deref() == Some(token));
+        let row = facts
+            .history
+            .rows
+            .iter()
+            .find(|row| row.token.as_deref() == Some(token));
         for (index, one) in seen.iter().enumerate() {
             let overlaps = |other: &&&Sighting| {
                 other.sandbox != one.sandbox && other.seen > one.began + TICK && one.seen > other.began + TICK
@@ -42,17 +46,30 @@ pub(super) fn limits_hold(facts: &Facts<'_>) -> Vec<Violation> {
     let mut rows: HashMap<(&str, &str), (usize, Vec<(f64, f64)>)> = HashMap::new();
     let mut seen = rows.clone();
     for row in &facts.history.rows {
-        let Some(submission) = facts.submission_of(row) else { continue };
-        let Some((key, limit)) = &submission.limit else { continue };
-        let kept = facts.attempts_of(row.id).iter().filter(|attempt| attempt.outcome != "lost");
+        let Some(submission) = facts.submission_of(row) else {
+            continue;
+        };
+        let Some((key, limit)) = &submission.limit else {
+            continue;
+        };
+        let kept = facts
+            .attempts_of(row.id)
+            .iter()
+            .filter(|attempt| attempt.outcome != "lost");
         let seconds = |at: chrono::DateTime<chrono::Utc>| at.timestamp_micros() as f64 / 1e6;
         let spans = kept.map(|attempt| (seconds(attempt.started_at), seconds(attempt.finished_at)));
         let at = (submission.tenant.as_str(), key.as_str());
         let group = rows.entry(at).or_insert_with(|| (*limit, Vec::new()));
         group.1.extend(spans);
-        let sightings = facts.history.sightings.iter().filter(|one| one.token == submission.token);
+        let sightings = facts
+            .history
+            .sightings
+            .iter()
+            .filter(|one| one.token == submission.token);
         let group = seen.entry(at).or_insert_with(|| (*limit, Vec::new()));
-        group.1.extend(joined(sightings.map(|one| (one.began + TICK, one.seen)).collect()));
+        group
+            .1
+            .extend(joined(sightings.map(|one| (one.began + TICK, one.seen)).collect()));
     }
     let mut found = Vec::new();
     for (by, groups) in [("attempts", rows), ("sandboxes", seen)] {

@@ -9,7 +9,9 @@ const THERE: &str = "what was answered with 202 is kept";
 pub(super) fn accepted_is_there(facts: &Facts<'_>) -> Vec<Violation> {
     let mut found = Vec::new();
     for submission in &facts.history.submissions {
-        let Answer::Accepted(ids) = &submission.answer else { continue };
+        let Answer::Accepted(ids) = &submission.answer else {
+            continue;
+        };
         for id in ids {
             match facts.rows.get(id) {
                 None => found.push(violation(THERE, *id, format!("{submission:?} has no row"))),
@@ -24,7 +26,11 @@ pub(super) fn accepted_is_there(facts: &Facts<'_>) -> Vec<Violation> {
 }
 
 pub(super) fn nothing_else_is_there(facts: &Facts<'_>) -> Vec<Violation> {
-    let unasked = facts.history.rows.iter().filter(|row| facts.submission_of(row).is_none());
+    let unasked = facts
+        .history
+        .rows
+        .iter()
+        .filter(|row| facts.submission_of(row).is_none());
     unasked
         .map(|row| violation("only what was asked for runs", row.id, format!("{row:?}")))
         .collect()
@@ -34,7 +40,9 @@ pub(super) fn nothing_else_is_there(facts: &Facts<'_>) -> Vec<Violation> {
 pub(super) fn one_key_one_job(facts: &Facts<'_>) -> Vec<Violation> {
     let mut rows: HashMap<&str, Vec<&Row>> = HashMap::new();
     for row in &facts.history.rows {
-        rows.entry(row.token.as_deref().unwrap_or_default()).or_default().push(row);
+        rows.entry(row.token.as_deref().unwrap_or_default())
+            .or_default()
+            .push(row);
     }
     let mut found = Vec::new();
     for submission in &facts.history.submissions {
@@ -59,7 +67,9 @@ pub(super) fn one_key_one_job(facts: &Facts<'_>) -> Vec<Violation> {
 pub(super) fn ends_once(facts: &Facts<'_>) -> Vec<Violation> {
     let property = "every job ends in exactly one terminal row";
     let open = facts.history.rows.iter().filter(|row| !is_terminal(&row.state));
-    let mut found: Vec<Violation> = open.map(|row| violation(property, row.id, format!("{row:?}"))).collect();
+    let mut found: Vec<Violation> = open
+        .map(|row| violation(property, row.id, format!("{row:?}")))
+        .collect();
     let mut seen = BTreeSet::new();
     let twice = facts.history.rows.iter().filter(|row| !seen.insert(row.id));
     found.extend(twice.map(|row| violation(property, row.id, "two rows")));
@@ -70,7 +80,9 @@ pub(super) fn ends_once(facts: &Facts<'_>) -> Vec<Violation> {
 pub(super) fn ends_as_it_should(facts: &Facts<'_>) -> Vec<Violation> {
     let mut found = Vec::new();
     for row in facts.history.rows.iter().filter(|row| is_terminal(&row.state)) {
-        let Some(submission) = facts.submission_of(row) else { continue };
+        let Some(submission) = facts.submission_of(row) else {
+            continue;
+        };
         let code = row.error_code.as_deref().unwrap_or_default();
         let is_right = match row.state.as_str() {
             "cancelled" => submission.cancel_asked,
@@ -94,7 +106,11 @@ pub(super) fn terminal_is_terminal(facts: &Facts<'_>) -> Vec<Violation> {
     changed
         .map(|told| {
             let row = facts.rows.get(&told.job);
-            violation("terminal is terminal", told.job, format!("was told as {}, is {row:?}", told.state))
+            violation(
+                "terminal is terminal",
+                told.job,
+                format!("was told as {}, is {row:?}", told.state),
+            )
         })
         .collect()
 }

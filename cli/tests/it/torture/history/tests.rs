@@ -168,7 +168,10 @@ fn refused(property: &str, change: impl FnOnce(&mut History)) {
     let mut history = good();
     change(&mut history);
     let found = check(&history);
-    assert!(found.iter().any(|one| one.property == property), "{property}: {found:#?}");
+    assert!(
+        found.iter().any(|one| one.property == property),
+        "{property}: {found:#?}"
+    );
 }
 
 fn log(history: &mut History, job: Uuid) -> &mut Vec<Event> {
@@ -225,12 +228,16 @@ fn a_job_that_ends_in_another_way_is_found() {
         history.rows[2].error_code = Some("sandbox_failed".to_owned());
         history.rows[2].max_attempts = 3;
     });
-    refused(property, |history| history.submissions[0].expects = Expects::Fails("timeout"));
+    refused(property, |history| {
+        history.submissions[0].expects = Expects::Fails("timeout")
+    });
 }
 
 #[test]
 fn a_terminal_state_that_changes_is_found() {
-    refused("terminal is terminal", |history| history.told[0].state = "cancelled".to_owned());
+    refused("terminal is terminal", |history| {
+        history.told[0].state = "cancelled".to_owned()
+    });
 }
 
 #[test]
@@ -255,7 +262,9 @@ fn two_attempts_that_commit_are_found() {
     let property = "one attempt of a job commits";
     refused(property, |history| history.attempts[3].outcome = "failed".to_owned());
     refused(property, |history| history.attempts[4].outcome = "succeeded".to_owned());
-    refused(property, |history| history.attempts[0].outcome = "interrupted".to_owned());
+    refused(property, |history| {
+        history.attempts[0].outcome = "interrupted".to_owned()
+    });
 }
 
 #[test]
@@ -283,7 +292,9 @@ fn a_silent_hole_is_found() {
         log(history, FAILS).remove(2);
     });
     // A jump where no worker was lost.
-    refused(property, |history| history.attempts[1].outcome = "interrupted".to_owned());
+    refused(property, |history| {
+        history.attempts[1].outcome = "interrupted".to_owned()
+    });
     // A gap that does not name all that is missing.
     refused(property, |history| {
         log(history, EXEC)[3].body = json!({"from_seq": 5, "to_seq": 10_003});
@@ -300,7 +311,9 @@ fn a_silent_hole_is_found() {
 #[test]
 fn output_that_is_cut_is_found() {
     let property = "the log holds the output of each attempt";
-    refused(property, |history| history.rows[1].stdout = Some("begin 30.5\n".to_owned()));
+    refused(property, |history| {
+        history.rows[1].stdout = Some("begin 30.5\n".to_owned())
+    });
     refused(property, |history| {
         log(history, EXEC)[7].body = json!({"text": "begin 30.5\n"});
         history.rows[1].stdout = Some("begin 30.5\n".to_owned());
@@ -330,7 +343,9 @@ fn a_follower_that_sees_something_else_is_found() {
 fn two_sandboxes_of_one_job_are_found() {
     let property = "at most one sandbox runs for a job";
     refused(property, |history| history.sightings[0].seen = 30.6);
-    refused(property, |history| history.sightings.push(sighting("exec", 9, 31.5, 31.6)));
+    refused(property, |history| {
+        history.sightings.push(sighting("exec", 9, 31.5, 31.6))
+    });
 }
 
 #[test]
@@ -348,5 +363,7 @@ fn a_limit_that_is_exceeded_is_found() {
 #[test]
 fn what_is_left_and_bad_answers_are_found() {
     refused("nothing leaks", |history| history.left.push("a container".to_owned()));
-    refused("answers are clear", |history| history.bad_answers.push("500".to_owned()));
+    refused("answers are clear", |history| {
+        history.bad_answers.push("500".to_owned())
+    });
 }
