@@ -1,6 +1,6 @@
 //! Clients that submit, cancel and ask, all the while, and write down what they were told.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -20,14 +20,14 @@ use crate::cluster::KEY;
 /// Clients at once.
 pub(super) const CLIENTS: usize = 4;
 
-/// Programs that are submitted in a second, of all clients together: what small machines run while a third of it fails.
-const PROGRAMS_A_SECOND: f64 = 1.5;
+/// Time between two programs, of all clients together: what small machines run while a third of them fails.
+const PROGRAM_EVERY: Duration = Duration::from_millis(667);
 
 /// How long an answer may take; then it is unknown.
 const PATIENCE: Duration = Duration::from_secs(12);
 
 /// How long a submission under a key is repeated after the storm.
-const PERSISTENCE: Duration = Duration::from_secs(60);
+const PERSISTENCE: Duration = Duration::from_mins(1);
 
 /// What clients write down.
 #[derive(Debug, Default)]
@@ -58,7 +58,7 @@ pub(super) struct Clients {
     pub(super) follow: mpsc::Sender<(Uuid, String)>,
     pub(super) stop: CancellationToken,
     begun: Instant,
-    programs: AtomicUsize,
+    programs: AtomicU32,
     numbers: AtomicUsize,
 }
 
@@ -100,7 +100,7 @@ impl Clients {
             follow,
             stop: CancellationToken::new(),
             begun: Instant::now(),
-            programs: AtomicUsize::new(0),
+            programs: AtomicU32::new(0),
             numbers: AtomicUsize::new(0),
         }
     }
@@ -111,12 +111,12 @@ impl Clients {
 
     /// Whether another program may be submitted now.
     fn may_run(&self) -> bool {
-        let allowed = self.begun.elapsed().as_secs_f64() * PROGRAMS_A_SECOND;
         let so_far = self.programs.load(Ordering::Relaxed);
-        so_far as f64 <= allowed && {
+        let is_due = self.begun.elapsed() >= PROGRAM_EVERY * so_far;
+        if is_due {
             self.programs.fetch_add(1, Ordering::Relaxed);
-            true
         }
+        is_due
     }
 
     /// One client, until the storm is over.

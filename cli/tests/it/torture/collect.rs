@@ -16,7 +16,7 @@ use super::{say, witness};
 use crate::cluster::{KEY, eventually};
 
 /// How long everything may take to come to rest.
-const REST: Duration = Duration::from_secs(60);
+const REST: Duration = Duration::from_mins(1);
 
 /// Logs that are read at once.
 const READERS: usize = 8;
@@ -48,7 +48,7 @@ pub(super) async fn drain(rig: &Rig, limit: Duration) -> Vec<String> {
     }
 }
 
-fn read<T: DeserializeOwned>(lines: Vec<String>) -> Vec<T> {
+fn read<T: DeserializeOwned>(lines: &[String]) -> Vec<T> {
     lines
         .iter()
         .map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}")))
@@ -57,7 +57,7 @@ fn read<T: DeserializeOwned>(lines: Vec<String>) -> Vec<T> {
 
 /// Every row of `jobs`.
 pub(super) fn rows(rig: &Rig) -> Vec<Row> {
-    read(rig.sql(
+    read(&rig.sql(
         "select json_build_object('id', id, 'token', metadata->>'token', 'state', state, 'attempt', attempt,
             'failures', failures, 'losses', losses, 'max_attempts', max_attempts, 'seq', seq, 'error_code', error_code,
             'stdout', convert_from(result, 'UTF8')::json->>'stdout') from jobs",
@@ -66,7 +66,7 @@ pub(super) fn rows(rig: &Rig) -> Vec<Row> {
 
 /// Every row of `attempts`.
 pub(super) fn attempts(rig: &Rig) -> Vec<Attempt> {
-    read(rig.sql(
+    read(&rig.sql(
         "select json_build_object('job_id', job_id, 'attempt', attempt, 'worker_id', worker_id, 'started_at', started_at,
             'finished_at', finished_at, 'outcome', outcome) from attempts",
     ))
@@ -80,7 +80,7 @@ pub(super) async fn logs(rig: &Rig, rows: &[Row]) -> HashMap<Uuid, Vec<Event>> {
         .filter_map(|line| line.split_once(' '))
         .map(|(id, tenant)| (id.parse().unwrap(), tenant.to_owned()))
         .collect();
-    let http = reqwest::Client::new();
+    let http = reqwest::Client::builder().timeout(REST).build().unwrap();
     let read = stream::iter(rows).map(|row| {
         let (http, address, tenant) = (&http, &rig.apis[0].address, &tenants[&row.id]);
         async move {

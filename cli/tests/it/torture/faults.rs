@@ -10,7 +10,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use super::plan::{Fault, Planned, name_of};
 use super::rig::Rig;
 use super::{now, say};
-use crate::cluster::SOON;
+use crate::cluster::{Proxy, SOON};
 
 /// What was done.
 #[derive(Debug, Default, Clone)]
@@ -95,40 +95,30 @@ async fn inflict(rig: &Rig, planned: Planned, record: &Mutex<Record>) {
             sleep(lasts).await;
             postgres.restart().await;
         }
-        Fault::Cut(number, need) => {
-            during(lasts, || rig.wire(number, need).cut(), || rig.wire(number, need).mend()).await
-        }
-        Fault::Hold(number, need) => {
-            during(
-                lasts,
-                || rig.wire(number, need).hold(),
-                || rig.wire(number, need).mend(),
-            )
-            .await;
-        }
-        Fault::Slow(number, need, delay) => {
-            during(
-                lasts,
-                || rig.wire(number, need).delay(delay),
-                || rig.wire(number, need).mend(),
-            )
-            .await;
-        }
-        Fault::Silence(number, need) => rig.wire(number, need).silence(),
-        Fault::CutAll(need) => {
-            let all = || (0..rig.processes.len()).map(|number| rig.wire(number, need));
-            during(
-                lasts,
-                || all().for_each(|wire| wire.cut()),
-                || all().for_each(|wire| wire.mend()),
-            )
-            .await;
-        }
+        wires => on_wires(rig, wires, lasts).await,
     }
 }
 
-async fn during(lasts: Duration, begin: impl FnOnce(), end: impl FnOnce()) {
-    begin();
+async fn on_wires(rig: &Rig, fault: Fault, lasts: Duration) {
+    let all = |need| -> Vec<&Proxy> { (0..rig.processes.len()).map(|number| rig.wire(number, need)).collect() };
+    let wires = match fault {
+        Fault::CutAll(need) => all(need),
+        Fault::Cut(number, need)
+        | Fault::Hold(number, need)
+        | Fault::Slow(number, need, _)
+        | Fault::Silence(number, need) => vec![rig.wire(number, need)],
+        _ => Vec::new(),
+    };
+    for wire in &wires {
+        match fault {
+            Fault::Hold(..) => wire.hold(),
+            Fault::Slow(_, _, delay) => wire.delay(delay),
+            Fault::Silence(..) => wire.silence(),
+            _ => wire.cut(),
+        }
+    }
     sleep(lasts).await;
-    end();
+    for wire in &wires {
+        wire.mend();
+    }
 }

@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeSet, HashMap};
 
+use chrono::{DateTime, Utc};
+
 use super::{Facts, Sighting, Violation, violation};
 
 /// The kernel counts time in hundredths of a second.
@@ -40,11 +42,19 @@ pub(super) fn one_sandbox_a_job(facts: &Facts<'_>) -> Vec<Violation> {
     found
 }
 
+/// Spans of time by tenant and key, with the key's limit.
+type Groups<'a> = HashMap<(&'a str, &'a str), (usize, Vec<(f64, f64)>)>;
+
+#[expect(clippy::cast_precision_loss, reason = "microseconds of this century fit")]
+fn seconds(at: DateTime<Utc>) -> f64 {
+    at.timestamp_micros() as f64 / 1e6
+}
+
 /// Never more of a key at once than its limit. A lost attempt's row ends when somebody took it over, long after its end:
 /// of those the kernel's sightings count.
 pub(super) fn limits_hold(facts: &Facts<'_>) -> Vec<Violation> {
-    let mut rows: HashMap<(&str, &str), (usize, Vec<(f64, f64)>)> = HashMap::new();
-    let mut seen = rows.clone();
+    let mut rows: Groups<'_> = HashMap::new();
+    let mut seen: Groups<'_> = HashMap::new();
     for row in &facts.history.rows {
         let Some(submission) = facts.submission_of(row) else {
             continue;
@@ -56,7 +66,6 @@ pub(super) fn limits_hold(facts: &Facts<'_>) -> Vec<Violation> {
             .attempts_of(row.id)
             .iter()
             .filter(|attempt| attempt.outcome != "lost");
-        let seconds = |at: chrono::DateTime<chrono::Utc>| at.timestamp_micros() as f64 / 1e6;
         let spans = kept.map(|attempt| (seconds(attempt.started_at), seconds(attempt.finished_at)));
         let at = (submission.tenant.as_str(), key.as_str());
         let group = rows.entry(at).or_insert_with(|| (*limit, Vec::new()));

@@ -78,6 +78,7 @@ fn plain(seq: u64, attempt: u64, kind: &str) -> Event {
     event(seq, attempt, kind, json!({}))
 }
 
+#[expect(clippy::too_many_lines, reason = "one history, told from its beginning to its end")]
 fn good() -> History {
     let text = |seq, attempt, text: &str| event(seq, attempt, "stdout", json!({"text": text}));
     let gap = json!({"from_seq": 4, "to_seq": 10_003});
@@ -229,14 +230,14 @@ fn a_job_that_ends_in_another_way_is_found() {
         history.rows[2].max_attempts = 3;
     });
     refused(property, |history| {
-        history.submissions[0].expects = Expects::Fails("timeout")
+        history.submissions[0].expects = Expects::Fails("timeout");
     });
 }
 
 #[test]
 fn a_terminal_state_that_changes_is_found() {
     refused("terminal is terminal", |history| {
-        history.told[0].state = "cancelled".to_owned()
+        history.told[0].state = "cancelled".to_owned();
     });
 }
 
@@ -263,7 +264,7 @@ fn two_attempts_that_commit_are_found() {
     refused(property, |history| history.attempts[3].outcome = "failed".to_owned());
     refused(property, |history| history.attempts[4].outcome = "succeeded".to_owned());
     refused(property, |history| {
-        history.attempts[0].outcome = "interrupted".to_owned()
+        history.attempts[0].outcome = "interrupted".to_owned();
     });
 }
 
@@ -293,7 +294,7 @@ fn a_silent_hole_is_found() {
     });
     // A jump where no worker was lost.
     refused(property, |history| {
-        history.attempts[1].outcome = "interrupted".to_owned()
+        history.attempts[1].outcome = "interrupted".to_owned();
     });
     // A gap that does not name all that is missing.
     refused(property, |history| {
@@ -312,7 +313,7 @@ fn a_silent_hole_is_found() {
 fn output_that_is_cut_is_found() {
     let property = "the log holds the output of each attempt";
     refused(property, |history| {
-        history.rows[1].stdout = Some("begin 30.5\n".to_owned())
+        history.rows[1].stdout = Some("begin 30.5\n".to_owned());
     });
     refused(property, |history| {
         log(history, EXEC)[7].body = json!({"text": "begin 30.5\n"});
@@ -364,6 +365,6 @@ fn a_limit_that_is_exceeded_is_found() {
 fn what_is_left_and_bad_answers_are_found() {
     refused("nothing leaks", |history| history.left.push("a container".to_owned()));
     refused("answers are clear", |history| {
-        history.bad_answers.push("500".to_owned())
+        history.bad_answers.push("500".to_owned());
     });
 }
