@@ -8,7 +8,7 @@ use common::objects;
 use common::telemetry::Telemetry;
 use serde::{Deserialize, Serialize};
 
-use crate::model;
+use crate::{egress, model};
 
 /// Everything that a worker is told.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -26,6 +26,8 @@ pub struct Config {
     pub worker: Worker,
     /// Sandboxes.
     pub sandbox: Sandboxes,
+    /// The way out of sandboxes.
+    pub egress: egress::Settings,
     /// Where artifacts go.
     pub objects: objects::Settings,
     /// Model providers.
@@ -125,7 +127,10 @@ impl Settings for Config {
                 "worker.light_slots is 0 and sandbox.driver is none: nothing could run".to_owned(),
             ));
         }
-        Ok(())
+        match self.egress.fault() {
+            Some(fault) => Err(Error::Invalid(fault.to_owned())),
+            None => Ok(()),
+        }
     }
 }
 

@@ -49,12 +49,27 @@ pub struct Environment {
     /// How many are kept ready.
     #[serde(default)]
     pub warm: Warm,
-    /// Hosts that jobs may reach, `host:port`; none when empty.
+    /// Hosts that jobs may reach when they name them too, as [`common::egress::Rule`]; none when empty.
     #[serde(default)]
     pub egress: Vec<String>,
+    /// Where packages come from that a job asks for.
+    #[serde(default)]
+    pub install: Install,
     /// Whether a sandbox serves more than one job.
     #[serde(default)]
     pub reuse: Reuse,
+}
+
+/// Where packages come from that a job asks for.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Install {
+    /// Hosts that may be reached while packages are installed, and only then; without one nothing is installed.
+    pub allow: Vec<String>,
+    /// The index that pip asks; without one, its own.
+    pub pip_index: Option<String>,
+    /// The registry that npm asks; without one, its own.
+    pub npm_registry: Option<String>,
 }
 
 /// What an image is built from.
@@ -266,7 +281,16 @@ mod tests {
         for (text, wrong) in [
             ("name = 'yours'", "name"),
             ("name = 'mine'\nimage = ''", "image"),
-            ("name = 'mine'\negress = ['example.com']", "egress"),
+            ("name = 'mine'\negress = ['http://example.com']", "egress"),
+            ("name = 'mine'\n[install]\nallow = ['*']", "install.allow"),
+            (
+                "name = 'mine'\n[install]\npip_index = 'example.com'",
+                "install.pip_index",
+            ),
+            (
+                "name = 'mine'\n[install]\nnpm_registry = 'ftp://a'",
+                "install.npm_registry",
+            ),
             ("name = 'mine'\negress = ['*:80']", "egress"),
             ("name = 'mine'\negress = ['example.com:0']", "egress"),
             ("name = 'mine'\n[warm]\nsize = 9\nmax = 8", "warm.max"),

@@ -18,8 +18,9 @@ use crate::config::{Config, Driver, Sandboxes};
 use crate::driver::SandboxDriver;
 use crate::driver::bubblewrap::{self, Bubblewrap};
 use crate::driver::docker::{self, DockerDriver};
+use crate::egress;
 use crate::environment::{self, Environments};
-use crate::executor::Machine;
+use crate::executor::{Machine, Means};
 use crate::pool::{self, IsAlive, Pool};
 
 /// How long an engine may take to say that it is there when the driver is to be chosen.
@@ -66,10 +67,23 @@ pub(crate) async fn open(
             environments,
             objects,
             providers,
+            egress: Arc::new(means(&config.egress)?),
             retry,
         },
         name,
     ))
+}
+
+fn means(settings: &egress::Settings) -> anyhow::Result<Means> {
+    let file = &settings.certificates;
+    let certificates = if file.as_os_str().is_empty() {
+        Vec::new()
+    } else {
+        std::fs::read(file).with_context(|| format!("egress.certificates: cannot read {}", file.display()))?
+    };
+    let settings = settings.clone();
+    let certificates = certificates.into();
+    Ok(Means { settings, certificates })
 }
 
 fn environments(sandbox: &Sandboxes) -> anyhow::Result<Environments> {

@@ -200,7 +200,7 @@ async fn an_id_that_is_none_is_a_404(pool: PgPool) {
         "01a1fc32-6400-72c3-8633-dc013012e596",
         "..%2f..",
     ] {
-        for path in ["", "/events", "/attempts"] {
+        for path in ["", "/events", "/attempts", "/egress"] {
             api.get(&format!("/jobs/{id}{path}")).await.is_problem(404, "not_found");
         }
         for action in ["cancel", "redrive", "stream-tokens"] {

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use common::ids::JobId;
 use common::job::decision::Decision;
+use common::store::egress::Decision as Connected;
 use common::testing::{eventually, failure};
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -343,4 +344,66 @@ async fn a_stopping_server_finishes_and_ends_its_waits(pool: PgPool) {
     assert_eq!(waited.expect(200)["state"], "queued");
     assert!(api.stopped(Duration::from_secs(10)).await);
     assert!(reqwest::get(api.url("/jobs")).await.is_err(), "the port is closed");
+}
+
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn what_a_sandbox_connected_to_is_listed_in_pages_and_written_once(pool: PgPool) {
+    let api = Api::start(pool).await;
+    let job: JobId = api.submit(json!({"kind": "noop"})).await.parse().unwrap();
+    let row = api.env.row(job).await;
+    let decision = |seq| Connected {
+        attempt: 1 + seq / 3,
+        seq,
+        at: api.env.clock.now(),
+        method: Some("CONNECT".to_owned()),
+        host: Some("a.example.org".to_owned()),
+        port: Some(443),
+        address: None,
+        is_allowed: false,
+        reason: Some("not_in_job".to_owned()),
+        sent_bytes: 0,
+        received_bytes: 0,
+        duration: None,
+    };
+    let all: Vec<_> = (1..=5).map(decision).collect();
+    api.env.store.insert_egress(&row, &all).await.unwrap();
+    // It is completed once; what comes after that is too late.
+    let ended = Connected {
+        received_bytes: 7,
+        duration: Some(Duration::from_millis(9)),
+        ..decision(1)
+    };
+    let late = Connected {
+        received_bytes: 8,
+        ..ended.clone()
+    };
+    for one in [ended, late] {
+        api.env.store.insert_egress(&row, &[one]).await.unwrap();
+    }
+
+    let first = api.get(&format!("/jobs/{job}/egress?limit=3")).await.expect(200);
+    let cursor = first["next_cursor"].as_str().unwrap();
+    let second = api
+        .get(&format!("/jobs/{job}/egress?limit=3&cursor={cursor}"))
+        .await
+        .expect(200);
+    let seen: Vec<_> = [&first, &second]
+        .into_iter()
+        .flat_map(|page| page["data"].as_array().unwrap())
+        .map(|item| (item["attempt"].as_u64().unwrap(), item["seq"].as_u64().unwrap()))
+        .collect();
+    assert_eq!(seen, [(1, 1), (1, 2), (2, 3), (2, 4), (2, 5)]);
+    assert!(second["next_cursor"].is_null());
+    let item = &first["data"][0];
+    assert_eq!(
+        (item["received_bytes"].as_u64(), item["duration_ms"].as_u64()),
+        (Some(7), Some(9))
+    );
+    assert_eq!(
+        (item["allowed"].as_bool(), item["reason"].as_str()),
+        (Some(false), Some("not_in_job"))
+    );
+
+    api.get(&format!("/jobs/{}/egress", JobId::new())).await.expect(404);
+    api.get(&format!("/jobs/{job}/egress?limit=x")).await.expect(422);
 }

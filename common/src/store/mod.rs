@@ -10,6 +10,7 @@ pub mod cancel;
 pub mod claim;
 pub mod conversations;
 pub mod duties;
+pub mod egress;
 mod error;
 pub mod events;
 pub mod fire;

@@ -70,7 +70,8 @@ impl Store {
         .await?)
     }
 
-    /// Drops the partitions of one day of `jobs`, `attempts` and `job_events`, unless a job of it has not ended.
+    /// Drops the partitions of one day of `jobs`, `attempts` and `job_events`, unless a job of it has not ended, and
+    /// forgets what its sandboxes connected to.
     ///
     /// Dropping locks the parent tables for a moment. It waits at most `patience` for that, because everybody else
     /// waits behind it.
@@ -78,6 +79,7 @@ impl Store {
     /// # Errors
     /// When Postgres is away.
     pub async fn drop_partitions(&self, day: NaiveDate, patience: Duration) -> Result<Dropped, Error> {
+        let date = day;
         let day = day.format("%Y%m%d");
         let open =
             format!("select exists (select from jobs_{day} where state not in ('succeeded', 'failed', 'cancelled'))");
@@ -103,6 +105,13 @@ impl Store {
         }
         let drop = format!("drop table if exists jobs_{day}, attempts_{day}, job_events_{day}");
         sqlx::query(AssertSqlSafe(drop)).execute(&mut *tx).await?;
+        sqlx::query(
+            "delete from egress_decisions where job_id >= uuid_floor($1::timestamp at time zone 'UTC')
+                and job_id < uuid_floor(($1 + 1)::timestamp at time zone 'UTC')",
+        )
+        .bind(date)
+        .execute(&mut *tx)
+        .await?;
         tx.commit().await?;
         Ok(Dropped::Yes)
     }

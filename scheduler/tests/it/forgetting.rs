@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use chrono::{Days, TimeDelta};
 use common::ids::JobId;
+use common::store::egress::Decision;
 use common::store::retention::Dropped;
 use sqlx::PgPool;
 use uuid::{NoContext, Timestamp, Uuid};
@@ -23,6 +24,27 @@ async fn a_day_of_jobs_is_dropped_when_its_last_job_has_ended(pool: PgPool) {
     let seconds = u64::try_from(then.timestamp()).unwrap();
     job.id = JobId(Uuid::new_v7(Timestamp::from_unix(NoContext, seconds, 0)));
     fixture.env.insert(&job).await;
+    // What the job's sandbox connected to goes with it, and what others did stays.
+    let young = fixture.env.noop();
+    fixture.env.insert(&young).await;
+    for id in [job.id, young.id] {
+        let row = fixture.env.row(id).await;
+        let decision = Decision {
+            attempt: 1,
+            seq: 1,
+            at: then,
+            method: None,
+            host: None,
+            port: None,
+            address: None,
+            is_allowed: false,
+            reason: Some("too_many".to_owned()),
+            sent_bytes: 0,
+            received_bytes: 0,
+            duration: None,
+        };
+        store.insert_egress(&row, &[decision]).await.unwrap();
+    }
 
     let old = store
         .partition_days(day.checked_add_days(Days::new(10)).unwrap())
@@ -43,6 +65,8 @@ async fn a_day_of_jobs_is_dropped_when_its_last_job_has_ended(pool: PgPool) {
     assert_eq!(store.drop_partitions(day, PATIENCE).await.unwrap(), Dropped::Yes);
 
     assert!(store.jobs(&[job.id]).await.unwrap().is_empty());
+    assert!(store.egress(job.id, (0, 0), 10).await.unwrap().is_empty());
+    assert_eq!(store.egress(young.id, (0, 0), 10).await.unwrap().len(), 1);
     assert!(
         store
             .partition_days(day.checked_add_days(Days::new(10)).unwrap())

@@ -1,6 +1,6 @@
 //! Bytes between a program and a server, counted and never for nothing.
 
-use std::cell::{Cell, RefCell};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -19,29 +19,32 @@ const READ_BYTES: usize = 32 * 1024;
 
 /// One connection's bytes: counts them, and knows when the last of them moved.
 struct Meter<'a> {
-    entry: RefCell<&'a mut Entry>,
-    moved: Cell<Instant>,
+    state: Mutex<(&'a mut Entry, Instant)>,
     idle: Duration,
 }
 
 impl<'a> Meter<'a> {
     fn new(entry: &'a mut Entry, settings: &Settings) -> Self {
         Self {
-            entry: RefCell::new(entry),
-            moved: Cell::new(Instant::now()),
+            state: Mutex::new((entry, Instant::now())),
             idle: settings.idle_timeout,
         }
     }
 
     fn count(&self, way: Way, bytes: usize) -> Result<(), Refusal> {
-        self.moved.set(Instant::now());
-        self.entry.borrow_mut().count(way, bytes)
+        let mut state = self.state();
+        state.1 = Instant::now();
+        state.0.count(way, bytes)
+    }
+
+    fn state(&self) -> MutexGuard<'_, (&'a mut Entry, Instant)> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Ends when nothing has moved for too long.
     async fn idle(&self) -> Ended {
         loop {
-            let until = self.moved.get() + self.idle;
+            let until = self.state().1 + self.idle;
             if Instant::now() >= until {
                 return Ended::Refused(Refusal::Idle);
             }

@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use common::egress::List;
+
 use super::{Environment, Error, Packages, Warm};
 use crate::driver::Profile;
 
@@ -51,14 +53,19 @@ fn check(environment: &Environment, path: &Path) -> Result<(), Wrong> {
     }
     profile(&environment.profile)?;
     warm(&environment.warm)?;
-    for rule in &environment.egress {
-        if !is_destination(rule) {
-            return refuse(
-                "egress",
-                format!("has {rule:?}; a rule is \"host:port\" or \"*.host:port\""),
-            );
+    rules("egress", &environment.egress)?;
+    rules("install.allow", &environment.install.allow)?;
+    let addresses = [
+        ("install.pip_index", &environment.install.pip_index),
+        ("install.npm_registry", &environment.install.npm_registry),
+    ];
+    for (key, address) in addresses {
+        let is_fine = |address: &String| address.starts_with("http://") || address.starts_with("https://");
+        if !address.as_ref().is_none_or(is_fine) {
+            return refuse(key, "must begin with https:// or http://");
         }
     }
+
     Ok(())
 }
 
@@ -152,14 +159,9 @@ fn is_name(name: &str) -> bool {
     (1..=40).contains(&name.len()) && name.chars().all(is_fine) && !name.starts_with('-')
 }
 
-/// Whether a rule names a host, perhaps with `*.` before it, and a port.
-fn is_destination(rule: &str) -> bool {
-    let Some((host, port)) = rule.rsplit_once(':') else {
-        return false;
-    };
-    let host = host.strip_prefix("*.").unwrap_or(host);
-    let is_label = |label: &str| {
-        (1..=63).contains(&label.len()) && label.chars().all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_')
-    };
-    host.len() <= 253 && host.split('.').all(is_label) && port.parse::<u16>().is_ok_and(|port| port > 0)
+fn rules(key: &str, rules: &[String]) -> Result<(), Wrong> {
+    match List::parse(rules) {
+        Ok(_) => Ok(()),
+        Err(error) => refuse(key, format!("has {error}")),
+    }
 }

@@ -7,6 +7,7 @@ mod group;
 mod keeper;
 pub mod native;
 mod text;
+mod way_out;
 
 use std::sync::Arc;
 
@@ -25,6 +26,7 @@ use crate::environment::Environments;
 use crate::events::Sink;
 use crate::model::{Providers, RetryPolicy};
 use crate::pool::Pool;
+pub use way_out::Means;
 
 /// What executors need of the process. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -41,6 +43,8 @@ pub struct Machine {
     pub objects: Objects,
     /// Who answers models' names.
     pub providers: Arc<Providers>,
+    /// The way out of sandboxes.
+    pub egress: Arc<Means>,
     /// How a model is asked again before its first token.
     pub retry: RetryPolicy,
 }

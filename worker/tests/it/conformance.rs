@@ -81,7 +81,7 @@ pub(crate) fn small() -> Profile {
 }
 
 impl Subject {
-    async fn sandbox(&self) -> Sandbox {
+    pub(crate) async fn sandbox(&self) -> Sandbox {
         self.sandbox_of(self.spec()).await
     }
 

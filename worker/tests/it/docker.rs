@@ -18,7 +18,7 @@ use crate::conformance::{Subject, conformance, small};
 
 conformance!(subject);
 
-async fn subject() -> Subject {
+pub(crate) async fn subject() -> Subject {
     let driver = driver();
     driver.check().await.unwrap();
     Subject {

@@ -2,6 +2,8 @@
 
 mod conformance;
 mod docker;
+mod egress;
+mod egress_server;
 mod pool;
 mod sandbox_bubblewrap;
 mod sandbox_link;

@@ -37,7 +37,7 @@ fn driver() -> (Bubblewrap, tempfile::TempDir) {
     (Bubblewrap::new(settings).unwrap(), state)
 }
 
-async fn subject() -> Subject {
+pub(crate) async fn subject() -> Subject {
     let (driver, state) = driver();
     driver.check().await.unwrap();
     Subject {

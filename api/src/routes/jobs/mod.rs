@@ -3,6 +3,7 @@
 mod artifacts;
 mod batch;
 pub(crate) mod cancel;
+mod egress;
 mod filter;
 pub(crate) mod idempotency;
 mod read;
@@ -36,6 +37,7 @@ pub(super) fn routes() -> OpenApiRouter<App> {
         .routes(routes!(redrive::redrive_many))
         .routes(routes!(read::get))
         .routes(routes!(read::attempts))
+        .routes(routes!(egress::list))
         .route("/jobs/{id}/artifacts/{*path}", axum::routing::get(artifacts::get))
         .routes(routes!(cancel::cancel))
         .routes(routes!(redrive::redrive))

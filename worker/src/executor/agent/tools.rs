@@ -15,7 +15,9 @@ use super::super::keeper::Keeper;
 use super::super::native::tool::definitions;
 use super::super::native::{ToolCall, ToolInput, ToolOutcome, Tools, ToolsLost, TurnSink, edit};
 use super::super::text::Decoder;
+use super::super::way_out::{self, WayOut};
 use crate::consumer::held::Orders;
+use crate::egress::Policy;
 use crate::model::ToolDefinition;
 use crate::pool::{Pool, Slot};
 use crate::sandbox::{self, Exit, Input, Oom, Output, RunSpec, Sandbox};
@@ -41,6 +43,9 @@ pub(super) struct SandboxTools {
     orders: watch::Receiver<Orders>,
     slot: Option<Arc<Slot>>,
     keeper: JoinSet<()>,
+    way_out: Arc<WayOut>,
+    policy: Policy,
+    has_egress: bool,
 }
 
 impl SandboxTools {
@@ -48,8 +53,12 @@ impl SandboxTools {
         let machine = &context.machine;
         let refuse = |message: String| Failure::new(FailureCode::InvalidInput, message);
         let definitions = definitions(&agent.tools).map_err(|error| refuse(error.to_string()))?;
-        let env = match machine.environments.get(&agent.environment) {
-            Some(environment) => environment.env.clone().into_iter().collect(),
+        let environment = machine.environments.get(&agent.environment);
+        let env = match environment {
+            Some(environment) => {
+                let own = environment.env.clone().into_iter();
+                own.chain(way_out::variables(&machine.egress)).collect()
+            }
             None if definitions.is_empty() => Vec::new(),
             None => return Err(refuse(format!("there is no environment {:?}", agent.environment))),
         };
@@ -61,12 +70,18 @@ impl SandboxTools {
             orders: context.orders.clone(),
             slot: None,
             keeper: JoinSet::new(),
+            way_out: Arc::new(WayOut::new(context)),
+            policy: environment.map_or_else(Policy::default, |environment| {
+                Policy::new(&environment.egress, &agent.egress.allow)
+            }),
+            has_egress: !agent.egress.is_empty(),
         })
     }
 
     /// Ends the sandbox, if there is one.
     pub(super) async fn end(mut self) {
         self.keeper.shutdown().await;
+        self.way_out.end().await;
         if let Some(slot) = self.slot.take().and_then(Arc::into_inner) {
             slot.retire();
         }
@@ -88,11 +103,17 @@ impl SandboxTools {
             .begin(slot.sandbox())
             .await
             .map_err(|error| ToolsLost(Box::new(error)))?;
+        if self.has_egress {
+            let put = self.way_out.put_certificates(slot.sandbox()).await;
+            put.map_err(|error| ToolsLost(Box::new(error)))?;
+        }
         let slot = Arc::new(slot);
         let kept = Arc::clone(&slot);
+        let (way_out, policy) = (Arc::clone(&self.way_out), self.policy.clone());
         self.keeper.spawn(async move {
             // Ends with an order to stop, which the turn hears itself, or with the turn.
-            let _stopped = keeper.keep(kept.sandbox(), std::future::pending::<()>()).await;
+            let way_out = way_out.serve(kept.sandbox(), policy);
+            let _stopped = keeper.keep(kept.sandbox(), way_out).await;
         });
         Ok(Arc::clone(self.slot.insert(slot)))
     }

@@ -1,6 +1,7 @@
 //! `exec`: one program in one sandbox.
 
 mod artifacts;
+mod install;
 mod outcome;
 mod output;
 mod plan;
@@ -13,11 +14,13 @@ use common::job::exec::ExecInput;
 use common::job::{Failure, FailureCode, Usage};
 
 use super::keeper::{Keeper, Stopped};
+use super::way_out::WayOut;
 use super::{Context, Ended};
-use crate::environment;
+use crate::egress::Policy;
+use crate::environment::{self, Environment};
 use crate::events::Say as _;
 use crate::pool::Slot;
-use crate::sandbox::{self, Input, PutFiles, RunSpec};
+use crate::sandbox::{self, Exit, Input, PutFiles, RunSpec, Sandbox};
 use output::Collected;
 use plan::Plan;
 
@@ -50,7 +53,10 @@ impl From<sandbox::Error> for Broken {
 pub(super) async fn run(context: Context) -> Ended {
     let begun = Instant::now();
     let mut keeper = Keeper::new(context.orders.clone());
-    match attempt(&context, &mut keeper).await {
+    let way_out = WayOut::new(&context);
+    let done = attempt(&context, &mut keeper, &way_out).await;
+    way_out.end().await;
+    match done {
         Ok(mut ended) => {
             ended.usage.sandbox_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
             ended
@@ -61,33 +67,72 @@ pub(super) async fn run(context: Context) -> Ended {
     }
 }
 
-async fn attempt(context: &Context, keeper: &mut Keeper) -> Result<Ended, Broken> {
+async fn attempt(context: &Context, keeper: &mut Keeper, way_out: &WayOut) -> Result<Ended, Broken> {
     let input: ExecInput = serde_json::from_slice(&context.input)
         .map_err(|error| Failure::new(FailureCode::InvalidInput, format!("the input cannot be read: {error}")))?;
     let name = input.environment.as_deref().unwrap_or(environment::DEFAULT);
     let Some(environment) = context.machine.environments.get(name) else {
         return Err(Failure::new(FailureCode::InvalidInput, format!("there is no environment {name:?}")).into());
     };
-    let plan = plan::plan(&input, environment)?;
+    let plan = plan::plan(&input, environment, &context.machine.egress)?;
     let Some(pool) = &context.machine.pool else {
         return Err(Failure::new(FailureCode::SandboxFailed, "this worker has no sandboxes").into());
     };
     let slot = slot::check_out(context, keeper, pool, name).await?;
-    let ended = in_slot(context, keeper, &slot, &input, plan).await;
+    let doors = Doors {
+        way_out,
+        environment,
+        input: &input,
+    };
+    let ended = in_slot(context, keeper, &slot, doors, plan).await;
     slot.retire();
     ended
+}
+
+/// What a job may reach: while packages are installed, and after that.
+#[derive(Clone, Copy)]
+struct Doors<'a> {
+    way_out: &'a WayOut,
+    environment: &'a Environment,
+    input: &'a ExecInput,
+}
+
+impl Doors<'_> {
+    /// Installs packages; answers what is left of the job's time.
+    async fn install(&self, context: &Context, sandbox: &Sandbox, plan: &mut Plan) -> Result<Duration, Broken> {
+        let time = Duration::from_millis(context.job.timeout_ms);
+        let steps = std::mem::take(&mut plan.install);
+        if !(steps.is_empty() && self.input.egress.is_empty()) {
+            self.way_out.put_certificates(sandbox).await?;
+        }
+        if steps.is_empty() {
+            return Ok(time);
+        }
+        let deadline = Instant::now() + time;
+        // The operator's list alone: naming a package names the registries that it comes from.
+        let registries = &self.environment.install.allow;
+        let policy = Policy::new(registries, registries);
+        let installed = install::run(steps, &plan.env, sandbox, &context.events, deadline);
+        self.way_out.during(sandbox, policy, installed).await?;
+        Ok(deadline.saturating_duration_since(Instant::now()))
+    }
+
+    fn policy(&self) -> Policy {
+        Policy::new(&self.environment.egress, &self.input.egress.allow)
+    }
 }
 
 async fn in_slot(
     context: &Context,
     keeper: &mut Keeper,
     slot: &Slot,
-    input: &ExecInput,
-    plan: Plan,
+    doors: Doors<'_>,
+    mut plan: Plan,
 ) -> Result<Ended, Broken> {
-    let sandbox = slot.sandbox();
+    let (sandbox, input) = (slot.sandbox(), doors.input);
     keeper.begin(sandbox).await?;
     let work = async {
+        let time = doors.install(context, sandbox, &mut plan).await?;
         if !plan.archive.is_empty() {
             sandbox.put_files(plan.archive, PutFiles::default()).await?;
         }
@@ -99,25 +144,13 @@ async fn in_slot(
             env: plan.env,
             files: plan.texts,
             stdin,
-            timeout: Some(Duration::from_millis(context.job.timeout_ms)),
+            timeout: Some(time),
             grace: GRACE,
             ..RunSpec::new(plan.argv)
         };
-        let mut running = match sandbox.run(spec).await {
-            Ok(running) => running,
-            Err(sandbox::Error::Refused(refused)) if !sandbox::Error::Refused(refused.clone()).is_transient() => {
-                return Err(Broken::Failed(Failure::new(FailureCode::InvalidInput, refused.message)));
-            }
-            Err(error) => return Err(error.into()),
-        };
-        let phase = "running".to_owned();
-        context.events.say(EventBody::Status { phase, detail: None });
-        let mut collected = Collected::default();
-        while let Some(output) = running.next().await {
-            collected.take(output, &context.events);
-        }
-        collected.finish(&context.events);
-        Ok((running.wait().await?, collected))
+        // Open before the program starts: its first connection must not come too early.
+        let program = run_program(context, sandbox, spec);
+        doors.way_out.during(sandbox, doors.policy(), program).await
     };
     let (exit, collected) = keeper.keep(sandbox, work).await.map_err(Broken::Stopped)??;
     let kept = keeper
@@ -130,4 +163,22 @@ async fn in_slot(
         ..Usage::default()
     };
     Ok(outcome::ended(&exit, &collected, kept, usage, context.job.timeout_ms))
+}
+
+async fn run_program(context: &Context, sandbox: &Sandbox, spec: RunSpec) -> Result<(Exit, Collected), Broken> {
+    let mut running = match sandbox.run(spec).await {
+        Ok(running) => running,
+        Err(sandbox::Error::Refused(refused)) if !sandbox::Error::Refused(refused.clone()).is_transient() => {
+            return Err(Broken::Failed(Failure::new(FailureCode::InvalidInput, refused.message)));
+        }
+        Err(error) => return Err(error.into()),
+    };
+    let phase = "running".to_owned();
+    context.events.say(EventBody::Status { phase, detail: None });
+    let mut collected = Collected::default();
+    while let Some(output) = running.next().await {
+        collected.take(output, &context.events);
+    }
+    collected.finish(&context.events);
+    Ok((running.wait().await?, collected))
 }

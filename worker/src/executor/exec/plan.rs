@@ -5,12 +5,16 @@ use common::job::{Failure, FailureCode};
 
 use hothouse_protocol::{PAYLOAD_MAX, TextFile};
 
+use super::super::way_out::{self, Means};
+use super::install::{self, Step};
 use crate::environment::Environment;
 use crate::sandbox::WORKSPACE;
 
 /// What is put into the sandbox and run there.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Plan {
+    /// What installs packages first.
+    pub(super) install: Vec<Step>,
     pub(super) argv: Vec<String>,
     pub(super) env: Vec<(String, String)>,
     /// Files that go with the request.
@@ -23,15 +27,9 @@ pub(super) struct Plan {
 const REQUEST_REST: usize = 4 * 1024;
 
 /// Works out what to run.
-pub(super) fn plan(input: &ExecInput, environment: &Environment) -> Result<Plan, Failure> {
+pub(super) fn plan(input: &ExecInput, environment: &Environment, means: &Means) -> Result<Plan, Failure> {
     let refuse = |message: String| Failure::new(FailureCode::InvalidInput, message);
-    if !input.install.is_empty() {
-        let message = format!(
-            "packages cannot be installed: environment {:?} may not connect anywhere",
-            environment.name
-        );
-        return Err(Failure::new(FailureCode::InstallFailed, message));
-    }
+    let install = install::steps(input, environment)?;
     let mut files: Vec<(String, Vec<u8>)> = Vec::new();
     for file in &input.files {
         let bytes = file
@@ -63,6 +61,11 @@ pub(super) fn plan(input: &ExecInput, environment: &Environment) -> Result<Plan,
         (None, None) => return Err(refuse("there is neither language nor command".to_owned())),
     };
     let mut env = environment.env.clone();
+    env.extend(way_out::variables(means));
+    env.extend(install::variables(
+        input,
+        environment.env.get("PATH").map(String::as_str),
+    ));
     env.extend(input.env.clone());
     let env: Vec<(String, String)> = env.into_iter().collect();
     let room = PAYLOAD_MAX.saturating_sub(REQUEST_REST + json_len(&argv) + json_len(&env));
@@ -74,6 +77,7 @@ pub(super) fn plan(input: &ExecInput, environment: &Environment) -> Result<Plan,
         }
     };
     Ok(Plan {
+        install,
         argv,
         env,
         texts,
@@ -138,7 +142,7 @@ mod tests {
             args: vec!["a b".to_owned()],
             ..ExecInput::default()
         };
-        let plan = plan(&input, &environment()).unwrap();
+        let plan = plan(&input, &environment(), &Means::default()).unwrap();
         assert_eq!(plan.argv, ["python3", "/workspace/main.py", "a b"]);
         assert!(plan.archive.is_empty());
         assert_eq!(plan.texts[0].path, "main.py");
@@ -156,7 +160,7 @@ mod tests {
                 code: Some(code.clone()),
                 ..ExecInput::default()
             };
-            let plan = plan(&input, &environment()).unwrap();
+            let plan = plan(&input, &environment(), &Means::default()).unwrap();
             assert_eq!(plan.texts, []);
             let mut archive = tar::Archive::new(plan.archive.as_slice());
             let entry = archive.entries().unwrap().next().unwrap().unwrap();
@@ -172,7 +176,7 @@ mod tests {
             }],
             ..ExecInput::default()
         };
-        let plan = plan(&input, &environment()).unwrap();
+        let plan = plan(&input, &environment(), &Means::default()).unwrap();
         assert!(plan.texts.is_empty() && !plan.archive.is_empty());
     }
 
@@ -188,7 +192,7 @@ mod tests {
             }],
             ..ExecInput::default()
         };
-        let plan = plan(&input, &environment()).unwrap();
+        let plan = plan(&input, &environment(), &Means::default()).unwrap();
         assert_eq!(plan.argv, ["env"]);
         assert!(plan.env.contains(&("HOME".to_owned(), "/tmp".to_owned())));
         assert_eq!(plan.texts[0].path, "a/b");
@@ -201,7 +205,7 @@ mod tests {
             ..ExecInput::default()
         };
         assert_eq!(
-            plan(&input, &environment()).unwrap_err().code,
+            plan(&input, &environment(), &Means::default()).unwrap_err().code,
             FailureCode::InstallFailed
         );
     }
