@@ -4,6 +4,7 @@ mod conformance;
 mod docker;
 mod egress;
 mod egress_server;
+mod install;
 mod pool;
 mod sandbox_bubblewrap;
 mod sandbox_link;
