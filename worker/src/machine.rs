@@ -29,49 +29,56 @@ const PROBE: Duration = Duration::from_secs(3);
 /// A worker that was not heard of for so long, and of whom no job says that it runs there, is dead.
 const DEAD_AFTER: Duration = Duration::from_mins(1);
 
-/// Opens everything; answers the driver's name too.
+/// Opens everything but the pool; answers the driver too, with which [`fill`] starts it.
 ///
 /// # Errors
 /// When a setting is wrong, or the driver that was asked for cannot be used.
 pub(crate) async fn open(
     config: &Config,
+    store: &Store,
+    queue: &Queue,
+) -> anyhow::Result<(Machine, Option<Arc<dyn SandboxDriver>>)> {
+    let providers = Arc::new(config.model.providers().context("the [model] settings")?);
+    let machine = Machine {
+        store: store.clone(),
+        canceller: Canceller::new(store.clone(), queue.clone()),
+        pool: None,
+        environments: Arc::new(environments(&config.sandbox)?),
+        objects: Objects::open(&config.objects)?,
+        providers,
+        egress: Arc::new(means(&config.egress)?),
+        retry: config.model.retry.clone(),
+    };
+    Ok((machine, choose(&config.sandbox).await?))
+}
+
+/// Starts the pool. Only once Postgres names the worker: what an unknown worker leaves behind belongs to nobody whom a
+/// reaper may judge.
+pub(crate) fn fill(
+    machine: &mut Machine,
+    driver: Arc<dyn SandboxDriver>,
+    config: &Sandboxes,
     worker_id: WorkerId,
-    (store, queue): (&Store, &Queue),
     clock: &Clock,
     lifecycle: &Lifecycle,
-) -> anyhow::Result<(Machine, &'static str)> {
-    let providers = Arc::new(config.model.providers().context("the [model] settings")?);
-    let objects = Objects::open(&config.objects)?;
-    let environments = environments(&config.sandbox)?;
-    let driver = choose(&config.sandbox).await?;
-    let name = driver.as_ref().map_or("none", |driver| driver.name());
-    let pool = driver.map(|driver| {
-        let mut settings = pool::Settings {
-            check_out_timeout: config.sandbox.check_out_timeout,
-            cleanup_interval: config.sandbox.cleanup_interval,
-            ..pool::Settings::new(worker_id.uuid())
-        };
-        // Bubblewrap without root has one user for init and jobs, and says so.
-        if driver.name() == "bubblewrap" && !nix::unistd::geteuid().is_root() {
-            settings.sandbox.must_have_own_uid = false;
-        }
-        Pool::start(driver, &environments, settings, is_alive(store, clock), lifecycle)
-    });
-    let retry = config.model.retry.clone();
-    let environments = Arc::new(environments);
-    Ok((
-        Machine {
-            store: store.clone(),
-            canceller: Canceller::new(store.clone(), queue.clone()),
-            pool,
-            environments,
-            objects,
-            providers,
-            egress: Arc::new(means(&config.egress)?),
-            retry,
-        },
-        name,
-    ))
+) {
+    let mut settings = pool::Settings {
+        check_out_timeout: config.check_out_timeout,
+        cleanup_interval: config.cleanup_interval,
+        ..pool::Settings::new(worker_id.uuid())
+    };
+    // Bubblewrap without root has one user for init and jobs, and says so.
+    if driver.name() == "bubblewrap" && !nix::unistd::geteuid().is_root() {
+        settings.sandbox.must_have_own_uid = false;
+    }
+    let is_alive = is_alive(&machine.store, clock);
+    machine.pool = Some(Pool::start(
+        driver,
+        &machine.environments,
+        settings,
+        is_alive,
+        lifecycle,
+    ));
 }
 
 fn means(settings: &egress::Settings) -> anyhow::Result<Means> {

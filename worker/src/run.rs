@@ -54,7 +54,21 @@ pub async fn run(config: Config, clock: Clock, lifecycle: Lifecycle) -> anyhow::
     let store = Store::open(&config.database)?;
     let queue = Queue::open(&config.redis, &config.leases)?;
     let worker_id = WorkerId::new();
-    let (machine, driver) = machine::open(&config, worker_id, (&store, &queue), &clock, &lifecycle).await?;
+    let (mut machine, driver) = machine::open(&config, &store, &queue).await?;
+    let name = driver.as_ref().map_or("none", |driver| driver.name());
+    let sandbox_slots = driver.as_ref().map_or(0, |_| config.worker.sandbox_slots());
+    let slots = BTreeMap::from([
+        (SlotClass::Light, config.worker.light_slots),
+        (SlotClass::Sandbox, sandbox_slots),
+    ]);
+    let registration = registration(&config.worker, worker_id, &slots, name, &clock);
+    if !register(&store, &registration, &lifecycle).await {
+        return Ok(());
+    }
+    tracing::info!(%worker_id, name = registration.name, driver = name, ?slots, "worker started");
+    if let Some(driver) = driver {
+        machine::fill(&mut machine, driver, &config.sandbox, worker_id, &clock, &lifecycle);
+    }
     let running = Running {
         worker_id,
         store: store.clone(),
@@ -63,22 +77,8 @@ pub async fn run(config: Config, clock: Clock, lifecycle: Lifecycle) -> anyhow::
         attempts: TaskTracker::new(),
         settling: TaskTracker::new(),
         upkeep: CancellationToken::new(),
-        machine: machine.clone(),
+        machine,
     };
-    let sandbox_slots = if machine.has_sandboxes() {
-        config.worker.sandbox_slots()
-    } else {
-        0
-    };
-    let slots = BTreeMap::from([
-        (SlotClass::Light, config.worker.light_slots),
-        (SlotClass::Sandbox, sandbox_slots),
-    ]);
-    let registration = registration(&config.worker, worker_id, &slots, driver, &clock);
-    if !register(&store, &registration, &lifecycle).await {
-        return Ok(());
-    }
-    tracing::info!(%worker_id, name = registration.name, driver, ?slots, "worker started");
     start(&config, &running, &queue, &slots, &lifecycle);
     lifecycle.soft().cancelled().await;
     stop(&running, config.worker.drain, &lifecycle).await
@@ -181,6 +181,7 @@ fn start(config: &Config, running: &Running, queue: &Queue, slots: &BTreeMap<Slo
             queue: queue.clone(),
             store: store.clone(),
             attempts: attempts.clone(),
+            pool: running.machine.pool.clone().filter(|_| *slot == SlotClass::Sandbox),
         };
         for shard in queue.shards() {
             lifecycle.spawn_infallible("consumer", consumer.clone().run(shard, claiming.clone()));

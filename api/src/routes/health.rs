@@ -50,21 +50,17 @@ async fn alive() -> Json<Health> {
     })
 }
 
-/// Jobs are accepted: a commit went through just now. Redis being away degrades and does not fail this.
+/// Jobs are accepted: the tables are there, and a commit went through just now. Redis being away degrades and does not fail this.
 #[utoipa::path(get, path = "/readyz", tag = "health", security(()),
     responses((status = 200, body = Health), (status = 503, body = Health)))]
 async fn ready(State(app): State<App>) -> Response {
     let commits = async {
         let probe = async {
-            app.store()
-                .ping()
-                .await
-                .map_err(Problem::from)
-                .and(app.submitter().probe().await)
+            // Without its tables nothing can be accepted, however well Postgres answers.
+            app.store().is_migrated().await.is_ok_and(|is_migrated| is_migrated)
+                && app.submitter().probe().await.is_ok()
         };
-        tokio::time::timeout(PATIENCE, probe)
-            .await
-            .is_ok_and(|probe| probe.is_ok())
+        tokio::time::timeout(PATIENCE, probe).await.is_ok_and(|is_well| is_well)
     };
     let answers = async {
         tokio::time::timeout(PATIENCE, app.queue().ping())

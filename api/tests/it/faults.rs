@@ -207,3 +207,21 @@ async fn a_server_starts_without_its_services_and_waits_for_them(pool: PgPool) {
     lifecycle.stop();
     assert!(lifecycle.drained(Duration::from_secs(10), Duration::from_secs(1)).await);
 }
+
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn an_api_without_its_tables_is_not_ready(pool: PgPool) {
+    let api = Api::start(pool.clone()).await;
+    let ready = async || answer(api.bare(Method::GET, "/readyz")).await.status.as_u16();
+    assert_eq!(ready().await, 200);
+    let newest = "(select max(version) from _sqlx_migrations)";
+    let pretend = async |success: bool| {
+        let sql = format!("update _sqlx_migrations set success = {success} where version = {newest}");
+        sqlx::query(sqlx::AssertSqlSafe(sql)).execute(&pool).await.unwrap();
+    };
+    pretend(false).await;
+    assert_eq!(ready().await, 503);
+    pretend(true).await;
+    assert_eq!(ready().await, 200);
+    sqlx::query("drop table _sqlx_migrations").execute(&pool).await.unwrap();
+    assert_eq!(ready().await, 503);
+}

@@ -8,10 +8,12 @@
 //! | [`witness`] | what the kernel shows of the jobs' programs |
 //! | [`collect`] | rows, logs and leftovers when it is over |
 //! | [`history`] | the rules, pure |
+//! | [`backlog`] | a storm of one fault: Redis is wiped under a long backlog |
 //!
 //! `make torture SEED=… SECONDS=…` repeats a storm: the same faults at the same times. What they meet depends on the
 //! machine, so a violation may need more than one try.
 
+mod backlog;
 mod client;
 mod collect;
 mod faults;

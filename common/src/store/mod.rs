@@ -131,6 +131,20 @@ impl Store {
         Ok(())
     }
 
+    /// Whether the database has every migration that this version knows.
+    ///
+    /// # Errors
+    /// When Postgres is away, or no migration ran at all.
+    pub async fn is_migrated(&self) -> Result<bool, Error> {
+        let known: Vec<i64> = MIGRATOR.iter().map(|migration| migration.version).collect();
+        let applied: i64 =
+            sqlx::query_scalar("select count(*) from _sqlx_migrations where version = any($1) and success")
+                .bind(&known)
+                .fetch_one(self.pool())
+                .await?;
+        Ok(usize::try_from(applied).is_ok_and(|applied| applied == known.len()))
+    }
+
     /// Closes every connection.
     pub async fn close(&self) {
         self.pool.untimed().close().await;

@@ -65,21 +65,18 @@ impl Reclaim {
         let mut changed = 0;
         for lease in expired {
             let job = jobs.iter().find(|job| job.id == lease.job_id);
-            let started = job.and_then(|job| job.started_at);
-            let is_older = started.is_some_and(|started| started < begun.at);
-            changed += u64::from(self.resolve(shard, lease, job, is_older, now).await?);
+            changed += u64::from(self.resolve(shard, lease, job, begun, now).await?);
         }
         Ok(changed)
     }
 
-    /// Makes Redis agree with the row of a passed lease. `is_older` says that the attempt began before this index did.
-    /// Answers whether anything changed.
+    /// Makes Redis agree with the row of a lease that has passed in this generation. Answers whether anything changed.
     async fn resolve(
         &self,
         shard: Shard,
         lease: Expired,
         job: Option<&Job>,
-        is_older: bool,
+        begun: Begun,
         now: DateTime<Utc>,
     ) -> anyhow::Result<bool> {
         let Some(job) = job else {
@@ -90,7 +87,7 @@ impl Reclaim {
             JobState::Running { attempt, worker_id, .. }
                 if (attempt, worker_id) == (lease.attempt, lease.worker_id) =>
             {
-                self.take_over(shard, job, is_older, now).await
+                self.take_over(shard, job, begun, now).await
             }
             // Somebody else runs it: the index is behind.
             JobState::Running { .. } => Ok(self.queue.adopt(shard, std::slice::from_ref(job)).await? > 0),
@@ -119,7 +116,7 @@ impl Reclaim {
         }
     }
 
-    async fn take_over(&self, shard: Shard, job: &Job, is_older: bool, now: DateTime<Utc>) -> anyhow::Result<bool> {
+    async fn take_over(&self, shard: Shard, job: &Job, begun: Begun, now: DateTime<Utc>) -> anyhow::Result<bool> {
         // What the dead attempt said last is in Redis alone; it becomes part of the log with the change.
         let mut tail = Vec::new();
         loop {
@@ -130,6 +127,12 @@ impl Reclaim {
             }
             tail.extend(more);
         }
+        // Wiped since the lease was read: what the tail lacks is lost, and only the next look can know that.
+        match self.queue.generation(shard).await? {
+            Generation::Open(still) if still.at == begun.at => {}
+            _ => return Ok(false),
+        }
+        let is_older = job.started_at.is_some_and(|started| started < begun.at);
         // What it said before was in the Redis that was wiped, and its worker died before it could say it again, whether
         // it had registered or not. A worker that appends anything seeds all that Postgres does not have.
         let gap = is_older && tail.is_empty();

@@ -19,6 +19,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use crate::attempt::Attempts;
+use crate::pool::Pool;
 use held::HeldAttempt;
 
 /// How long an idle loop waits before it looks without having been woken.
@@ -48,6 +49,8 @@ pub struct Consumer {
     pub store: Store,
     /// Who runs them.
     pub attempts: Attempts,
+    /// Where the slots' sandboxes come from; none for slots that need none.
+    pub pool: Option<Pool>,
 }
 
 impl Consumer {
@@ -57,6 +60,13 @@ impl Consumer {
         let mut rotation = 0_u32;
         loop {
             rotation = rotation.wrapping_add(1);
+            // Another worker may have what this one lacks; and a job that nobody claims loses nothing by waiting.
+            if !self.is_able().await {
+                tokio::select! {
+                    () = stop.cancelled() => return,
+                    () = tokio::time::sleep(IDLE) => continue,
+                }
+            }
             let taken = tokio::select! {
                 () = stop.cancelled() => return,
                 permits = self.room() => {
@@ -81,6 +91,13 @@ impl Consumer {
                     tokio::time::sleep(PAUSE).await;
                 }
             }
+        }
+    }
+
+    async fn is_able(&self) -> bool {
+        match &self.pool {
+            Some(pool) => pool.is_able().await,
+            None => true,
         }
     }
 

@@ -50,11 +50,6 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Whether jobs that need a sandbox can run here.
-    pub fn has_sandboxes(&self) -> bool {
-        self.pool.is_some()
-    }
-
     /// Ends every sandbox.
     pub async fn shutdown(&self) {
         if let Some(pool) = &self.pool {

@@ -182,6 +182,15 @@ impl Pool {
         Self(inner)
     }
 
+    /// Whether a job may find a sandbox here: one is warm, or starts do not fail for want of the engine, or it answers
+    /// again.
+    pub async fn is_able(&self) -> bool {
+        let statuses: Vec<EnvironmentStatus> = self.0.shelves.values().map(|shelf| status(shelf)).collect();
+        let is_away = |status: &EnvironmentStatus| status.last_error.as_ref().is_some_and(|last| last.engine_is_away);
+        let may = statuses.iter().any(|status| status.warm > 0) || !statuses.iter().any(is_away);
+        may || self.0.driver.check().await.is_ok()
+    }
+
     /// A sandbox for one job: a warm one at once, else the next that starts. With a `profile` that does not fit into
     /// the environment's, one of that size is started for it.
     ///

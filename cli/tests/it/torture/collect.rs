@@ -15,8 +15,9 @@ use super::rig::{Rig, WARM};
 use super::{say, witness};
 use crate::cluster::{KEY, eventually};
 
-/// How long everything may take to come to rest.
-const REST: Duration = Duration::from_mins(1);
+/// How long everything may take to come to rest: what a worker left that was killed at its start is removed when it was not
+/// heard of for a minute.
+const REST: Duration = Duration::from_secs(100);
 
 /// Logs that are read at once.
 const READERS: usize = 8;
