@@ -50,7 +50,10 @@ enum Command {
     /// List, pause and resume queues
     #[command(alias = "queue")]
     Queues(commands::queues::Args),
-    /// List and make tenants (admin keys only)
+    /// List and drain workers (admin keys only)
+    #[command(alias = "worker")]
+    Workers(commands::workers::Args),
+    /// List, make, pause and resume tenants (admin keys only)
     #[command(alias = "tenant")]
     Tenants(commands::tenants::Args),
     /// List, make and end API keys (admin keys only)
@@ -105,6 +108,7 @@ async fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Chat(args) => commands::chat::run(args, globals).await,
         Command::Agents(args) => commands::agents::run(args, globals).await,
         Command::Queues(args) => commands::queues::run(args, globals).await,
+        Command::Workers(args) => commands::workers::run(args, globals).await,
         Command::Tenants(args) => commands::tenants::run(args, globals).await,
         Command::Keys(args) => commands::keys::run(args, globals).await,
         Command::Config(args) => commands::config::run(args, globals).await,

@@ -9,6 +9,7 @@ mod conversations;
 mod events;
 mod faults;
 mod fixture;
+mod groups;
 mod jobs;
 mod lists;
 mod operating;

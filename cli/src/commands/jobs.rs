@@ -8,7 +8,7 @@ use clap::Subcommand;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use crate::args::key_value;
+use super::many::{self, FILTERS, Filters};
 use crate::client::{Attempt, Client, Job};
 use crate::globals::Globals;
 use crate::output;
@@ -21,6 +21,9 @@ pub(crate) struct Args {
     action: Option<Action>,
     #[command(flatten)]
     filters: Filters,
+    /// Most jobs to list, newest first
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 50)]
+    limit: usize,
 }
 
 #[derive(Debug, Subcommand)]
@@ -35,46 +38,33 @@ enum Action {
         #[arg(value_name = "JOB")]
         id: Uuid,
     },
-    /// Submit jobs that have ended once more; prints the ids of the new ones
+    /// Submit jobs that have ended once more: those named, of which it prints the new ids, or all that match and were not
+    /// repeated before; without `--state` those that failed
     Redrive {
-        #[arg(value_name = "JOB", required = true)]
+        #[arg(value_name = "JOB", conflicts_with_all = ["Filters", "dry_run"], required_unless_present_any = FILTERS)]
         ids: Vec<Uuid>,
+        #[command(flatten)]
+        filters: Filters,
+        /// Only count those that match
+        #[arg(long)]
+        dry_run: bool,
     },
-}
-
-#[derive(Debug, clap::Args)]
-struct Filters {
-    /// Only jobs in this state: scheduled, queued, running, waiting, retrying, succeeded, failed or cancelled
-    #[arg(short, long)]
-    state: Option<String>,
-    /// Only jobs of this kind: exec, noop, `agent_run` or `chat_turn`
-    #[arg(short, long)]
-    kind: Option<String>,
-    /// Only jobs of this queue
-    #[arg(short, long)]
-    queue: Option<String>,
-    /// Only jobs with this note; may be repeated
-    #[arg(short, long, value_name = "NAME=VALUE", value_parser = key_value)]
-    metadata: Vec<(String, String)>,
-    /// Only jobs in which this text is found
-    #[arg(long, value_name = "TEXT")]
-    search: Option<String>,
-    /// Most jobs to list, newest first
-    #[arg(short = 'n', long, value_name = "N", default_value_t = 50)]
-    limit: usize,
 }
 
 /// Lists jobs, or does what the subcommand says.
 pub(crate) async fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
     let client = Client::new(globals)?;
     match args.action {
-        None => list(&client, &args.filters, globals.json).await?,
+        None => list(&client, &args.filters, args.limit, globals.json).await?,
         Some(Action::Show { id }) => {
             let job: Value = client.get(&["jobs", &id.to_string()], &[]).await?;
             output::record(globals.json, &job)?;
         }
         Some(Action::Attempts { id }) => attempts(&client, id, globals.json).await?,
-        Some(Action::Redrive { ids }) => {
+        Some(Action::Redrive { ids, filters, dry_run }) if ids.is_empty() => {
+            return many::run(&client, "redrive", &filters, dry_run, globals).await;
+        }
+        Some(Action::Redrive { ids, .. }) => {
             for id in ids {
                 let job: Value = client.submit(&["jobs", &id.to_string(), "redrive"], &json!({})).await?;
                 if globals.json {
@@ -88,24 +78,15 @@ pub(crate) async fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCod
     Ok(ExitCode::SUCCESS)
 }
 
-async fn list(client: &Client, filters: &Filters, is_json: bool) -> anyhow::Result<()> {
+async fn list(client: &Client, filters: &Filters, limit: usize, is_json: bool) -> anyhow::Result<()> {
     let metadata: Vec<(String, String)> = filters
         .metadata
         .iter()
         .map(|(name, value)| (format!("metadata.{name}"), value.clone()))
         .collect();
-    let given = [
-        ("state", &filters.state),
-        ("kind", &filters.kind),
-        ("queue", &filters.queue),
-        ("q", &filters.search),
-    ];
-    let mut query: Vec<(&str, String)> = given
-        .into_iter()
-        .filter_map(|(name, value)| Some((name, value.clone()?)))
-        .collect();
+    let mut query: Vec<(&str, String)> = filters.texts().collect();
     query.extend(metadata.iter().map(|(name, value)| (name.as_str(), value.clone())));
-    let rows = client.list(&["jobs"], &query, filters.limit).await?;
+    let rows = client.list(&["jobs"], &query, limit).await?;
     if is_json {
         return Ok(rows.iter().try_for_each(output::json)?);
     }

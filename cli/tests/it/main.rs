@@ -8,6 +8,7 @@
 
 mod bench;
 mod cluster;
+mod groups;
 mod help;
 mod humaneval;
 mod ledger;

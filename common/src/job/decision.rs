@@ -105,6 +105,8 @@ pub fn reclaim(counts: Counts<'_>) -> Decision {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use crate::job::wait::Until;
 
@@ -200,5 +202,35 @@ mod tests {
         assert!(
             matches!(reclaim(Counts { losses: 2, ..counts(0) }), Decision::Fail(f) if f.code == FailureCode::Poisoned)
         );
+    }
+
+    proptest! {
+        /// Whatever failed: it is tried again only for a cause that may pass or that the job names, never beyond its
+        /// attempts, never earlier than the other side asked for, and never when somebody wants it to stop.
+        #[test]
+        fn a_retry_keeps_to_all_its_rules(
+            code in proptest::sample::select(FailureCode::ALL.to_vec()),
+            named in proptest::sample::subsequence(FailureCode::ALL.to_vec(), 0..=3),
+            (failures, max_attempts) in (0_u32..6, 1_u32..6),
+            wait_ms in proptest::option::of(0_u64..1_000_000),
+            (spread, cancel_requested) in (0.0_f64..=1.0, proptest::bool::ANY),
+        ) {
+            let retry_on: Vec<String> = named.iter().map(|code| code.as_str().to_owned()).collect();
+            let counts = Counts { max_attempts, retry_on: &retry_on, cancel_requested, ..counts(failures) };
+            let retry_after = wait_ms.map(Duration::from_millis);
+            let outcome = Outcome::Failed { failure: Failure::new(code, "x"), retry_after };
+            let may = (code.is_transient() || named.contains(&code)) && failures + 1 < max_attempts;
+            match settle(outcome, counts, spread, now()) {
+                Decision::Cancel => prop_assert!(cancel_requested),
+                Decision::RetryAt(at, failure) => {
+                    prop_assert!(may && !cancel_requested && failure.code == code);
+                    prop_assert!(at >= now() + retry_after.unwrap_or_default());
+                    let latest = counts.backoff.bound(failures + 1).max(retry_after.unwrap_or_default());
+                    prop_assert!(at <= now() + latest);
+                }
+                Decision::Fail(failure) => prop_assert!(!may && !cancel_requested && failure.code == code),
+                other => prop_assert!(false, "{other:?}"),
+            }
+        }
     }
 }

@@ -49,6 +49,8 @@ impl Backoff {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -67,5 +69,31 @@ mod tests {
         assert_eq!(backoff.delay(3, 0.0), Duration::ZERO);
         assert_eq!(backoff.delay(3, 0.5), Duration::from_secs(2));
         assert_eq!(backoff.delay(3, 7.0), Duration::from_secs(4));
+    }
+
+    fn any_backoff() -> impl Strategy<Value = Backoff> {
+        (0_u64..86_400_000, 1.0_f64..=10.0, 0_u64..86_400_000).prop_map(|(initial, factor, max)| Backoff {
+            initial: Duration::from_millis(initial),
+            factor,
+            max: Duration::from_millis(max),
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn every_delay_is_below_its_bound_and_no_bound_above_the_maximum(
+            backoff in any_backoff(), failures in 0_u32..10_000, spread in -1.0_f64..2.0
+        ) {
+            prop_assert!(backoff.bound(failures) <= backoff.max);
+            prop_assert!(backoff.bound(failures) <= backoff.bound(failures + 1));
+            prop_assert!(backoff.delay(failures, spread) <= backoff.bound(failures));
+        }
+
+        /// Full jitter: the whole interval, each part of it alike.
+        #[test]
+        fn a_delay_is_its_share_of_the_bound(backoff in any_backoff(), failures in 1_u32..100, spread in 0.0_f64..=1.0) {
+            let wanted = backoff.bound(failures).as_secs_f64() * spread;
+            prop_assert!((backoff.delay(failures, spread).as_secs_f64() - wanted).abs() < 1e-6);
+        }
     }
 }
