@@ -45,11 +45,16 @@ impl Filters {
             ("parent_id", &self.parent),
             ("q", &self.search),
         ];
-        given.into_iter().filter_map(|(name, value)| Some((name, value.clone()?)))
+        given
+            .into_iter()
+            .filter_map(|(name, value)| Some((name, value.clone()?)))
     }
 
     fn to_body(&self) -> Map<String, Value> {
-        let mut body: Map<String, Value> = self.texts().map(|(name, value)| (name.to_owned(), json!(value))).collect();
+        let mut body: Map<String, Value> = self
+            .texts()
+            .map(|(name, value)| (name.to_owned(), json!(value)))
+            .collect();
         if !self.metadata.is_empty() {
             let notes: Map<String, Value> = self.metadata.iter().map(|(k, v)| (k.clone(), json!(v))).collect();
             body.insert("metadata".to_owned(), Value::Object(notes));

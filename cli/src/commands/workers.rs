@@ -34,7 +34,17 @@ pub(crate) async fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCod
     match args.action {
         None | Some(Action::List) => {
             let workers = client.whole_list(&["workers"]).await?;
-            let fields = ["id", "name", "slots", "labels", "queues", "driver", "running", "seen_at", "draining_at"];
+            let fields = [
+                "id",
+                "name",
+                "slots",
+                "labels",
+                "queues",
+                "driver",
+                "running",
+                "seen_at",
+                "draining_at",
+            ];
             output::records(globals.json, &workers, fields)?;
         }
         Some(Action::Drain { id }) => {

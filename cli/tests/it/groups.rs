@@ -43,19 +43,33 @@ fn said(cluster: &Cluster, words: &[&str]) -> String {
 async fn a_group_collects_what_its_jobs_became_while_workers_die() {
     let mut cluster = Cluster::start(Setup::default()).await;
     let api = &cluster.api;
-    let jobs = [bash("echo one"), bash("exit 3"), json!({"kind": "noop"}), bash("sleep 3; echo slow")];
+    let jobs = [
+        bash("echo one"),
+        bash("exit 3"),
+        json!({"kind": "noop"}),
+        bash("sleep 3; echo slow"),
+    ];
     let id = api.submit(group("continue", &jobs)).await;
     let waiting = api.job_until(&id, SOON, |job| job["state"] == "waiting").await;
-    assert!(waiting["waiting_for"].as_str().unwrap().ends_with("of its 4 jobs"), "{waiting:#}");
+    assert!(
+        waiting["waiting_for"].as_str().unwrap().ends_with("of its 4 jobs"),
+        "{waiting:#}"
+    );
     // A worker that dies while its jobs run loses neither them nor the group.
     let slow = api
-        .until(SOON, &format!("/jobs?parent_id={id}&state=running"), |page| page["data"].get(0).cloned())
+        .until(SOON, &format!("/jobs?parent_id={id}&state=running"), |page| {
+            page["data"].get(0).cloned()
+        })
         .await;
     let index = cluster.worker_of(slow["worker_id"].as_str().unwrap());
     cluster.workers[index].kill();
     let done = cluster.api.succeeded(&id, SOON * 2).await;
     let result = &done["result"];
-    assert_eq!(states(result), ["succeeded", "failed", "succeeded", "succeeded"], "{result:#}");
+    assert_eq!(
+        states(result),
+        ["succeeded", "failed", "succeeded", "succeeded"],
+        "{result:#}"
+    );
     assert_eq!((&result["succeeded"], &result["failed"]), (&json!(3), &json!(1)));
     assert_eq!(result["jobs"][0]["result"]["stdout"], "one\n");
     assert_eq!(result["jobs"][1]["error"]["code"], "nonzero_exit");
@@ -68,7 +82,10 @@ async fn a_group_collects_what_its_jobs_became_while_workers_die() {
         .iter()
         .map(|event| event["type"].as_str().unwrap().to_owned())
         .collect();
-    assert!(types.contains(&"waiting".to_owned()) && types.last().unwrap() == "succeeded", "{types:?}");
+    assert!(
+        types.contains(&"waiting".to_owned()) && types.last().unwrap() == "succeeded",
+        "{types:?}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -76,7 +93,9 @@ async fn a_group_ends_its_other_jobs_when_it_is_told_to() {
     let cluster = Cluster::start(Setup::default()).await;
     let api = &cluster.api;
     // Because one failed.
-    let id = api.submit(group("cancel", &[bash("exit 1"), bash("sleep 60"), bash("sleep 60")])).await;
+    let id = api
+        .submit(group("cancel", &[bash("exit 1"), bash("sleep 60"), bash("sleep 60")]))
+        .await;
     let failed = api.ended(&id, SOON).await;
     assert_eq!(failed["error"]["code"], "child_failed", "{failed:#}");
     assert_eq!(states(&failed["result"]), ["failed", "cancelled", "cancelled"]);
@@ -88,10 +107,14 @@ async fn a_group_ends_its_other_jobs_when_it_is_told_to() {
     assert_eq!(failed["error"]["code"], "timeout", "{failed:#}");
     assert_eq!(states(&failed["result"]), ["succeeded", "cancelled"]);
     // Because somebody cancels it.
-    let id = api.submit(group("continue", &[bash("sleep 60"), bash("sleep 60")])).await;
+    let id = api
+        .submit(group("continue", &[bash("sleep 60"), bash("sleep 60")]))
+        .await;
     let running = format!("/jobs?parent_id={id}&state=running");
     api.until(SOON, &running, |page| page["data"].get(0).map(drop)).await;
-    api.call(Method::POST, &format!("/jobs/{id}/cancel"), Some(&json!({}))).await.unwrap();
+    api.call(Method::POST, &format!("/jobs/{id}/cancel"), Some(&json!({})))
+        .await
+        .unwrap();
     assert_eq!(api.ended(&id, SOON).await["state"], "cancelled");
     api.until(SOON, &format!("/jobs?parent_id={id}&state=cancelled"), |page| {
         (page["data"].as_array().unwrap().len() == 2).then_some(())
@@ -118,12 +141,18 @@ async fn a_dead_letter_has_its_history_and_is_repeated_by_command() {
     }
     let id = api.submit(job).await;
     let dead = api.ended(&id, SOON).await;
-    assert_eq!((&dead["state"], &dead["failures"], &dead["attempt"]), (&json!("failed"), &json!(3), &json!(3)));
+    assert_eq!(
+        (&dead["state"], &dead["failures"], &dead["attempt"]),
+        (&json!("failed"), &json!(3), &json!(3))
+    );
     let attempts = api.attempts(&id).await;
     assert_eq!(outcomes(&attempts), ["retrying", "retrying", "failed"]);
     for attempt in &attempts {
         assert_eq!(attempt["error"]["code"], "nonzero_exit");
-        assert!(attempt["worker_id"].is_string() && attempt["finished_at"].is_string(), "{attempt:#}");
+        assert!(
+            attempt["worker_id"].is_string() && attempt["finished_at"].is_string(),
+            "{attempt:#}"
+        );
     }
     let events = api.events(&id).await;
     for number in 1..=3 {
@@ -135,7 +164,10 @@ async fn a_dead_letter_has_its_history_and_is_repeated_by_command() {
     assert_eq!(api.ended(&own, SOON).await["attempt"], 1);
 
     let filter = ["jobs", "redrive", "--state", "failed", "--queue", "dead"];
-    assert_eq!(said(&cluster, &[&filter[..], &["--dry-run"]].concat()), "1 jobs would match\n");
+    assert_eq!(
+        said(&cluster, &[&filter[..], &["--dry-run"]].concat()),
+        "1 jobs would match\n"
+    );
     assert_eq!(said(&cluster, &filter), "1 jobs\n");
     assert_eq!(said(&cluster, &filter), "0 jobs\n", "it was repeated");
     let again = api.job(&id).await["redriven_as"].as_str().unwrap().to_owned();
@@ -145,11 +177,16 @@ async fn a_dead_letter_has_its_history_and_is_repeated_by_command() {
 
     said(&cluster, &["queues", "pause", "held"]);
     api.submit_all(vec![json!({"kind": "noop", "queue": "held"}); 5]).await;
-    assert_eq!(said(&cluster, &["cancel", "--queue", "held", "--state", "queued"]), "5 jobs\n");
+    assert_eq!(
+        said(&cluster, &["cancel", "--queue", "held", "--state", "queued"]),
+        "5 jobs\n"
+    );
     let worker = &cluster.worker_ids()[0];
     assert!(said(&cluster, &["workers", "list"]).contains(worker.as_str()));
     said(&cluster, &["workers", "drain", worker]);
-    let drained = api.until(SOON, "/workers", |page| page["data"][0]["draining_at"].as_str().map(str::to_owned));
+    let drained = api.until(SOON, "/workers", |page| {
+        page["data"][0]["draining_at"].as_str().map(str::to_owned)
+    });
     drained.await;
 }
 
@@ -163,11 +200,18 @@ async fn a_terminated_worker_costs_a_groups_job_nothing() {
     .await;
     let id = cluster.api.submit(group("cancel", &[bash("sleep 5; echo done")])).await;
     let running = format!("/jobs?parent_id={id}&state=running");
-    let child = cluster.api.until(SOON, &running, |page| page["data"].get(0).cloned()).await;
+    let child = cluster
+        .api
+        .until(SOON, &running, |page| page["data"].get(0).cloned())
+        .await;
     let index = cluster.worker_of(child["worker_id"].as_str().unwrap());
     cluster.workers[index].terminate(SOON).await;
     let done = cluster.api.succeeded(&id, SOON).await;
     assert_eq!(states(&done["result"]), ["succeeded"]);
     let child = cluster.api.job(child["id"].as_str().unwrap()).await;
-    assert_eq!((&child["failures"], &child["losses"], &child["attempt"]), (&json!(0), &json!(0), &json!(2)), "{child:#}");
+    assert_eq!(
+        (&child["failures"], &child["losses"], &child["attempt"]),
+        (&json!(0), &json!(0), &json!(2)),
+        "{child:#}"
+    );
 }
