@@ -53,7 +53,7 @@ enum Command {
     /// List and drain workers (admin keys only)
     #[command(alias = "worker")]
     Workers(commands::workers::Args),
-    /// List, make, pause and resume tenants (admin keys only)
+    /// List and make tenants (admin keys only)
     #[command(alias = "tenant")]
     Tenants(commands::tenants::Args),
     /// List, make and end API keys (admin keys only)

@@ -3,8 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Subcommand;
-use serde_json::{Map, Value, json};
-use uuid::Uuid;
+use serde_json::{Map, Value};
 
 use crate::client::Client;
 use crate::globals::Globals;
@@ -21,16 +20,6 @@ pub(crate) struct Args {
 enum Action {
     /// Make a tenant
     Create(Create),
-    /// Hand out no more jobs of a tenant; those running go on
-    Pause {
-        #[arg(value_name = "TENANT")]
-        id: Uuid,
-    },
-    /// Hand out jobs of a tenant again
-    Resume {
-        #[arg(value_name = "TENANT")]
-        id: Uuid,
-    },
 }
 
 #[derive(Debug, clap::Args)]
@@ -67,7 +56,7 @@ impl Create {
     }
 }
 
-/// Lists the tenants, or does what the subcommand says.
+/// Lists the tenants, or makes one.
 pub(crate) async fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
     let client = Client::new(globals)?;
     match args.action {
@@ -80,24 +69,14 @@ pub(crate) async fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCod
                 "priority_max",
                 "max_running",
                 "rate",
-                "paused_at",
                 "created_at",
             ];
             output::records(globals.json, &tenants, fields)?;
         }
-        Some(Action::Pause { id }) => switch(&client, id, "pause", globals).await?,
-        Some(Action::Resume { id }) => switch(&client, id, "resume", globals).await?,
         Some(Action::Create(create)) => {
             let tenant: Value = client.post_once(&["tenants"], &create.to_body()).await?;
             output::record(globals.json, &tenant)?;
         }
     }
     Ok(ExitCode::SUCCESS)
-}
-
-async fn switch(client: &Client, id: Uuid, verb: &str, globals: &Globals) -> anyhow::Result<()> {
-    let path = ["tenants", &id.to_string(), verb];
-    let tenant: Value = client.post_repeatable(&path, &json!({})).await?;
-    output::record(globals.json, &tenant)?;
-    Ok(())
 }

@@ -8,7 +8,6 @@
 
 mod bench;
 mod cluster;
-mod groups;
 mod help;
 mod humaneval;
 mod ledger;
