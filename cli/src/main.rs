@@ -63,6 +63,8 @@ enum Command {
     Config(commands::config::Args),
     /// Measure this installation
     Bench(commands::bench::Args),
+    /// Try to break out of this machine's sandboxes, in every way that is known
+    Verify(commands::verify::Args),
     /// Say what is missing on this machine and how to get it
     Doctor(commands::doctor::Args),
 }
@@ -90,7 +92,7 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
 /// Servers need every core; a client is quicker to start and cheaper beside a server on one thread.
 fn runtime(command: &Command) -> anyhow::Result<tokio::runtime::Runtime> {
     let mut builder = match command {
-        Command::Up(_) => tokio::runtime::Builder::new_multi_thread(),
+        Command::Up(_) | Command::Verify(_) => tokio::runtime::Builder::new_multi_thread(),
         _ => tokio::runtime::Builder::new_current_thread(),
     };
     Ok(builder.enable_all().build()?)
@@ -113,6 +115,7 @@ async fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Keys(args) => commands::keys::run(args, globals).await,
         Command::Config(args) => commands::config::run(args, globals).await,
         Command::Bench(args) => commands::bench::run(args, globals).await,
+        Command::Verify(args) => commands::verify::run(args, globals).await,
         Command::Doctor(args) => commands::doctor::run(args, globals).await,
     }
 }

@@ -14,6 +14,8 @@ pub mod pool;
 mod run;
 pub mod sandbox;
 pub mod settle;
+pub mod verify;
 
 pub use config::Config;
+pub use machine::benches;
 pub use run::run;

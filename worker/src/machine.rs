@@ -22,6 +22,8 @@ use crate::egress;
 use crate::environment::{self, Environments};
 use crate::executor::{Machine, Means};
 use crate::pool::{self, IsAlive, Pool};
+use crate::sandbox;
+use crate::verify::Bench;
 
 /// How long an engine may take to say that it is there when the driver is to be chosen.
 const PROBE: Duration = Duration::from_secs(3);
@@ -62,15 +64,12 @@ pub(crate) fn fill(
     clock: &Clock,
     lifecycle: &Lifecycle,
 ) {
-    let mut settings = pool::Settings {
+    let settings = pool::Settings {
         check_out_timeout: config.check_out_timeout,
         cleanup_interval: config.cleanup_interval,
+        sandbox: demands(driver.as_ref()),
         ..pool::Settings::new(worker_id.uuid())
     };
-    // Bubblewrap without root has one user for init and jobs, and says so.
-    if driver.name() == "bubblewrap" && !nix::unistd::geteuid().is_root() {
-        settings.sandbox.must_have_own_uid = false;
-    }
     let is_alive = is_alive(&machine.store, clock);
     machine.pool = Some(Pool::start(
         driver,
@@ -91,6 +90,32 @@ fn means(settings: &egress::Settings) -> anyhow::Result<Means> {
     let settings = settings.clone();
     let certificates = certificates.into();
     Ok(Means { settings, certificates })
+}
+
+/// What is asked of an init: bubblewrap without root has one user for init and jobs, and says so.
+fn demands(driver: &dyn SandboxDriver) -> sandbox::Settings {
+    sandbox::Settings {
+        must_have_own_uid: driver.name() != "bubblewrap" || nix::unistd::geteuid().is_root(),
+        ..sandbox::Settings::default()
+    }
+}
+
+/// What [`crate::verify`] needs: a bench for each environment, or for the one of that name; and the driver's name.
+///
+/// # Errors
+/// When a setting is wrong, the driver cannot be used, or there is no such environment.
+pub async fn benches(settings: &Sandboxes, name: Option<&str>) -> anyhow::Result<(Vec<Bench>, &'static str)> {
+    let driver = choose(settings)
+        .await?
+        .context("sandbox.driver is none: there is nothing to verify")?;
+    driver.check().await?;
+    let mut environments = environments(settings)?;
+    if let Some(name) = name {
+        environments.retain(|known, _| known == name);
+        anyhow::ensure!(!environments.is_empty(), "there is no environment {name:?}");
+    }
+    let bench = |environment| Bench::new(Arc::clone(&driver), environment, demands(driver.as_ref()));
+    Ok((environments.into_values().map(bench).collect(), driver.name()))
 }
 
 fn environments(sandbox: &Sandboxes) -> anyhow::Result<Environments> {

@@ -15,4 +15,5 @@ pub(crate) mod queues;
 pub(crate) mod run;
 pub(crate) mod tenants;
 pub(crate) mod up;
+pub(crate) mod verify;
 pub(crate) mod workers;

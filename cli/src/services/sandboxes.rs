@@ -81,7 +81,7 @@ impl Sandboxes {
 }
 
 /// The init where the build leaves it, or beside this program.
-fn find_init(given: Option<PathBuf>) -> anyhow::Result<PathBuf> {
+pub(crate) fn find_init(given: Option<PathBuf>) -> anyhow::Result<PathBuf> {
     let beside = std::env::current_exe()
         .ok()
         .and_then(|program| Some(program.parent()?.join("hothouse-init")));

@@ -27,6 +27,14 @@ pub enum Error {
         /// How long it was given.
         waited: Duration,
     },
+    /// An attempt to break a sandbox succeeded, or could not be judged.
+    #[error("a sandbox did not stand the attempt to {attempt}: {verdict}")]
+    Unsealed {
+        /// What was tried.
+        attempt: &'static str,
+        /// What came of it.
+        verdict: String,
+    },
     /// Starts fail in a way that trying again does not help.
     #[error("sandboxes of this environment cannot start")]
     Failing {
@@ -56,7 +64,7 @@ impl Error {
     /// Whether the same may work later without anybody changing something.
     pub fn is_transient(&self) -> bool {
         match self {
-            Self::NoSuchEnvironment { .. } => false,
+            Self::NoSuchEnvironment { .. } | Self::Unsealed { .. } => false,
             Self::Start(error) => error.is_transient(),
             Self::Failing { source } => source.is_transient(),
             Self::Connect(_) | Self::SlowStart { .. } | Self::Exhausted { .. } | Self::Stopped => true,

@@ -33,6 +33,7 @@ mod check_out;
 mod error;
 mod held;
 mod plan;
+mod proof;
 mod reaper;
 mod refill;
 mod shelf;

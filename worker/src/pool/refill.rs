@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use super::held::{Creating, Leased};
 use super::shelf::{Shelf, Warm};
-use super::{Error, Inner, reaper};
+use super::{Error, Inner, proof, reaper};
 use crate::driver::{Profile, Spec};
 use crate::sandbox::Sandbox;
 
@@ -137,7 +137,7 @@ async fn start(pool: &Arc<Inner>, creating: Creating, profile: Profile) -> Start
     };
     let begun = Instant::now();
     pool.know(spec.id);
-    let result = timeout(pool.start_timeout, start_and_connect(pool, &spec)).await;
+    let result = timeout(pool.start_timeout, start_and_connect(pool, &shelf, &spec)).await;
     let result = result.unwrap_or(Err(Error::SlowStart {
         waited: pool.start_timeout,
     }));
@@ -159,7 +159,8 @@ async fn start(pool: &Arc<Inner>, creating: Creating, profile: Profile) -> Start
     }
 }
 
-async fn start_and_connect(pool: &Inner, spec: &Spec) -> Result<Sandbox, Error> {
+async fn start_and_connect(pool: &Inner, shelf: &Shelf, spec: &Spec) -> Result<Sandbox, Error> {
+    proof::prove(pool, shelf, spec).await?;
     let pipe = pool.driver.start(spec).await.map_err(Error::Start)?;
     Sandbox::connect(pipe, &pool.sandbox).await.map_err(Error::Connect)
 }

@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use chrono::{DateTime, Utc};
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::{Notify, OnceCell, oneshot};
 use tokio::time::Instant;
 use uuid::Uuid;
 
@@ -63,6 +63,8 @@ pub(super) struct Shelf {
     state: Mutex<State>,
     /// Told whenever room may have been made.
     pub(super) changed: Notify,
+    /// Set once a sandbox of this environment stood the cheap attempts to break it.
+    pub(super) proof: OnceCell<()>,
     /// Wakes refill.
     wake: Arc<Notify>,
 }
@@ -74,6 +76,7 @@ impl Shelf {
             epoch: Instant::now(),
             state: Mutex::default(),
             changed: Notify::new(),
+            proof: OnceCell::new(),
             wake,
         }
     }

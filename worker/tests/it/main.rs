@@ -8,6 +8,7 @@ mod install;
 mod pool;
 mod sandbox_bubblewrap;
 mod sandbox_link;
+mod verify;
 
 mod model_anthropic;
 mod model_server;
