@@ -135,6 +135,7 @@ enum Stage {
 }
 
 #[derive(Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "the two ways of a tunnel end apart")]
 struct Tunnel {
     socket: TcpStream,
     /// What may be sent to the worker.

@@ -22,7 +22,7 @@ const METADATA: [IpAddr; 6] = [
 
 /// IPv4 networks that are not of the public Internet.
 const SPECIAL_V4: [(Ipv4Addr, u8); 16] = [
-    (Ipv4Addr::new(0, 0, 0, 0), 8),
+    (Ipv4Addr::UNSPECIFIED, 8),
     (Ipv4Addr::new(10, 0, 0, 0), 8),
     (Ipv4Addr::new(100, 64, 0, 0), 10),
     (Ipv4Addr::new(127, 0, 0, 0), 8),
@@ -40,7 +40,7 @@ const SPECIAL_V4: [(Ipv4Addr, u8); 16] = [
     (Ipv4Addr::new(240, 0, 0, 0), 4),
 ];
 
-/// Networks inside of 2000::/3, outside of which nothing is public, that are not public either.
+/// Networks inside of `2000::/3`, outside of which nothing is public, that are not public either.
 const SPECIAL_V6: [(Ipv6Addr, u8); 4] = [
     // Protocol assignments, Teredo and ORCHID among them.
     (Ipv6Addr::new(0x2001, 0, 0, 0, 0, 0, 0, 0), 23),
@@ -119,14 +119,13 @@ fn innermost(address: IpAddr) -> IpAddr {
         IpAddr::V4(Ipv4Addr::new(a, b, c, d))
     };
     match segments {
-        // Mapped (::ffff:0:0/96), translated (::ffff:0:0:0/96) and NAT64.
+        // Mapped (::ffff:0:0/96), translated (::ffff:0:0:0/96), NAT64 and 6to4.
         [0, 0, 0, 0, 0, 0xffff, high, low]
         | [0, 0, 0, 0, 0xffff, 0, high, low]
-        | [0x64, 0xff9b, 0, 0, 0, 0, high, low] => four(high, low),
+        | [0x64, 0xff9b, 0, 0, 0, 0, high, low]
+        | [0x2002, high, low, ..] => four(high, low),
         // Compatible, but for :: and ::1, which are addresses of their own.
         [0, 0, 0, 0, 0, 0, high, low] if high != 0 || low > 1 => four(high, low),
-        // 6to4.
-        [0x2002, high, low, ..] => four(high, low),
         _ => address,
     }
 }

@@ -199,7 +199,7 @@ impl<'a> Headers<'a> {
         for (name, value) in &self.0 {
             let lower = name.to_ascii_lowercase();
             if !HOP_BY_HOP.contains(&lower.as_str()) && !dropped.contains(&lower) {
-                head.push_str(&format!("{name}: {value}\r\n"));
+                head.extend([name, ": ", value, "\r\n"]);
             }
         }
         head.push_str("Connection: close\r\n\r\n");

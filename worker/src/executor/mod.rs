@@ -148,7 +148,7 @@ impl Ended {
 pub async fn execute(context: Context) -> Ended {
     match context.job.kind {
         Kind::Noop => Ended::succeeded(b"{}".to_vec()),
-        Kind::Exec => exec::run(context).await,
+        Kind::Exec => Box::pin(exec::run(context)).await,
         Kind::AgentRun => agent::run(context).await,
         Kind::ChatTurn => agent::turn(context).await,
         Kind::Group => group::run(context).await,

@@ -105,6 +105,7 @@ impl WayOut {
         }
     }
 
+    #[expect(clippy::infinite_loop, reason = "it goes on until it is dropped, as its type says")]
     async fn write_as_it_comes(&self) -> Infallible {
         loop {
             self.ledger.changed().await;
