@@ -28,7 +28,7 @@ async fn a_group_is_checked_with_all_its_jobs_and_shows_no_secret(pool: PgPool) 
         "/input/jobs/1/priority",
     )
     .await;
-    refused(json!([{"kind": "exec", "input": {}}]), "/input/jobs/0/input").await;
+    refused(json!([{"kind": "exec", "input": {}}]), "/input/jobs/0/input/language").await;
     refused(json!([{"kind": "noop", "delay": "1m"}]), "/input/jobs/0/run_at").await;
     refused(
         json!([{"kind": "group", "input": {"jobs": [{"kind": "noop"}]}}]),
