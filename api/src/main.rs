@@ -24,6 +24,10 @@ struct Arguments {
 /// Time for tasks to end after a hard stop.
 const GRACE: Duration = Duration::from_secs(5);
 
+/// Requests and jobs are many small, short-lived allocations on every thread.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 #[tokio::main]
 async fn main() -> anyhow::Result<ExitCode> {
     let arguments = Arguments::parse();

@@ -46,6 +46,7 @@ impl Submitter {
     pub fn spawn(tracker: &TaskTracker, store: &Store, queue: &Queue) -> Self {
         let (dispatches, receiver) = mpsc::channel(DISPATCH_BACKLOG);
         tracker.spawn(dispatch(queue.clone(), receiver));
+
         let start = |limits| {
             let (store, dispatches) = (store.clone(), dispatches.clone());
             Batcher::spawn(tracker, limits, move |submissions: Vec<Submission>| {

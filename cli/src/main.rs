@@ -69,6 +69,10 @@ enum Command {
     Doctor(commands::doctor::Args),
 }
 
+/// Requests and jobs are many small, short-lived allocations on every thread.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     let cli = Cli::parse();
     match runtime(&cli.command).and_then(|runtime| runtime.block_on(dispatch(cli))) {

@@ -9,6 +9,9 @@ use futures_util::FutureExt;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio_util::task::TaskTracker;
 
+/// Most turns of the scheduler that a batch waits for company.
+const TURNS_MAX: u32 = 16;
+
 /// Why a batch did not answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
@@ -90,6 +93,7 @@ async fn collect<T, R, F, Fut>(
         if receiver.recv_many(&mut arrived, limits.batch_max).await == 0 {
             return;
         }
+        gather(&mut receiver, &mut arrived, limits.batch_max).await;
         let (items, answers): (Vec<T>, Vec<oneshot::Sender<R>>) = arrived.drain(..).unzip();
         let process = Arc::clone(&process);
         tracker.spawn(async move {
@@ -103,6 +107,22 @@ async fn collect<T, R, F, Fut>(
             }
             drop(place);
         });
+    }
+}
+
+/// Lets whoever is about to call run first, as long as that brings somebody: a turn of the scheduler costs microseconds,
+/// a batch of its own a commit.
+async fn gather<T>(receiver: &mut mpsc::Receiver<T>, arrived: &mut Vec<T>, batch_max: usize) {
+    for _ in 0..TURNS_MAX {
+        let before = arrived.len();
+        tokio::task::yield_now().await;
+        while arrived.len() < batch_max {
+            let Ok(item) = receiver.try_recv() else { break };
+            arrived.push(item);
+        }
+        if arrived.len() == before {
+            return;
+        }
     }
 }
 

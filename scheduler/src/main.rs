@@ -19,6 +19,10 @@ struct Args {
     config: Option<PathBuf>,
 }
 
+/// Requests and jobs are many small, short-lived allocations on every thread.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 #[tokio::main]
 async fn main() -> anyhow::Result<ExitCode> {
     let args = Args::parse();

@@ -22,6 +22,10 @@ struct Args {
 /// How long tasks may take to end after the worker itself has stopped.
 const GRACE: Duration = Duration::from_secs(5);
 
+/// Requests and jobs are many small, short-lived allocations on every thread.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 #[tokio::main]
 async fn main() -> anyhow::Result<ExitCode> {
     let config: Config = config::load(Args::parse().config.as_deref(), config::environment())?;

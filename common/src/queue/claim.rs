@@ -49,7 +49,7 @@ impl Queue {
             .arg(list(&want.labels))
             .arg(list(&want.queues))
             .arg(rotation);
-        let reply: redis::Value = invocation.invoke_async(&mut self.connection().await?).await?;
+        let reply: redis::Value = invocation.invoke_async(&mut self.link().await?).await?;
         if matches!(reply, redis::Value::Int(-1)) {
             return Err(Error::Closed);
         }
@@ -71,7 +71,7 @@ impl Queue {
         for (job_id, attempt) in claims {
             invocation.arg(job_id.to_string()).arg(*attempt);
         }
-        let _dropped: i64 = invocation.invoke_async(&mut self.connection().await?).await?;
+        let _dropped: i64 = invocation.invoke_async(&mut self.link().await?).await?;
         Ok(())
     }
 

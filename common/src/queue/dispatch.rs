@@ -158,7 +158,7 @@ impl Queue {
                 for index in chunk {
                     jobs[*index].push_args(&mut invocation);
                 }
-                let codes: Vec<i64> = invocation.invoke_async(&mut self.connection().await?).await?;
+                let codes: Vec<i64> = invocation.invoke_async(&mut self.link().await?).await?;
                 for (index, code) in chunk.iter().zip(codes) {
                     dispatched[*index] = match code {
                         1 => Dispatched::Added,

@@ -141,7 +141,7 @@ impl Queue {
                 .arg(acked.seq)
                 .arg(acked.keeps.code());
         }
-        let _ended: i64 = invocation.invoke_async(&mut self.connection().await?).await?;
+        let _ended: i64 = invocation.invoke_async(&mut self.link().await?).await?;
         Ok(())
     }
 

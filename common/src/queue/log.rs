@@ -52,7 +52,7 @@ impl Queue {
             let json = serde_json::to_string(event).map_err(|error| Error::Reply(error.to_string()))?;
             invocation.arg(event.seq).arg(json);
         }
-        let code: i64 = invocation.invoke_async(&mut self.connection().await?).await?;
+        let code: i64 = invocation.invoke_async(&mut self.link().await?).await?;
         Ok(match code {
             1 => Appended::Ok,
             -2 => Appended::NeedsSeed,

@@ -30,6 +30,7 @@ mod dispatch;
 mod error;
 mod generation;
 mod lease;
+mod link;
 mod log;
 mod operate;
 mod script;
@@ -54,6 +55,7 @@ pub use wake::Waker;
 
 use crate::config::{self, Leases, Redis};
 use crate::ids::TenantId;
+use link::Links;
 use script::Scripts;
 
 /// A handle on the dispatch index. Cheap to clone.
@@ -64,6 +66,7 @@ pub struct Queue {
 
 struct Inner {
     pool: Pool,
+    links: Links,
     client: redis::Client,
     prefix: String,
     shards: u16,
@@ -101,6 +104,7 @@ impl Queue {
         Ok(Self {
             inner: Arc::new(Inner {
                 pool,
+                links: Links::default(),
                 client,
                 prefix: redis.prefix.clone(),
                 shards: redis.shards,

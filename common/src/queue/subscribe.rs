@@ -1,7 +1,7 @@
 //! Hints over pub/sub: they make somebody look, and carry nothing that would be missed.
 
 use futures_util::StreamExt;
-use futures_util::stream::BoxStream;
+use futures_util::stream::{self, BoxStream};
 
 use super::{Error, Queue};
 use crate::ids::JobId;
@@ -39,14 +39,22 @@ impl Queue {
         for shard in self.shards() {
             pubsub.subscribe(self.key(shard, name)).await?;
         }
-        let hints = pubsub.into_on_message().filter_map(async |message| {
-            let text: String = message.get_payload().ok()?;
-            let (job_id, seq) = text.split_once(':')?;
-            Some(Hint {
-                job_id: job_id.parse().ok()?,
-                seq: seq.parse().ok()?,
-            })
-        });
+        let hints = pubsub
+            .into_on_message()
+            .flat_map(|message| stream::iter(read(message.get_payload_bytes())));
         Ok(hints.boxed())
     }
+}
+
+/// The hints of a message: attempts that ended together share one.
+fn read(message: &[u8]) -> Vec<Hint> {
+    let text = str::from_utf8(message).unwrap_or_default();
+    let hints = text.split(' ').filter_map(|hint| {
+        let (job_id, seq) = hint.split_once(':')?;
+        Some(Hint {
+            job_id: job_id.parse().ok()?,
+            seq: seq.parse().ok()?,
+        })
+    });
+    hints.collect()
 }

@@ -93,10 +93,15 @@ async fn take(
     }
     let ids: Vec<Uuid> = claims.iter().map(|claim| claim.job_id.uuid()).collect();
     let attempts: Vec<i32> = claims.iter().map(|claim| int(claim.attempt)).collect();
+    // The fence is compared in the join. With a constant the planner would take the partial index of all queued rows,
+    // dead ones too, and the claim would cost more the longer the backlog is.
     let sql = format!(
-        "update jobs set state = 'running', attempt = c.attempt, worker_id = $3, started_at = $4, seq = jobs.seq + 1
-         from unnest($1::uuid[], $2::integer[]) as c(id, attempt)
-         where jobs.id = c.id and jobs.id = any($1) and jobs.state = 'queued' and jobs.attempt = c.attempt - 1
+        "with c as materialized (
+            select id, attempt, 'queued'::text as state from unnest($1::uuid[], $2::integer[]) as c(id, attempt)
+         )
+         update jobs set state = 'running', attempt = c.attempt, worker_id = $3, started_at = $4, seq = jobs.seq + 1
+         from c
+         where jobs.id = c.id and jobs.id = any($1) and jobs.state = c.state and jobs.attempt = c.attempt - 1
          returning {}, jobs.input",
         row::qualified().replace("jobs.attempt,", "jobs.attempt as attempt,")
     );

@@ -84,7 +84,9 @@ impl Store {
             .idle_timeout(Duration::from_mins(5))
             // The same test, with a time limit: it goes on to the next connection at once.
             .test_before_acquire(false)
-            .before_acquire(|connection, _| Box::pin(async move { Ok(is_alive(connection).await) }))
+            .before_acquire(|connection, meta| {
+                Box::pin(async move { Ok(meta.idle_for < BELIEVED || is_alive(connection).await) })
+            })
             // Of a query that was given up the connection may be dead; without a limit it would keep its place in the
             // pool until TCP gives up too.
             .after_release(|connection, _| Box::pin(async move { release(connection).await }))
@@ -150,6 +152,9 @@ impl Store {
         self.pool.untimed().close().await;
     }
 }
+
+/// How long a connection that was just used is believed to live: asking it is a round trip before each query.
+const BELIEVED: Duration = Duration::from_secs(1);
 
 /// How long a connection without a query may take to say that it is there.
 const PING_TIMEOUT: Duration = Duration::from_secs(1);

@@ -12,10 +12,11 @@ use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use common::ids::JobId;
-use common::job::Job;
+use common::job::{Job, JobState};
 use common::queue::{Dispatch, Dispatched, Generation, Queue, Shard};
 use common::service::{Duty, Report};
 use common::store::Store;
+use common::store::promote::Queued;
 use uuid::Uuid;
 
 use super::reclaim::adopt;
@@ -26,8 +27,14 @@ const PAGE: u32 = 2_000;
 /// A row younger than this is on its way to Redis in the process that inserted it.
 const UNDER_WAY: TimeDelta = TimeDelta::seconds(1);
 
-/// How far back a row is looked for at every tick.
-const RECENT: TimeDelta = TimeDelta::seconds(10);
+/// How far back a row is looked for at every look.
+const RECENT: TimeDelta = TimeDelta::seconds(4);
+
+/// Most pages of one look; what is left is the slow cursor's.
+const RECENT_PAGES: u32 = 8;
+
+/// Time between two looks at recent rows, however often there is something to page in.
+const RECENT_EVERY: TimeDelta = TimeDelta::milliseconds(900);
 
 /// Ticks between two pages of the slow cursor.
 const SLOW: u64 = 10;
@@ -44,6 +51,7 @@ pub struct Redispatch {
 #[derive(Clone, Copy, Debug)]
 struct Cursor {
     tick: u64,
+    looked_at: Option<DateTime<Utc>>,
     after: JobId,
 }
 
@@ -52,6 +60,7 @@ impl Redispatch {
     pub fn new(store: Store, queue: Queue, dispatched_max: u32) -> Self {
         let cursor = Mutex::new(Cursor {
             tick: 0,
+            looked_at: None,
             after: JobId(Uuid::nil()),
         });
         Self {
@@ -130,6 +139,18 @@ impl Redispatch {
         Ok(())
     }
 
+    /// Counts a look at the rows; none while the last one is fresh.
+    fn next_look(&self, now: DateTime<Utc>) -> Option<u64> {
+        let mut cursor = self.cursor();
+        let is_fresh = |at: DateTime<Utc>| (TimeDelta::zero()..RECENT_EVERY).contains(&(now - at));
+        if cursor.looked_at.is_some_and(is_fresh) {
+            return None;
+        }
+        cursor.looked_at = Some(now);
+        cursor.tick += 1;
+        Some(cursor.tick)
+    }
+
     /// Brings in what is next of the backlogs that were full. Answers how many jobs it added.
     async fn page_in(&self) -> anyhow::Result<u64> {
         let mut added = 0;
@@ -147,17 +168,34 @@ impl Redispatch {
     }
 
     /// Dispatches those rows that Redis does not know and that nobody is bringing there.
-    async fn dispatch_unknown(&self, jobs: &[Job], now: DateTime<Utc>) -> anyhow::Result<u64> {
-        let ids: Vec<_> = jobs.iter().map(|job| (job.tenant_id, job.id)).collect();
-        let unknown = self.queue.unknown(&ids).await?;
-        let settled = |job: &&Job| job.queued_at.is_some_and(|at| now - at >= UNDER_WAY);
-        let missing: Vec<Job> = unknown
-            .into_iter()
-            .map(|index| &jobs[index])
-            .filter(settled)
-            .cloned()
+    async fn dispatch_unknown(&self, queued: &[Queued], now: DateTime<Utc>) -> anyhow::Result<u64> {
+        let ids: Vec<_> = queued.iter().map(|job| (job.tenant_id, job.id)).collect();
+        let unknown = self.queue.unknown(&ids).await?.into_iter().map(|index| &queued[index]);
+        let missing: Vec<JobId> = unknown
+            .filter(|job| now - job.queued_at >= UNDER_WAY)
+            .map(|job| job.id)
             .collect();
-        self.dispatch(&missing).await
+        if missing.is_empty() {
+            return Ok(0);
+        }
+        // Those that were claimed or cancelled meanwhile are somebody's already.
+        let mut jobs = self.store.jobs(&missing).await?;
+        jobs.retain(|job| matches!(job.state, JobState::Queued { .. }));
+        self.dispatch(&jobs).await
+    }
+
+    /// Rows of the last seconds, each looked at a few times: one that is committed late is not passed over.
+    async fn dispatch_recent(&self, now: DateTime<Utc>) -> anyhow::Result<u64> {
+        let (mut after, until, mut changed) = (floor(now - RECENT), floor(now - UNDER_WAY), 0);
+        for _ in 0..RECENT_PAGES {
+            let queued = self.store.queued_between(after, until, PAGE).await?;
+            changed += self.dispatch_unknown(&queued, now).await?;
+            match queued.last() {
+                Some(last) if queued.len() == usize::try_from(PAGE).unwrap_or(usize::MAX) => after = last.id,
+                _ => break,
+            }
+        }
+        Ok(changed)
     }
 
     async fn dispatch(&self, jobs: &[Job]) -> anyhow::Result<u64> {
@@ -200,14 +238,13 @@ impl Duty for Redispatch {
             return Ok(Report::default());
         }
         let paged = self.page_in().await?;
-        let since = now - RECENT;
-        let recent = self.store.queued_lately(floor(since), since, PAGE).await?;
-        let mut changed = paged + self.dispatch_unknown(&recent, now).await?;
-        let tick = {
-            let mut cursor = self.cursor();
-            cursor.tick += 1;
-            cursor.tick
+        let Some(tick) = self.next_look(now) else {
+            return Ok(Report {
+                changed: paged,
+                more: paged > 0,
+            });
         };
+        let mut changed = paged + self.dispatch_recent(now).await?;
         if tick.is_multiple_of(SLOW) {
             changed += self.sweep(now).await?;
             self.sync_settings().await?;

@@ -4,7 +4,7 @@
 -- others), unless its worker was told to stop it: then Postgres has cancelled it.
 -- Returns how many leases it ended.
 -- Invariant: an attempt that is not the known one changes nothing.
-local ended, woken = 0, false
+local ended, woken, hints = 0, false, {}
 for i = 2, #ARGV, 4 do
   local job, r, keep = ARGV[i], get(ARGV[i]), ARGV[i + 3]
   if r and leased(r) and r.attempt == tonumber(ARGV[i + 1]) then
@@ -28,7 +28,8 @@ for i = 2, #ARGV, 4 do
     woken = true
   end
   redis.call('EXPIRE', R .. 'log:' .. job, ARGV[1])
-  redis.call('PUBLISH', R .. 'hints', job .. ':' .. ARGV[i + 2])
+  hints[#hints + 1] = job .. ':' .. ARGV[i + 2]
 end
+if #hints > 0 then redis.call('PUBLISH', R .. 'hints', table.concat(hints, ' ')) end
 if woken then wake() end
 return ended

@@ -5,14 +5,15 @@
 -- Invariant: a job is in one place only, never with an attempt below the one that is known, and is not released while
 -- the lease of an attempt before has not passed: its sandbox may still run.
 local cap, now, out, added = tonumber(ARGV[1]), clock(ARGV[2]), {}, false
+local full = {}
 for i = 3, #ARGV, 7 do
   local job = ARGV[i]
   local r = { attempt = tonumber(ARGV[i + 1]), tenant = ARGV[i + 2], lane = ARGV[i + 3], level = ARGV[i + 4], holds = ARGV[i + 5], score = ARGV[i + 6] }
   local known = get(job)
   if known and known.attempt >= r.attempt then
     out[#out + 1] = 0
-  elseif not known and redis.call('ZCARD', R .. 'b:' .. r.lane .. ':' .. r.tenant) >= cap then
-    redis.call('SADD', R .. 'spilled', r.lane .. ' ' .. r.tenant)
+  elseif not known and (full[r.lane .. ' ' .. r.tenant] or redis.call('ZCARD', R .. 'b:' .. r.lane .. ':' .. r.tenant) >= cap) then
+    full[r.lane .. ' ' .. r.tenant] = true
     out[#out + 1] = 2
   elseif known and tonumber(redis.call('ZSCORE', LEASES, job) or 0) > now then
     r.where, r.extra = 'f', ''
@@ -25,5 +26,6 @@ for i = 3, #ARGV, 7 do
     added = true
   end
 end
+for backlog in pairs(full) do redis.call('SADD', R .. 'spilled', backlog) end
 if added then wake() end
 return out
