@@ -15,11 +15,11 @@ impl TestEnv {
 
     /// Dispatches the queued rows that Redis does not know.
     pub async fn redispatch(&self) -> usize {
-        let jobs = self.store.queued_after(JobId(uuid::Uuid::nil()), 10_000).await.unwrap();
-        let ids: Vec<_> = jobs.iter().map(|job| (job.tenant_id, job.id)).collect();
+        let queued = self.store.queued_after(JobId(uuid::Uuid::nil()), 10_000).await.unwrap();
+        let ids: Vec<_> = queued.iter().map(|job| (job.tenant_id, job.id)).collect();
         let unknown = self.queue.unknown(&ids).await.unwrap();
-        let missing: Vec<Job> = unknown.into_iter().map(|index| jobs[index].clone()).collect();
-        self.dispatch_jobs(&missing).await;
+        let missing: Vec<JobId> = unknown.into_iter().map(|index| queued[index].id).collect();
+        self.dispatch_jobs(&self.store.jobs(&missing).await.unwrap()).await;
         missing.len()
     }
 

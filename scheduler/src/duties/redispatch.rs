@@ -4,8 +4,8 @@
 //! |---|---|
 //! | a shard without a generation: begin one with leases for what runs, wait until those have passed or their workers have registered, dispatch, open | every tick |
 //! | backlogs that were full and have room: page in by priority and age | every tick |
-//! | rows of the last seconds, new and queued again, that Redis does not know: whoever wrote them died, or could not reach Redis | every tick |
-//! | all queued rows, page by page; paused queues | every ten ticks |
+//! | rows since the last look, new and queued again, that Redis does not know: whoever wrote them died, or could not reach Redis | every second |
+//! | all queued rows, page by page; paused queues | every ten seconds |
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -27,16 +27,19 @@ const PAGE: u32 = 2_000;
 /// A row younger than this is on its way to Redis in the process that inserted it.
 const UNDER_WAY: TimeDelta = TimeDelta::seconds(1);
 
-/// How far back a row is looked for at every look.
-const RECENT: TimeDelta = TimeDelta::seconds(4);
+/// How far back the first look of a leader goes.
+const RECENT: TimeDelta = TimeDelta::seconds(10);
 
-/// Most pages of one look; what is left is the slow cursor's.
-const RECENT_PAGES: u32 = 8;
+/// How much later than its id's time a row may be committed and still be seen by the next look.
+const LATE: TimeDelta = TimeDelta::milliseconds(1_500);
+
+/// Most pages of one look; the next one goes on there.
+const RECENT_PAGES: u32 = 16;
 
 /// Time between two looks at recent rows, however often there is something to page in.
 const RECENT_EVERY: TimeDelta = TimeDelta::milliseconds(900);
 
-/// Ticks between two pages of the slow cursor.
+/// Looks at recent rows between two pages of the slow cursor.
 const SLOW: u64 = 10;
 
 /// The duty.
@@ -52,6 +55,8 @@ pub struct Redispatch {
 struct Cursor {
     tick: u64,
     looked_at: Option<DateTime<Utc>>,
+    /// Where the next look at recent rows begins; a look that failed is made again.
+    recent: Option<JobId>,
     after: JobId,
 }
 
@@ -61,6 +66,7 @@ impl Redispatch {
         let cursor = Mutex::new(Cursor {
             tick: 0,
             looked_at: None,
+            recent: None,
             after: JobId(Uuid::nil()),
         });
         Self {
@@ -184,17 +190,25 @@ impl Redispatch {
         self.dispatch(&jobs).await
     }
 
-    /// Rows of the last seconds, each looked at a few times: one that is committed late is not passed over.
+    /// Rows since the last look. It goes a little further back than that, for rows that were committed late.
     async fn dispatch_recent(&self, now: DateTime<Utc>) -> anyhow::Result<u64> {
-        let (mut after, until, mut changed) = (floor(now - RECENT), floor(now - UNDER_WAY), 0);
+        let until = floor(now - UNDER_WAY);
+        let mut after = self.cursor().recent.unwrap_or_else(|| floor(now - RECENT));
+        let mut changed = 0;
         for _ in 0..RECENT_PAGES {
             let queued = self.store.queued_between(after, until, PAGE).await?;
             changed += self.dispatch_unknown(&queued, now).await?;
             match queued.last() {
                 Some(last) if queued.len() == usize::try_from(PAGE).unwrap_or(usize::MAX) => after = last.id,
-                _ => break,
+                _ => {
+                    after = floor(now - UNDER_WAY - LATE);
+                    break;
+                }
             }
         }
+        let again = self.store.queued_again(now - RECENT, PAGE).await?;
+        changed += self.dispatch_unknown(&again, now).await?;
+        self.cursor().recent = Some(after);
         Ok(changed)
     }
 
