@@ -18,12 +18,14 @@ use crate::problem::Problem;
 const SINGLES: Limits = Limits {
     batch_max: 1_000,
     parallel: 2,
+    company: 64,
     backlog: 20_000,
 };
 /// Batches, which are large already: they must not hold up lone jobs, nor fill the memory.
 const BULK: Limits = Limits {
     batch_max: 4,
     parallel: 1,
+    company: 1,
     backlog: 64,
 };
 /// Commits whose dispatch may wait.

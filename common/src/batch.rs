@@ -6,7 +6,7 @@ use std::future::Future;
 use std::sync::Arc;
 
 use futures_util::FutureExt;
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{Notify, Semaphore, mpsc, oneshot};
 use tokio_util::task::TaskTracker;
 
 /// Most turns of the scheduler that a batch waits for company.
@@ -41,6 +41,8 @@ pub struct Limits {
     pub batch_max: usize,
     /// Most batches under way at once.
     pub parallel: usize,
+    /// Items from which a batch is begun while another is under way; fewer wait for its end, and for company.
+    pub company: usize,
     /// Items that may wait; more make callers wait.
     pub backlog: usize,
 }
@@ -84,6 +86,7 @@ async fn collect<T, R, F, Fut>(
     Fut: Future<Output = Vec<R>> + Send + 'static,
 {
     let places = Arc::new(Semaphore::new(limits.parallel));
+    let ended = Arc::new(Notify::new());
     let mut arrived = Vec::with_capacity(limits.batch_max);
     loop {
         // The place is taken first: what comes while no place is free joins the next batch.
@@ -94,18 +97,29 @@ async fn collect<T, R, F, Fut>(
             return;
         }
         gather(&mut receiver, &mut arrived, limits.batch_max).await;
+        while arrived.len() < limits.company && places.available_permits() + 1 < limits.parallel {
+            let room = limits.company - arrived.len();
+            // Both are cancel-safe: what was not received stays in the channel.
+            tokio::select! {
+                () = ended.notified() => {}
+                more = receiver.recv_many(&mut arrived, room) => if more == 0 { break },
+            }
+        }
         let (items, answers): (Vec<T>, Vec<oneshot::Sender<R>>) = arrived.drain(..).unzip();
-        let process = Arc::clone(&process);
+        let (process, ended) = (Arc::clone(&process), Arc::clone(&ended));
         tracker.spawn(async move {
             let Ok(results) = std::panic::AssertUnwindSafe(process(items)).catch_unwind().await else {
                 tracing::error!("a batch panicked");
-                return;
+                drop(place);
+                return ended.notify_one();
             };
+            // The next batch begins before these answers are acted on.
+            drop(place);
+            ended.notify_one();
             for (answer, result) in answers.into_iter().zip(results) {
                 // A caller that has gone away does not need its answer.
                 drop(answer.send(result));
             }
-            drop(place);
         });
     }
 }
@@ -139,6 +153,7 @@ mod tests {
         let limits = Limits {
             batch_max: 100,
             parallel: 1,
+            company: 1,
             backlog: 100,
         };
         let batcher = Batcher::spawn(&tracker, limits, move |items: Vec<u32>| {
@@ -164,5 +179,52 @@ mod tests {
         }
         assert!(sizes.lock().unwrap().len() < 10, "{sizes:?}");
         assert_eq!(sizes.lock().unwrap().iter().sum::<usize>(), 10);
+    }
+
+    #[tokio::test]
+    async fn a_second_batch_waits_for_company_or_for_the_end_of_the_first() {
+        let tracker = TaskTracker::new();
+        let gate = Arc::new(Semaphore::new(0));
+        let sizes = Arc::new(std::sync::Mutex::new(Vec::new()));
+        let (seen, held) = (Arc::clone(&sizes), Arc::clone(&gate));
+        let limits = Limits {
+            batch_max: 100,
+            parallel: 2,
+            company: 5,
+            backlog: 100,
+        };
+        let batcher = Batcher::spawn(&tracker, limits, move |items: Vec<u32>| {
+            let (seen, held) = (Arc::clone(&seen), Arc::clone(&held));
+            async move {
+                seen.lock().unwrap().push(items.len());
+                held.acquire().await.unwrap().forget();
+                items
+            }
+        });
+        let call = |count: u32| {
+            for item in 0..count {
+                let batcher = batcher.clone();
+                tracker.spawn(async move { batcher.call(item).await.unwrap() });
+            }
+        };
+        let begun = async |batches: usize| {
+            while sizes.lock().unwrap().len() < batches {
+                tokio::task::yield_now().await;
+            }
+        };
+        call(1);
+        begun(1).await;
+        call(4);
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(*sizes.lock().unwrap(), [1], "four are too few beside another");
+        call(1);
+        begun(2).await;
+        assert_eq!(*sizes.lock().unwrap(), [1, 5]);
+        gate.add_permits(2);
+        call(1);
+        begun(3).await;
+        assert_eq!(*sizes.lock().unwrap(), [1, 5, 1], "alone it waits for nobody");
     }
 }

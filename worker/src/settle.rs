@@ -63,6 +63,7 @@ impl Settler {
         let limits = Limits {
             batch_max: 500,
             parallel: 2,
+            company: 128,
             backlog: 1_000,
         };
         let batcher = Batcher::spawn(tracker, limits, move |batch: Vec<(TenantId, Settlement)>| {

@@ -34,6 +34,7 @@ mod link;
 mod log;
 mod operate;
 mod script;
+mod statistics;
 mod subscribe;
 mod wake;
 
@@ -50,6 +51,7 @@ pub use generation::{Begun, Generation};
 pub use lease::{Acked, Beat, Expired, Keeps};
 pub use log::Appended;
 pub(crate) use log::READ_MAX;
+pub use statistics::Statistics;
 pub use subscribe::{Channel, Hint};
 pub use wake::Waker;
 

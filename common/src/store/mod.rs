@@ -28,6 +28,7 @@ pub mod retention;
 mod row;
 pub mod schedules;
 pub mod settle;
+pub mod statistics;
 pub mod tenants;
 mod timed;
 pub mod usage;

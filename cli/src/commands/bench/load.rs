@@ -9,7 +9,9 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
+use chrono::{DateTime, Utc};
 use tokio::task::JoinSet;
+use uuid::Uuid;
 
 use super::latency::Samples;
 use super::wire::Connection;
@@ -24,6 +26,9 @@ pub(super) struct Tally {
     pub(super) accepted_ever: u64,
     /// Calls that were answered otherwise, by status; 0 for a connection that broke.
     pub(super) refused: BTreeMap<u16, u64>,
+    /// The job and the time of each call that counts in `accepted`, where they are kept: of a fixed rate, the time at
+    /// which it was due.
+    pub(super) calls: Vec<(Uuid, DateTime<Utc>)>,
 }
 
 /// The load to make.
@@ -38,6 +43,8 @@ pub(super) struct Load {
     /// Time before the measured time, in which everything gets warm.
     pub(super) warm_up: Duration,
     pub(super) measured: Duration,
+    /// Keep the job and the time of each call.
+    pub(super) keeps_calls: bool,
 }
 
 impl Load {
@@ -62,6 +69,7 @@ impl Load {
             let Ok(part) = part else { continue };
             tally.accepted.append(part.accepted);
             tally.accepted_ever += part.accepted_ever;
+            tally.calls.extend(part.calls);
             for (status, count) in part.refused {
                 *tally.refused.entry(status).or_default() += count;
             }
@@ -112,15 +120,33 @@ async fn calls(load: &Load, measured: Range<Instant>, due: &mut Option<Due>, tal
         if sent_at >= measured.end {
             return Ok(());
         }
-        let status = connection.exchange(&load.request).await?.status;
+        let answer = connection.exchange(&load.request).await?;
         let answered_at = Instant::now();
+        let status = answer.status;
+        let job = load.keeps_calls.then(|| job_of(answer.body)).flatten();
         if status == 202 {
             tally.accepted_ever += 1;
             if measured.contains(&sent_at) && answered_at < measured.end {
                 tally.accepted.add(answered_at - sent_at);
+                tally.calls.extend(job.map(|id| (id, wall(sent_at))));
             }
         } else {
             *tally.refused.entry(status).or_default() += 1;
         }
     }
+}
+
+/// The id of the job that an answer shows: the first thing it says.
+fn job_of(body: &[u8]) -> Option<Uuid> {
+    let id = body.strip_prefix(b"{\"id\":\"")?.get(..36)?;
+    Uuid::try_parse_ascii(id).ok()
+}
+
+/// The wall clock's reading of a moment just passed.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "compared with the times in the rows, on the same machine"
+)]
+fn wall(at: Instant) -> DateTime<Utc> {
+    Utc::now() - at.elapsed()
 }

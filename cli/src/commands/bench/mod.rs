@@ -6,6 +6,7 @@
 mod latency;
 mod load;
 mod machine;
+mod modes;
 mod pickup;
 mod queue;
 mod report;
@@ -34,6 +35,8 @@ pub(crate) struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Measurement {
+    /// The queue by itself, one mode a measurement, and beside other queues
+    Queue(modes::Args),
     /// Single submissions into a paused queue: how many are accepted a second, and how long each takes
     Submit(submit::Args),
     /// Jobs through the whole path at full speed: how many end a second, and does each end once
@@ -73,6 +76,7 @@ pub(crate) async fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCod
 impl Measurement {
     fn name(&self) -> &'static str {
         match self {
+            Self::Queue(_) => "queue",
             Self::Submit(_) => "submit",
             Self::Throughput(_) => "throughput",
             Self::Pickup(_) => "pickup",
@@ -82,6 +86,7 @@ impl Measurement {
 
     async fn run(&self, client: &Client, queue: &BenchQueue<'_>, report: &mut Report) -> anyhow::Result<()> {
         match self {
+            Self::Queue(args) => modes::run(args, client, queue, report).await,
             Self::Submit(args) => submit::run(args, client, queue, report).await,
             Self::Throughput(args) => throughput::run(args, client, queue, report).await,
             Self::Pickup(args) => pickup::run(args, client, queue, report).await,

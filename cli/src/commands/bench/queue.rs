@@ -1,10 +1,11 @@
 //! The queue of a measurement: its own, emptied and resumed when the measurement is over.
 
 use std::cell::Cell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
 
 use anyhow::ensure;
+use chrono::{DateTime, Utc};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
@@ -38,6 +39,12 @@ impl<'c> BenchQueue<'c> {
     pub(super) async fn pause(&self) -> anyhow::Result<()> {
         self.is_paused.set(true);
         self.switch("pause").await
+    }
+
+    /// Lets its jobs be handed out.
+    pub(super) async fn resume(&self) -> anyhow::Result<()> {
+        self.is_paused.set(false);
+        self.switch("resume").await
     }
 
     async fn switch(&self, verb: &str) -> anyhow::Result<()> {
@@ -98,21 +105,36 @@ impl<'c> BenchQueue<'c> {
     pub(super) async fn census(&self, expected: usize) -> anyhow::Result<Census> {
         let bar = output::bar(expected.try_into().unwrap_or_default(), "checking each job");
         let mut census = Census::default();
+        self.each_job(|job| {
+            bar.inc(1);
+            *census.ends.entry((job.state, job.attempt)).or_default() += 1;
+            census.started_at.extend(job.started_at);
+            census.finished_at.extend(job.finished_at);
+            census.ids.push(job.id);
+        })
+        .await?;
+        bar.finish_and_clear();
+        Ok(census)
+    }
+
+    /// When each of its jobs was last started.
+    pub(super) async fn starts(&self) -> anyhow::Result<HashMap<Uuid, DateTime<Utc>>> {
+        let mut starts = HashMap::new();
+        self.each_job(|job| starts.extend(job.started_at.map(|at| (job.id, at))))
+            .await?;
+        Ok(starts)
+    }
+
+    async fn each_job(&self, mut visit: impl FnMut(Listed)) -> anyhow::Result<()> {
         let mut cursor: Option<String> = None;
         loop {
             let mut query = vec![("queue", self.name.clone()), ("limit", Client::PAGE_ROWS.to_string())];
             query.extend(cursor.take().map(|cursor| ("cursor", cursor)));
             let page: JobPage = self.client.get(&["jobs"], &query).await?;
-            bar.inc(page.data.len().try_into().unwrap_or_default());
-            for job in page.data {
-                *census.ends.entry((job.state, job.attempt)).or_default() += 1;
-                census.finished_at.extend(job.finished_at);
-                census.ids.push(job.id);
-            }
+            page.data.into_iter().for_each(&mut visit);
             cursor = page.next_cursor;
             if cursor.is_none() {
-                bar.finish_and_clear();
-                return Ok(census);
+                return Ok(());
             }
         }
     }
@@ -123,7 +145,8 @@ impl<'c> BenchQueue<'c> {
 pub(super) struct Census {
     /// (state, claims) → how many.
     pub(super) ends: BTreeMap<(String, u32), usize>,
-    pub(super) finished_at: Vec<chrono::DateTime<chrono::Utc>>,
+    pub(super) started_at: Vec<DateTime<Utc>>,
+    pub(super) finished_at: Vec<DateTime<Utc>>,
     pub(super) ids: Vec<Uuid>,
 }
 
@@ -150,5 +173,6 @@ struct Listed {
     id: Uuid,
     state: String,
     attempt: u32,
-    finished_at: Option<chrono::DateTime<chrono::Utc>>,
+    started_at: Option<DateTime<Utc>>,
+    finished_at: Option<DateTime<Utc>>,
 }

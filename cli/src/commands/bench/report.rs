@@ -45,6 +45,12 @@ impl Report {
         ));
     }
 
+    /// The value of a number that was added.
+    pub(super) fn value(&self, name: &str) -> Option<f64> {
+        let (_, _, value) = self.findings.iter().find(|(found, _, _)| *found == name)?;
+        value.get("value")?.as_f64()
+    }
+
     /// Adds the percentiles of latencies; none when there are no samples, which says so.
     pub(super) fn latencies(&mut self, name: &'static str, samples: Samples) {
         let Some(summary) = samples.summary() else {

@@ -29,6 +29,17 @@ pub(super) struct Args {
     warm_up: u64,
 }
 
+impl Default for Args {
+    fn default() -> Self {
+        Self {
+            connections: 64,
+            rate: None,
+            seconds: 8,
+            warm_up: 2,
+        }
+    }
+}
+
 /// Measures, and checks that every accepted job is there.
 pub(super) async fn run(
     args: &Args,
@@ -54,6 +65,7 @@ pub(super) async fn run(
         rate: args.rate,
         warm_up: Duration::from_secs(args.warm_up),
         measured: Duration::from_secs(args.seconds),
+        keeps_calls: false,
     };
     let tally = load.run().await;
     let answered = tally.accepted.len();
