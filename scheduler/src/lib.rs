@@ -29,6 +29,13 @@ use record::Recorder;
 pub async fn run(config: Config, clock: Clock, lifecycle: Lifecycle) -> anyhow::Result<()> {
     let store = Store::open(&config.database)?;
     let queue = Queue::open(&config.redis, &config.leases)?;
+    serve(store, queue, config, clock, lifecycle).await;
+    Ok(())
+}
+
+/// The same over a store and a queue that somebody else opened, such as a test that moves their clocks. Closes the store
+/// at the end.
+pub async fn serve(store: Store, queue: Queue, config: Config, clock: Clock, lifecycle: Lifecycle) {
     let (election, leadership) = Election::new(
         store.clone(),
         config.scheduler.leader_ttl,
@@ -50,5 +57,4 @@ pub async fn run(config: Config, clock: Clock, lifecycle: Lifecycle) -> anyhow::
     };
     tokio::join!(election.run(&ended), recorder.run(&ended), work);
     store.close().await;
-    Ok(())
 }

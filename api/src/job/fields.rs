@@ -257,10 +257,18 @@ impl ConcurrencyFields {
 /// # Errors
 /// 400 when it is not a JSON object, 422 with a pointer for a field at fault.
 pub fn split<T: DeserializeOwned>(text: &str, own: &[&str]) -> Result<(T, JobFields), Problem> {
-    let all: BTreeMap<String, Box<RawValue>> = from_json(text, "")?;
+    split_at(text, "", own)
+}
+
+/// The same for an object that stands at `base` in the body.
+///
+/// # Errors
+/// As [`split`].
+pub(crate) fn split_at<T: DeserializeOwned>(text: &str, base: &str, own: &[&str]) -> Result<(T, JobFields), Problem> {
+    let all: BTreeMap<String, Box<RawValue>> = from_json(text, base)?;
     let (mine, rest): (BTreeMap<_, _>, BTreeMap<_, _>) = all.iter().partition(|(name, _)| own.contains(&name.as_str()));
     let json = |fields: &BTreeMap<&String, &Box<RawValue>>| serde_json::to_string(fields).unwrap_or_default();
-    Ok((from_json(&json(&mine), "")?, from_json(&json(&rest), "")?))
+    Ok((from_json(&json(&mine), base)?, from_json(&json(&rest), base)?))
 }
 
 fn or_note<T>(read: Result<T, FieldError>, errors: &mut Vec<FieldError>) -> Option<T> {

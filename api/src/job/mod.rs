@@ -6,9 +6,10 @@ mod input;
 mod request;
 mod view;
 
-pub(crate) use fields::is_short_text;
 pub use fields::{JobFields, metadata_faults, split};
+pub(crate) use fields::{is_short_text, split_at};
 pub use input::{AgentRef, ResolvedAgent, Runnable};
 pub(crate) use input::{fits, refuse};
 pub use request::{JobRequest, Submittable, job_for, prepare};
+pub(crate) use request::{below, job_at};
 pub use view::{AttemptView, InputView, JobView};

@@ -136,7 +136,11 @@ pub fn job_for(
     job_at(app, caller, kind, fields, runnable, "")
 }
 
-fn job_at(
+/// The same with fields that stand at `base` in the body.
+///
+/// # Errors
+/// As [`job_for`].
+pub(crate) fn job_at(
     app: &App,
     caller: &Caller,
     kind: Kind,

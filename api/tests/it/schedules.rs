@@ -101,7 +101,31 @@ async fn a_wrong_field_is_a_422_that_names_it(pool: PgPool) {
             with("job", json!({"kind": "noop", "run_at": "2020-01-01T00:00:00Z"})),
             vec!["/job/run_at"],
         ),
-        (with("job", json!({"kind": "chat_turn"})), vec!["/job/kind"]),
+        (
+            with("job", json!({"kind": "chat_turn"})),
+            vec!["/job/input/conversation_id"],
+        ),
+        (with("job", json!({"kind": "other"})), vec!["/job/kind"]),
+        (with("misfire", json!("some")), vec!["/misfire"]),
+        (with("max_fires", json!(0)), vec!["/max_fires"]),
+        (with("pause_after_failures", json!(0)), vec!["/pause_after_failures"]),
+        (with("at", json!("2199-01-01T00:00")), vec!["/at"]),
+        (with("cron", json!("at 2020-01-01T00:00")), vec!["/cron"]),
+        (with("ends_at", json!("2020-01-01T00:00:00Z")), vec!["/ends_at"]),
+        (
+            with(
+                "job",
+                json!({"kind": "exec", "input": {"command": ["echo", "{{ fired_at }}"]}}),
+            ),
+            vec!["/job/input/command/1"],
+        ),
+        (
+            with(
+                "job",
+                json!({"kind": "exec", "input": {"command": ["env"], "env": {"A": "[redacted]"}}}),
+            ),
+            vec!["/job/input/env/A"],
+        ),
         (
             with("job", json!({"kind": "exec", "input": {"language": "cobol"}})),
             vec!["/job/input/language"],
@@ -369,7 +393,7 @@ async fn what_was_saved_is_what_the_leader_fires(pool: PgPool) {
     let leader = api
         .env
         .store
-        .acquire_or_renew("test", uuid::Uuid::now_v7(), SOON)
+        .acquire_or_renew("test", uuid::Uuid::now_v7(), Duration::from_hours(48))
         .await
         .unwrap()
         .unwrap();
@@ -377,8 +401,8 @@ async fn what_was_saved_is_what_the_leader_fires(pool: PgPool) {
     let limits = Limits {
         schedules_max: 10,
         grace: Duration::from_secs(15),
-        clock_offset: due - api.env.clock.now(),
     };
+    api.env.store.set_clock_offset(due - api.env.clock.now());
     let fired = eventually(SOON, "it is due", async || {
         let fired = api.env.store.fire_due(&leader, limits).await.unwrap();
         fired.jobs.into_iter().next()

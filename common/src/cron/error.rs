@@ -38,6 +38,8 @@ pub enum Reason {
     Duration { text: String },
     #[error("an interval is whole seconds, from 1s to 366d")]
     Interval,
+    #[error("a time is written as `at 2026-12-01T09:00`, on the wall of the zone, or `at 2026-12-01T09:00:00Z`")]
+    Moment,
     #[error("{field}: something is missing here")]
     Empty { field: &'static str },
     #[error("{field}: {value} is outside {min} to {max}{}", sunday(.field))]

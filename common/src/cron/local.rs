@@ -55,6 +55,14 @@ fn first_after(calendar: &Calendar, zone: Tz, wall: NaiveDateTime, time: DateTim
     }
 }
 
+/// The moment that a time on the wall names: the first valid one when it is skipped, the first of two.
+pub(super) fn moment(zone: Tz, wall: NaiveDateTime) -> DateTime<Utc> {
+    match zone.from_local_datetime(&wall) {
+        MappedLocalTime::Single(at) | MappedLocalTime::Ambiguous(at, _) => at.to_utc(),
+        MappedLocalTime::None => gap_end(zone, wall),
+    }
+}
+
 /// Where the second pass begins, when `time` lies in the first pass through a repeated hour.
 fn second_pass(zone: Tz, local: NaiveDateTime, time: DateTime<Utc>) -> Option<DateTime<Utc>> {
     match zone.from_local_datetime(&local) {

@@ -9,6 +9,7 @@
 //! - Six fields: the same with seconds in front.
 //! - `@yearly`, `@annually`, `@monthly`, `@weekly`, `@daily`, `@midnight`, `@hourly`.
 //! - `every 90s`, `every 1h30m`: whole seconds, counted from 1970-01-01T00:00:00Z, in no zone.
+//! - `at 2026-12-01T09:00`: once. A time on the wall of the zone, or with an offset or `Z` a moment of its own.
 //!
 //! # Daylight saving
 //! An expression whose second, minute or hour begins with `*` is an *interval*: it runs by the clock on the wall, so it
@@ -50,6 +51,8 @@ enum Rule {
     Calendar(Calendar),
     /// Multiples of a duration since 1970.
     Every(Duration),
+    /// One moment.
+    At(DateTime<Utc>),
 }
 
 impl Cron {
@@ -58,8 +61,9 @@ impl Cron {
     /// # Errors
     /// [`Error`]: the position of what is wrong and what was meant; also when the expression never fires.
     pub fn parse(expression: &str, zone: &str) -> Result<Self, Error> {
-        let rule = parse::rule(expression)?;
-        let zone = parse::zone(zone)?;
+        let zone = parse::zone(zone);
+        let rule = parse::rule(expression, zone.as_ref().copied().unwrap_or(Tz::UTC))?;
+        let zone = zone?;
         Ok(Self {
             expression: expression.to_owned(),
             zone,
@@ -92,6 +96,7 @@ impl Cron {
                 let next = (time.timestamp().div_euclid(period) + 1).checked_mul(period)?;
                 DateTime::from_timestamp(next, 0)
             }
+            Rule::At(at) => Some(*at).filter(|at| *at > time),
         }
     }
 

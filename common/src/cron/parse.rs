@@ -1,19 +1,21 @@
 //! An expression to a rule.
 
+use chrono::{DateTime, Datelike, NaiveDateTime, Utc};
 use chrono_tz::{TZ_VARIANTS, Tz};
 
-use super::Rule;
 use super::calendar::Calendar;
 use super::error::{Error, Reason};
 use super::field::{DAY, HOUR, MINUTE, MONTH, Piece, SECOND, Set, WEEKDAY};
+use super::{Rule, local};
 
 const SECONDS_MAX: u64 = 366 * 24 * 3600;
 
-pub(super) fn rule(expression: &str) -> Result<Rule, Error> {
+pub(super) fn rule(expression: &str, zone: Tz) -> Result<Rule, Error> {
     let pieces = pieces(expression);
     match pieces.first() {
         Some(first) if first.text.starts_with('@') => form(*first, &pieces),
         Some(first) if first.text.eq_ignore_ascii_case("every") => every(&pieces),
+        Some(first) if first.text.eq_ignore_ascii_case("at") => at(*first, &pieces, zone).map(Rule::At),
         _ => calendar(expression, &pieces).map(Rule::Calendar),
     }
 }
@@ -53,7 +55,25 @@ fn form(name: Piece<'_>, pieces: &[Piece<'_>]) -> Result<Rule, Error> {
             }));
         }
     };
-    rule(fields)
+    rule(fields, Tz::UTC)
+}
+
+/// A time on the wall, or a moment of its own.
+fn at(word: Piece<'_>, pieces: &[Piece<'_>], zone: Tz) -> Result<DateTime<Utc>, Error> {
+    let (place, text) = match pieces {
+        [_, time] => (*time, time.text.to_owned()),
+        [_, date, time] => (*date, format!("{}T{}", date.text, time.text)),
+        _ => (pieces.get(3).copied().unwrap_or(word), String::new()),
+    };
+    let read = |format| NaiveDateTime::parse_from_str(&text, format).ok();
+    let wall = || read("%Y-%m-%dT%H:%M:%S").or_else(|| read("%Y-%m-%dT%H:%M"));
+    let moment = DateTime::parse_from_rfc3339(&text).ok().map(|moment| moment.to_utc());
+    moment
+        .or_else(|| wall().map(|wall| local::moment(zone, wall)))
+        .filter(|moment| (1970..=2200).contains(&moment.year()))
+        // What is stored has microseconds, and must be the same moment again.
+        .and_then(|moment| DateTime::from_timestamp_micros(moment.timestamp_micros()))
+        .ok_or_else(|| place.fail(Reason::Moment))
 }
 
 fn every(pieces: &[Piece<'_>]) -> Result<Rule, Error> {

@@ -44,6 +44,9 @@ fn next(expression: &str, zone: &str, after: &str, count: usize) -> Vec<String> 
 #[case("@yearly", "2026-01-01T00:00:00Z", "2027-01-01T00:00:00Z")]
 #[case("every 90s", "1970-01-01T00:01:30Z", "1970-01-01T00:03:00Z")]
 #[case("every 1h 30m", "1970-01-01T00:00:00.1Z", "1970-01-01T01:30:00Z")]
+#[case("at 2026-12-01T09:00", "2026-01-01T00:00:00Z", "2026-12-01T09:00:00Z")]
+#[case("at 2026-12-01 09:00:30", "2026-12-01T09:00:29.999999Z", "2026-12-01T09:00:30Z")]
+#[case("AT 2026-12-01T09:00:00+02:00", "2026-01-01T00:00:00Z", "2026-12-01T07:00:00Z")]
 fn the_next_moment_is_the_one_that_unix_users_expect(
     #[case] expression: &str,
     #[case] after: &str,
@@ -85,6 +88,10 @@ fn the_next_moment_is_the_one_that_unix_users_expect(
 #[case("every 1 month", 7, "is not a duration")]
 #[case("every 100ms", 7, "from 1s")]
 #[case("every 0s", 7, "from 1s")]
+#[case("at", 1, "at 2026-12-01T09:00")]
+#[case("at noon", 4, "on the wall of the zone")]
+#[case("at 2026-02-30T09:00", 4, "on the wall of the zone")]
+#[case("at 2026-12-01 09:00 UTC", 21, "on the wall of the zone")]
 fn a_wrong_expression_is_refused_where_it_is_wrong(
     #[case] expression: &str,
     #[case] expected: usize,
@@ -166,6 +173,14 @@ fn intervals_keep_running() {
         .unwrap()
         .next_n(at("2026-10-24T23:59:00Z"), 12);
     assert!(every.windows(2).all(|pair| pair[1] - pair[0] == TimeDelta::minutes(20)));
+}
+
+#[test]
+fn once_is_a_time_on_the_wall_and_once() {
+    let once = |at: &str| next(&format!("at {at}"), "Europe/Berlin", "2026-01-01T00:00:00Z", 3);
+    assert_eq!(once("2026-12-01T09:00"), ["2026-12-01T09:00:00+01:00"]);
+    assert_eq!(once("2026-03-29T02:30"), ["2026-03-29T03:00:00+02:00"], "skipped");
+    assert_eq!(once("2026-10-25T02:30"), ["2026-10-25T02:30:00+02:00"], "repeated");
 }
 
 /// An expression, and the expressions whose moments together are what croner should find. croner calls a list of times

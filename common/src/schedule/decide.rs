@@ -1,41 +1,36 @@
-//! What a schedule that is due does: the plan of its due times, its overlap policy and its target, made into jobs and
-//! records.
+//! What a schedule that is due does: the plan of its due times and its overlap policy, made into jobs and records.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashSet;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use serde_json::value::{RawValue, to_raw_value};
 
+use super::job::{Fired, Means, new_job};
 use super::plan::{Missed, plan};
 use super::{Outcome, Overlap, Schedule};
-use crate::agent::AgentDefinition;
-use crate::ids::{AgentId, JobId, ScheduleId, TenantId};
-use crate::job::spec::{SlotClass, class_of};
-use crate::job::{Concurrency, Kind, Links, NewJob, Strategy};
+use crate::ids::{JobId, ScheduleId, TenantId};
 
-/// How far the last job of a schedule is.
+/// How far the last jobs of a schedule are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Last {
-    /// It has ended, or there is none.
+    /// The last one has ended, or there is none.
     Ended,
     /// It has not ended.
     Open,
+    /// It has not ended, and neither has the one before it.
+    Waiting,
     /// It has not ended, but somebody asked to cancel it.
     Cancelled,
 }
 
-/// An agent as it is now.
-#[derive(Clone, Debug)]
-pub struct Agent {
-    /// Its id.
-    pub id: AgentId,
-    /// Whose it is.
-    pub tenant_id: TenantId,
-    /// Its version.
-    pub version: u32,
-    /// What it is.
-    pub definition: AgentDefinition,
+impl Last {
+    /// How far they are after another fire.
+    fn after_fire(self) -> Self {
+        match self {
+            Self::Ended => Self::Open,
+            Self::Open | Self::Waiting | Self::Cancelled => Self::Waiting,
+        }
+    }
 }
 
 /// What a decision depends on beside the schedule.
@@ -45,10 +40,12 @@ pub struct Context<'a> {
     pub now: DateTime<Utc>,
     /// Due times that are not older than this are always fired.
     pub grace: Duration,
-    /// The schedule's last job.
+    /// The schedule's last jobs.
     pub last: Last,
-    /// The schedule's agent, if it names one that can be used.
-    pub agent: Option<&'a Agent>,
+    /// One of them that has not ended and that nobody asked to cancel.
+    pub open: Option<JobId>,
+    /// What its job is made of.
+    pub means: Means<'a>,
 }
 
 /// A due time and what becomes of it.
@@ -59,11 +56,13 @@ pub struct Decided {
     /// What becomes of it.
     pub outcome: Outcome,
     /// The job, when it is fired.
-    pub job: Option<NewJob>,
+    pub job: Option<Fired>,
     /// Why it is not.
     pub reason: Option<String>,
     /// Whether a person asked for it.
     pub manual: bool,
+    /// Whether somebody asked for this due time afterwards.
+    pub backfill: bool,
 }
 
 /// What becomes of a schedule.
@@ -97,7 +96,7 @@ impl Decision {
     }
 
     /// A fire that a person asked for: the due times stay as they are.
-    pub fn manual(schedule: &Schedule, job: NewJob, now: DateTime<Utc>) -> Self {
+    pub fn manual(schedule: &Schedule, job: Fired, now: DateTime<Utc>) -> Self {
         let mut decision = Self::nothing(schedule, schedule.next_fire_at);
         decision.fires.push(Decided {
             manual: true,
@@ -106,25 +105,35 @@ impl Decision {
         decision
     }
 
-    /// The last due time whose job is one of those that were `made`, and that job.
-    pub fn last_job(&self, made: &HashSet<JobId>) -> Option<(DateTime<Utc>, JobId)> {
-        let job = |fire: &Decided| fire.job.as_ref().map(|job| (fire.fire_at, job.id));
-        self.fires
-            .iter()
-            .rev()
-            .filter_map(job)
-            .find(|(_, id)| made.contains(id))
+    /// Due times of the past that somebody asked for: those to come stay as they are.
+    pub fn backfill(schedule: &Schedule, jobs: Vec<(DateTime<Utc>, Fired)>) -> Self {
+        let mut decision = Self::nothing(schedule, schedule.next_fire_at);
+        decision.fires = jobs
+            .into_iter()
+            .map(|(fire_at, job)| Decided {
+                backfill: true,
+                ..Decided::fired(fire_at, job)
+            })
+            .collect();
+        decision
+    }
+
+    /// The due times whose jobs are among those that were `made`, with the jobs, in order.
+    pub fn made<'a>(&'a self, made: &'a HashSet<JobId>) -> impl DoubleEndedIterator<Item = (&'a Decided, JobId)> + 'a {
+        let job = |fire: &'a Decided| fire.job.as_ref().map(|fired| (fire, fired.job.id));
+        self.fires.iter().filter_map(job).filter(|(_, id)| made.contains(id))
     }
 }
 
 impl Decided {
-    fn fired(fire_at: DateTime<Utc>, job: NewJob) -> Self {
+    fn fired(fire_at: DateTime<Utc>, job: Fired) -> Self {
         Self {
             fire_at,
             outcome: Outcome::Fired,
             job: Some(job),
             reason: None,
             manual: false,
+            backfill: false,
         }
     }
 
@@ -135,6 +144,7 @@ impl Decided {
             job: None,
             reason: Some(reason.to_owned()),
             manual: false,
+            backfill: false,
         }
     }
 
@@ -161,35 +171,31 @@ impl Decided {
             job: None,
             reason: Some(reason),
             manual: false,
+            backfill: false,
         }
     }
 }
 
 /// Decides what becomes of a schedule's due times.
 pub fn decide(schedule: &Schedule, context: &Context<'_>) -> Decision {
-    let Some(next) = schedule.next_fire_at else {
+    let mut left = schedule.fires_left();
+    let Some(next) = schedule.next_fire_at.filter(|_| left > 0) else {
         return Decision::nothing(schedule, None);
     };
     let plan = plan(&schedule.timing, schedule.delay(), next, context.now, context.grace);
-    if let (Overlap::CancelRunning, Last::Open, Some(last), [_, ..]) = (
-        schedule.overlap,
-        context.last,
-        schedule.last_job_id,
-        plan.fires.as_slice(),
-    ) {
+    if let (Overlap::CancelRunning, Some(open), [_, ..]) = (schedule.overlap, context.open, plan.fires.as_slice()) {
         let mut decision = Decision::nothing(schedule, schedule.next_fire_at);
-        decision.cancel_first = Some((schedule.tenant_id, last));
+        decision.cancel_first = Some((schedule.tenant_id, open));
         return decision;
     }
     let mut decision = Decision::nothing(schedule, plan.next);
     decision.fires.extend(plan.missed.as_ref().map(Decided::missed));
-    let mut is_open = context.last != Last::Ended;
+    let (mut last, mut last_fire_at) = (context.last, schedule.last_fire_at);
     let latest = plan.fires.last().copied();
     for fire_at in plan.fires {
-        let fire = match schedule.overlap {
-            Overlap::Skip if is_open => Decided::skipped(fire_at, "the last job has not ended"),
-            Overlap::CancelRunning if Some(fire_at) != latest => Decided::skipped(fire_at, "a later due time has come"),
-            _ => match new_job(schedule, context.agent, context.now) {
+        let fire = match skipped(schedule.overlap, last, Some(fire_at) == latest) {
+            Some(reason) => Decided::skipped(fire_at, reason),
+            None => match new_job(schedule, &context.means, fire_at, last_fire_at, context.now) {
                 Ok(job) => Decided::fired(fire_at, job),
                 Err(reason) => {
                     decision.unfit = Some(reason.clone());
@@ -197,74 +203,43 @@ pub fn decide(schedule: &Schedule, context: &Context<'_>) -> Decision {
                 }
             },
         };
-        is_open |= fire.job.is_some();
+        if fire.job.is_some() {
+            last = last.after_fire();
+            last_fire_at = Some(fire_at);
+            left -= 1;
+        }
         decision.fires.push(fire);
+        if left == 0 {
+            (decision.next, decision.due_at) = (None, None);
+            break;
+        }
     }
     decision
 }
 
-/// The job that a schedule submits now.
-///
-/// # Errors
-/// Why it cannot.
-pub fn new_job(schedule: &Schedule, agent: Option<&Agent>, now: DateTime<Utc>) -> Result<NewJob, String> {
-    let mut spec = schedule.target.spec.clone();
-    let (slot, input, link) = match schedule.target.agent_id {
-        None => (slot(spec.kind), schedule.target.input.get().to_owned(), None),
-        Some(id) => {
-            let agent = agent.filter(|agent| agent.tenant_id == schedule.tenant_id);
-            let agent = agent.ok_or_else(|| format!("agent {id} is deleted or archived"))?;
-            let input = agent_input(&schedule.target.input, agent)?;
-            (agent.definition.slot_class(), input, Some((agent.id, agent.version)))
-        }
-    };
-    if schedule.overlap == Overlap::Queue && spec.concurrency.is_none() {
-        spec.concurrency = Some(Concurrency {
-            key: schedule.concurrency_key(),
-            limit: 1,
-            strategy: Strategy::Queue,
-        });
+/// Why a due time makes no job.
+fn skipped(overlap: Overlap, last: Last, is_latest: bool) -> Option<&'static str> {
+    match (overlap, last) {
+        (Overlap::Skip, Last::Open | Last::Waiting | Last::Cancelled) => Some("the last job has not ended"),
+        (Overlap::Queue, Last::Waiting) => Some("one job waits already for the end of another"),
+        (Overlap::CancelRunning, _) if !is_latest => Some("a later due time has come"),
+        _ => None,
     }
-    Ok(NewJob {
-        id: JobId::new(),
-        tenant_id: schedule.tenant_id,
-        class: class_of(slot, &spec.labels),
-        spec,
-        input: input.into_bytes(),
-        created_at: now,
-        api_key_id: None,
-        links: Links {
-            agent: link,
-            schedule_id: Some(schedule.id),
-            ..Links::default()
-        },
-    })
-}
-
-fn slot(kind: Kind) -> SlotClass {
-    match kind {
-        Kind::Exec => SlotClass::Sandbox,
-        Kind::Noop | Kind::AgentRun | Kind::ChatTurn | Kind::Group => SlotClass::Light,
-    }
-}
-
-/// The input of a run: what it is asked, and the definition, so that its worker reads no other row.
-fn agent_input(asked: &RawValue, agent: &Agent) -> Result<String, String> {
-    let unfit = |error: serde_json::Error| format!("its input cannot be written: {error}");
-    let mut whole: BTreeMap<String, Box<RawValue>> = serde_json::from_str(asked.get()).map_err(unfit)?;
-    whole.insert("agent".to_owned(), to_raw_value(&agent.definition).map_err(unfit)?);
-    whole.insert("agent_version".to_owned(), to_raw_value(&agent.version).map_err(unfit)?);
-    serde_json::to_string(&whole).map_err(unfit)
 }
 
 #[cfg(test)]
 mod tests {
     use chrono::TimeDelta;
     use serde_json::json;
+    use serde_json::value::to_raw_value;
 
     use super::*;
+    use crate::agent::AgentDefinition;
     use crate::cron::Cron;
+    use crate::ids::{AgentId, ConversationId};
+    use crate::job::Kind;
     use crate::job::spec::JobSpec;
+    use crate::schedule::job::{Agent, Talk};
     use crate::schedule::{Form, Target, Timing};
 
     fn now() -> DateTime<Utc> {
@@ -274,13 +249,7 @@ mod tests {
     /// Secondly, and three seconds behind.
     fn schedule(overlap: Overlap) -> Schedule {
         let cron = Cron::parse("* * * * * *", "UTC").unwrap();
-        let timing = Timing {
-            cron,
-            catch_up: Duration::ZERO,
-            jitter: Duration::ZERO,
-            starts_at: None,
-            ends_at: None,
-        };
+        let timing = Timing::new(cron);
         Schedule {
             id: ScheduleId::new(),
             tenant_id: TenantId::new(),
@@ -289,6 +258,7 @@ mod tests {
             target: Target {
                 form: Form::Job,
                 agent_id: None,
+                conversation_id: None,
                 spec: JobSpec::new(Kind::Noop),
                 input: to_raw_value(&json!({})).unwrap(),
             },
@@ -298,6 +268,10 @@ mod tests {
             next_fire_at: Some(now() - TimeDelta::milliseconds(2_500)),
             last_fire_at: None,
             last_job_id: Some(JobId::new()),
+            prior_job_id: None,
+            fired: 0,
+            pause_after_failures: None,
+            failures_in_row: 0,
             version: 1,
             created_at: now(),
             updated_at: now(),
@@ -309,7 +283,10 @@ mod tests {
             now: now(),
             grace: Duration::from_secs(15),
             last,
-            agent: None,
+            open: schedule
+                .last_job_id
+                .filter(|_| matches!(last, Last::Open | Last::Waiting)),
+            means: Means::default(),
         };
         let decision = decide(schedule, &context);
         let outcomes = decision.fires.iter().map(|fire| fire.outcome).collect();
@@ -337,16 +314,65 @@ mod tests {
             allow
                 .fires
                 .iter()
-                .all(|fire| fire.job.as_ref().unwrap().spec.concurrency.is_none())
+                .all(|fire| fire.job.as_ref().unwrap().job.spec.concurrency.is_none())
         );
-        let (queue, outcomes) = decided(&schedule(Overlap::Queue), Last::Open);
+        let (queue, outcomes) = decided(&schedule(Overlap::QueueAll), Last::Waiting);
         assert_eq!(outcomes, [Outcome::Fired; 3]);
         let keys: HashSet<_> = queue
             .fires
             .iter()
-            .map(|fire| fire.job.as_ref().unwrap().spec.concurrency.clone().unwrap().key)
+            .map(|fire| fire.job.as_ref().unwrap().job.spec.concurrency.clone().unwrap().key)
             .collect();
         assert_eq!(keys.len(), 1);
+    }
+
+    #[test]
+    fn queue_lets_one_run_and_one_wait() {
+        use Outcome::{Fired, Skipped};
+        let outcomes = |last| decided(&schedule(Overlap::Queue), last).1;
+        assert_eq!(outcomes(Last::Ended), [Fired, Fired, Skipped]);
+        assert_eq!(outcomes(Last::Open), [Fired, Skipped, Skipped]);
+        assert_eq!(outcomes(Last::Waiting), [Skipped; 3]);
+    }
+
+    #[test]
+    fn a_schedule_is_over_after_so_many_jobs() {
+        let mut schedule = schedule(Overlap::Allow);
+        (schedule.timing.max_fires, schedule.fired) = (Some(5), 3);
+        let (decision, outcomes) = decided(&schedule, Last::Ended);
+        assert_eq!((outcomes.len(), decision.next, decision.due_at), (2, None, None));
+        schedule.fired = 5;
+        assert_eq!(
+            (decided(&schedule, Last::Ended).1.len(), schedule.first(now())),
+            (0, None)
+        );
+        schedule.fired = 4;
+        assert!(schedule.first(now()).is_some());
+    }
+
+    #[test]
+    fn templates_are_replaced_at_each_fire() {
+        let mut schedule = schedule(Overlap::Allow);
+        schedule.target.input =
+            to_raw_value(&json!({"at": "{{ fire_at }} {{ last_fire_at }}", "r": "{{ last_result.n }}"})).unwrap();
+        let context = Context {
+            now: now(),
+            grace: Duration::from_secs(15),
+            last: Last::Ended,
+            open: None,
+            means: Means {
+                last_result: Some(br#"{"n":7}"#),
+                ..Means::default()
+            },
+        };
+        let decision = decide(&schedule, &context);
+        let inputs: Vec<serde_json::Value> = decision
+            .fires
+            .iter()
+            .map(|fire| serde_json::from_slice(&fire.job.as_ref().unwrap().job.input).unwrap())
+            .collect();
+        assert_eq!(inputs[0], json!({"at": "2026-11-21T12:00:00Z ", "r": "7"}));
+        assert_eq!(inputs[1]["at"], "2026-11-21T12:00:01Z 2026-11-21T12:00:00Z");
     }
 
     #[test]
@@ -378,7 +404,14 @@ mod tests {
         };
         schedule.target.agent_id = Some(agent.id);
         schedule.target.input = to_raw_value(&json!({ "input": "hello" })).unwrap();
-        let job = new_job(&schedule, Some(&agent), now()).unwrap();
+        let submitted = |agent: &Agent| {
+            let means = Means {
+                agent: Some(agent),
+                ..Means::default()
+            };
+            new_job(&schedule, &means, now(), None, now())
+        };
+        let job = submitted(&agent).unwrap().job;
         assert_eq!(
             (job.links.agent, job.links.schedule_id),
             (Some((agent.id, 7)), Some(schedule.id))
@@ -390,7 +423,39 @@ mod tests {
             tenant_id: TenantId::new(),
             ..agent
         };
-        assert!(new_job(&schedule, Some(&foreign), now()).is_err());
+        assert!(submitted(&foreign).is_err());
+    }
+
+    #[test]
+    fn a_turn_is_a_message_and_the_job_that_answers_it() {
+        let mut schedule = schedule(Overlap::Allow);
+        let talk = Talk {
+            id: ConversationId::new(),
+            tenant_id: schedule.tenant_id,
+            agent: Some(AgentDefinition::default()),
+            user_id: Some("u".to_owned()),
+        };
+        schedule.target.conversation_id = Some(talk.id);
+        schedule.target.spec = JobSpec::new(Kind::ChatTurn);
+        schedule.target.input =
+            to_raw_value(&json!({"parts": [{"type": "text", "text": "It is {{ fire_at }}"}]})).unwrap();
+        let means = Means {
+            talk: Some(&talk),
+            ..Means::default()
+        };
+        let fired = new_job(&schedule, &means, now(), None, now()).unwrap();
+        let (message, input) = (
+            fired.message.unwrap(),
+            serde_json::from_slice::<serde_json::Value>(&fired.job.input).unwrap(),
+        );
+        assert_eq!(input["message_id"], json!(message.id));
+        assert_eq!(json!(message.parts)[0]["text"], "It is 2026-11-21T12:00:02.500Z");
+        assert_eq!(
+            (fired.job.links.conversation_id, fired.job.spec.user_id.as_deref()),
+            (Some(talk.id), Some("u"))
+        );
+        let gone = new_job(&schedule, &Means::default(), now(), None, now());
+        assert!(gone.unwrap_err().contains("conversation is deleted"));
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
 
-use super::Timing;
+use super::{Misfire, Timing};
 
 /// Most due times of one schedule that are fired together; the rest follow in the next round.
 pub const FIRES_MAX: usize = 100;
@@ -45,11 +45,21 @@ pub fn first(timing: &Timing, now: DateTime<Utc>) -> Option<DateTime<Utc>> {
 }
 
 /// Decides the due times from `next` up to `now`. `delay` is the schedule's share of its jitter. A due time is fired
-/// when it became due within `grace`, which covers a failover, or within the schedule's own catch-up window.
+/// when it became due within `grace`, which covers a failover, or within the schedule's own catch-up window as its
+/// misfire policy says.
 pub fn plan(timing: &Timing, delay: TimeDelta, next: DateTime<Utc>, now: DateTime<Utc>, grace: Duration) -> Plan {
-    let window = TimeDelta::from_std(timing.catch_up.max(grace)).unwrap_or(TimeDelta::MAX);
     let due = now.checked_sub_signed(delay).unwrap_or(now);
-    let oldest = due.checked_sub_signed(window).unwrap_or(DateTime::<Utc>::MIN_UTC);
+    let before = |window: Duration| {
+        let window = TimeDelta::from_std(window).unwrap_or(TimeDelta::MAX);
+        due.checked_sub_signed(window).unwrap_or(DateTime::<Utc>::MIN_UTC)
+    };
+    let oldest = match timing.misfire {
+        Misfire::None => before(grace),
+        Misfire::All => before(timing.catch_up.max(grace)),
+        Misfire::Last => last_before(timing, next, before(grace), due)
+            .unwrap_or_else(|| before(grace))
+            .max(before(timing.catch_up.max(grace))),
+    };
     let mut plan = Plan {
         next: within(timing, Some(next)),
         ..Plan::default()
@@ -65,6 +75,35 @@ pub fn plan(timing: &Timing, delay: TimeDelta, next: DateTime<Utc>, now: DateTim
         plan.next = within(timing, timing.cron.next_after(fire_at));
     }
     plan
+}
+
+/// The last due time from `next` on that is too late to be on time; none when another is due on time, which stands for it.
+fn last_before(
+    timing: &Timing,
+    next: DateTime<Utc>,
+    on_time: DateTime<Utc>,
+    due: DateTime<Utc>,
+) -> Option<DateTime<Utc>> {
+    let is_due = |at: DateTime<Utc>| at <= due;
+    if within(timing, timing.cron.next_from(on_time.max(next))).is_some_and(is_due) {
+        return None;
+    }
+    let end = on_time - TimeDelta::microseconds(1);
+    let end = timing.ends_at.map_or(end, |ends_at| end.min(ends_at));
+    // Steps back that double find it soon, whether it comes every second or once a year.
+    let mut step = TimeDelta::minutes(1);
+    loop {
+        let from = end.checked_sub_signed(step).unwrap_or(next).max(next);
+        let following = |at: &DateTime<Utc>| timing.cron.next_after(*at).filter(|at| *at <= end);
+        let first = timing.cron.next_from(from).filter(|at| *at <= end);
+        if let Some(last) = std::iter::successors(first, following).last() {
+            return Some(last);
+        }
+        if from == next {
+            return None;
+        }
+        step = step.checked_mul(2).unwrap_or(TimeDelta::MAX);
+    }
 }
 
 fn missed(timing: &Timing, first: DateTime<Utc>, oldest: DateTime<Utc>) -> Missed {
@@ -98,14 +137,7 @@ mod tests {
     }
 
     fn timing(cron: &str) -> Timing {
-        let cron = Cron::parse(cron, "UTC").unwrap();
-        Timing {
-            cron,
-            catch_up: Duration::ZERO,
-            jitter: Duration::ZERO,
-            starts_at: None,
-            ends_at: None,
-        }
+        Timing::new(Cron::parse(cron, "UTC").unwrap())
     }
 
     fn planned(timing: &Timing, next: &str, now: &str) -> Plan {
@@ -177,6 +209,52 @@ mod tests {
         );
         let second = planned(&timing, "09:40:00", "12:00:00");
         assert_eq!((second.fires.len(), second.missed), (FIRES_MAX, None));
+    }
+
+    #[rstest::rstest]
+    #[case::none(Misfire::None, "12:30:00", &[], Some(10))]
+    #[case::last(Misfire::Last, "12:30:00", &["12:00:00"], Some(9))]
+    #[case::one_on_time_stands_for_the_last(Misfire::Last, "13:00:01", &["13:00:00"], Some(10))]
+    #[case::all(Misfire::All, "12:30:00", &["11:00:00", "12:00:00"], Some(8))]
+    fn a_downtime_is_made_up_for_as_the_policy_says(
+        #[case] misfire: Misfire,
+        #[case] now: &str,
+        #[case] fires: &[&str],
+        #[case] missed: Option<usize>,
+    ) {
+        let timing = Timing {
+            catch_up: Duration::from_mins(100),
+            misfire,
+            ..timing("0 * * * *")
+        };
+        let plan = planned(&timing, "03:00:00", now);
+        assert_eq!(plan.fires, fires.iter().map(|fire| at(fire)).collect::<Vec<_>>());
+        assert_eq!(plan.missed.map(|missed| missed.count), missed);
+    }
+
+    #[test]
+    fn the_last_of_a_downtime_is_found_however_often_it_comes() {
+        let last = |cron: &str| {
+            let timing = Timing {
+                catch_up: Duration::from_hours(24 * 400),
+                misfire: Misfire::Last,
+                ..timing(cron)
+            };
+            plan(
+                &timing,
+                TimeDelta::zero(),
+                "2026-01-01T00:00:00Z".parse().unwrap(),
+                at("12:00:30"),
+                GRACE,
+            )
+            .fires
+        };
+        assert_eq!(
+            last("0 0 1 1 *"),
+            ["2026-01-01T00:00:00Z".parse::<DateTime<Utc>>().unwrap()]
+        );
+        assert_eq!(last("* 3 * * *"), [at("03:59:00")]);
+        assert_eq!(last("* * * * * *").len(), 16);
     }
 
     #[test]

@@ -2,14 +2,14 @@
 
 use chrono::{DateTime, Utc};
 use serde_json::{Map, Value};
+use sqlx::Row;
 use sqlx::postgres::PgRow;
 use sqlx::types::Json;
-use sqlx::{PgConnection, Row};
-use uuid::{Timestamp, Uuid};
 
 use super::agents::json;
 use super::insert::{Accepted, Idempotency, Submission, insert_jobs, remember};
 use super::row::bigint;
+use super::turns::{after_open_turns, insert_message, is_busy};
 use super::{Error, Store};
 use crate::agent::AgentDefinition;
 use crate::ids::{AgentId, ConversationId, JobId, MessageId, TenantId};
@@ -335,64 +335,4 @@ impl Store {
         tx.commit().await?;
         Ok(TurnAccepted::Inserted(Box::new(job)))
     }
-}
-
-/// An id above, and a time not before, those of the open turns, whoever's clock made them: a turn waits for those with
-/// lower ids, and the queue offers the oldest first.
-async fn after_open_turns(
-    connection: &mut PgConnection,
-    id: ConversationId,
-    now: DateTime<Utc>,
-) -> Result<(JobId, DateTime<Utc>), Error> {
-    let last: Option<(Uuid, DateTime<Utc>)> = sqlx::query_as(
-        "select id, created_at from jobs where conversation_id = $1
-            and state in ('scheduled', 'queued', 'running', 'waiting', 'retrying') order by id desc limit 1",
-    )
-    .bind(id)
-    .fetch_optional(connection)
-    .await?;
-    let fresh = JobId::new();
-    let Some((last, created_at)) = last else {
-        return Ok((fresh, now));
-    };
-    let id = match last.get_timestamp() {
-        Some(made) if last >= fresh.uuid() => {
-            let (seconds, nanos) = made.to_unix();
-            let next = seconds * 1_000 + u64::from(nanos) / 1_000_000 + 1;
-            let nanos = u32::try_from(next % 1_000).unwrap_or(0) * 1_000_000;
-            JobId(Uuid::new_v7(Timestamp::from_unix(uuid::NoContext, next / 1_000, nanos)))
-        }
-        _ => fresh,
-    };
-    Ok((id, now.max(created_at)))
-}
-
-async fn is_busy(connection: &mut PgConnection, id: ConversationId) -> Result<bool, Error> {
-    Ok(sqlx::query_scalar(
-        "select exists (select from jobs where conversation_id = $1
-            and state in ('scheduled', 'queued', 'running', 'waiting', 'retrying'))",
-    )
-    .bind(id)
-    .fetch_one(connection)
-    .await?)
-}
-
-async fn insert_message(
-    connection: &mut PgConnection,
-    id: ConversationId,
-    position: i64,
-    message: &Message,
-) -> Result<(), Error> {
-    sqlx::query(
-        "insert into messages (id, conversation_id, position, role, parts, created_at)
-         values ($1, $2, $3, 'user', $4::text::json, $5)",
-    )
-    .bind(message.id)
-    .bind(id)
-    .bind(position)
-    .bind(json(&message.parts)?)
-    .bind(message.created_at)
-    .execute(connection)
-    .await?;
-    Ok(())
 }

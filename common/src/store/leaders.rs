@@ -1,7 +1,8 @@
 //! Electing the holder of a role: a lease with an epoch, timed by Postgres's clock alone.
 //!
 //! # Invariants
-//! - One holder at a time by Postgres's clock: another takes over only when the lease has expired or was released.
+//! - One holder at a time by Postgres's clock: another takes over only when the lease has expired or was released, or
+//!   when it ends later than any lease can, because the clock was set back.
 //! - The epoch grows with each change of holder. A write that must be the leader's checks it in its own transaction,
 //!   by [`confirm`], so a leader that was frozen and believes in itself changes nothing.
 
@@ -12,6 +13,9 @@ use uuid::Uuid;
 
 use super::row::{bigint, ms};
 use super::{Error, Store};
+
+/// How much later than its whole time from now a lease may end before it is taken for one of another clock.
+const SET_BACK: Duration = Duration::from_secs(1);
 
 /// The proof that somebody leads. Worth as much as its lease: [`confirm`] tells.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,15 +37,19 @@ impl Store {
     pub async fn acquire_or_renew(&self, name: &str, holder: Uuid, ttl: Duration) -> Result<Option<Leadership>, Error> {
         let epoch: Option<i64> = sqlx::query_scalar(
             "insert into leaders (name, holder, epoch, expires_at)
-             values ($1, $2, 1, clock_timestamp() + $3 * interval '1 millisecond')
+             values ($1, $2, 1, clock_timestamp() + $4 * interval '1 microsecond' + $3 * interval '1 millisecond')
              on conflict (name) do update set holder = excluded.holder, expires_at = excluded.expires_at,
                 epoch = leaders.epoch + case when leaders.holder = excluded.holder then 0 else 1 end
-             where leaders.holder = excluded.holder or leaders.expires_at <= clock_timestamp()
+             where leaders.holder = excluded.holder
+                or leaders.expires_at <= clock_timestamp() + $4 * interval '1 microsecond'
+                or leaders.expires_at > excluded.expires_at + $5 * interval '1 millisecond'
              returning epoch",
         )
         .bind(name)
         .bind(holder)
         .bind(ms(ttl))
+        .bind(self.clock_offset_us())
+        .bind(ms(SET_BACK))
         .fetch_optional(self.pool())
         .await?;
         Ok(epoch.map(|epoch| Leadership {
@@ -56,12 +64,16 @@ impl Store {
     /// # Errors
     /// When Postgres is away; then it expires by itself.
     pub async fn release_leadership(&self, leadership: &Leadership) -> Result<(), Error> {
-        sqlx::query("update leaders set expires_at = clock_timestamp() where name = $1 and holder = $2 and epoch = $3")
-            .bind(&leadership.name)
-            .bind(leadership.holder)
-            .bind(bigint(leadership.epoch))
-            .execute(self.pool())
-            .await?;
+        sqlx::query(
+            "update leaders set expires_at = clock_timestamp() + $4 * interval '1 microsecond'
+             where name = $1 and holder = $2 and epoch = $3",
+        )
+        .bind(&leadership.name)
+        .bind(leadership.holder)
+        .bind(bigint(leadership.epoch))
+        .bind(self.clock_offset_us())
+        .execute(self.pool())
+        .await?;
         Ok(())
     }
 }
@@ -73,16 +85,20 @@ impl Store {
 ///
 /// # Errors
 /// [`Error::LeaseLost`] when another leads, or the lease has expired.
-pub(super) async fn confirm(transaction: &mut PgConnection, leadership: &Leadership) -> Result<(), Error> {
-    sqlx::query("set local idle_in_transaction_session_timeout = 2000")
-        .execute(&mut *transaction)
-        .await?;
+pub(super) async fn confirm(
+    transaction: &mut PgConnection,
+    leadership: &Leadership,
+    clock_offset_us: i64,
+) -> Result<(), Error> {
     let found = sqlx::query(
-        "select from leaders where name = $1 and holder = $2 and epoch = $3 and expires_at > clock_timestamp() for share",
+        "select set_config('idle_in_transaction_session_timeout', '2000', true) from leaders
+         where name = $1 and holder = $2 and epoch = $3
+            and expires_at > clock_timestamp() + $4 * interval '1 microsecond' for share",
     )
     .bind(&leadership.name)
     .bind(leadership.holder)
     .bind(bigint(leadership.epoch))
+    .bind(clock_offset_us)
     .fetch_optional(transaction)
     .await?;
     found.map(|_row| ()).ok_or(Error::LeaseLost)

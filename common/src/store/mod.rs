@@ -20,6 +20,7 @@ pub mod keys;
 pub mod leaders;
 pub mod list;
 pub mod messages;
+pub mod outcomes;
 pub mod partitions;
 pub mod promote;
 pub mod queues;
@@ -31,12 +32,16 @@ pub mod settle;
 pub mod statistics;
 pub mod tenants;
 mod timed;
+mod turns;
 pub mod usage;
 pub mod wait;
 pub mod workers;
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
+use chrono::TimeDelta;
 use sqlx::migrate::Migrator;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{Connection as _, PgConnection, PgPool};
@@ -53,6 +58,7 @@ pub static MIGRATOR: Migrator = sqlx::migrate!("../migrations");
 #[derive(Clone, Debug)]
 pub struct Store {
     pool: Timed,
+    clock_offset_us: Arc<AtomicI64>,
 }
 
 impl Store {
@@ -94,6 +100,7 @@ impl Store {
             .connect_lazy_with(options);
         Ok(Self {
             pool: Timed::new(pool, database.query_timeout),
+            clock_offset_us: Arc::default(),
         })
     }
 
@@ -101,7 +108,20 @@ impl Store {
     pub fn from_pool(pool: PgPool) -> Self {
         Self {
             pool: Timed::new(pool, Duration::from_secs(15)),
+            clock_offset_us: Arc::default(),
         }
+    }
+
+    /// Moves the clock of Postgres, as leading and firing see it through this handle and its clones: for tests that do
+    /// not wait, and for those in which the clock jumps.
+    pub fn set_clock_offset(&self, offset: TimeDelta) {
+        self.clock_offset_us
+            .store(offset.num_microseconds().unwrap_or(0), Ordering::Relaxed);
+    }
+
+    /// How far the clock of Postgres is moved, microseconds.
+    fn clock_offset_us(&self) -> i64 {
+        self.clock_offset_us.load(Ordering::Relaxed)
     }
 
     /// The pool, for this crate's own modules.

@@ -2,12 +2,13 @@
 //!
 //! The transaction in Postgres is everything: `common::store::fire` says what it holds. What follows may be lost, and is
 //! found by others: a job that is not dispatched is found by redispatch, and a schedule that waits for a job to be
-//! cancelled is due until it is.
+//! cancelled is due until it is. When more is due than fits into one transaction, several run at once: each takes
+//! schedules that no other has.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::{DateTime, Utc};
 use common::ids::{JobId, TenantId};
 use common::queue::{Dispatch, Queue};
 use common::service::{Duty, Report};
@@ -19,6 +20,9 @@ use super::Deps;
 
 /// Never asks more often than this.
 const PAUSE_MIN: Duration = Duration::from_millis(1);
+
+/// Rounds that one of several lanes does in a tick.
+const ROUNDS_MAX: u32 = 8;
 
 pub(super) struct Fire {
     store: Store,
@@ -40,7 +44,6 @@ impl Fire {
             limits: Limits {
                 schedules_max: settings.fire_batch,
                 grace: settings.grace,
-                clock_offset: TimeDelta::zero(),
             },
             poll: settings.fire_poll,
             pause_ms: AtomicU64::new(u64::try_from(settings.fire_poll.as_millis()).unwrap_or(u64::MAX)),
@@ -75,6 +78,35 @@ impl Duty for Fire {
     }
 
     async fn tick(&self, now: DateTime<Utc>) -> anyhow::Result<Report> {
+        let first = self.round(now).await?;
+        let mut changed = first.changed;
+        if first.more {
+            let (one, two, three) = tokio::join!(self.lane(now), self.lane(now), self.lane(now));
+            changed += one? + two? + three?;
+        }
+        Ok(Report {
+            changed,
+            more: changed > 0,
+        })
+    }
+}
+
+impl Fire {
+    /// Rounds, as long as they are full.
+    async fn lane(&self, now: DateTime<Utc>) -> anyhow::Result<u64> {
+        let mut changed = 0;
+        for _ in 0..ROUNDS_MAX {
+            let round = self.round(now).await?;
+            changed += round.changed;
+            if !round.more {
+                break;
+            }
+        }
+        Ok(changed)
+    }
+
+    /// One transaction, and what follows. `more` says that it was full.
+    async fn round(&self, now: DateTime<Utc>) -> anyhow::Result<Report> {
         let fired = self.store.fire_due(&self.leadership, self.limits).await?;
         let pause = fired.next_in.unwrap_or(self.poll).min(self.poll);
         self.pause_ms
@@ -87,10 +119,9 @@ impl Duty for Fire {
         }
         self.cancel(&fired.to_cancel, now).await?;
         ::metrics::counter!("hothouse_schedule_fires_total").increment(u64::try_from(fired.jobs.len()).unwrap_or(0));
-        let changed = fired.schedules + fired.paused;
         Ok(Report {
-            changed,
-            more: changed > 0,
+            changed: fired.schedules + fired.paused,
+            more: fired.schedules >= u64::from(self.limits.schedules_max),
         })
     }
 }

@@ -5,6 +5,7 @@
 
 mod fire;
 mod orphans;
+mod outcomes;
 mod partitions;
 mod promote;
 mod reclaim;
@@ -50,6 +51,7 @@ pub(crate) struct Deps {
 fn start(running: &mut Running<'_>) {
     let deps = running.deps.clone();
     running.duty(fire::Fire::new(&deps, running.leadership));
+    running.duty(outcomes::Outcomes::new(&deps));
     let (store, queue) = (&deps.store, &deps.queue);
     running.duty(Promote::new(store.clone(), queue.clone()));
     running.duty(Redispatch::new(

@@ -105,7 +105,16 @@ async fn a_frozen_leader_that_wakes_up_fires_nothing_twice(pool: PgPool) {
 async fn every_duty_says_what_it_did(pool: PgPool) {
     let fixture = Fixture::new(pool).await;
     let part = fixture.start();
-    let expected = ["fire", "partitions", "promote", "reclaim", "redispatch", "retention"];
+    let expected = [
+        "fire",
+        "outcomes",
+        "partitions",
+        "promote",
+        "reclaim",
+        "redispatch",
+        "retention",
+        "sweep",
+    ];
     let duties = eventually(PATIENCE, "a report of each", || async {
         let duties = fixture.env.store.duties().await.unwrap();
         expected

@@ -122,10 +122,10 @@ async fn skip_waits_for_the_last_job_and_cancel_running_cancels_it(pool: PgPool)
     assert_eq!(store.fire_due(&leader, limits()).await.unwrap().jobs.len(), 2);
 
     let hour = common::store::fire::Limits {
-        clock_offset: TimeDelta::hours(1),
         grace: Duration::from_hours(2),
         ..limits()
     };
+    store.set_clock_offset(TimeDelta::hours(1));
     let waits = store.fire_due(&leader, hour).await.unwrap();
     assert_eq!((waits.jobs.len(), waits.to_cancel.len()), (0, 1));
     let (tenant_id, job_id) = waits.to_cancel[0];
@@ -161,11 +161,8 @@ async fn downtime_is_missed_or_caught_up_as_the_schedule_says(pool: PgPool) {
     fixture.save(&catching_up).await;
     // Half an hour after the last due time, so that none lies within the grace.
     let past = fixture.env.clock.now().timestamp() % 3600;
-    let limits = common::store::fire::Limits {
-        clock_offset: TimeDelta::seconds(1800 - past),
-        ..limits()
-    };
-    fixture.env.store.fire_due(&leader, limits).await.unwrap();
+    fixture.env.store.set_clock_offset(TimeDelta::seconds(1800 - past));
+    fixture.env.store.fire_due(&leader, limits()).await.unwrap();
 
     let missed = fixture.fires(missing.id).await;
     assert_eq!(

@@ -49,16 +49,11 @@ impl Fixture {
             id: ScheduleId::new(),
             tenant_id: self.env.tenant_id,
             name: "test".to_owned(),
-            timing: Timing {
-                cron,
-                catch_up: Duration::ZERO,
-                jitter: Duration::ZERO,
-                starts_at: None,
-                ends_at: None,
-            },
+            timing: Timing::new(cron),
             target: Target {
                 form: Form::Job,
                 agent_id: None,
+                conversation_id: None,
                 spec: JobSpec::new(Kind::Noop),
                 input: serde_json::value::to_raw_value(&serde_json::json!({})).unwrap(),
             },
@@ -68,6 +63,10 @@ impl Fixture {
             next_fire_at,
             last_fire_at: None,
             last_job_id: None,
+            prior_job_id: None,
+            fired: 0,
+            pause_after_failures: None,
+            failures_in_row: 0,
             version: 1,
             created_at: now,
             updated_at: now,
@@ -87,7 +86,8 @@ impl Fixture {
     }
 
     pub(crate) async fn elect(&self) -> Leadership {
-        let ttl = Duration::from_mins(1);
+        // Long enough for every move of the clock.
+        let ttl = Duration::from_hours(24 * 800);
         self.env
             .store
             .acquire_or_renew("test", Uuid::now_v7(), ttl)
@@ -138,6 +138,5 @@ pub(crate) fn limits() -> Limits {
     Limits {
         schedules_max: 100,
         grace: Duration::from_secs(15),
-        clock_offset: TimeDelta::zero(),
     }
 }

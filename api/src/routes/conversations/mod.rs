@@ -18,6 +18,8 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 use uuid::Uuid;
 
+pub(in crate::routes) use turns::{answering, said};
+
 use super::List;
 use crate::auth::Caller;
 use crate::extract::{Params, PathId};

@@ -89,28 +89,52 @@ struct StoredTurn<A> {
     agent_version: Option<u32>,
 }
 
-impl TurnFields {
-    /// The message.
-    fn parts(self) -> Result<Vec<Part>, Problem> {
-        let parts = match (self.text, self.parts) {
-            (Some(_), Some(_)) => return Err(Problem::field("/parts", "cannot be combined with text")),
-            (None, None) => return Err(Problem::field("/text", "is required, or parts")),
-            (Some(text), None) if text.is_empty() => return Err(Problem::field("/text", "is empty")),
-            (Some(text), None) => vec![Part::text(text)],
-            (None, Some(parts)) => parts,
-        };
-        if parts.is_empty() {
-            return Err(Problem::field("/parts", "is empty"));
-        }
-        let foreign = parts
-            .iter()
-            .position(|part| !matches!(part, Part::Text { .. } | Part::File { .. }));
-        match foreign {
-            Some(index) => Err(Problem::field(
-                format!("/parts/{index}/type"),
-                "is text or file in a user's message",
-            )),
-            None => Ok(parts),
+/// The message that stands at `base` in a body, as `text` or as `parts`.
+///
+/// # Errors
+/// 422 when there is not exactly one of both, or it is no user's message.
+pub(in crate::routes) fn said(
+    text: Option<String>,
+    parts: Option<Vec<Part>>,
+    base: &str,
+) -> Result<Vec<Part>, Problem> {
+    let refused = |place: &str, detail: &str| Err(Problem::field(format!("{base}{place}"), detail));
+    let parts = match (text, parts) {
+        (Some(_), Some(_)) => return refused("/parts", "cannot be combined with text"),
+        (None, None) => return refused("/text", "is required, or parts"),
+        (Some(text), None) if text.is_empty() => return refused("/text", "is empty"),
+        (Some(text), None) => vec![Part::text(text)],
+        (None, Some(parts)) => parts,
+    };
+    if parts.is_empty() {
+        return refused("/parts", "is empty");
+    }
+    let foreign = parts
+        .iter()
+        .position(|part| !matches!(part, Part::Text { .. } | Part::File { .. }));
+    match foreign {
+        Some(index) => refused(&format!("/parts/{index}/type"), "is text or file in a user's message"),
+        None => Ok(parts),
+    }
+}
+
+/// The agent that answers in a conversation, as it is now.
+///
+/// # Errors
+/// As for a turn: 404 or 409 when it is gone or archived.
+pub(in crate::routes) async fn answering(
+    app: &App,
+    caller: &Caller,
+    conversation: &Conversation,
+) -> Result<ResolvedAgent, Problem> {
+    match (&conversation.agent_id, &conversation.agent) {
+        (Some(id), _) => ResolvedAgent::saved(app, caller, *id).await,
+        (None, definition) => {
+            let agent = AgentRef {
+                agent_id: None,
+                agent: definition.clone(),
+            };
+            agent.resolve(app, caller, "/agent").await
         }
     }
 }
@@ -137,7 +161,7 @@ pub(super) async fn submit(
     fits(&app, body.text(), "/text")?;
     let (turn, fields): (TurnFields, JobFields) = split(body.text(), &["text", "parts", "if_busy"])?;
     let if_busy = turn.if_busy.unwrap_or_default();
-    let message = Message::new(Role::User, turn.parts()?, app.clock().now());
+    let message = Message::new(Role::User, said(turn.text, turn.parts, "")?, app.clock().now());
     let job = job(&app, &caller, &conversation, fields, message.id).await?;
     let open = if if_busy == IfBusy::Interrupt {
         app.store().open_turns(caller.tenant_id(), id).await?
@@ -187,17 +211,7 @@ async fn job(
     mut fields: JobFields,
     message_id: MessageId,
 ) -> Result<NewJob, Problem> {
-    let agent = match (&conversation.agent_id, &conversation.agent) {
-        (Some(id), _) => ResolvedAgent::saved(app, caller, *id).await?,
-        (None, definition) => {
-            AgentRef {
-                agent_id: None,
-                agent: definition.clone(),
-            }
-            .resolve(app, caller, "/agent")
-            .await?
-        }
-    };
+    let agent = answering(app, caller, conversation).await?;
     let agent_version = agent.link.map(|(_, version)| version);
     let stored = StoredTurn {
         message_id,

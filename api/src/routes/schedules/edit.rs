@@ -4,13 +4,13 @@ use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use common::ids::ScheduleId;
-use common::schedule::{Schedule, plan};
+use common::schedule::Schedule;
 use serde::Deserialize;
 use utoipa::ToSchema;
 
 use super::IfMatch;
 use super::read::{find, shown};
-use super::request::{ScheduleRequest, Settings};
+use super::request::{ScheduleRequest, Settings, must_fire};
 use super::view::ScheduleView;
 use crate::auth::Caller;
 use crate::extract::{OptionalJson, PathId, RawBody};
@@ -30,29 +30,8 @@ const TRIES: usize = 5;
 pub(super) async fn create(State(app): State<App>, caller: Caller, body: RawBody) -> Result<Response, Problem> {
     let settings = ScheduleRequest::read(&body)?.settings(&app, &caller, None).await?;
     let now = app.clock().now();
-    let Settings {
-        name,
-        timing,
-        target,
-        overlap,
-        enabled,
-    } = settings;
-    let schedule = Schedule {
-        id: ScheduleId::new(),
-        tenant_id: caller.tenant_id(),
-        next_fire_at: if enabled { plan::first(&timing, now) } else { None },
-        name,
-        timing,
-        target,
-        overlap,
-        enabled,
-        paused_reason: None,
-        last_fire_at: None,
-        last_job_id: None,
-        version: 1,
-        created_at: now,
-        updated_at: now,
-    };
+    let schedule = settings.schedule(ScheduleId::new(), caller.tenant_id(), now);
+    must_fire(&schedule, now)?;
     app.store().create_schedule(&schedule).await?;
     let mut response = (StatusCode::CREATED, shown(&schedule, None)).into_response();
     if let Ok(location) = HeaderValue::from_str(&format!("{BASE}/schedules/{}", schedule.id)) {
@@ -193,15 +172,17 @@ impl Edit {
                 let was_paused = !schedule.enabled;
                 schedule.enabled = true;
                 schedule.paused_reason = None;
+                if was_paused {
+                    schedule.failures_in_row = 0;
+                }
                 was_paused
             }
         };
         if reschedule {
-            schedule.next_fire_at = if schedule.enabled {
-                plan::first(&schedule.timing, now)
-            } else {
-                None
-            };
+            schedule.next_fire_at = schedule.first(now);
+        }
+        if reschedule && matches!(self, Self::Change(_)) {
+            must_fire(schedule, now)?;
         }
         Ok(reschedule)
     }
@@ -213,22 +194,12 @@ async fn change_settings(
     request: &ScheduleRequest,
     schedule: &mut Schedule,
 ) -> Result<(), Problem> {
-    let old = Settings {
-        name: schedule.name.clone(),
-        timing: schedule.timing.clone(),
-        target: schedule.target.clone(),
-        overlap: schedule.overlap,
-        enabled: schedule.enabled,
-    };
-    let new = request.clone().settings(app, caller, Some(&old)).await?;
-    schedule.name = new.name;
-    schedule.timing = new.timing;
-    schedule.target = new.target;
-    schedule.overlap = new.overlap;
-    schedule.enabled = new.enabled;
-    if new.enabled {
-        schedule.paused_reason = None;
-    }
+    let old = Settings::of(schedule);
+    request
+        .clone()
+        .settings(app, caller, Some(&old))
+        .await?
+        .change(schedule);
     Ok(())
 }
 

@@ -1,11 +1,13 @@
 //! `/schedules`: jobs that are submitted by the clock. The scheduler fires them; here they are saved and looked at.
 
+mod backfill;
 mod edit;
 mod fires;
 mod given;
 mod read;
 mod request;
 mod target;
+mod transfer;
 mod view;
 
 use axum::http::{HeaderMap, HeaderValue, header};
@@ -24,6 +26,9 @@ pub(super) fn routes() -> OpenApiRouter<App> {
         .routes(routes!(edit::pause))
         .routes(routes!(edit::resume))
         .routes(routes!(fires::fire))
+        .routes(routes!(backfill::backfill))
+        .routes(routes!(transfer::export))
+        .routes(routes!(transfer::import))
         .routes(routes!(fires::list))
 }
 

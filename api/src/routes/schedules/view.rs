@@ -1,7 +1,7 @@
 //! Schedules as everybody reads them.
 
 use chrono::{DateTime, Utc};
-use common::schedule::{Fire, Overlap, Schedule};
+use common::schedule::{Fire, Misfire, Overlap, Schedule};
 use serde::Serialize;
 use utoipa::ToSchema;
 use uuid::Uuid;
@@ -25,20 +25,32 @@ pub(super) struct ScheduleView<'a> {
     timezone: &'static str,
     /// The saved agent that it runs.
     agent_id: Option<Uuid>,
-    /// What the agent is asked.
+    /// The conversation that it takes a turn in.
+    conversation_id: Option<Uuid>,
+    /// What the agent is asked, or what is said in the conversation.
     input: Option<String>,
-    /// The job that it submits, where it is no run of an agent.
+    /// The job that it submits, where it was not given as an agent or a conversation.
     job: Option<JobTarget<'a>>,
     /// What happens while the last job has not ended.
     overlap: Overlap,
     /// How old a due time may be and still be fired after a downtime.
     catch_up: String,
+    /// Which due times of that age are fired.
+    misfire: Misfire,
     /// The longest time by which fires are put off.
     jitter: String,
     /// No fire before this.
     starts_at: Option<DateTime<Utc>>,
     /// No fire after this.
     ends_at: Option<DateTime<Utc>>,
+    /// After so many jobs it is over.
+    max_fires: Option<u64>,
+    /// Due times that made a job; fires by hand and backfills do not count.
+    fired: u64,
+    /// After so many failed jobs in a row it is paused.
+    pause_after_failures: Option<u32>,
+    /// Jobs that failed since the last that succeeded.
+    failures_in_row: u32,
     /// Whether it fires.
     enabled: bool,
     /// Why it does not.
@@ -67,13 +79,19 @@ impl<'a> ScheduleView<'a> {
             cron: timing.cron.expression(),
             timezone: timing.cron.zone(),
             agent_id: schedule.target.agent_id.map(Uuid::from),
+            conversation_id: schedule.target.conversation_id.map(Uuid::from),
             input: None,
             job: JobTarget::new(&schedule.target, false),
             overlap: schedule.overlap,
             catch_up: humantime::format_duration(timing.catch_up).to_string(),
+            misfire: timing.misfire,
             jitter: humantime::format_duration(timing.jitter).to_string(),
             starts_at: timing.starts_at,
             ends_at: timing.ends_at,
+            max_fires: timing.max_fires,
+            fired: schedule.fired,
+            pause_after_failures: schedule.pause_after_failures,
+            failures_in_row: schedule.failures_in_row,
             enabled: schedule.enabled,
             paused_reason: schedule.paused_reason.as_deref(),
             next_fires: next_fires(schedule),
@@ -100,5 +118,8 @@ fn next_fires(schedule: &Schedule) -> Vec<DateTime<Utc>> {
     let is_within = |at: &DateTime<Utc>| timing.ends_at.is_none_or(|ends_at| *at <= ends_at);
     let first = schedule.next_fire_at.filter(|_| schedule.enabled);
     let following = |at: &DateTime<Utc>| timing.cron.next_after(*at).filter(is_within);
-    std::iter::successors(first, following).take(NEXT_FIRES).collect()
+    let count = usize::try_from(schedule.fires_left())
+        .unwrap_or(usize::MAX)
+        .min(NEXT_FIRES);
+    std::iter::successors(first, following).take(count).collect()
 }
