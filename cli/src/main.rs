@@ -47,6 +47,9 @@ enum Command {
     /// List, save and run agents
     #[command(alias = "agent")]
     Agents(commands::agents::Args),
+    /// List, save, fire and carry schedules
+    #[command(alias = "schedule")]
+    Schedules(commands::schedules::Args),
     /// List, pause and resume queues
     #[command(alias = "queue")]
     Queues(commands::queues::Args),
@@ -97,6 +100,7 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
 fn runtime(command: &Command) -> anyhow::Result<tokio::runtime::Runtime> {
     let mut builder = match command {
         Command::Up(_) | Command::Verify(_) => tokio::runtime::Builder::new_multi_thread(),
+        Command::Bench(args) if args.serves() => tokio::runtime::Builder::new_multi_thread(),
         _ => tokio::runtime::Builder::new_current_thread(),
     };
     Ok(builder.enable_all().build()?)
@@ -116,6 +120,7 @@ async fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Queues(args) => commands::queues::run(args, globals).await,
         Command::Workers(args) => commands::workers::run(args, globals).await,
         Command::Tenants(args) => commands::tenants::run(args, globals).await,
+        Command::Schedules(args) => commands::schedules::run(args, globals).await,
         Command::Keys(args) => commands::keys::run(args, globals).await,
         Command::Config(args) => commands::config::run(args, globals).await,
         Command::Bench(args) => commands::bench::run(args, globals).await,

@@ -250,6 +250,101 @@ fn gap_over_midnight(zone: Tz, end: DateTime<Utc>) -> bool {
     (wall(end - TimeDelta::seconds(1)) + TimeDelta::seconds(1)).date() != wall(end).date()
 }
 
+/// What is compared around every change of every zone: the expression, and the members of its union.
+const SWEPT: [(&str, &[&str]); 12] = [
+    ("30 2 * * *", &["30 2 * * *"]),
+    ("0 0 * * *", &["0 0 * * *"]),
+    ("59 23 * * *", &["59 23 * * *"]),
+    ("0 3 * * 0", &["0 3 * * 0"]),
+    ("15 1 1-7 * 7", &["15 1 1-7 * 7"]),
+    ("0 2,3 * * *", &["0 2 * * *", "0 3 * * *"]),
+    ("5,35 1 * * *", &["5 1 * * *", "35 1 * * *"]),
+    ("30 0 29 * *", &["30 0 29 * *"]),
+    ("*/20 * * * *", &["*/20 * * * *"]),
+    ("0 * * * *", &["0 * * * *"]),
+    ("17 */3 * * *", &["17 */3 * * *"]),
+    ("*/45 59 1 * * *", &["*/45 59 1 * * *"]),
+];
+
+/// Every change of a zone's offset from 1970 to 2040: the last second before it.
+fn changes(zone: Tz) -> Vec<DateTime<Utc>> {
+    let offset = |second: i64| {
+        let at = DateTime::from_timestamp(second, 0).unwrap();
+        chrono::Offset::fix(&zone.offset_from_utc_datetime(&at.naive_utc()))
+    };
+    let (day, end) = (86_400, 2_240_524_800);
+    let mut found = Vec::new();
+    for from in (0..end).step_by(86_400) {
+        if offset(from) == offset(from + day) {
+            continue;
+        }
+        let (mut low, mut high) = (from, from + day);
+        while low + 1 < high {
+            let middle = low.midpoint(high);
+            if offset(middle) == offset(from) {
+                low = middle
+            } else {
+                high = middle
+            }
+        }
+        found.push(DateTime::from_timestamp(low, 0).unwrap());
+    }
+    found
+}
+
+/// Zones × changes of their clocks from 1970 to 2040 × expressions, against croner, from a day before each change until
+/// a day after it. `HOTHOUSE_SWEEP=full` takes every zone, otherwise it is every 25th.
+#[test]
+fn around_every_change_of_the_clocks_an_independent_implementation_finds_the_same() {
+    let is_full = std::env::var_os("HOTHOUSE_SWEEP").is_some_and(|size| size == "full");
+    let begun = std::time::Instant::now();
+    let (mut compared, mut differing) = (0_u64, 0_u64);
+    for zone in TZ_VARIANTS.iter().step_by(if is_full { 1 } else { 25 }) {
+        let changes = changes(*zone);
+        for (expression, members) in &SWEPT {
+            let ours = Cron::parse(expression, zone.name()).unwrap();
+            let parser = CronParser::new();
+            let theirs: Vec<_> = members.iter().map(|member| parser.parse(member).unwrap()).collect();
+            for change in &changes {
+                let (mut time, end) = (*change - TimeDelta::hours(25), *change + TimeDelta::hours(25));
+                while time < end {
+                    let found = ours.next_after(time).unwrap();
+                    assert!(found > time);
+                    let local = zone.from_utc_datetime(&time.naive_utc());
+                    let expected: Result<Vec<_>, _> = theirs
+                        .iter()
+                        .map(|cron| cron.find_next_occurrence(&local, false))
+                        .collect();
+                    match expected {
+                        Ok(expected) if !gap_over_midnight(*zone, found) => {
+                            let expected = expected.iter().map(DateTime::to_utc).min().unwrap();
+                            assert_eq!(found, expected, "{expression} in {zone} after {local}");
+                            compared += 1;
+                        }
+                        // croner gives up on gaps of more than two hours, and reads those over midnight otherwise.
+                        _ => differing += 1,
+                    }
+                    // An interval is compared where it matters.
+                    let near = (found - *change).abs() < TimeDelta::hours(4);
+                    time = if near {
+                        found
+                    } else {
+                        found.max(time + TimeDelta::hours(2))
+                    };
+                }
+            }
+        }
+    }
+    assert!(
+        compared > 10_000 && differing * 100 < compared,
+        "{compared} compared, {differing} not"
+    );
+    if is_full {
+        let told = format!("{compared} compared, {differing} not, {:.0?}\n", begun.elapsed());
+        std::fs::write(std::env::temp_dir().join("hothouse-sweep.txt"), told).unwrap();
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(4_000))]
 

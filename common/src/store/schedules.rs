@@ -21,6 +21,19 @@ pub(super) const COLUMNS: &str = "id, tenant_id, name, cron, timezone, target, o
 const FIRE_COLUMNS: &str =
     "fire_at, fired_at, outcome, job_id, reason, manual, backfill, job_state, job_error, job_ended_at";
 
+/// A job of a due time.
+#[derive(Clone, Copy, Debug)]
+pub struct FiredJob {
+    /// The job.
+    pub job_id: JobId,
+    /// Whose it is.
+    pub tenant_id: TenantId,
+    /// The due time.
+    pub fire_at: DateTime<Utc>,
+    /// When it was decided.
+    pub fired_at: DateTime<Utc>,
+}
+
 impl Store {
     /// Saves a new schedule.
     ///
@@ -198,6 +211,39 @@ impl Store {
         let mut fires = rows.iter().map(fire).collect::<Result<Vec<_>, _>>()?;
         self.look_up_jobs(&mut fires).await?;
         Ok(fires)
+    }
+
+    /// How many due times made a job, for measurements.
+    ///
+    /// # Errors
+    /// When Postgres is away.
+    pub async fn count_fired(&self) -> Result<u64, Error> {
+        let count: i64 = sqlx::query_scalar("select count(*) from fires where job_id is not null")
+            .fetch_one(self.pool())
+            .await?;
+        Ok(u64::try_from(count).unwrap_or(0))
+    }
+
+    /// Every due time that has a job in table `jobs`, for measurements.
+    ///
+    /// # Errors
+    /// When Postgres is away.
+    pub async fn fired_jobs(&self) -> Result<Vec<FiredJob>, Error> {
+        let rows = sqlx::query(
+            "select jobs.id, jobs.tenant_id, fires.fire_at, fires.fired_at from fires join jobs on jobs.id = fires.job_id",
+        )
+        .fetch_all(self.pool())
+        .await?;
+        rows.iter()
+            .map(|row| {
+                Ok(FiredJob {
+                    job_id: row.try_get("id")?,
+                    tenant_id: row.try_get("tenant_id")?,
+                    fire_at: row.try_get("fire_at")?,
+                    fired_at: row.try_get("fired_at")?,
+                })
+            })
+            .collect()
     }
 
     /// Where the jobs are whose ends are not written down yet.

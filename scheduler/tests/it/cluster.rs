@@ -6,6 +6,8 @@ use std::time::Duration;
 use common::clock::Clock;
 use common::config::{self, Secret};
 use common::lifecycle::Lifecycle;
+use common::queue::Queue;
+use common::store::Store;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use scheduler::Config;
@@ -30,14 +32,22 @@ impl Fixture {
 
     /// A scheduler in this process.
     pub(crate) fn start(&self) -> Part {
+        self.start_with_store().0
+    }
+
+    /// The same, and the store that it sees: its clock can be moved.
+    pub(crate) fn start_with_store(&self) -> (Part, Store) {
         let mut config: Config = config::load(None, self.variables()).unwrap();
         config.database.url = Secret::from(self.pool.connect_options().to_url_lossy().to_string());
+        let store = Store::open(&config.database).unwrap();
+        let queue = Queue::open(&config.redis, &config.leases).unwrap();
         let lifecycle = Lifecycle::new();
-        let running = scheduler::run(config, Clock::system(), lifecycle.clone());
-        Part {
+        let running = scheduler::serve(store.clone(), queue, config, Clock::system(), lifecycle.clone());
+        let part = Part {
             running: lifecycle.tracker().spawn(running),
             lifecycle,
-        }
+        };
+        (part, store)
     }
 
     /// A scheduler as a process.
@@ -59,14 +69,14 @@ impl Fixture {
 
 pub(crate) struct Part {
     lifecycle: Lifecycle,
-    running: JoinHandle<anyhow::Result<()>>,
+    running: JoinHandle<()>,
 }
 
 impl Part {
     pub(crate) async fn stop(self) {
         self.lifecycle.stop();
         let ended = tokio::time::timeout(Duration::from_secs(10), self.running).await;
-        ended.expect("it stops").unwrap().unwrap();
+        ended.expect("it stops").unwrap();
     }
 }
 

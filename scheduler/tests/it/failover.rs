@@ -107,6 +107,7 @@ async fn every_duty_says_what_it_did(pool: PgPool) {
     let part = fixture.start();
     let expected = [
         "fire",
+        "orphans",
         "outcomes",
         "partitions",
         "promote",

@@ -2,9 +2,12 @@
 
 #![expect(clippy::unwrap_used, reason = "a helper of a test fails as the test does")]
 
+mod clocks;
 mod cluster;
 mod failover;
 mod fires;
 mod fixture;
 mod forgetting;
+mod policies;
 mod sweep;
+mod year;

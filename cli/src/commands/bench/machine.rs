@@ -25,6 +25,11 @@ pub(super) struct Machine {
 impl Machine {
     /// Looks at this machine and asks the server.
     pub(super) async fn look(client: &Client) -> Self {
+        Self::here(versions(client).await)
+    }
+
+    /// Looks at this machine; what its server says is known.
+    pub(super) fn here(server: Value) -> Self {
         Self {
             cores: thread::available_parallelism().map_or(0, usize::from),
             processor: value_of("/proc/cpuinfo", "model name"),
@@ -33,7 +38,7 @@ impl Machine {
                 .unwrap_or_default()
                 .trim()
                 .to_owned(),
-            server: versions(client).await,
+            server,
             client_profile: if cfg!(debug_assertions) { "debug" } else { "optimised" },
         }
     }

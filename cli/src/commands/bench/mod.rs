@@ -11,6 +11,7 @@ mod pickup;
 mod queue;
 mod report;
 mod sandbox;
+mod scheduler;
 mod submit;
 mod throughput;
 mod wire;
@@ -45,10 +46,22 @@ enum Measurement {
     Pickup(pickup::Args),
     /// One program at a time in a warm sandbox, beside `docker run` of the same image
     Sandbox(sandbox::Args),
+    /// Schedules at scale, on a private Postgres and Redis
+    Scheduler(scheduler::Args),
+}
+
+impl Args {
+    /// Whether this is a server that is measured, and not the client that measures.
+    pub(crate) fn serves(&self) -> bool {
+        matches!(&self.measurement, Measurement::Scheduler(args) if args.serves())
+    }
 }
 
 /// Measures, cleans up whatever happened, and prints the report.
 pub(crate) async fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
+    if let Measurement::Scheduler(args) = args.measurement {
+        return scheduler::run(args, globals).await;
+    }
     let client = Client::new(globals)?;
     let mut interrupts = Interrupts::new()?;
     let mut report = Report::new(&client).await?;
@@ -81,6 +94,7 @@ impl Measurement {
             Self::Throughput(_) => "throughput",
             Self::Pickup(_) => "pickup",
             Self::Sandbox(_) => "sandbox",
+            Self::Scheduler(_) => "scheduler",
         }
     }
 
@@ -91,6 +105,8 @@ impl Measurement {
             Self::Throughput(args) => throughput::run(args, client, queue, report).await,
             Self::Pickup(args) => pickup::run(args, client, queue, report).await,
             Self::Sandbox(args) => sandbox::run(args, client, queue, report).await,
+            // It needs no server, so it has been run before one was asked for.
+            Self::Scheduler(_) => Ok(()),
         }
     }
 }

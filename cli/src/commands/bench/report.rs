@@ -28,12 +28,17 @@ impl Report {
     pub(super) async fn new(client: &Client) -> anyhow::Result<Self> {
         // Before anything is measured: a server that is not there is one sentence, not a bad result.
         client.get_outside("/healthz").await?;
-        Ok(Self {
+        Ok(Self::on(Machine::look(client).await))
+    }
+
+    /// An empty report on a machine, for the command line that runs.
+    pub(super) fn on(machine: Machine) -> Self {
+        Self {
             command: command_line(env::args()),
-            machine: Machine::look(client).await,
+            machine,
             findings: Vec::new(),
             is_sound: true,
-        })
+        }
     }
 
     /// Adds a number.
