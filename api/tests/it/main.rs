@@ -13,5 +13,6 @@ mod groups;
 mod jobs;
 mod lists;
 mod operating;
+mod schedule_policies;
 mod schedules;
 mod tenancy;

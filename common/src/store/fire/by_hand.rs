@@ -50,11 +50,6 @@ impl Store {
             return Ok(Manual::NotFound);
         };
         let read = Read::of(&mut tx, found.clone()).await?;
-        if found.target.conversation_id.is_some() && read.schedules.is_empty() {
-            return Ok(Manual::Refused(
-                "its conversation is being changed: try again".to_owned(),
-            ));
-        }
         let job = match new_job(&found, &read.means(&found), now, found.last_fire_at, now) {
             Ok(job) => job,
             Err(reason) => return Ok(Manual::Refused(reason)),
@@ -85,11 +80,6 @@ impl Store {
         };
         found.overlap = overlap;
         let read = Read::of(&mut tx, found.clone()).await?;
-        if found.target.conversation_id.is_some() && read.schedules.is_empty() {
-            return Ok(Backfilled::Refused(
-                "its conversation is being changed: try again".to_owned(),
-            ));
-        }
         let means = read.means(&found);
         let (mut fires, mut before) = (Vec::with_capacity(times.len()), None);
         for fire_at in times {

@@ -56,30 +56,33 @@ impl Read {
                 Err(error) => read.unfit.push((id, format!("it cannot be read: {error}"))),
             }
         }
-        read.complete(tx).await?;
+        let paused = read.note(tx).await?;
+        read.paused = u64::try_from(paused.len()).unwrap_or(u64::MAX);
+        read.schedules.retain(|one| !paused.contains(&one.id));
+        read.complete(tx, "skip locked").await?;
         Ok(read)
     }
 
-    /// One schedule that is locked already.
+    /// One schedule that is locked already. It waits for its conversation: whoever holds that waits for no schedule.
     pub(super) async fn of(tx: &mut PgConnection, schedule: Schedule) -> Result<Self, Error> {
         let mut read = Self {
             schedules: vec![schedule],
             ..Self::default()
         };
-        read.complete(tx).await?;
+        read.note(tx).await?;
+        read.complete(tx, "").await?;
         Ok(read)
     }
 
-    async fn complete(&mut self, tx: &mut PgConnection) -> Result<(), Error> {
-        self.note(tx).await?;
+    async fn complete(&mut self, tx: &mut PgConnection, if_locked: &str) -> Result<(), Error> {
         self.read_open(tx).await?;
-        self.read_talks(tx).await?;
+        self.read_talks(tx, if_locked).await?;
         self.read_agents(tx).await?;
         self.read_results(tx).await
     }
 
-    /// What became of the jobs so far, where the schedule depends on it.
-    async fn note(&mut self, tx: &mut PgConnection) -> Result<(), Error> {
+    /// What became of the jobs so far, where the schedule depends on it. Answers which were paused for it.
+    async fn note(&self, tx: &mut PgConnection) -> Result<HashSet<ScheduleId>, Error> {
         let ids: Vec<ScheduleId> = self
             .schedules
             .iter()
@@ -87,13 +90,9 @@ impl Read {
             .map(|one| one.id)
             .collect();
         if ids.is_empty() {
-            return Ok(());
+            return Ok(HashSet::new());
         }
-        let noted = note(tx, Which::Of(&ids)).await?;
-        let paused: HashSet<ScheduleId> = noted.paused.into_iter().collect();
-        self.paused = u64::try_from(paused.len()).unwrap_or(u64::MAX);
-        self.schedules.retain(|one| !paused.contains(&one.id));
-        Ok(())
+        Ok(note(tx, Which::Of(&ids)).await?.paused.into_iter().collect())
     }
 
     /// A job that is gone has ended.
@@ -122,7 +121,7 @@ impl Read {
 
     /// Locks the conversations of turns. A schedule whose conversation somebody else holds is left out of this round:
     /// whoever waited for it could deadlock with a worker that settles several turns.
-    async fn read_talks(&mut self, tx: &mut PgConnection) -> Result<(), Error> {
+    async fn read_talks(&mut self, tx: &mut PgConnection, if_locked: &str) -> Result<(), Error> {
         let ids: HashSet<ConversationId> = self
             .schedules
             .iter()
@@ -132,13 +131,11 @@ impl Read {
             return Ok(());
         }
         let ids: Vec<ConversationId> = ids.into_iter().collect();
-        let locked = sqlx::query(
+        let sql = format!(
             "select id, tenant_id, agent_id, agent, user_id from conversations where id = any($1) and deleted_at is null
-             order by id for update skip locked",
-        )
-        .bind(&ids)
-        .fetch_all(&mut *tx)
-        .await?;
+             order by id for update {if_locked}"
+        );
+        let locked = sqlx::query(AssertSqlSafe(sql)).bind(&ids).fetch_all(&mut *tx).await?;
         for row in &locked {
             let id: ConversationId = row.try_get("id")?;
             let agent: Option<Json<AgentDefinition>> = row.try_get("agent")?;
