@@ -10,6 +10,7 @@ use crate::job::Job;
 
 /// A queued job, as far as it must be known to see whether Redis knows it.
 #[derive(Clone, Copy, Debug, sqlx::FromRow)]
+#[expect(clippy::struct_field_names, reason = "the column is called queued_at everywhere")]
 pub struct Queued {
     /// The job.
     pub id: JobId,
