@@ -110,7 +110,6 @@ impl Auth {
 /// `[submit]`: what may be submitted.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-#[expect(clippy::struct_field_names, reason = "the names are those of the settings")]
 pub struct Submit {
     /// Most jobs in one batch.
     pub batch_max: usize,

@@ -301,7 +301,7 @@ async fn import(client: &Client, globals: &Globals, document: &Value, dry_run: b
     let schedules = document.get("schedules").and_then(Value::as_array);
     let schedules = schedules.context("the document has no `schedules`")?;
     ensure!(!schedules.is_empty(), "the document has no schedule");
-    let version = document.get("version").cloned().unwrap_or(json!(1));
+    let version = document.get("version").cloned().unwrap_or_else(|| json!(1));
     let steps: &[bool] = if dry_run { &[true] } else { &[true, false] };
     let mut done = Map::new();
     for dry_run in steps {

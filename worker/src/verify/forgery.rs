@@ -20,7 +20,7 @@ pub(super) const ATTEMPTS: &[Attempt] = &[
     }),
     forged("speak rubbish", |b| {
         ends_it(b, VERSION, |wire| {
-            wire.extend((0..3_000_u32).map(|n| (n * 31).to_le_bytes()[0]))
+            wire.extend((0..3_000_u32).map(|n| (n * 31).to_le_bytes()[0]));
         })
         .boxed()
     }),
@@ -171,7 +171,8 @@ fn guesses() -> String {
     for token in [[0; 16], [0xff; 16], TOKEN] {
         ping(&mut wire, &Token::new(token));
     }
-    wire.iter().map(|byte| format!("\\x{byte:02x}")).collect()
+    wire.iter()
+        .fold(String::new(), |guess, byte| guess + &format!("\\x{byte:02x}"))
 }
 
 async fn own_output(bench: &Bench) -> Result<Verdict, Error> {

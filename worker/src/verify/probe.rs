@@ -36,7 +36,7 @@ impl Probe {
 
 /// What the lines of a probe find around them. Each further argument of the program is a probe; one line is printed
 /// for each. A probe that ends the program leaves no line, which is no proof.
-pub const PRELUDE: &str = r#"
+pub const PRELUDE: &str = r"
 import ctypes, errno, fcntl, glob, json, mmap, os, platform, resource, select, signal, socket, stat, struct, subprocess, sys, threading, time
 INHERITED = [fd for fd in range(3, 256) if os.path.exists('/proc/self/fd/%d' % fd)]
 class Said(Exception): pass
@@ -95,7 +95,7 @@ def attempt(code):
 for code in sys.argv[1:]:
     line = attempt(code)
     print(' '.join(line.split())[:300], flush=True)
-"#;
+";
 
 /// Runs programs of probes in one sandbox: a verdict for each.
 pub(super) async fn run(sandbox: &Sandbox, probes: &[&Probe]) -> Result<Vec<Verdict>, Error> {

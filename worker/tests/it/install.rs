@@ -285,7 +285,7 @@ impl Done {
 
     fn phases(&self) -> Vec<&str> {
         let phase = |body| match body {
-            &EventBody::Status { ref phase, .. } => Some(phase.as_str()),
+            EventBody::Status { phase, .. } => Some(phase.as_str()),
             _ => None,
         };
         self.said.iter().filter_map(phase).collect()

@@ -25,6 +25,7 @@ const COUNT_MAX: u64 = 1_000_000;
 
 /// How many jobs a call acted on.
 #[derive(Debug, Serialize, ToSchema)]
+#[expect(clippy::struct_field_names, reason = "the names are those of the wire")]
 pub(super) struct Matched {
     /// How many jobs this call acted on, or would have; a dry run counts up to 1,000,000.
     pub(super) matched: u64,

@@ -45,8 +45,11 @@ pub(super) async fn measure(folder: &Path, peer: &str, modes: &str) -> anyhow::R
     Ok(figures)
 }
 
+/// A figure and what it is of: peer, mode, name.
+type Figure = ((String, String, String), f64);
+
 /// The figures of one line such as `{'rate': 13559.1, 'p50': 4.1, 'peer': 'bullmq', 'mode': 'http'}`.
-fn read(line: &str) -> Option<Vec<((String, String, String), f64)>> {
+fn read(line: &str) -> Option<Vec<Figure>> {
     let fields = line.trim().strip_prefix('{')?.strip_suffix('}')?;
     let fields: BTreeMap<&str, &str> = fields
         .split(", '")
