@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 
 use rcgen::{CertifiedKey, generate_simple_self_signed};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
@@ -58,16 +58,7 @@ impl Server {
             while let Ok((stream, _)) = listener.accept().await {
                 theirs.lock().unwrap().connections += 1;
                 let (heard, tls) = (Arc::clone(&theirs), tls.clone());
-                open.spawn(async move {
-                    if let Some(tls) = tls {
-                        if let Ok(stream) = tls.accept(stream).await {
-                            serve(stream, &heard).await;
-                        }
-                    } else {
-                        serve(stream, &heard).await;
-                    }
-                    heard.lock().unwrap().ended += 1;
-                });
+                open.spawn(converse(stream, tls, heard));
             }
         });
         Self {
@@ -89,6 +80,17 @@ impl Server {
     pub(crate) fn heard(&self) -> String {
         String::from_utf8_lossy(&self.heard.lock().unwrap().bytes).into_owned()
     }
+}
+
+async fn converse(stream: TcpStream, tls: Option<TlsAcceptor>, heard: Arc<Mutex<Heard>>) {
+    if let Some(tls) = tls {
+        if let Ok(stream) = tls.accept(stream).await {
+            serve(stream, &heard).await;
+        }
+    } else {
+        serve(stream, &heard).await;
+    }
+    heard.lock().unwrap().ended += 1;
 }
 
 /// Answers one request by its path and closes: `/redirect` leads to a private address, `/flood` is 4 MiB, `/echo` gives

@@ -284,11 +284,13 @@ impl Done {
     }
 
     fn phases(&self) -> Vec<&str> {
-        let phase = |body| match body {
-            EventBody::Status { phase, .. } => Some(phase.as_str()),
-            _ => None,
-        };
-        self.said.iter().filter_map(phase).collect()
+        let mut phases = Vec::new();
+        for body in &self.said {
+            if let EventBody::Status { phase, .. } = body {
+                phases.push(phase.as_str());
+            }
+        }
+        phases
     }
 }
 
