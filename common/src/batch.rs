@@ -144,6 +144,10 @@ async fn gather<T>(receiver: &mut mpsc::Receiver<T>, arrived: &mut Vec<T>, batch
 mod tests {
     use super::*;
 
+    async fn called(batcher: Batcher<u32, u32>, item: u32) -> u32 {
+        batcher.call(item).await.unwrap()
+    }
+
     #[tokio::test]
     async fn what_arrives_during_a_batch_is_the_next_batch() {
         let tracker = TaskTracker::new();
@@ -202,10 +206,7 @@ mod tests {
             }
         });
         let call = |count: u32| {
-            for item in 0..count {
-                let batcher = batcher.clone();
-                tracker.spawn(async move { batcher.call(item).await.unwrap() });
-            }
+            (0..count).for_each(|item| drop(tracker.spawn(called(batcher.clone(), item))));
         };
         let begun = async |batches: usize| {
             while sizes.lock().unwrap().len() < batches {

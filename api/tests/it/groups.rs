@@ -11,7 +11,9 @@ use sqlx::PgPool;
 use crate::fixture::{Api, SOON};
 
 fn group(jobs: Value) -> Value {
-    json!({"kind": "group", "input": {"jobs": jobs}})
+    let mut group = json!({"kind": "group", "input": {}});
+    group["input"]["jobs"] = jobs;
+    group
 }
 
 #[sqlx::test(migrator = "common::store::MIGRATOR")]

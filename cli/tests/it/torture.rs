@@ -46,7 +46,7 @@ const SEED: u64 = 20_261_121;
 const LENGTH: Duration = Duration::from_secs(45);
 
 /// How long jobs may take to end after it.
-const DRAIN: Duration = Duration::from_secs(120);
+const DRAIN: Duration = Duration::from_mins(2);
 
 fn now() -> DateTime<Utc> {
     std::time::SystemTime::now().into()

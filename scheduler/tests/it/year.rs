@@ -3,6 +3,8 @@
 //!
 //! `HOTHOUSE_SIMULATION=full` runs the whole year of 1,000 schedules; without it a month of a few.
 
+#![expect(clippy::panic, reason = "a test that cannot go on fails")]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 

@@ -90,6 +90,7 @@ pub(crate) struct Row {
 
 /// A row of `attempts`.
 #[derive(Debug, Clone, Deserialize)]
+#[expect(clippy::struct_field_names, reason = "the names are those of the columns")]
 pub(crate) struct Attempt {
     pub(crate) job_id: Uuid,
     pub(crate) attempt: u64,

@@ -108,16 +108,13 @@ impl Rig {
                 "info,common=debug,api=debug,worker=debug,scheduler=debug".to_owned(),
             ),
         ];
-        match optional("HOTHOUSE_TORTURE_DOCKER_HOST") {
-            Some(host) => {
-                env.push(("HOTHOUSE_SANDBOX__DRIVER", "docker".to_owned()));
-                env.push(("HOTHOUSE_SANDBOX__DOCKER_HOST", host));
-                env.extend(optional("HOTHOUSE_TEST_IMAGE").map(|image| ("HOTHOUSE_SANDBOX__IMAGE", image)));
-            }
-            None => {
-                env.push(("HOTHOUSE_SANDBOX__DRIVER", "bubblewrap".to_owned()));
-                env.push(("HOTHOUSE_SANDBOX__INIT", required("HOTHOUSE_TEST_INIT")));
-            }
+        if let Some(host) = optional("HOTHOUSE_TORTURE_DOCKER_HOST") {
+            env.push(("HOTHOUSE_SANDBOX__DRIVER", "docker".to_owned()));
+            env.push(("HOTHOUSE_SANDBOX__DOCKER_HOST", host));
+            env.extend(optional("HOTHOUSE_TEST_IMAGE").map(|image| ("HOTHOUSE_SANDBOX__IMAGE", image)));
+        } else {
+            env.push(("HOTHOUSE_SANDBOX__DRIVER", "bubblewrap".to_owned()));
+            env.push(("HOTHOUSE_SANDBOX__INIT", required("HOTHOUSE_TEST_INIT")));
         }
         env
     }

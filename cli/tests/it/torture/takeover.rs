@@ -18,16 +18,16 @@ pub(super) fn report(rig: &Rig, record: &Record, history: &History) -> String {
     if times.is_empty() {
         return format!("torture: {kills} workers killed, none of them under a job");
     }
-    let at = |share: f64| {
-        let index = (times.len() as f64 * share).ceil() as usize;
+    let at = |percent: usize| {
+        let index = (times.len() * percent).div_ceil(100);
         times[index.clamp(1, times.len()) - 1].as_secs_f64()
     };
     format!(
         "torture: {kills} workers killed under {} jobs, which ran elsewhere after {:.1} s (p50), {:.1} s (p99), {:.1} s (most)",
         times.len(),
-        at(0.5),
-        at(0.99),
-        at(1.0)
+        at(50),
+        at(99),
+        at(100)
     )
 }
 

@@ -345,7 +345,7 @@ fn two_sandboxes_of_one_job_are_found() {
     let property = "at most one sandbox runs for a job";
     refused(property, |history| history.sightings[0].seen = 30.6);
     refused(property, |history| {
-        history.sightings.push(sighting("exec", 9, 31.5, 31.6))
+        history.sightings.push(sighting("exec", 9, 31.5, 31.6));
     });
 }
 
