@@ -98,6 +98,11 @@ impl Attempts {
         &self.inner.clock
     }
 
+    /// What the worker holds.
+    pub fn held(&self) -> &Held {
+        &self.inner.held
+    }
+
     /// Runs an attempt that was claimed at `asked` or later. The slot is free when its process has ended, `result` when its
     /// end is committed.
     pub fn spawn(

@@ -23,6 +23,7 @@ use crate::attempt::{Attempts, Parts};
 use crate::config::{Config, Worker};
 use crate::consumer::heartbeat::Heartbeat;
 use crate::consumer::held::{Held, Stop};
+use crate::consumer::solitude::Solitude;
 use crate::consumer::{Consumer, cancels};
 use crate::executor::Machine;
 use crate::machine;
@@ -165,6 +166,7 @@ fn start(config: &Config, running: &Running, queue: &Queue, slots: &BTreeMap<Slo
             upkeep.clone(),
         ),
     );
+    let solitude = Solitude::default();
     for (slot, count) in slots {
         let count = usize::try_from(*count).unwrap_or(usize::MAX);
         if count == 0 {
@@ -182,6 +184,7 @@ fn start(config: &Config, running: &Running, queue: &Queue, slots: &BTreeMap<Slo
             store: store.clone(),
             attempts: attempts.clone(),
             pool: running.machine.pool.clone().filter(|_| *slot == SlotClass::Sandbox),
+            solitude: solitude.clone(),
         };
         for shard in queue.shards() {
             lifecycle.spawn_infallible("consumer", consumer.clone().run(shard, claiming.clone()));

@@ -11,6 +11,10 @@ use super::wait::Wait;
 /// Workers that may die under a job before it is held to be what kills them.
 pub const LOSSES_MAX: u32 = 3;
 
+/// Losses after which a job is claimed alone: its worker holds nothing else while it runs. So the last loss, the one that
+/// condemns, was nobody else's doing, and condemns nobody else.
+pub const ALONE_AFTER: u32 = LOSSES_MAX - 1;
+
 /// How an attempt ended, as its worker saw it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {

@@ -18,7 +18,7 @@ use crate::ids::{AgentId, ApiKeyId, ConversationId, JobId, ScheduleId, TenantId,
 
 pub use failure::{Failure, FailureCode};
 pub use retry::Backoff;
-pub use spec::{Concurrency, Kind, Strategy};
+pub use spec::{Concurrency, Kind, Rate, Strategy};
 pub use state::{InvalidTransition, JobEvent, JobState, StateName};
 pub use wait::{Wait, WaitFor, Woken};
 
@@ -112,6 +112,8 @@ pub struct Job {
     pub usage: Usage,
     /// Its concurrency key.
     pub concurrency: Option<Concurrency>,
+    /// Its rate key.
+    pub rate: Option<Rate>,
     /// The submitter's own name for its user.
     pub user_id: Option<String>,
     /// The key that submitted it.

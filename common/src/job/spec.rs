@@ -129,6 +129,19 @@ fn one() -> u32 {
     1
 }
 
+/// A limit on how many jobs of one key start within a window of time, within a tenant.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rate {
+    /// The submitter's key.
+    pub key: String,
+    /// How many may start within any window.
+    pub limit: u32,
+    /// How long the window is.
+    #[serde(with = "humantime_serde")]
+    pub window: Duration,
+}
+
 /// A validated submission, without its input.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct JobSpec {
@@ -153,6 +166,9 @@ pub struct JobSpec {
     pub retry_on: Vec<String>,
     /// Its concurrency key.
     pub concurrency: Option<Concurrency>,
+    /// Its rate key.
+    #[serde(default)]
+    pub rate: Option<Rate>,
     /// The submitter's own name for its user.
     pub user_id: Option<String>,
     /// The submitter's own notes.
@@ -173,6 +189,7 @@ impl JobSpec {
             backoff: Backoff::default(),
             retry_on: Vec::new(),
             concurrency: None,
+            rate: None,
             user_id: None,
             metadata: serde_json::Map::new(),
         }

@@ -1,7 +1,9 @@
 //! Claim: from the ready streams into a lease.
 
+use std::time::Duration;
+
 use super::{Error, Queue, Shard};
-use crate::ids::{JobId, TenantId, WorkerId};
+use crate::ids::{JobId, WorkerId};
 use crate::job::spec::SlotClass;
 use crate::store::claim::Claim;
 
@@ -16,6 +18,30 @@ pub struct Want {
     pub labels: Vec<String>,
     /// Queues that it serves; empty is all of them.
     pub queues: Vec<String>,
+    /// What else it does. With [`Mode::Alone`] one job at most is claimed.
+    pub mode: Mode,
+}
+
+/// What else the worker does at the moment of a claim.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Mode {
+    /// It may hold other jobs.
+    #[default]
+    Busy,
+    /// It holds none.
+    Idle,
+    /// It holds none, and claims nothing else until the job that it gets has ended: for one that killed its workers.
+    Alone,
+}
+
+impl Mode {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Busy => "busy",
+            Self::Idle => "idle",
+            Self::Alone => "alone",
+        }
+    }
 }
 
 /// Jobs whose leases the worker holds now. Postgres has the last word on each.
@@ -23,15 +49,18 @@ pub struct Want {
 pub struct Handout {
     /// The claims, in the order of their priority.
     pub claims: Vec<Claim>,
+    /// When a limit by time may let something more through; none when nothing waits for one.
+    pub opens_in: Option<Duration>,
+    /// A job that is claimed alone waits: finish what is held, then claim with [`Mode::Alone`].
+    pub is_called_alone: bool,
 }
 
 impl Queue {
-    /// Claims up to `want.free` jobs of one shard. `rotation` says where the round over the lanes begins; a caller that
-    /// counts it up treats its queues alike.
+    /// Claims up to `want.free` jobs of one shard.
     ///
     /// # Errors
     /// [`Error::Closed`] after a wipe, until running jobs have registered again.
-    pub async fn claim(&self, shard: Shard, worker: WorkerId, want: &Want, rotation: u32) -> Result<Handout, Error> {
+    pub async fn claim(&self, shard: Shard, worker: WorkerId, want: &Want) -> Result<Handout, Error> {
         let list = |names: &[String]| {
             if names.is_empty() {
                 String::new()
@@ -44,18 +73,24 @@ impl Queue {
             .arg(worker.to_string())
             .arg(u64::try_from(self.inner.lease_ttl.as_millis()).unwrap_or(u64::MAX))
             .arg(self.clock_offset_ms())
-            .arg(want.free)
+            .arg(if want.mode == Mode::Alone { want.free.min(1) } else { want.free })
             .arg(want.slot.as_str())
             .arg(list(&want.labels))
             .arg(list(&want.queues))
-            .arg(rotation);
+            .arg(want.mode.as_str());
         let reply: redis::Value = invocation.invoke_async(&mut self.link().await?).await?;
         if matches!(reply, redis::Value::Int(-1)) {
             return Err(Error::Closed);
         }
         let flat: Vec<String> = redis::from_redis_value(reply).map_err(|error| Error::Reply(error.to_string()))?;
-        let claims = flat.chunks_exact(3).map(read).collect::<Result<_, _>>()?;
-        Ok(Handout { claims })
+        let (Some(opens_in), Some(called)) = (flat.first(), flat.get(1)) else {
+            return Err(Error::Reply("a handout without its head".to_owned()));
+        };
+        Ok(Handout {
+            opens_in: opens_in.parse().ok().map(Duration::from_millis),
+            is_called_alone: called == "1",
+            claims: flat[2..].chunks_exact(3).map(read).collect::<Result<_, _>>()?,
+        })
     }
 
     /// Forgets claims that Postgres did not confirm.
@@ -73,27 +108,6 @@ impl Queue {
         }
         let _dropped: i64 = invocation.invoke_async(&mut self.link().await?).await?;
         Ok(())
-    }
-
-    /// How many jobs of the tenant come before this one in its backlog; `None` when it is not in one.
-    ///
-    /// # Errors
-    /// When Redis is away.
-    pub async fn position(
-        &self,
-        tenant_id: TenantId,
-        queue: &str,
-        class: &str,
-        job_id: JobId,
-    ) -> Result<Option<u64>, Error> {
-        let lane = super::dispatch::lane(queue, class);
-        let key = self.key(self.shard_of(tenant_id), &format!("b:{lane}:{tenant_id}"));
-        let rank = redis::cmd("ZRANK")
-            .arg(key)
-            .arg(job_id.to_string())
-            .query_async(&mut self.connection().await?)
-            .await?;
-        Ok(rank)
     }
 }
 

@@ -4,44 +4,16 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use sha2::{Digest, Sha256};
 
+use super::gate::Hold;
 use super::{Error, Queue, Shard};
-use crate::ids::{ConversationId, JobId, TenantId};
-use crate::job::{Concurrency, Job, NewJob};
+use crate::ids::{JobId, TenantId};
+use crate::job::decision::ALONE_AFTER;
+use crate::job::{Job, NewJob};
 
 /// How much earlier than its submission a job counts for each level of priority: level 9 goes before level 0 when it is
 /// submitted up to 45 minutes later, and behind everything that is older than that, so no level starves.
 pub const LEVEL_HEAD_START: Duration = Duration::from_mins(5);
-
-/// A place that a job needs while it runs.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Hold {
-    key: String,
-    limit: u32,
-}
-
-impl Hold {
-    /// A place of a submitter's concurrency key. The key is hashed: it may contain anything.
-    fn concurrency(tenant_id: TenantId, concurrency: &Concurrency) -> Self {
-        let digest = Sha256::new()
-            .chain_update(tenant_id.uuid())
-            .chain_update(&concurrency.key)
-            .finalize();
-        Self {
-            key: format!("c:{}", hex::encode(&digest[..16])),
-            limit: concurrency.limit,
-        }
-    }
-
-    /// The one place of a conversation.
-    fn conversation(id: ConversationId) -> Self {
-        Self {
-            key: format!("v:{id}"),
-            limit: 1,
-        }
-    }
-}
 
 /// What Redis needs to know of a job.
 #[derive(Clone, Debug)]
@@ -73,9 +45,14 @@ impl Dispatch {
             job_id: job.id,
             tenant_id: job.tenant_id,
             attempt: job.attempt + 1,
-            lane: lane(&job.queue, &job.class),
+            lane: lane(&job.queue, &job.class, job.losses >= ALONE_AFTER),
             level: job.priority,
-            holds: holds(job.tenant_id, job.concurrency.as_ref(), job.conversation_id),
+            holds: Hold::all(
+                job.tenant_id,
+                job.agent_id,
+                job.conversation_id,
+                (job.concurrency.as_ref(), job.rate.as_ref()),
+            ),
             score: score(job.created_at, job.priority),
         }
     }
@@ -94,9 +71,14 @@ impl Dispatch {
             job_id: job.id,
             tenant_id: job.tenant_id,
             attempt: 1,
-            lane: lane(&job.spec.queue, &job.class),
+            lane: lane(&job.spec.queue, &job.class, false),
             level: job.spec.priority,
-            holds: holds(job.tenant_id, job.spec.concurrency.as_ref(), job.links.conversation_id),
+            holds: Hold::all(
+                job.tenant_id,
+                job.links.agent.map(|(id, _)| id),
+                job.links.conversation_id,
+                (job.spec.concurrency.as_ref(), job.spec.rate.as_ref()),
+            ),
             score: score(job.created_at, job.spec.priority),
         }
     }
@@ -107,11 +89,7 @@ impl Dispatch {
     }
 
     pub(super) fn push_args(&self, script: &mut redis::ScriptInvocation<'_>) {
-        let holds: Vec<String> = self
-            .holds
-            .iter()
-            .map(|hold| format!("{}={}", hold.key, hold.limit))
-            .collect();
+        let holds: Vec<String> = self.holds.iter().map(Hold::to_string).collect();
         script
             .arg(self.job_id.to_string())
             .arg(self.attempt)
@@ -123,14 +101,10 @@ impl Dispatch {
     }
 }
 
-/// A lane: one queue's jobs of one class.
-pub(super) fn lane(queue: &str, class: &str) -> String {
-    format!("{queue}/{class}")
-}
-
-fn holds(tenant_id: TenantId, concurrency: Option<&Concurrency>, conversation_id: Option<ConversationId>) -> Vec<Hold> {
-    let key = concurrency.map(|concurrency| Hold::concurrency(tenant_id, concurrency));
-    key.into_iter().chain(conversation_id.map(Hold::conversation)).collect()
+/// A lane: one queue's jobs of one class; those that are claimed alone have lanes of their own.
+pub(super) fn lane(queue: &str, class: &str, is_alone: bool) -> String {
+    let mark = if is_alone { "!" } else { "" };
+    format!("{queue}/{class}{mark}")
 }
 
 /// Order within a tenant: the lowest first. Never negative, because times are after 2026.
@@ -221,11 +195,17 @@ impl Queue {
                 let (Some((queue, class)), Ok(tenant_id)) = (lane.split_once('/'), tenant.parse()) else {
                     continue;
                 };
-                let backlog = self.key(shard, &format!("b:{lane}:{tenant}"));
-                let length: u32 = redis::cmd("ZCARD").arg(backlog).query_async(&mut connection).await?;
+                let (waiting, parked): (u32, u32) = redis::pipe()
+                    .cmd("ZCARD")
+                    .arg(self.key(shard, &format!("b:{lane}:{tenant}")))
+                    .cmd("ZCARD")
+                    .arg(self.key(shard, &format!("p:{lane}:{tenant}")))
+                    .query_async(&mut connection)
+                    .await?;
+                let length = waiting.saturating_add(parked);
                 if length <= self.inner.dispatched_max / 2 {
                     let room = self.inner.dispatched_max - length;
-                    found.push((queue.to_owned(), class.to_owned(), tenant_id, room));
+                    found.push((queue.to_owned(), class.trim_end_matches('!').to_owned(), tenant_id, room));
                 }
             }
         }
@@ -237,11 +217,12 @@ impl Queue {
     /// # Errors
     /// When Redis is away.
     pub async fn unspill(&self, queue: &str, class: &str, tenant_id: TenantId) -> Result<(), Error> {
-        let member = format!("{} {tenant_id}", lane(queue, class));
+        let member = |is_alone| format!("{} {tenant_id}", lane(queue, class, is_alone));
         let key = self.key(self.shard_of(tenant_id), "spilled");
         let _removed: i64 = redis::cmd("SREM")
             .arg(key)
-            .arg(member)
+            .arg(member(false))
+            .arg(member(true))
             .query_async(&mut self.connection().await?)
             .await?;
         Ok(())

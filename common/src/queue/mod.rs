@@ -7,13 +7,19 @@
 //! |---|---|
 //! | `gen` | hash: this index's generation, and whether it is open for claims |
 //! | `idx` | hash: job → where it is, which attempt is expected, what it needs to run |
-//! | `lanes` | set of lanes (`queue/class`) with something to release |
+//! | `lanes` | sorted set: lanes (`queue/class`) with something to release, by their virtual time |
 //! | `b:<lane>:<tenant>` | sorted set: a tenant's backlog in a lane |
-//! | `ring:<lane>`, `vt` | tenants by virtual time, and the present time of each lane |
+//! | `p:<lane>:<tenant>` | sorted set: those of its jobs that wait at a gate |
+//! | `ring:<lane>`, `left:<lane>` | tenants by virtual time: those with a backlog, and those that left it ahead of the others |
+//! | `vt` | hash: the present virtual time of each lane, and of the lanes among each other |
 //! | `r:<lane>:<level>` | stream: admitted jobs, ready to be claimed |
 //! | `leases` | sorted set: job → when its lease passes, ms |
-//! | `h:<key>`, `w:<key>` | places of a concurrency key: who holds one, who waits for one |
-//! | `paused`, `weights`, `spilled` | queues that release nothing; weights of tenants; full backlogs |
+//! | `limits` | hash: gate → limit of places, limit of starts, paused until; what operators set |
+//! | `h:<gate>`, `s:<gate>`, `w:<gate>` | set of jobs that hold a place, list of the last starts, sorted set of who waits |
+//! | `w:t:<tenant>` | set of lanes in which a tenant waits at its own gate |
+//! | `timers` | sorted set: gate → when it may open by time, ms |
+//! | `alone:<lane>` | the worker that empties itself to claim a job alone |
+//! | `paused`, `weights`, `spilled` | queues that release nothing; weights of tenants and queues; full backlogs |
 //! | `wake` | stream of one entry that carries no job: the only key that is read blocking |
 //! | `cancel:<worker>` | set of jobs that a worker should stop |
 //! | `log:<job>` | stream: the tail of a job's event log |
@@ -28,6 +34,7 @@ mod adopt;
 mod claim;
 mod dispatch;
 mod error;
+mod gate;
 mod generation;
 mod lease;
 mod link;
@@ -37,6 +44,7 @@ mod script;
 mod statistics;
 mod subscribe;
 mod wake;
+mod why;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -44,9 +52,10 @@ use std::time::Duration;
 
 use deadpool_redis::{Connection, Pool, Runtime};
 
-pub use claim::{Handout, Want};
-pub use dispatch::{Dispatch, Dispatched, Hold, LEVEL_HEAD_START};
+pub use claim::{Handout, Mode, Want};
+pub use dispatch::{Dispatch, Dispatched, LEVEL_HEAD_START};
 pub use error::Error;
+pub use gate::{FOREVER_MS, Gate, GateLimit, Hold};
 pub use generation::{Begun, Generation};
 pub use lease::{Acked, Beat, Expired, Keeps};
 pub use log::Appended;
@@ -54,6 +63,7 @@ pub(crate) use log::READ_MAX;
 pub use statistics::Statistics;
 pub use subscribe::{Channel, Hint};
 pub use wake::Waker;
+pub use why::{Place, Shut, Why};
 
 use crate::config::{self, Leases, Redis};
 use crate::ids::TenantId;

@@ -8,7 +8,7 @@ macro_rules! script {
     };
 }
 
-/// All scripts. Each begins with `record.lua`, and with `place.lua` where places change hands.
+/// All scripts. Each begins with `record.lua`, and with `gate.lua` and `place.lua` where places change hands.
 pub(super) struct Scripts {
     pub(super) dispatch: Script,
     pub(super) claim: Script,
@@ -23,24 +23,28 @@ pub(super) struct Scripts {
     pub(super) generation: Script,
     pub(super) open: Script,
     pub(super) stray: Script,
+    pub(super) limit: Script,
+    pub(super) why: Script,
 }
 
 impl Scripts {
     pub(super) fn new() -> Self {
         Self {
-            dispatch: script!("record", "place", "dispatch"),
-            claim: script!("record", "place", "release", "claim"),
+            dispatch: script!("record", "gate", "place", "dispatch"),
+            claim: script!("record", "gate", "place", "release", "claim"),
             heartbeat: script!("record", "heartbeat"),
-            register: script!("record", "place", "register"),
-            ack: script!("record", "place", "ack"),
-            cancel: script!("record", "place", "cancel"),
-            drop: script!("record", "place", "drop"),
-            expired: script!("record", "expired"),
+            register: script!("record", "gate", "place", "register"),
+            ack: script!("record", "gate", "place", "ack"),
+            cancel: script!("record", "gate", "place", "cancel"),
+            drop: script!("record", "gate", "place", "drop"),
+            expired: script!("record", "gate", "place", "expired"),
             append: script!("record", "append"),
-            adopt: script!("record", "place", "adopt"),
+            adopt: script!("record", "gate", "place", "adopt"),
             generation: script!("record", "generation"),
             open: script!("record", "open"),
             stray: script!("record", "stray"),
+            limit: script!("record", "gate", "place", "limit"),
+            why: script!("record", "gate", "why"),
         }
     }
 }

@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::row::{int, ms};
 use super::{Class, Error, Store};
 use crate::ids::{JobId, TenantId};
-use crate::job::{Concurrency, NewJob};
+use crate::job::{Concurrency, NewJob, Rate};
 
 /// Remembers a request, so that its repetition is answered with the same jobs.
 #[derive(Clone, Debug)]
@@ -163,24 +163,26 @@ pub(super) async fn insert_jobs(connection: &mut PgConnection, jobs: &[&NewJob])
     let state = |job: &NewJob| if later(job).is_some() { "scheduled" } else { "queued" };
     let queued = |job: &NewJob| -> Option<DateTime<Utc>> { later(job).is_none().then_some(job.created_at) };
     let limits = |job: &NewJob| -> Option<Concurrency> { job.spec.concurrency.clone() };
+    let rate = |job: &NewJob| -> Option<Rate> { job.spec.rate.clone() };
     sqlx::query(
         "insert into jobs (id, tenant_id, kind, queue, class, labels, priority, state, max_attempts, backoff_initial_ms,
             backoff_factor, backoff_max_ms, retry_on, timeout_ms, run_at, due_at, created_at, queued_at, seq, input,
             concurrency_key, concurrency_limit, concurrency_strategy, user_id, api_key_id, metadata, agent_id,
-            agent_version, conversation_id, schedule_id, parent_id, redrive_of)
+            agent_version, conversation_id, schedule_id, parent_id, redrive_of, rate_key, rate_limit, rate_window_ms)
          select id, tenant_id, kind, queue, class, string_to_array(labels, ','), priority, state, max_attempts,
             backoff_initial_ms, backoff_factor, backoff_max_ms, string_to_array(retry_on, ','), timeout_ms, run_at,
             due_at, created_at, queued_at, 1, input, concurrency_key, concurrency_limit, concurrency_strategy, user_id,
-            api_key_id, metadata, agent_id, agent_version, conversation_id, schedule_id, parent_id, redrive_of
+            api_key_id, metadata, agent_id, agent_version, conversation_id, schedule_id, parent_id, redrive_of,
+            rate_key, rate_limit, rate_window_ms
          from unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::text[], $6::text[], $7::smallint[], $8::text[],
             $9::integer[], $10::bigint[], $11::float8[], $12::bigint[], $13::text[], $14::bigint[], $15::timestamptz[],
             $16::timestamptz[], $17::timestamptz[], $18::timestamptz[], $19::bytea[], $20::text[], $21::integer[],
             $22::text[], $23::text[], $24::uuid[], $25::jsonb[], $26::uuid[], $27::integer[], $28::uuid[], $29::uuid[],
-            $30::uuid[], $31::uuid[])
+            $30::uuid[], $31::uuid[], $32::text[], $33::integer[], $34::bigint[])
          as t(id, tenant_id, kind, queue, class, labels, priority, state, max_attempts, backoff_initial_ms,
             backoff_factor, backoff_max_ms, retry_on, timeout_ms, run_at, due_at, created_at, queued_at, input,
             concurrency_key, concurrency_limit, concurrency_strategy, user_id, api_key_id, metadata, agent_id,
-            agent_version, conversation_id, schedule_id, parent_id, redrive_of)",
+            agent_version, conversation_id, schedule_id, parent_id, redrive_of, rate_key, rate_limit, rate_window_ms)",
     )
     .bind(column(jobs, |job| job.id))
     .bind(column(jobs, |job| job.tenant_id))
@@ -213,6 +215,9 @@ pub(super) async fn insert_jobs(connection: &mut PgConnection, jobs: &[&NewJob])
     .bind(column(jobs, |job| job.links.schedule_id))
     .bind(column(jobs, |job| job.links.parent_id))
     .bind(column(jobs, |job| job.links.redrive_of))
+    .bind(column(jobs, |job| rate(job).map(|rate| rate.key)))
+    .bind(column(jobs, |job| rate(job).map(|rate| int(rate.limit))))
+    .bind(column(jobs, |job| rate(job).map(|rate| ms(rate.window))))
     .execute(connection)
     .await?;
     Ok(())

@@ -7,15 +7,16 @@ use sqlx::postgres::PgRow;
 use super::error::Error;
 use crate::ids::{TenantId, WorkerId};
 use crate::job::{
-    Backoff, Concurrency, Failure, FailureCode, Job, JobState, Kind, StateName, Strategy, Usage, WaitFor, Woken,
+    Backoff, Concurrency, Failure, FailureCode, Job, JobState, Kind, Rate, StateName, Strategy, Usage, WaitFor, Woken,
 };
 
 /// The columns that [`job`] reads: everything but the input and the result.
 pub(super) const COLUMNS: &str = "id, tenant_id, kind, queue, class, labels, priority, state, attempt, failures, losses, \
      max_attempts, backoff_initial_ms, backoff_factor, backoff_max_ms, retry_on, timeout_ms, run_at, due_at, created_at, \
      queued_at, started_at, finished_at, worker_id, cancel_requested_at, seq, error_code, error_message, usage, \
-     concurrency_key, concurrency_limit, concurrency_strategy, user_id, api_key_id, metadata, agent_id, agent_version, \
-     conversation_id, schedule_id, parent_id, redrive_of, redriven_as, waits_for, woken_by";
+     concurrency_key, concurrency_limit, concurrency_strategy, rate_key, rate_limit, rate_window_ms, user_id, api_key_id, \
+     metadata, agent_id, agent_version, conversation_id, schedule_id, parent_id, redrive_of, redriven_as, waits_for, \
+     woken_by";
 
 /// The same columns of table `jobs` where another table is joined.
 pub(super) fn qualified() -> String {
@@ -61,6 +62,7 @@ pub(super) fn job(row: &PgRow) -> Result<Job, Error> {
         error: failure(row)?,
         usage: usage.map(|json| json.0).unwrap_or_default(),
         concurrency: concurrency(row)?,
+        rate: rate(row)?,
         user_id: row.try_get("user_id")?,
         api_key_id: row.try_get("api_key_id")?,
         metadata: metadata.as_object().cloned().unwrap_or_default(),
@@ -143,6 +145,21 @@ fn concurrency(row: &PgRow) -> Result<Option<Concurrency>, Error> {
         key,
         limit,
         strategy: Strategy::parse(&strategy).unwrap_or_default(),
+    }))
+}
+
+fn rate(row: &PgRow) -> Result<Option<Rate>, Error> {
+    let (Some(key), Some(limit), Some(window_ms)) = (
+        row.try_get::<Option<String>, _>("rate_key")?,
+        row.try_get::<Option<i32>, _>("rate_limit")?,
+        row.try_get::<Option<i64>, _>("rate_window_ms")?,
+    ) else {
+        return Ok(None);
+    };
+    Ok(Some(Rate {
+        key,
+        limit: u32::try_from(limit).unwrap_or(1),
+        window: std::time::Duration::from_millis(u64::try_from(window_ms).unwrap_or(1)),
     }))
 }
 

@@ -231,7 +231,7 @@ impl TestEnv {
 
     /// Keys that hold something about a job, a tenant or a lane: none when everything has ended and logs are left out.
     pub async fn leftovers(&self) -> Vec<String> {
-        let kept = [":gen", ":wake", ":weights", ":paused"];
+        let kept = [":gen", ":wake", ":weights", ":paused", ":limits"];
         let keys = self.queue.keys().await.unwrap().into_iter();
         keys.filter(|key| !kept.iter().any(|kept| key.ends_with(kept)) && !key.contains(":log:"))
             .collect()

@@ -6,7 +6,7 @@ use crate::job::decision::Decision;
 use crate::job::event::{Event, EventBody};
 use crate::job::spec::SlotClass;
 use crate::job::{Failure, FailureCode, NewJob, Usage, Wait};
-use crate::queue::{Acked, Appended, Beat, Dispatch, Error as QueueError, Keeps, Want};
+use crate::queue::{Acked, Appended, Beat, Dispatch, Error as QueueError, Keeps, Mode, Want};
 use crate::store::claim::{Claim, Claimed};
 use crate::store::events::Chunk;
 use crate::store::settle::{Settlement, TurnEnd};
@@ -36,6 +36,7 @@ pub fn light(free: u32) -> Want {
         slot: SlotClass::Light,
         labels: Vec::new(),
         queues: Vec::new(),
+        mode: Mode::Busy,
     }
 }
 
@@ -52,7 +53,7 @@ impl TestWorker {
                 free: left,
                 ..want.clone()
             };
-            claims.extend(self.env.queue.claim(shard, self.id, &want, 0).await?.claims);
+            claims.extend(self.env.queue.claim(shard, self.id, &want).await?.claims);
         }
         Ok(claims)
     }

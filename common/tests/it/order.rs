@@ -86,6 +86,7 @@ async fn a_worker_gets_what_its_slots_labels_and_queues_fit(pool: PgPool) {
         slot,
         labels: labels.iter().map(|label| (*label).to_owned()).collect(),
         queues: queues.iter().map(|queue| (*queue).to_owned()).collect(),
+        mode: common::queue::Mode::Busy,
     };
     let claim = async |want: Want| {
         let mut found = ids(&worker.claim_as(&want).await);
@@ -164,14 +165,7 @@ async fn a_low_level_of_one_queue_is_not_starved_by_a_flood_of_another(pool: PgP
         .unwrap();
     for claims in 0.. {
         assert!(claims < 100, "the job of the quiet queue starves");
-        // The rotation of a real worker counts up with each claim.
-        let shard = env.queue.shard_of(env.tenant_id);
-        let claims = env
-            .queue
-            .claim(shard, worker.id, &light(1), claims)
-            .await
-            .unwrap()
-            .claims;
+        let claims = worker.take(&light(1)).await.unwrap();
         if claims.iter().any(|claim| claim.job_id == low.id) {
             break;
         }

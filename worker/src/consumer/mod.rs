@@ -6,13 +6,14 @@
 pub mod cancels;
 pub mod heartbeat;
 pub mod held;
+pub mod solitude;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use common::ids::WorkerId;
 use common::job::spec::SlotClass;
-use common::queue::{Error, Queue, Shard, Want};
+use common::queue::{Error, Mode, Queue, Shard, Want};
 use common::store::Store;
 use common::store::claim::Claimed;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -21,12 +22,27 @@ use tokio_util::sync::CancellationToken;
 use crate::attempt::Attempts;
 use crate::pool::Pool;
 use held::HeldAttempt;
+use solitude::{EMPTYING_MAX, Solitude};
 
 /// How long an idle loop waits before it looks without having been woken.
 const IDLE: Duration = Duration::from_secs(1);
 
 /// How long a loop waits after Redis or Postgres did not answer.
 const PAUSE: Duration = Duration::from_millis(250);
+
+/// A slot with room for its result.
+type Room = (OwnedSemaphorePermit, OwnedSemaphorePermit);
+
+/// What came of a claim.
+#[derive(Clone, Copy, Debug, Default)]
+struct Taken {
+    /// Jobs that came, confirmed or not.
+    jobs: usize,
+    /// When a limit by time may let more through.
+    opens_in: Option<Duration>,
+    /// A job waits for a worker that holds nothing else.
+    is_called_alone: bool,
+}
 
 /// One loop: one slot class in one shard.
 #[derive(Clone, Debug)]
@@ -51,15 +67,15 @@ pub struct Consumer {
     pub attempts: Attempts,
     /// Where the slots' sandboxes come from; none for slots that need none.
     pub pool: Option<Pool>,
+    /// Shared by all loops of the worker.
+    pub solitude: Solitude,
 }
 
 impl Consumer {
     /// Claims until `stop`.
     pub async fn run(self, shard: Shard, stop: CancellationToken) {
         let mut waker = self.queue.waker(shard);
-        let mut rotation = 0_u32;
         loop {
-            rotation = rotation.wrapping_add(1);
             // Another worker may have what this one lacks; and a job that nobody claims loses nothing by waiting.
             if !self.is_able().await {
                 tokio::select! {
@@ -69,16 +85,23 @@ impl Consumer {
             }
             let taken = tokio::select! {
                 () = stop.cancelled() => return,
-                permits = self.room() => {
-                    // Not in the select: a claim that was sent must be carried out.
-                    self.claim(shard, permits, rotation).await
+                // What follows is not in the select: a claim that was sent must be carried out.
+                room = self.room() => {
+                    let company = tokio::select! {
+                        () = stop.cancelled() => return,
+                        company = self.solitude.company() => company,
+                    };
+                    let mode = if company.is_idle(self.attempts.held()) { Mode::Idle } else { Mode::Busy };
+                    self.claim(shard, room, mode).await
                 }
             };
             match taken {
-                Ok(0) => {
+                Ok(taken) if taken.is_called_alone => self.alone(shard, &stop).await,
+                Ok(taken) if taken.jobs == 0 => {
+                    let limit = taken.opens_in.map_or(IDLE, |opens_in| opens_in.min(IDLE));
                     let woken = tokio::select! {
                         () = stop.cancelled() => return,
-                        woken = waker.wait(IDLE) => woken,
+                        woken = waker.wait(limit) => woken,
                     };
                     if let Err(error) = woken {
                         tracing::debug!(%error, "cannot wait for work");
@@ -101,8 +124,32 @@ impl Consumer {
         }
     }
 
+    /// Claims one job as the only one that this worker holds, and waits until it has ended.
+    async fn alone(&self, shard: Shard, stop: &CancellationToken) {
+        let Some(reserved) = self.solitude.reserve() else { return };
+        let held = self.attempts.held();
+        let emptied = tokio::select! {
+            () = stop.cancelled() => return,
+            emptied = reserved.emptied(held, EMPTYING_MAX) => emptied,
+        };
+        if !emptied {
+            return;
+        }
+        let room = tokio::select! {
+            () = stop.cancelled() => return,
+            room = self.room() => room,
+        };
+        if let Err(error) = self.claim(shard, room, Mode::Alone).await {
+            tracing::debug!(error = %format!("{error:#}"), "cannot claim alone");
+        }
+        tokio::select! {
+            () = stop.cancelled() => {}
+            _ended = reserved.emptied(held, Duration::MAX) => {}
+        }
+    }
+
     /// Waits for at least one free slot with room for its result, and takes all there are.
-    async fn room(&self) -> Vec<(OwnedSemaphorePermit, OwnedSemaphorePermit)> {
+    async fn room(&self) -> Vec<Room> {
         let (Ok(slot), Ok(result)) = (
             Arc::clone(&self.slots).acquire_owned().await,
             Arc::clone(&self.results).acquire_owned().await,
@@ -119,28 +166,30 @@ impl Consumer {
         room
     }
 
-    async fn claim(
-        &self,
-        shard: Shard,
-        mut room: Vec<(OwnedSemaphorePermit, OwnedSemaphorePermit)>,
-        rotation: u32,
-    ) -> anyhow::Result<usize> {
+    async fn claim(&self, shard: Shard, mut room: Vec<Room>, mode: Mode) -> anyhow::Result<Taken> {
         let want = Want {
             free: u32::try_from(room.len()).unwrap_or(u32::MAX),
             slot: self.slot,
             labels: self.labels.clone(),
             queues: self.queues.clone(),
+            mode,
         };
         // The leases begin when Redis hears this, however long the answers take.
         let asked = Instant::now();
-        let claims = match self.queue.claim(shard, self.worker_id, &want, rotation).await {
-            Ok(handout) => handout.claims,
-            Err(Error::Closed) => Vec::new(),
+        let handout = match self.queue.claim(shard, self.worker_id, &want).await {
+            Ok(handout) => handout,
+            Err(Error::Closed) => return Ok(Taken::default()),
             Err(error) => return Err(error.into()),
         };
-        if claims.is_empty() {
-            return Ok(0);
+        let mut taken = Taken {
+            jobs: handout.claims.len(),
+            opens_in: handout.opens_in,
+            is_called_alone: handout.is_called_alone,
+        };
+        if handout.claims.is_empty() {
+            return Ok(taken);
         }
+        let claims = handout.claims;
         let fences: Vec<_> = claims.iter().map(|claim| (claim.job_id, claim.attempt)).collect();
         let claimed = match self
             .store
@@ -158,7 +207,7 @@ impl Consumer {
             .filter(|(id, _)| !claimed.iter().any(|claimed| claimed.job.id == *id))
             .collect();
         metrics::counter!("hothouse_claims_total").increment(claimed.len() as u64);
-        let taken = claimed.len();
+        taken.jobs = claimed.len().max(refused.len());
         for claimed in claimed {
             let Some(room) = room.pop() else { break };
             self.start(claimed, asked, room);
@@ -166,7 +215,7 @@ impl Consumer {
         if let Err(error) = self.queue.drop_claims(shard, self.worker_id, &refused).await {
             tracing::debug!(%error, "unconfirmed claims pass by themselves");
         }
-        Ok(taken.max(refused.len()))
+        Ok(taken)
     }
 
     fn start(&self, claimed: Claimed, asked: Instant, room: (OwnedSemaphorePermit, OwnedSemaphorePermit)) {

@@ -1,29 +1,29 @@
 -- Ack: ends leases whose attempt is settled in Postgres.
--- KEYS[1] root. ARGV: seconds that the log is kept, then for each job: id, attempt, seq, keep (0: it has ended; 1: it is
--- tried again and keeps its places; 2: it waits and keeps its conversation's alone, for its children may need the
--- others), unless its worker was told to stop it: then Postgres has cancelled it.
+-- KEYS[1] root. ARGV: seconds that the log is kept, then for each job: id, attempt, seq, keep (1: it is tried again and
+-- keeps the places of its keys, 2: it waits and keeps its conversation's alone; 0: it has ended. One whose worker was
+-- told to stop it keeps none: then Postgres has cancelled it).
 -- Returns how many leases it ended.
 -- Invariant: an attempt that is not the known one changes nothing.
+local KEPT = { ['1'] = KEYS_ONLY, ['2'] = CONVERSATION_ONLY }
 local ended, woken, hints = 0, false, {}
 for i = 2, #ARGV, 4 do
-  local job, r, keep = ARGV[i], get(ARGV[i]), ARGV[i + 3]
+  local job, r, kept = ARGV[i], get(ARGV[i]), KEPT[ARGV[i + 3]]
   if r and leased(r) and r.attempt == tonumber(ARGV[i + 1]) then
     redis.call('ZREM', LEASES, job)
     local told = redis.call('SREM', R .. 'cancel:' .. r.extra, job)
-    if keep ~= '0' and told == 0 then
-      local all = r.holds
-      if keep == '2' then r.holds = string.match(all, 'v:[^,]+') or '' end
+    if kept and told == 0 then
+      woken = give_back(job, r, kept) or woken
       r.where, r.extra = 'd', ''
       put(job, r)
-      if keep == '2' then woken = give_back(job, { holds = (string.gsub(all, 'v:[^,]+', '')) }) or woken end
     else
       redis.call('HDEL', IDX, job)
-      woken = give_back(job, r) or woken
+      woken = give_back(job, r, NOTHING) or woken
     end
     ended = ended + 1
   elseif r and r.where == 'f' and r.attempt == tonumber(ARGV[i + 1]) + 1 then
     -- It was queued again before its worker said so here: what held it back has ended.
     redis.call('ZREM', LEASES, job)
+    give_back(job, r, kept or KEYS_ONLY)
     enqueue(job, r)
     woken = true
   end

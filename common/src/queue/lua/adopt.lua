@@ -14,7 +14,7 @@ for i = 3, #ARGV, 8 do
     if known then take_out(job, known) end
     put(job, r)
     redis.call('ZADD', LEASES, now + tonumber(ARGV[1]), job)
-    each_hold(r, function(key) redis.call('SADD', R .. 'h:' .. key, job) end)
+    hold(job, r)
     begun = begun + 1
   end
 end

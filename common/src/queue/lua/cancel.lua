@@ -14,7 +14,7 @@ for i = 1, #ARGV, 3 do
   elseif r then
     take_out(job, r)
     redis.call('HDEL', IDX, job)
-    woken = give_back(job, r) or woken
+    woken = give_back(job, r, NOTHING) or woken
   end
 end
 if woken then wake() end

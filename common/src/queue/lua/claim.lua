@@ -1,57 +1,79 @@
--- Claim: takes exactly the free slots of one slot class, each job into a lease. The lanes share the slots in turn; in a
--- lane what is released goes highest level first.
+-- Claim: takes up to the free slots of one slot class, each job into a lease. The lanes share the slots by their queues'
+-- weights, the one that is furthest behind first; what a lane releases goes highest level first.
 -- KEYS[1] root. ARGV: worker, lease ms, clock offset ms, free slots, slot (light|sandbox), the worker's labels as
--- ",a,b,", its queues as ",x,y," or "" for all, most to start the lanes' rotation at.
--- Returns -1 while the shard is closed (Redis is new: running jobs register first), else a flat list of
--- job, attempt, 1 if it is a conversation's turn.
--- Invariant: one move from the ready stream into the lease; nothing blocks.
+-- ",a,b,", its queues as ",x,y," or "" for all, mode: busy, idle (the worker holds nothing), alone (it holds nothing, and
+-- claims nothing else until this job has ended).
+-- Returns -1 while the shard is closed (Redis is new: running jobs register first), else a flat list: ms until a gate
+-- may open (-1: none), 1 if the worker should come back alone; then for each job its id, attempt, 1 if it is a turn.
+-- Invariant: one move from the ready stream into the lease; nothing blocks. A job that is claimed alone is claimed in
+-- mode alone only.
 if redis.call('HGET', R .. 'gen', 'open') ~= '1' then return -1 end
-local worker, ttl, free, slot, labels, queues = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[4]), ARGV[5], ARGV[6], ARGV[7]
-local now, lanes, out = clock(ARGV[3]), {}, {}
-for _, lane in ipairs(redis.call('SMEMBERS', R .. 'lanes')) do
-  local queue, class = string.match(lane, '^([^/]*)/(.*)$')
-  local fits = string.match(class, '^[^+]*') == slot and (queues == '' or string.find(queues, ',' .. queue .. ',', 1, true))
-  for label in string.gmatch(class, '%+([^+]+)') do
-    fits = fits and string.find(labels, ',' .. label .. ',', 1, true)
+local worker, ttl, free, slot, labels, queues, mode = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[4]), ARGV[5], ARGV[6], ARGV[7], ARGV[8]
+local now, lanes, out = clock(ARGV[3]), {}, { -1, 0 }
+looks = free * 8 + 64
+
+for _, name in ipairs(redis.call('ZRANGEBYSCORE', TIMERS, '-inf', now, 'LIMIT', 0, 100)) do
+  redis.call('ZREM', TIMERS, name)
+  let_go(name)
+end
+
+local function fits(queue, class)
+  local is_mine = string.match(class, '^[^+!]*') == slot and (queues == '' or string.find(queues, ',' .. queue .. ',', 1, true))
+  for label in string.gmatch(class, '%+([^+!]+)') do
+    is_mine = is_mine and string.find(labels, ',' .. label .. ',', 1, true)
   end
-  if fits then
-    lanes[#lanes + 1] = lane
+  return is_mine
+end
+
+-- Whether the worker should empty itself for a lane of jobs that are claimed alone; one busy worker at a time does.
+local function is_called(name)
+  if mode == 'alone' or redis.call('EXISTS', R .. 'ring:' .. name) == 0 then return false end
+  local called = redis.call('GET', R .. 'alone:' .. name)
+  if mode == 'idle' then return called ~= '-' end
+  if not called then redis.call('SET', R .. 'alone:' .. name, worker, 'PX', 30000) end
+  return not called or called == worker
+end
+
+local known = redis.call('ZRANGE', R .. 'lanes', 0, -1, 'WITHSCORES')
+for i = 1, #known, 2 do
+  local queue, class = string.match(known[i], '^([^/]*)/(.*)$')
+  local is_alone = string.sub(class, -1) == '!'
+  if fits(queue, class) then
+    if is_alone and is_called(known[i]) then out[2] = 1 end
+    if is_alone == (mode == 'alone') then lanes[#lanes + 1] = open_lane(known[i], known[i + 1]) end
   end
 end
-local function take_from(lane, count)
-  local taken = 0
-  release(lane, count)
+
+local touched, present = {}, 0
+while free > 0 and #lanes > 0 do
+  local first = 1
+  for i = 2, #lanes do if lanes[i].at < lanes[first].at then first = i end end
+  local lane = lanes[first]
+  if release(lane, now) then
+    touched[lane.name], present, free = lane, math.max(present, lane.at), free - 1
+    lane.at = lane.at + 1 / lane.weight
+  else
+    if mode == 'alone' and not touched[lane.name] then redis.call('SET', R .. 'alone:' .. lane.name, '-', 'PX', 10000) end
+    touched[lane.name] = touched[lane.name] or lane
+    table.remove(lanes, first)
+  end
+end
+if free > 0 and looks == 0 then wake() end
+
+for _, lane in pairs(touched) do
   for level = 9, 0, -1 do
-    local stream = ready(lane, level)
-    for _, entry in ipairs(taken < count and redis.call('XRANGE', stream, '-', '+', 'COUNT', count - taken) or {}) do
+    for _, entry in ipairs(lane.levels[level] and redis.call('XRANGE', ready(lane.name, level), '-', '+') or {}) do
       local job = entry[2][2]
       local r = get(job)
-      redis.call('XDEL', stream, entry[1])
-      if r and r.where == 'r' and r.extra == entry[1] then
-        r.where, r.extra = 'l', worker
-        put(job, r)
-        redis.call('ZADD', LEASES, now + ttl, job)
-        taken = taken + 1
-        out[#out + 1] = job
-        out[#out + 1] = r.attempt
-        out[#out + 1] = string.find(r.holds, 'v:', 1, true) and 1 or 0
-      end
+      r.where, r.extra = 'l', worker
+      put(job, r)
+      redis.call('ZADD', LEASES, now + ttl, job)
+      for _, value in ipairs({ job, r.attempt, string.find(r.holds, 'v:', 1, true) and 1 or 0 }) do out[#out + 1] = value end
     end
+    if lane.levels[level] then redis.call('DEL', ready(lane.name, level)) end
   end
-  return taken
+  close_lane(lane, present)
 end
-local first = #lanes > 0 and tonumber(ARGV[8]) % #lanes or 0
-repeat
-  local before, share = free, math.max(1, math.floor(free / math.max(1, #lanes)))
-  for i = 1, #lanes do
-    if free > 0 then free = free - take_from(lanes[(first + i - 1) % #lanes + 1], math.min(share, free)) end
-  end
-until free == 0 or free == before
-for _, lane in ipairs(lanes) do
-  if redis.call('EXISTS', R .. 'ring:' .. lane) == 0 then
-    for level = 0, 9 do redis.call('DEL', ready(lane, level)) end
-    redis.call('HDEL', R .. 'vt', lane)
-    redis.call('SREM', R .. 'lanes', lane)
-  end
-end
+local timer = redis.call('ZRANGE', TIMERS, 0, 0, 'WITHSCORES')[2]
+if timer then out[1] = math.max(0, timer - now) end
 return out

@@ -3,17 +3,30 @@
 -- score.
 -- Returns for each job: 1 added, 0 known already, 2 spilled (the backlog is full: it stays in Postgres).
 -- Invariant: a job is in one place only, never with an attempt below the one that is known, and is not released while
--- the lease of an attempt before has not passed: its sandbox may still run.
+-- the lease of an attempt before has not passed: its sandbox may still run. A full backlog, parked jobs included, keeps
+-- those that come first.
 local cap, now, out, added = tonumber(ARGV[1]), clock(ARGV[2]), {}, false
-local full = {}
+
+-- Whether there is room for a job; one that comes later may have to make some.
+local function has_room(r)
+  if redis.call('ZCARD', backlog(r)) + redis.call('ZCARD', parked(r)) < cap then return true end
+  redis.call('SADD', R .. 'spilled', r.lane .. ' ' .. r.tenant)
+  local last = redis.call('ZRANGE', backlog(r), -1, -1, 'WITHSCORES')
+  if not last[1] or tonumber(last[2]) <= tonumber(r.score) then return false end
+  local known = get(last[1])
+  take_out(last[1], known)
+  redis.call('HDEL', IDX, last[1])
+  give_back(last[1], known, NOTHING)
+  return true
+end
+
 for i = 3, #ARGV, 7 do
   local job = ARGV[i]
   local r = { attempt = tonumber(ARGV[i + 1]), tenant = ARGV[i + 2], lane = ARGV[i + 3], level = ARGV[i + 4], holds = ARGV[i + 5], score = ARGV[i + 6] }
   local known = get(job)
   if known and known.attempt >= r.attempt then
     out[#out + 1] = 0
-  elseif not known and (full[r.lane .. ' ' .. r.tenant] or redis.call('ZCARD', R .. 'b:' .. r.lane .. ':' .. r.tenant) >= cap) then
-    full[r.lane .. ' ' .. r.tenant] = true
+  elseif not known and not has_room(r) then
     out[#out + 1] = 2
   elseif known and tonumber(redis.call('ZSCORE', LEASES, job) or 0) > now then
     r.where, r.extra = 'f', ''
@@ -21,6 +34,7 @@ for i = 3, #ARGV, 7 do
     out[#out + 1] = 1
   else
     if known then take_out(job, known) end
+    if known and leased(known) then give_back(job, known, KEYS_ONLY) end
     enqueue(job, r)
     out[#out + 1] = 1
     added = true

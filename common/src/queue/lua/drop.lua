@@ -8,7 +8,7 @@ for i = 2, #ARGV, 2 do
   if r and r.attempt == tonumber(ARGV[i + 1]) and leased(r) and r.extra == ARGV[1] then
     take_out(job, r)
     redis.call('HDEL', IDX, job)
-    woken = give_back(job, r) or woken
+    woken = give_back(job, r, NOTHING) or woken
     dropped = dropped + 1
   end
 end

@@ -13,6 +13,7 @@ for _, job in ipairs(redis.call('ZRANGEBYSCORE', LEASES, '-inf', clock(ARGV[1]),
   else
     redis.call('ZREM', LEASES, job)
     if r and r.where == 'f' then
+      give_back(job, r, KEYS_ONLY)
       enqueue(job, r)
       freed = true
     end

@@ -1,10 +1,11 @@
 -- What is known of a dispatched job: one string in the index hash.
 --   where|attempt|tenant|lane|level|holds|score|extra
--- where: b backlog, p parked (extra: the key it waits for), r ready (extra: stream entry), l leased (extra: worker),
+-- where: b backlog, p parked (extra: the gate it waits at), r ready (extra: stream entry), l leased (extra: worker),
 --        o leased in the name of a worker that has not registered (extra: worker), f held back until the lease of the
 --        attempt before has passed, d deferred (retrying or waiting in Postgres; it keeps its places).
--- holds: key=limit, separated by commas. KEYS[1] is the shard's root; every other key begins with it, so all of them
--- carry its hash tag and lie in one slot.
+-- lane: queue/class, and a ! at its end for jobs that are claimed alone.
+-- holds: gate=max/rate/window, separated by commas. KEYS[1] is the shard's root; every other key begins with it, so all
+-- of them carry its hash tag and lie in one slot.
 local R = KEYS[1]
 local IDX, LEASES = R .. 'idx', R .. 'leases'
 
@@ -25,16 +26,27 @@ local function put(job, r)
 end
 
 local function leased(r) return r.where == 'l' or r.where == 'o' end
-
+local function backlog(r) return R .. 'b:' .. r.lane .. ':' .. r.tenant end
+local function parked(r) return R .. 'p:' .. r.lane .. ':' .. r.tenant end
 local function ready(lane, level) return R .. 'r:' .. lane .. ':' .. level end
+local function wake() redis.call('XADD', R .. 'wake', 'MAXLEN', 1, '*', 'w', '1') end
+local function exactly(number) return string.format('%.17g', number) end
 
--- Puts a job into its tenant's backlog and the tenant into the lane's ring, at the lane's present virtual time.
+-- Puts a tenant into the lane's ring, just before the lane's present virtual time, so that somebody who has been away
+-- does not wait for a round of all others; but not before its own time when it left, so that leaving gains nothing. One
+-- that waits at its own gate stays there.
+local function enter(lane, tenant)
+  local ring = R .. 'ring:' .. lane
+  if redis.call('ZSCORE', ring, tenant) or redis.call('SISMEMBER', R .. 'w:t:' .. tenant, lane) == 1 then return end
+  local at = tonumber(redis.call('HGET', R .. 'vt', lane) or 0) - 0.0001
+  at = math.max(at, tonumber(redis.call('ZSCORE', R .. 'left:' .. lane, tenant) or at))
+  redis.call('ZADD', ring, exactly(at), tenant)
+  redis.call('ZADD', R .. 'lanes', 'NX', redis.call('HGET', R .. 'vt', '*') or '0', lane)
+end
+
 local function enqueue(job, r)
   r.where, r.extra = 'b', ''
   put(job, r)
-  redis.call('ZADD', R .. 'b:' .. r.lane .. ':' .. r.tenant, r.score, job)
-  redis.call('ZADD', R .. 'ring:' .. r.lane, 'NX', redis.call('HGET', R .. 'vt', r.lane) or '0', r.tenant)
-  redis.call('SADD', R .. 'lanes', r.lane)
+  redis.call('ZADD', backlog(r), r.score, job)
+  enter(r.lane, r.tenant)
 end
-
-local function wake() redis.call('XADD', R .. 'wake', 'MAXLEN', 1, '*', 'w', '1') end

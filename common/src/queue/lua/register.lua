@@ -13,7 +13,7 @@ for i = 4, #ARGV, 7 do
     if known then take_out(job, known) end
     put(job, r)
     redis.call('ZADD', LEASES, now + tonumber(ARGV[2]), job)
-    each_hold(r, function(key) redis.call('SADD', R .. 'h:' .. key, job) end)
+    hold(job, r)
     out[#out + 1] = 1
   end
 end

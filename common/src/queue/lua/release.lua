@@ -1,34 +1,71 @@
 -- Release: weighted fair admission from the tenants' backlogs of a lane into its ready streams.
--- Each tenant has a virtual time that grows by 1/weight with each job; the one that is furthest behind is next, and one
--- that comes back from idleness starts at the lane's present time, so it gains no credit (stride scheduling,
--- Waldspurger and Weihl, 1995).
-local function release(lane, window)
-  if redis.call('SISMEMBER', R .. 'paused', string.match(lane, '^[^/]*')) == 1 then return 0 end
-  local free, scanned = window, 0
-  for level = 0, 9 do free = free - redis.call('XLEN', ready(lane, level)) end
-  local ring = R .. 'ring:' .. lane
-  while free > 0 and scanned < window * 8 + 64 do
-    scanned = scanned + 1
-    local head = redis.call('ZRANGE', ring, 0, 0, 'WITHSCORES')
-    local tenant = head[1]
-    if not tenant then break end
-    local backlog = R .. 'b:' .. lane .. ':' .. tenant
-    local job = redis.call('ZPOPMIN', backlog)[1]
-    local r = job and get(job)
-    if not job then
-      redis.call('ZREM', ring, tenant)
-    elseif r and r.where == 'b' and take(job, r) then
-      r.extra = redis.call('XADD', ready(lane, r.level), '*', 'j', job)
-      r.where = 'r'
-      put(job, r)
-      free = free - 1
-      redis.call('HSET', R .. 'vt', lane, head[2])
-      if redis.call('EXISTS', backlog) == 0 then
-        redis.call('ZREM', ring, tenant)
-      else
-        redis.call('ZADD', ring, tostring(tonumber(head[2]) + 1 / tonumber(redis.call('HGET', R .. 'weights', tenant) or 1)), tenant)
+-- Each tenant has a virtual time that grows by 1/weight with each job, and the one that is furthest behind is next
+-- (stride scheduling, Waldspurger and Weihl, 1995).
+local looks = 0
+
+-- What release needs to know of a lane.
+local function open_lane(name, score)
+  local queue = string.match(name, '^[^/]*')
+  if redis.call('SISMEMBER', R .. 'paused', queue) == 1 then return nil end
+  local present = redis.call('HGET', R .. 'vt', name)
+  return {
+    name = name, at = tonumber(score), ring = R .. 'ring:' .. name, gate = limit('q:' .. queue),
+    present = tonumber(present or 0), weight = tonumber(redis.call('HGET', R .. 'weights', 'q:' .. queue) or 1), levels = {},
+  }
+end
+
+-- Whether a tenant may have one more job released; if not, it waits at its gate and not in the ring.
+local function may_run(lane, tenant, at, now)
+  local gate = limit('t:' .. tenant)
+  local again = gate and shut(gate, nil, now)
+  if not again then return true end
+  redis.call('ZREM', lane.ring, tenant)
+  redis.call('ZADD', R .. 'left:' .. lane.name, at, tenant)
+  redis.call('SADD', R .. 'w:t:' .. tenant, lane.name)
+  alarm(gate.name, again)
+  return false
+end
+
+-- Releases one job of a lane. Returns whether there was one.
+local function release(lane, now)
+  while looks > 0 do
+    local head = redis.call('ZRANGE', lane.ring, 0, 0, 'WITHSCORES')
+    local tenant, again = head[1], lane.gate and shut(lane.gate, nil, now)
+    if again then alarm(lane.gate.name, again) end
+    if again or not tenant then return false end
+    looks = looks - 1
+    if may_run(lane, tenant, head[2], now) then
+      local key = backlog({ lane = lane.name, tenant = tenant })
+      local job = redis.call('ZPOPMIN', key)[1]
+      local r = job and get(job)
+      if not job then redis.call('ZREM', lane.ring, tenant) end
+      if r and r.where == 'b' and take(job, r, now) then
+        if limit('t:' .. tenant) then pass(limit('t:' .. tenant), job, now) end
+        if lane.gate then pass(lane.gate, job, now) end
+        redis.call('XADD', ready(lane.name, r.level), '*', 'j', job)
+        lane.levels[tonumber(r.level)] = true
+        lane.present = math.max(lane.present, tonumber(head[2]))
+        local weight = tonumber(redis.call('HGET', R .. 'weights', tenant) or 1)
+        local is_last = redis.call('EXISTS', key) == 0
+        if is_last then redis.call('ZREM', lane.ring, tenant) end
+        redis.call('ZADD', is_last and R .. 'left:' .. lane.name or lane.ring, exactly(tonumber(head[2]) + 1 / weight), tenant)
+        return true
       end
     end
   end
-  return free
+  return false
+end
+
+-- Writes down a lane's virtual times after a round, `present` that of all lanes; forgets a lane with nothing to release.
+local function close_lane(lane, present)
+  if redis.call('EXISTS', lane.ring) == 1 then
+    redis.call('HSET', R .. 'vt', lane.name, exactly(lane.present), '*', exactly(present))
+    redis.call('ZADD', R .. 'lanes', exactly(lane.at), lane.name)
+    redis.call('ZREMRANGEBYSCORE', R .. 'left:' .. lane.name, '-inf', exactly(lane.present))
+  else
+    redis.call('HDEL', R .. 'vt', lane.name)
+    redis.call('DEL', R .. 'left:' .. lane.name)
+    redis.call('ZREM', R .. 'lanes', lane.name)
+    if redis.call('EXISTS', R .. 'lanes') == 0 then redis.call('DEL', R .. 'vt') end
+  end
 end
