@@ -36,6 +36,8 @@ pub enum Code {
     MethodNotAllowed,
     /// The thing is in a state that does not allow this.
     Conflict,
+    /// The job's concurrency key has no place, and its strategy is `reject`.
+    ConcurrencyLimit,
     /// The thing was changed since the version that `If-Match` names.
     PreconditionFailed,
     /// The `Idempotency-Key` was used with another request.
@@ -52,7 +54,7 @@ pub enum Code {
 
 impl Code {
     /// Every code.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::MalformedBody,
         Self::InvalidRequest,
         Self::UnsupportedMediaType,
@@ -62,6 +64,7 @@ impl Code {
         Self::NotFound,
         Self::MethodNotAllowed,
         Self::Conflict,
+        Self::ConcurrencyLimit,
         Self::PreconditionFailed,
         Self::IdempotencyKeyReused,
         Self::RateLimited,
@@ -101,6 +104,11 @@ impl Code {
                 StatusCode::CONFLICT,
                 "conflict",
                 "The present state does not allow this",
+            ),
+            Self::ConcurrencyLimit => (
+                StatusCode::CONFLICT,
+                "concurrency_limit",
+                "The concurrency key has no free place",
             ),
             Self::PreconditionFailed => (
                 StatusCode::PRECONDITION_FAILED,

@@ -111,13 +111,17 @@ impl From<batch::Error> for Problem {
 
 /// The jobs of an inserted submission that may run at once.
 fn ready((submission, answer): (&Submission, &Answer)) -> Vec<Dispatch> {
-    let inserted = matches!(answer, Ok(Accepted::Inserted));
+    let inserted = |job: &&NewJob| match answer {
+        Ok(Accepted::Inserted) => true,
+        Ok(Accepted::Decided(decided)) => !decided.rejected.contains(&job.id),
+        _ => false,
+    };
     let may_run = |job: &&NewJob| job.spec.run_at.is_none_or(|run_at| run_at <= job.created_at);
     submission
         .jobs
         .iter()
         .filter(may_run)
-        .filter(|_| inserted)
+        .filter(inserted)
         .map(Dispatch::from_new)
         .collect()
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use common::job::exec::is_name;
 use common::job::spec::JobSpec;
-use common::job::{Backoff, Concurrency, FailureCode, Kind, Strategy};
+use common::job::{Backoff, Concurrency, FailureCode, Kind, Rate, Strategy};
 use common::store::tenants::Tenant;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -17,6 +17,7 @@ use utoipa::ToSchema;
 use crate::config::Submit;
 use crate::extract::from_json;
 use crate::problem::{FieldError, Problem};
+use crate::routes::limits::RateView;
 
 const LABELS_MAX: usize = 16;
 const ATTEMPTS_MAX: u32 = 100;
@@ -55,6 +56,8 @@ pub struct JobFields {
     pub retry_on: Option<Vec<FailureCode>>,
     /// How many jobs of one key may run at once.
     pub concurrency: Option<ConcurrencyFields>,
+    /// How many jobs of one key may start within a window of time.
+    pub rate: Option<RateFields>,
     /// The submitter's own name for its user.
     pub user_id: Option<String>,
     /// The submitter's own notes: at most 64 keys and 16 KiB.
@@ -87,6 +90,19 @@ pub struct ConcurrencyFields {
     pub strategy: Option<Strategy>,
 }
 
+/// A limit on how many jobs of one key start within any window of time.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct RateFields {
+    /// The key; `null` is no limit.
+    pub key: Option<String>,
+    /// How many, 1 to 10,000; 1.
+    pub limit: Option<u32>,
+    /// How long the window is, 1ms to 24h; 1s.
+    #[schema(example = "1m")]
+    pub window: Option<String>,
+}
+
 /// What the defaults and limits of a submission depend on.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Bounds<'a> {
@@ -106,6 +122,11 @@ impl JobFields {
         let mut errors = self.faults(bounds);
         let run_at = or_note(self.start(bounds), &mut errors);
         let timeout = or_note(self.checked_timeout(bounds), &mut errors);
+        let rate = self.rate.as_ref().map(RateFields::checked).transpose();
+        let rate = rate.unwrap_or_else(|faults| {
+            errors.extend(faults);
+            None
+        });
         if !errors.is_empty() {
             return Err(errors);
         }
@@ -131,6 +152,7 @@ impl JobFields {
                 .map(|code| code.as_str().to_owned())
                 .collect(),
             concurrency: self.concurrency.and_then(ConcurrencyFields::into_concurrency),
+            rate: rate.flatten(),
             user_id: self.user_id,
             metadata: self.metadata.unwrap_or_default(),
         })
@@ -249,6 +271,25 @@ impl ConcurrencyFields {
     fn into_concurrency(self) -> Option<Concurrency> {
         let (limit, strategy) = (self.limit.unwrap_or(1), self.strategy.unwrap_or_default());
         self.key.map(|key| Concurrency { key, limit, strategy })
+    }
+}
+
+impl RateFields {
+    fn checked(&self) -> Result<Option<Rate>, Vec<FieldError>> {
+        let Some(key) = &self.key else { return Ok(None) };
+        if !is_short_text(key) {
+            return Err(vec![FieldError::body("/rate/key", "is 1 to 200 characters without NUL")]);
+        }
+        let view = RateView {
+            limit: self.limit.unwrap_or(1),
+            window: self.window.clone().unwrap_or_else(|| "1s".to_owned()),
+        };
+        let (limit, window) = view.checked("/rate")?;
+        Ok(Some(Rate {
+            key: key.clone(),
+            limit,
+            window,
+        }))
     }
 }
 

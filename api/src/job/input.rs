@@ -5,11 +5,11 @@ use std::time::Duration;
 use common::agent::{AgentDefinition, AgentStatus};
 use common::ids::AgentId;
 use common::job::Kind;
+use common::job::noop::NoopInput;
 use common::job::exec::{ExecInput, InputFile};
 use common::job::invalid::InvalidField;
 use common::job::spec::SlotClass;
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
 use super::group;
@@ -91,7 +91,10 @@ impl Runnable {
         match kind {
             Submittable::Noop => {
                 if json != "{}" {
-                    let _object: Map<String, Value> = from_json(json, base)?;
+                    let input: NoopInput = from_json(json, base)?;
+                    if input.duration > app.config().submit.timeout_max {
+                        return Err(Problem::field(format!("{base}/duration"), "is longer than any timeout"));
+                    }
                 }
                 Ok(Self {
                     input: json.as_bytes().to_vec(),

@@ -7,7 +7,7 @@ mod request;
 mod view;
 
 pub use fields::{JobFields, metadata_faults, split};
-pub(crate) use fields::{is_short_text, split_at};
+pub(crate) use fields::{duration, is_short_text, split_at};
 pub use input::{AgentRef, ResolvedAgent, Runnable};
 pub(crate) use input::{fits, refuse};
 pub use request::{JobRequest, Submittable, job_for, prepare};

@@ -8,7 +8,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
-use super::fields::{Bounds, ConcurrencyFields, JobFields};
+use super::fields::{Bounds, ConcurrencyFields, RateFields, JobFields};
 use super::input::Runnable;
 use crate::auth::Caller;
 use crate::extract::from_json;
@@ -79,6 +79,8 @@ pub struct JobRequest {
     retry_on: Option<Vec<common::job::FailureCode>>,
     /// How many jobs of one key may run at once.
     concurrency: Option<ConcurrencyFields>,
+    /// How many jobs of one key may start within a window of time.
+    rate: Option<RateFields>,
     /// The submitter's own name for its user.
     user_id: Option<String>,
     /// The submitter's own notes: at most 64 keys and 16 KiB.
@@ -99,6 +101,7 @@ impl JobRequest {
             backoff: self.backoff,
             retry_on: self.retry_on,
             concurrency: self.concurrency,
+            rate: self.rate,
             user_id: self.user_id,
             metadata: self.metadata,
         };

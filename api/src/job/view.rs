@@ -6,7 +6,7 @@ use chrono::{DateTime, Utc};
 use common::ids::WorkerId;
 use common::job::exec::ExecInput;
 use common::job::group::GroupInput;
-use common::job::{Backoff, Concurrency, Failure, Job, JobState, Kind, NewJob, StateName, Usage};
+use common::job::{Backoff, Concurrency, Failure, Job, JobState, Kind, NewJob, Rate, StateName, Usage};
 use common::store::attempts::Attempt;
 use common::store::jobs::JobDetail;
 use serde::Serialize;
@@ -83,6 +83,9 @@ pub struct JobView<'a> {
     /// Its concurrency key.
     #[schema(value_type = Option<super::fields::ConcurrencyFields>)]
     concurrency: Option<&'a Concurrency>,
+    /// Its rate key.
+    #[schema(value_type = Option<super::fields::RateFields>)]
+    rate: Option<&'a Rate>,
     /// The agent that it runs.
     agent_id: Option<Uuid>,
     /// The version of the agent.
@@ -227,6 +230,7 @@ impl<'a> JobView<'a> {
             backoff: job.backoff,
             retry_on: &job.retry_on,
             concurrency: job.concurrency.as_ref(),
+            rate: job.rate.as_ref(),
             agent_id: job.agent_id.map(Uuid::from),
             agent_version: job.agent_version,
             conversation_id: job.conversation_id.map(Uuid::from),
@@ -296,6 +300,7 @@ impl<'a> JobView<'a> {
             backoff: job.spec.backoff,
             retry_on: &job.spec.retry_on,
             concurrency: job.spec.concurrency.as_ref(),
+            rate: job.spec.rate.as_ref(),
             agent_id: job.links.agent.map(|(id, _)| id.into()),
             agent_version: job.links.agent.map(|(_, version)| version),
             conversation_id: job.links.conversation_id.map(Uuid::from),

@@ -7,6 +7,7 @@ mod events;
 mod health;
 pub mod jobs;
 mod keys;
+pub(crate) mod limits;
 mod operating;
 mod schedules;
 mod tenants;
@@ -81,6 +82,7 @@ fn resources() -> OpenApiRouter<App> {
         .merge(schedules::routes())
         .merge(tenants::routes())
         .merge(keys::routes())
+        .merge(limits::routes())
         .merge(operating::routes())
 }
 

@@ -19,6 +19,7 @@ use utoipa_axum::routes;
 use uuid::Uuid;
 
 use super::List;
+use super::limits::RateView;
 use crate::auth::{Admin, Caller};
 use crate::extract::{Params, PathId, PathSteps};
 use crate::problem::{Document, Problem};
@@ -30,7 +31,7 @@ const WORKER_SILENCE: Duration = Duration::from_secs(30);
 pub(super) fn routes() -> OpenApiRouter<App> {
     OpenApiRouter::new()
         .routes(routes!(queues))
-        .routes(routes!(queue))
+        .routes(routes!(queue, super::limits::update_queue))
         .routes(routes!(pause))
         .routes(routes!(resume))
         .routes(routes!(workers))
@@ -41,10 +42,16 @@ pub(super) fn routes() -> OpenApiRouter<App> {
 /// A queue, with the caller's jobs in it. Counts stop at 100,000.
 #[derive(Serialize, ToSchema)]
 #[schema(as = Queue)]
-struct QueueView {
+pub(super) struct QueueView {
     name: String,
     /// Since when nothing of it is given to workers.
     paused_at: Option<DateTime<Utc>>,
+    /// Its share of the free slots relative to other queues.
+    weight: u32,
+    /// Jobs that may run at once, whosever they are; `null` is no limit.
+    max_running: Option<u32>,
+    /// Jobs that may start within a window; `null` is no limit.
+    rate: Option<RateView>,
     queued: u64,
     running: u64,
     /// Those that run later, retries included.
@@ -56,6 +63,7 @@ impl From<QueueStatus> for QueueView {
         let QueueStatus {
             name,
             paused_at,
+            settings,
             queued,
             running,
             scheduled,
@@ -63,6 +71,9 @@ impl From<QueueStatus> for QueueView {
         Self {
             name,
             paused_at,
+            weight: settings.weight,
+            max_running: settings.max_running,
+            rate: settings.rate.map(RateView::new),
             queued,
             running,
             scheduled,
@@ -78,7 +89,7 @@ async fn queues(State(app): State<App>, caller: Caller, params: Params) -> Resul
     Ok(Json(List::whole(queues.into_iter().map(QueueView::from).collect())).into_response())
 }
 
-async fn read(app: &App, caller: &Caller, name: &str) -> Result<QueueView, Problem> {
+pub(super) async fn read_queue(app: &App, caller: &Caller, name: &str) -> Result<QueueView, Problem> {
     if !is_name(name) {
         return Err(Problem::not_found("queue"));
     }
@@ -86,6 +97,9 @@ async fn read(app: &App, caller: &Caller, name: &str) -> Result<QueueView, Probl
     let unused = || QueueView {
         name: name.to_owned(),
         paused_at: None,
+        weight: 1,
+        max_running: None,
+        rate: None,
         queued: 0,
         running: 0,
         scheduled: 0,
@@ -100,7 +114,7 @@ async fn read(app: &App, caller: &Caller, name: &str) -> Result<QueueView, Probl
 #[utoipa::path(get, path = "/queues/{name}", tag = "operating", params(("name" = String, Path, description = "The queue")),
     responses((status = 200, body = QueueView), (status = 404, body = Document, content_type = "application/problem+json")))]
 async fn queue(State(app): State<App>, caller: Caller, steps: PathSteps) -> Result<Response, Problem> {
-    Ok(Json(read(&app, &caller, steps.get("name")).await?).into_response())
+    Ok(Json(read_queue(&app, &caller, steps.get("name")).await?).into_response())
 }
 
 /// Pause a queue: nothing of it is given to workers, for every tenant. What runs goes on.
@@ -126,7 +140,7 @@ async fn set_paused(app: &App, caller: &Caller, name: &str, paused: bool) -> Res
     if let Err(error) = app.queue().set_paused(&all).await {
         tracing::debug!(%error, "redis does not know of a paused queue yet");
     }
-    Ok(Json(read(app, caller, name).await?).into_response())
+    Ok(Json(read_queue(app, caller, name).await?).into_response())
 }
 
 /// A worker process that was heard of within 30 s.

@@ -5,6 +5,7 @@ use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use chrono::{DateTime, Utc};
 use common::ids::TenantId;
+use common::job::limit::Subject;
 use common::store::tenants::{Tenant, TenantPatch};
 use serde::{Deserialize, Deserializer, Serialize};
 use utoipa::ToSchema;
@@ -12,6 +13,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 use uuid::Uuid;
 
+use super::limits::{self, RateView};
 use super::{List, created};
 use crate::auth::Admin;
 use crate::extract::{Params, PathId, ValidJson};
@@ -39,6 +41,8 @@ struct TenantView {
     max_running: Option<u32>,
     /// Requests a second; `null` is the operator's default.
     rate: Option<u32>,
+    /// Jobs that may start within a window; `null` is no limit.
+    run_rate: Option<RateView>,
     created_at: DateTime<Utc>,
 }
 
@@ -51,6 +55,7 @@ impl From<Tenant> for TenantView {
             priority_max,
             max_running,
             rate,
+            run_rate,
             created_at,
         } = tenant;
         Self {
@@ -60,6 +65,7 @@ impl From<Tenant> for TenantView {
             priority_max,
             max_running,
             rate,
+            run_rate: run_rate.map(RateView::new),
             created_at,
         }
     }
@@ -84,6 +90,10 @@ struct TenantRequest {
     #[serde(deserialize_with = "present")]
     #[schema(value_type = Option<u32>)]
     rate: Option<Option<u32>>,
+    /// Jobs that may start within a window; `null` is no limit.
+    #[serde(deserialize_with = "present")]
+    #[schema(value_type = Option<RateView>)]
+    run_rate: Option<Option<RateView>>,
 }
 
 /// Tells `null` from a field that is absent.
@@ -118,11 +128,20 @@ impl TenantRequest {
             ),
             ("/rate", limit(self.rate), "is between 1 and 2147483647, or null"),
         ];
-        let errors: Vec<FieldError> = faults
+        let mut errors: Vec<FieldError> = faults
             .into_iter()
             .filter(|fault| fault.1)
             .map(|(at, _, what)| FieldError::body(at, what))
             .collect();
+        let run_rate = self
+            .run_rate
+            .as_ref()
+            .map(|rate| rate.as_ref().map(|rate| rate.checked("/run_rate")).transpose())
+            .transpose()
+            .unwrap_or_else(|faults| {
+                errors.extend(faults);
+                None
+            });
         if !errors.is_empty() {
             return Err(Problem::invalid(errors));
         }
@@ -132,6 +151,7 @@ impl TenantRequest {
             priority_max,
             max_running,
             rate,
+            run_rate: _,
         } = self;
         Ok(TenantPatch {
             name,
@@ -139,6 +159,7 @@ impl TenantRequest {
             priority_max,
             max_running,
             rate,
+            run_rate,
         })
     }
 }
@@ -151,11 +172,12 @@ fn taken_or(error: common::store::Error) -> Problem {
     error.into()
 }
 
-/// Tells the queue, which may be away: the redispatch duty sets weights again.
-async fn tell_weight(app: &App, tenant: &Tenant) {
+/// Tells the queue, which may be away: the redispatch duty sets weights and limits again.
+async fn tell(app: &App, tenant: &Tenant) {
     if let Err(error) = app.queue().set_weight(tenant.id, tenant.weight).await {
         tracing::debug!(%error, "redis does not know of a weight yet");
     }
+    limits::tell(app, &Subject::Tenant(tenant.id), &tenant.limit()).await;
 }
 
 /// Make a tenant.
@@ -177,10 +199,11 @@ async fn create(
         priority_max: patch.priority_max.unwrap_or(9),
         max_running: patch.max_running.flatten(),
         rate: patch.rate.flatten(),
+        run_rate: patch.run_rate.flatten(),
         created_at: app.clock().now(),
     };
     app.store().insert_tenant(&tenant).await.map_err(taken_or)?;
-    tell_weight(&app, &tenant).await;
+    tell(&app, &tenant).await;
     Ok(created(&format!("/tenants/{}", tenant.id), &TenantView::from(tenant)))
 }
 
@@ -224,6 +247,6 @@ async fn update(
         .map_err(taken_or)?;
     let tenant = changed.ok_or_else(|| Problem::not_found("tenant"))?;
     app.keyring().clear();
-    tell_weight(&app, &tenant).await;
+    tell(&app, &tenant).await;
     Ok(Json(TenantView::from(tenant)).into_response())
 }

@@ -11,6 +11,7 @@ mod faults;
 mod fixture;
 mod groups;
 mod jobs;
+mod limits;
 mod lists;
 mod operating;
 mod schedule_policies;

@@ -6,6 +6,8 @@ pub mod exec;
 pub mod failure;
 pub mod group;
 pub mod invalid;
+pub mod limit;
+pub mod noop;
 pub mod retry;
 pub mod spec;
 pub mod state;

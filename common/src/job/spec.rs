@@ -80,6 +80,10 @@ pub fn class_of(slot: SlotClass, labels: &[String]) -> String {
         .join("+")
 }
 
+/// How much earlier than its submission a job counts for each level of priority: level 9 goes before level 0 when it is
+/// submitted up to 45 minutes later, and behind everything that is older than that, so no level starves.
+pub const LEVEL_HEAD_START: Duration = Duration::from_mins(5);
+
 /// What happens to a job whose concurrency key has no free place.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -1,7 +1,6 @@
 //! Dispatch: making committed jobs known to the workers.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 
@@ -9,11 +8,8 @@ use super::gate::Hold;
 use super::{Error, Queue, Shard};
 use crate::ids::{JobId, TenantId};
 use crate::job::decision::ALONE_AFTER;
+use crate::job::spec::LEVEL_HEAD_START;
 use crate::job::{Job, NewJob};
-
-/// How much earlier than its submission a job counts for each level of priority: level 9 goes before level 0 when it is
-/// submitted up to 45 minutes later, and behind everything that is older than that, so no level starves.
-pub const LEVEL_HEAD_START: Duration = Duration::from_mins(5);
 
 /// What Redis needs to know of a job.
 #[derive(Clone, Debug)]

@@ -4,12 +4,14 @@
 //! time. Those of a tenant, a queue and an agent are set by operators; a concurrency key and a rate key carry their
 //! limits in each job.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use sha2::{Digest, Sha256};
 
 use super::{Error, Queue, Shard};
 use crate::ids::{AgentId, ConversationId, TenantId};
+use crate::job::limit::{Limit, Pause, Subject};
 use crate::job::{Concurrency, Rate};
 
 /// A pause without an end, ms since 1970: the largest number that the scripts tell from its neighbours.
@@ -166,7 +168,7 @@ impl Queue {
     ///
     /// # Errors
     /// When Redis is away.
-    pub async fn limits(&self, shard: Shard) -> Result<std::collections::BTreeMap<Gate, String>, Error> {
+    pub async fn limits(&self, shard: Shard) -> Result<BTreeMap<Gate, String>, Error> {
         let all: Vec<(String, String)> = redis::cmd("HGETALL")
             .arg(self.key(shard, "limits"))
             .query_async(&mut self.connection().await?)
@@ -174,9 +176,83 @@ impl Queue {
         Ok(all.into_iter().map(|(gate, limit)| (Gate(gate), limit)).collect())
     }
 
+    /// Makes one limit known, which replaces what was known of its subject.
+    ///
+    /// # Errors
+    /// As [`Self::set_limits`].
+    pub async fn tell_limit(&self, subject: &Subject, limit: &Limit) -> Result<(), Error> {
+        for (shard, gates) in self.gates(subject, limit) {
+            let gates: Vec<_> = gates.into_iter().map(|(gate, limit)| (gate, Some(limit))).collect();
+            self.set_limits(shard, &gates).await?;
+        }
+        Ok(())
+    }
+
+    /// Makes the index agree with all limits that there are. `known` was read with [`Self::limits`] before `all` was read
+    /// from Postgres, so that what is set meanwhile is not undone. Answers how many gates it changed.
+    ///
+    /// # Errors
+    /// As [`Self::set_limits`].
+    pub async fn sync_limits(
+        &self,
+        known: &BTreeMap<Shard, BTreeMap<Gate, String>>,
+        all: &[(Subject, Limit)],
+    ) -> Result<usize, Error> {
+        let mut wanted: BTreeMap<Shard, BTreeMap<Gate, GateLimit>> = BTreeMap::new();
+        for (subject, limit) in all {
+            for (shard, gates) in self.gates(subject, limit) {
+                wanted.entry(shard).or_default().extend(gates);
+            }
+        }
+        let (none, nothing) = (BTreeMap::new(), BTreeMap::new());
+        let mut changed = 0;
+        for shard in self.shards() {
+            let (known, wanted) = (known.get(&shard).unwrap_or(&none), wanted.get(&shard).unwrap_or(&nothing));
+            let gone = known.keys().filter(|gate| !wanted.contains_key(gate)).map(|gate| (gate.clone(), None));
+            let new = wanted
+                .iter()
+                .filter(|(gate, limit)| known.get(gate) != Some(&limit.to_string()))
+                .map(|(gate, limit)| (gate.clone(), Some(*limit)));
+            let changes: Vec<_> = gone.chain(new).collect();
+            self.set_limits(shard, &changes).await?;
+            changed += changes.len();
+        }
+        Ok(changed)
+    }
+
+    fn gates(&self, subject: &Subject, limit: &Limit) -> Vec<(Shard, Vec<(Gate, GateLimit)>)> {
+        let (starts_max, window) = limit.rate.unwrap_or_default();
+        let whole = GateLimit {
+            running_max: limit.max_running.unwrap_or(0),
+            starts_max,
+            window_ms: u64::try_from(window.as_millis()).unwrap_or(u64::MAX),
+            paused_till_ms: match limit.pause {
+                None => 0,
+                Some(Pause::Open) => FOREVER_MS,
+                Some(Pause::Until(at)) => u64::try_from(at.timestamp_millis()).unwrap_or(0),
+            },
+        };
+        match subject {
+            Subject::Tenant(id) => vec![(self.shard_of(*id), vec![(Gate::tenant(*id), whole)])],
+            Subject::Agent(tenant_id, id) => vec![(self.shard_of(*tenant_id), vec![(Gate::agent(*id), whole)])],
+            Subject::Key(tenant_id, key) => {
+                let gates = [Gate::concurrency(*tenant_id, key), Gate::rate(*tenant_id, key)];
+                vec![(self.shard_of(*tenant_id), gates.map(|gate| (gate, whole)).to_vec())]
+            }
+            Subject::Queue(name) => {
+                let part = GateLimit {
+                    running_max: self.share_of(whole.running_max),
+                    starts_max: self.share_of(whole.starts_max),
+                    ..whole
+                };
+                self.shards().map(|shard| (shard, vec![(Gate::queue(name), part)])).collect()
+            }
+        }
+    }
+
     /// One shard's part of a limit of a whole queue. Every shard lets one job through at least, so a limit below the number
     /// of shards is not kept.
-    pub fn share_of(&self, limit: u32) -> u32 {
+    fn share_of(&self, limit: u32) -> u32 {
         limit.div_ceil(u32::from(self.inner.shards))
     }
 }

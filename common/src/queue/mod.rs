@@ -53,7 +53,7 @@ use std::time::Duration;
 use deadpool_redis::{Connection, Pool, Runtime};
 
 pub use claim::{Handout, Mode, Want};
-pub use dispatch::{Dispatch, Dispatched, LEVEL_HEAD_START};
+pub use dispatch::{Dispatch, Dispatched};
 pub use error::Error;
 pub use gate::{FOREVER_MS, Gate, GateLimit, Hold};
 pub use generation::{Begun, Generation};

@@ -1,6 +1,6 @@
 //! What an operator changes: pauses and weights.
 
-use super::{Error, Queue};
+use super::{Error, Queue, Shard};
 use crate::ids::TenantId;
 
 impl Queue {
@@ -28,10 +28,25 @@ impl Queue {
     /// # Errors
     /// When Redis is away: the redispatch duty sets it again from Postgres.
     pub async fn set_weight(&self, tenant_id: TenantId, weight: u32) -> Result<(), Error> {
-        let key = self.key(self.shard_of(tenant_id), "weights");
+        self.put_weight(self.shard_of(tenant_id), &tenant_id.to_string(), weight)
+            .await
+    }
+
+    /// Sets a queue's weight, in every shard.
+    ///
+    /// # Errors
+    /// As [`Self::set_weight`].
+    pub async fn set_queue_weight(&self, queue: &str, weight: u32) -> Result<(), Error> {
+        for shard in self.shards() {
+            self.put_weight(shard, &format!("q:{queue}"), weight).await?;
+        }
+        Ok(())
+    }
+
+    async fn put_weight(&self, shard: Shard, of: &str, weight: u32) -> Result<(), Error> {
         let _new: i64 = redis::cmd("HSET")
-            .arg(key)
-            .arg(tenant_id.to_string())
+            .arg(self.key(shard, "weights"))
+            .arg(of)
             .arg(weight.max(1))
             .query_async(&mut self.connection().await?)
             .await?;

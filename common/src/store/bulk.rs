@@ -205,11 +205,11 @@ async fn repeat(
          insert into jobs (id, tenant_id, kind, queue, class, labels, priority, state, max_attempts, backoff_initial_ms,
             backoff_factor, backoff_max_ms, retry_on, timeout_ms, created_at, queued_at, seq, input, concurrency_key,
             concurrency_limit, concurrency_strategy, user_id, api_key_id, metadata, agent_id, agent_version,
-            conversation_id, schedule_id, redrive_of)
+            conversation_id, schedule_id, redrive_of, rate_key, rate_limit, rate_window_ms)
          select n.new_id, tenant_id, kind, queue, class, labels, priority, 'queued', max_attempts, backoff_initial_ms,
             backoff_factor, backoff_max_ms, retry_on, timeout_ms, $3, $3, 1, input, concurrency_key,
             concurrency_limit, concurrency_strategy, user_id, $4, metadata, agent_id, agent_version,
-            conversation_id, schedule_id, id
+            conversation_id, schedule_id, id, rate_key, rate_limit, rate_window_ms
          from jobs join unnest($1::uuid[], $2::uuid[]) as n(old_id, new_id) on jobs.id = n.old_id
          where jobs.id = any($1)
          returning {COLUMNS}"

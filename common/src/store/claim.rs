@@ -102,6 +102,7 @@ async fn take(
          update jobs set state = 'running', attempt = c.attempt, worker_id = $3, started_at = $4, seq = jobs.seq + 1
          from c
          where jobs.id = c.id and jobs.id = any($1) and jobs.state = c.state and jobs.attempt = c.attempt - 1
+            and jobs.cancel_requested_at is null
          returning {}, jobs.input",
         row::qualified().replace("jobs.attempt,", "jobs.attempt as attempt,")
     );

@@ -7,6 +7,7 @@ use sqlx::postgres::PgRow;
 use sqlx::types::Json;
 
 use super::agents::json;
+use super::admit::{has_strategies, refuse, supersede};
 use super::insert::{Accepted, Idempotency, Submission, insert_jobs, remember};
 use super::row::bigint;
 use super::turns::{after_open_turns, insert_message, is_busy};
@@ -320,7 +321,7 @@ impl Store {
                 return Ok(TurnAccepted::Gone);
             };
             match remember(&mut tx, &submission, key).await? {
-                Accepted::Inserted => {}
+                Accepted::Inserted | Accepted::Decided(_) => {}
                 Accepted::Repeated(ids) => {
                     return Ok(ids.first().map_or(TurnAccepted::Gone, |id| TurnAccepted::Repeated(*id)));
                 }
@@ -331,7 +332,12 @@ impl Store {
             return Ok(TurnAccepted::Busy);
         }
         insert_message(&mut tx, id, position, &message).await?;
+        if has_strategies(&[&job]) && !refuse(&mut tx, &[&job]).await?.is_empty() {
+            return Ok(TurnAccepted::Busy);
+        }
         insert_jobs(&mut tx, &[&job]).await?;
+        // Those that give way are stopped by the redispatch duty.
+        supersede(&mut tx, &[&job], job.created_at).await?;
         tx.commit().await?;
         Ok(TurnAccepted::Inserted(Box::new(job)))
     }

@@ -5,6 +5,7 @@ use sqlx::types::Json;
 use sqlx::{PgConnection, Row};
 use uuid::Uuid;
 
+use super::admit::{self, Decided};
 use super::row::{int, ms};
 use super::{Class, Error, Store};
 use crate::ids::{JobId, TenantId};
@@ -35,6 +36,8 @@ pub struct Submission {
 pub enum Accepted {
     /// Its jobs are committed.
     Inserted,
+    /// The strategies of concurrency keys had a say: those that are not named as rejected are committed.
+    Decided(Decided),
     /// Its key was used before with the same request: these are the first one's jobs.
     Repeated(Vec<JobId>),
     /// Its key was used before with another request.
@@ -74,8 +77,9 @@ impl Store {
 
     async fn insert_together(&self, submissions: &[Submission]) -> Result<Vec<Accepted>, Error> {
         self.within(async {
-            if submissions.iter().all(|submission| submission.idempotency.is_none()) {
-                let jobs: Vec<&NewJob> = submissions.iter().flat_map(|submission| &submission.jobs).collect();
+            let jobs: Vec<&NewJob> = submissions.iter().flat_map(|submission| &submission.jobs).collect();
+            let has_strategies = admit::has_strategies(&jobs);
+            if !has_strategies && submissions.iter().all(|submission| submission.idempotency.is_none()) {
                 insert_jobs(&mut *self.pool().acquire().await?, &jobs).await?;
                 return Ok(submissions.iter().map(|_| Accepted::Inserted).collect());
             }
@@ -97,12 +101,59 @@ impl Store {
                 .filter(|(_, outcome)| matches!(outcome, Accepted::Inserted))
                 .flat_map(|(submission, _)| &submission.jobs)
                 .collect();
-            insert_jobs(&mut tx, &jobs).await?;
+            if has_strategies {
+                decide(&mut tx, submissions, jobs, &mut accepted).await?;
+            } else {
+                insert_jobs(&mut tx, &jobs).await?;
+            }
             tx.commit().await?;
             Ok(accepted)
         })
         .await
     }
+}
+
+/// Inserts what the strategies of concurrency keys let through, and says what they decided.
+async fn decide(
+    tx: &mut PgConnection,
+    submissions: &[Submission],
+    mut jobs: Vec<&NewJob>,
+    accepted: &mut [Accepted],
+) -> Result<(), Error> {
+    let rejected = admit::refuse(tx, &jobs).await?;
+    jobs.retain(|job| !rejected.contains(&job.id));
+    insert_jobs(tx, &jobs).await?;
+    let now = jobs.iter().map(|job| job.created_at).max().unwrap_or_default();
+    let superseded = admit::supersede(tx, &jobs, now).await?;
+    if rejected.is_empty() && superseded.is_empty() {
+        return Ok(());
+    }
+    for (submission, outcome) in submissions.iter().zip(accepted) {
+        let mine = submission.jobs.iter().map(|job| job.id);
+        let rejected: Vec<JobId> = mine.filter(|id| rejected.contains(id)).collect();
+        if !matches!(outcome, Accepted::Inserted) {
+            continue;
+        }
+        // A refused request leaves nothing behind: with the same key it may be made again.
+        if let Some(idempotency) = submission.idempotency.as_ref().filter(|_| rejected.len() == submission.jobs.len()) {
+            forget(tx, submission.tenant_id, idempotency).await?;
+        }
+        let of_tenant = superseded.iter().filter(|(tenant_id, _)| *tenant_id == submission.tenant_id);
+        *outcome = Accepted::Decided(Decided {
+            rejected,
+            superseded: of_tenant.copied().collect(),
+        });
+    }
+    Ok(())
+}
+
+async fn forget(tx: &mut PgConnection, tenant_id: TenantId, idempotency: &Idempotency) -> Result<(), Error> {
+    sqlx::query("delete from idempotency_keys where tenant_id = $1 and key = $2")
+        .bind(tenant_id)
+        .bind(&idempotency.key)
+        .execute(tx)
+        .await?;
+    Ok(())
 }
 
 /// The first waits for a concurrent holder of the same key: whoever comes second sees the committed first.

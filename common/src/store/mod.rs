@@ -3,6 +3,7 @@
 //! Every change of a job's state names the state and the attempt that it expects, and touches the row or does not;
 //! what was not touched is the caller's [`Error::LeaseLost`], never a success.
 
+pub mod admit;
 pub mod agents;
 pub mod attempts;
 pub mod bulk;
@@ -18,6 +19,7 @@ pub mod insert;
 pub mod jobs;
 pub mod keys;
 pub mod leaders;
+pub mod limits;
 pub mod list;
 pub mod messages;
 pub mod outcomes;

@@ -7,6 +7,7 @@ use super::row::{self, qualified};
 use super::{Error, Store};
 use crate::ids::{JobId, TenantId};
 use crate::job::Job;
+use crate::job::spec::LEVEL_HEAD_START;
 
 /// A queued job, as far as it must be known to see whether Redis knows it.
 #[derive(Clone, Copy, Debug, sqlx::FromRow)]
@@ -116,7 +117,8 @@ impl Store {
         .await
     }
 
-    /// Queued jobs of one tenant, queue and class that come next: highest priority first, then oldest.
+    /// Queued jobs of one tenant, queue and class that come next, as the queue orders them: by age, each level a head start
+    /// older. So what waits here of a low level starves no more than it does in Redis.
     ///
     /// # Errors
     /// When Postgres is away.
@@ -129,8 +131,10 @@ impl Store {
     ) -> Result<Vec<Job>, Error> {
         self.within(async {
             let sql = format!(
-                "select {} from jobs where state = 'queued' and tenant_id = $1 and queue = $2 and class = $3
-                 order by priority desc, id limit $4",
+                "select next.* from generate_series(0, 9) as level cross join lateral (
+                    select {} from jobs where state = 'queued' and tenant_id = $1 and queue = $2 and class = $3
+                        and priority = level order by id limit $4
+                 ) as next order by next.created_at - next.priority * $5::interval, next.id limit $4",
                 row::COLUMNS
             );
             let rows = sqlx::query(AssertSqlSafe(sql))
@@ -138,6 +142,7 @@ impl Store {
                 .bind(queue)
                 .bind(class)
                 .bind(i64::from(limit))
+                .bind(LEVEL_HEAD_START)
                 .fetch_all(self.pool())
                 .await?;
             rows.iter().map(row::job).collect()

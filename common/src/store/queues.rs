@@ -1,10 +1,73 @@
 //! Queues: the settings of those that have any, and what waits in them.
 
+use std::time::Duration;
+
 use chrono::{DateTime, Utc};
 use sqlx::Row;
+use sqlx::postgres::PgRow;
 
+use super::limits::{rate, rate_limit, rate_window_ms};
+use super::row::int;
 use super::{Error, Store};
 use crate::ids::TenantId;
+use crate::job::limit::Limit;
+
+/// What operators set of a queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct QueueSettings {
+    /// Its share of the free slots relative to other queues.
+    pub weight: u32,
+    /// Jobs that may run at once.
+    pub max_running: Option<u32>,
+    /// Jobs that may start within any window of this length.
+    pub rate: Option<(u32, Duration)>,
+}
+
+impl Default for QueueSettings {
+    fn default() -> Self {
+        Self {
+            weight: 1,
+            max_running: None,
+            rate: None,
+        }
+    }
+}
+
+impl QueueSettings {
+    /// What its jobs are limited to.
+    pub fn limit(&self) -> Limit {
+        Limit {
+            max_running: self.max_running,
+            rate: self.rate,
+            pause: None,
+        }
+    }
+}
+
+/// What may be changed of a queue; what is `None` stays, and the inner `None` removes a limit.
+#[derive(Clone, Copy, Debug, Default)]
+#[expect(clippy::option_option, reason = "absent and null mean different things in a patch")]
+pub struct QueuePatch {
+    /// A new weight.
+    pub weight: Option<u32>,
+    /// A new limit of running jobs.
+    pub max_running: Option<Option<u32>>,
+    /// A new limit of starts.
+    pub rate: Option<Option<(u32, Duration)>>,
+}
+
+fn settings(row: &PgRow) -> Result<QueueSettings, Error> {
+    let number = |column: &str| -> Result<Option<u32>, Error> {
+        Ok(row
+            .try_get::<Option<i32>, _>(column)?
+            .and_then(|n| u32::try_from(n).ok()))
+    };
+    Ok(QueueSettings {
+        weight: number("weight")?.unwrap_or(1),
+        max_running: number("max_running")?,
+        rate: rate(row)?,
+    })
+}
 
 /// A named queue as a tenant sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -13,6 +76,8 @@ pub struct QueueStatus {
     pub name: String,
     /// Since when nothing of it is released to workers.
     pub paused_at: Option<DateTime<Utc>>,
+    /// Its settings.
+    pub settings: QueueSettings,
     /// The tenant's jobs that may run.
     pub queued: u64,
     /// The tenant's jobs that run.
@@ -43,7 +108,8 @@ impl Store {
                     count(*) filter (where state in ('scheduled', 'retrying')) as scheduled
                 from open group by queue
              )
-             select coalesce(q.name, c.queue) as name, q.paused_at, coalesce(c.queued, 0) as queued,
+             select coalesce(q.name, c.queue) as name, q.paused_at, q.weight, q.max_running, q.run_limit,
+                q.run_window_ms, coalesce(c.queued, 0) as queued,
                 coalesce(c.running, 0) as running, coalesce(c.scheduled, 0) as scheduled
              from queues q full join counted c on c.queue = q.name order by name",
         )
@@ -59,6 +125,7 @@ impl Store {
                 Ok(QueueStatus {
                     name: row.try_get("name")?,
                     paused_at: row.try_get("paused_at")?,
+                    settings: settings(row)?,
                     queued: count("queued")?,
                     running: count("running")?,
                     scheduled: count("scheduled")?,
@@ -82,6 +149,47 @@ impl Store {
         .execute(self.pool())
         .await?;
         Ok(())
+    }
+
+    /// Changes the settings of a queue, which need not have any job yet.
+    ///
+    /// # Errors
+    /// When Postgres is away.
+    pub async fn update_queue(&self, name: &str, patch: QueuePatch, now: DateTime<Utc>) -> Result<QueueSettings, Error> {
+        let row = sqlx::query(
+            "insert into queues (name, created_at, weight, max_running, run_limit, run_window_ms)
+             values ($1, $2, coalesce($3, 1), $5, $7, $8)
+             on conflict (name) do update set weight = coalesce($3, queues.weight),
+                max_running = case when $4 then $5 else queues.max_running end,
+                run_limit = case when $6 then $7 else queues.run_limit end,
+                run_window_ms = case when $6 then $8 else queues.run_window_ms end
+             returning weight, max_running, run_limit, run_window_ms",
+        )
+        .bind(name)
+        .bind(now)
+        .bind(patch.weight.map(int))
+        .bind(patch.max_running.is_some())
+        .bind(patch.max_running.flatten().map(int))
+        .bind(patch.rate.is_some())
+        .bind(rate_limit(patch.rate.flatten()))
+        .bind(rate_window_ms(patch.rate.flatten()))
+        .fetch_one(self.pool())
+        .await?;
+        settings(&row)
+    }
+
+    /// The queues whose weight is not the default one.
+    ///
+    /// # Errors
+    /// When Postgres is away.
+    pub async fn queue_weights(&self) -> Result<Vec<(String, u32)>, Error> {
+        let rows: Vec<(String, i32)> = sqlx::query_as("select name, weight from queues where weight <> 1")
+            .fetch_all(self.pool())
+            .await?;
+        Ok(rows
+            .into_iter()
+            .map(|(name, weight)| (name, u32::try_from(weight).unwrap_or(1)))
+            .collect())
     }
 
     /// The queues that are paused.

@@ -1,11 +1,15 @@
 //! Tenants.
 
+use std::time::Duration;
+
 use chrono::{DateTime, Utc};
 use sqlx::Row;
 use sqlx::postgres::PgRow;
 
+use super::limits::{rate_limit, rate_window_ms};
 use super::{Error, Store};
 use crate::ids::TenantId;
+use crate::job::limit::Limit;
 
 /// An isolated customer.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,6 +26,8 @@ pub struct Tenant {
     pub max_running: Option<u32>,
     /// Requests a second over HTTP; the operator's default when absent.
     pub rate: Option<u32>,
+    /// Jobs that may start within any window of this length.
+    pub run_rate: Option<(u32, Duration)>,
     /// When it was made.
     pub created_at: DateTime<Utc>,
 }
@@ -40,9 +46,11 @@ pub struct TenantPatch {
     pub max_running: Option<Option<u32>>,
     /// A new rate.
     pub rate: Option<Option<u32>>,
+    /// A new limit of starts.
+    pub run_rate: Option<Option<(u32, Duration)>>,
 }
 
-pub(super) const COLUMNS: &str = "id, name, weight, priority_max, max_running, rate, created_at";
+pub(super) const COLUMNS: &str = "id, name, weight, priority_max, max_running, rate, run_limit, run_window_ms, created_at";
 
 pub(super) fn tenant(row: &PgRow) -> Result<Tenant, Error> {
     let limit = |column: &str| -> Result<Option<u32>, Error> {
@@ -57,6 +65,7 @@ pub(super) fn tenant(row: &PgRow) -> Result<Tenant, Error> {
         priority_max: u8::try_from(row.try_get::<i16, _>("priority_max")?).unwrap_or(0),
         max_running: limit("max_running")?,
         rate: limit("rate")?,
+        run_rate: super::limits::rate(row)?,
         created_at: row.try_get("created_at")?,
     })
 }
@@ -72,8 +81,8 @@ impl Store {
     /// A conflict on `tenants_name_key` when the name is taken; otherwise when Postgres is away.
     pub async fn insert_tenant(&self, tenant: &Tenant) -> Result<(), Error> {
         sqlx::query(
-            "insert into tenants (id, name, weight, priority_max, max_running, rate, created_at)
-             values ($1, $2, $3, $4, $5, $6, $7)",
+            "insert into tenants (id, name, weight, priority_max, max_running, rate, run_limit, run_window_ms, created_at)
+             values ($1, $2, $3, $4, $5, $6, $7, $8, $9)",
         )
         .bind(tenant.id)
         .bind(&tenant.name)
@@ -81,6 +90,8 @@ impl Store {
         .bind(i16::from(tenant.priority_max))
         .bind(int(tenant.max_running))
         .bind(int(tenant.rate))
+        .bind(rate_limit(tenant.run_rate))
+        .bind(rate_window_ms(tenant.run_rate))
         .bind(tenant.created_at)
         .execute(self.pool())
         .await?;
@@ -143,7 +154,9 @@ impl Store {
         let sql = format!(
             "update tenants set name = coalesce($2, name), weight = coalesce($3, weight),
                 priority_max = coalesce($4, priority_max),
-                max_running = case when $5 then $6 else max_running end, rate = case when $7 then $8 else rate end
+                max_running = case when $5 then $6 else max_running end, rate = case when $7 then $8 else rate end,
+                run_limit = case when $9 then $10 else run_limit end,
+                run_window_ms = case when $9 then $11 else run_window_ms end
              where id = $1 returning {COLUMNS}"
         );
         let row = sqlx::query(sqlx::AssertSqlSafe(sql))
@@ -155,6 +168,9 @@ impl Store {
             .bind(int(patch.max_running.flatten()))
             .bind(patch.rate.is_some())
             .bind(int(patch.rate.flatten()))
+            .bind(patch.run_rate.is_some())
+            .bind(rate_limit(patch.run_rate.flatten()))
+            .bind(rate_window_ms(patch.run_rate.flatten()))
             .fetch_optional(self.pool())
             .await?;
         row.as_ref().map(tenant).transpose()
@@ -174,5 +190,16 @@ impl Store {
             .into_iter()
             .map(|(id, weight)| (id, u32::try_from(weight).unwrap_or(1)))
             .collect())
+    }
+}
+
+impl Tenant {
+    /// What its jobs are limited to.
+    pub fn limit(&self) -> Limit {
+        Limit {
+            max_running: self.max_running,
+            rate: self.run_rate,
+            pause: None,
+        }
     }
 }

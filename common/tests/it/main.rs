@@ -3,15 +3,18 @@
 #![expect(clippy::unwrap_used, reason = "a helper of a test fails as the test does")]
 #![expect(clippy::large_futures, reason = "a test's own future may be large")]
 
+mod alone;
 mod bulk;
 mod cancel;
 mod fairness;
 mod fence;
+mod gates;
 mod log;
 mod order;
 mod places;
 mod reclaim;
 mod spill;
+mod strategies;
 mod submit;
 mod turns;
 mod waiting;

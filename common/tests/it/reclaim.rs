@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use assert_matches::assert_matches;
-use common::job::decision::LOSSES_MAX;
+use common::job::decision::{ALONE_AFTER, LOSSES_MAX};
 use common::job::{FailureCode, JobState};
+use common::queue::{Mode, Want};
 use common::store::workers::Worker;
 use common::testing::{TestEnv, ids, light};
 use sqlx::PgPool;
@@ -43,7 +44,11 @@ async fn a_job_that_kills_its_workers_is_poisoned(pool: PgPool) {
     let job = env.noop();
     env.enqueue(&job).await;
     for loss in 1..=LOSSES_MAX {
-        assert_eq!(ids(&env.worker().claim(1).await), [job.id]);
+        let want = Want {
+            mode: if loss > ALONE_AFTER { Mode::Alone } else { Mode::Busy },
+            ..light(1)
+        };
+        assert_eq!(ids(&env.worker().claim_as(&want).await), [job.id]);
         env.advance(env.queue.lease_ttl());
         assert_eq!(env.reclaim().await[0].losses, loss);
     }

@@ -11,6 +11,7 @@ mod promote;
 mod reclaim;
 mod redispatch;
 mod retention;
+mod stop;
 mod sweep;
 
 use std::sync::Arc;

@@ -6,6 +6,7 @@ use chrono::{DateTime, Utc};
 use common::queue::{Dispatch, Queue};
 use common::service::{Duty, Report};
 use common::store::Store;
+use common::store::admit::Decided;
 
 /// Most jobs of one tick.
 const BATCH: u32 = 1_000;
@@ -38,7 +39,19 @@ impl Duty for Promote {
         if jobs.is_empty() {
             return Ok(Report::default());
         }
-        let dispatches: Vec<Dispatch> = jobs.iter().map(Dispatch::from_job).collect();
+        let mut dispatches = Vec::with_capacity(jobs.len());
+        for job in &jobs {
+            // A retry has been let in before.
+            let decided = if job.attempt == 0 {
+                self.store.admit_promoted(job, now).await?
+            } else {
+                Decided::default()
+            };
+            super::stop::stop(&self.store, &self.queue, &decided.superseded, now).await?;
+            if decided.rejected.is_empty() {
+                dispatches.push(Dispatch::from_job(job));
+            }
+        }
         if let Err(error) = self.queue.dispatch(&dispatches).await {
             tracing::warn!(%error, jobs = jobs.len(), "promoted jobs wait for redispatch");
         }

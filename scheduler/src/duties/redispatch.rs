@@ -4,9 +4,11 @@
 //! |---|---|
 //! | a shard without a generation: begin one with leases for what runs, wait until those have passed or their workers have registered, dispatch, open | every tick |
 //! | backlogs that were full and have room: page in by priority and age | every tick |
+//! | jobs that were asked to stop, by somebody who died before it said so: say it | every tick |
 //! | rows since the last look, new and queued again, that Redis does not know: whoever wrote them died, or could not reach Redis | every second |
-//! | all queued rows, page by page; paused queues | every ten seconds |
+//! | all queued rows, page by page; paused queues, weights and limits | every ten seconds |
 
+use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -26,6 +28,9 @@ const PAGE: u32 = 2_000;
 
 /// A row younger than this is on its way to Redis in the process that inserted it.
 const UNDER_WAY: TimeDelta = TimeDelta::seconds(1);
+
+/// Whoever asks a job to stop says so itself within this time.
+const CANCELS_UNDER_WAY: TimeDelta = TimeDelta::seconds(2);
 
 /// How far back the first look of a leader goes.
 const RECENT: TimeDelta = TimeDelta::seconds(10);
@@ -82,7 +87,7 @@ impl Redispatch {
     }
 
     /// Begins, waits for, or opens the generation of a shard. Answers whether it is open.
-    async fn open(&self, shard: Shard) -> anyhow::Result<bool> {
+    async fn open(&self, shard: Shard, now: DateTime<Utc>) -> anyhow::Result<bool> {
         let begun = match self.queue.generation(shard).await? {
             Generation::Open(_) => return Ok(true),
             Generation::Closed(begun) => begun,
@@ -99,7 +104,7 @@ impl Redispatch {
         if is_anything_running && begun.age < TimeDelta::from_std(self.queue.lease_ttl())? {
             return Ok(false);
         }
-        self.sync_settings().await?;
+        self.sync_settings(now).await?;
         let mut dispatched = 0;
         for (tenant_id, queue, class) in self.store.queued_lanes().await? {
             if self.queue.shard_of(tenant_id) == shard {
@@ -137,7 +142,16 @@ impl Redispatch {
         }
     }
 
-    async fn sync_settings(&self) -> anyhow::Result<()> {
+    async fn sync_settings(&self, now: DateTime<Utc>) -> anyhow::Result<()> {
+        let mut known = BTreeMap::new();
+        for shard in self.queue.shards() {
+            known.insert(shard, self.queue.limits(shard).await?);
+        }
+        let limits = self.store.limits(now).await?;
+        self.queue.sync_limits(&known, &limits).await?;
+        for (queue, weight) in self.store.queue_weights().await? {
+            self.queue.set_queue_weight(&queue, weight).await?;
+        }
         self.queue.set_paused(&self.store.paused_queues().await?).await?;
         for (tenant_id, weight) in self.store.tenant_weights().await? {
             self.queue.set_weight(tenant_id, weight).await?;
@@ -246,7 +260,7 @@ impl Duty for Redispatch {
     async fn tick(&self, now: DateTime<Utc>) -> anyhow::Result<Report> {
         let mut are_open = true;
         for shard in self.queue.shards() {
-            are_open &= self.open(shard).await?;
+            are_open &= self.open(shard, now).await?;
         }
         if !are_open {
             return Ok(Report::default());
@@ -259,9 +273,11 @@ impl Duty for Redispatch {
             });
         };
         let mut changed = paged + self.dispatch_recent(now).await?;
+        let late = self.store.cancelling(now - CANCELS_UNDER_WAY, PAGE).await?;
+        changed += super::stop::stop(&self.store, &self.queue, &late, now).await?;
         if tick.is_multiple_of(SLOW) {
             changed += self.sweep(now).await?;
-            self.sync_settings().await?;
+            self.sync_settings(now).await?;
         }
         Ok(Report {
             changed,

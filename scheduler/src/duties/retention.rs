@@ -12,7 +12,7 @@ use crate::config;
 /// Most rows that one tick deletes from a table.
 const BATCH: u32 = 5_000;
 
-/// Deletes old idempotency keys and workers that are long gone.
+/// Deletes old idempotency keys, workers that are long gone, and pauses of keys that have ended.
 #[derive(Debug)]
 pub(crate) struct Retention {
     store: Store,
@@ -43,9 +43,10 @@ impl Duty for Retention {
             .delete_idempotency_keys(now - self.settings.idempotency_keys, BATCH)
             .await?;
         let workers = self.store.delete_workers(now - self.settings.workers, BATCH).await?;
+        let pauses = self.store.delete_key_pauses(now, BATCH).await?;
         Ok(Report {
-            changed: keys + workers,
-            more: keys == u64::from(BATCH) || workers == u64::from(BATCH),
+            changed: keys + workers + pauses,
+            more: [keys, workers, pauses].contains(&u64::from(BATCH)),
         })
     }
 }

@@ -6,6 +6,7 @@ mod exec;
 mod group;
 mod keeper;
 pub mod native;
+mod noop;
 mod text;
 mod way_out;
 
@@ -147,7 +148,7 @@ impl Ended {
 /// Runs the attempt to its end.
 pub async fn execute(context: Context) -> Ended {
     match context.job.kind {
-        Kind::Noop => Ended::succeeded(b"{}".to_vec()),
+        Kind::Noop => noop::run(context).await,
         Kind::Exec => Box::pin(exec::run(context)).await,
         Kind::AgentRun => agent::run(context).await,
         Kind::ChatTurn => agent::turn(context).await,

@@ -14,7 +14,7 @@ use crate::extract::{PathId, RawBody};
 use crate::job::{JobFields, JobView, ResolvedAgent, Runnable, fits, job_for, split};
 use crate::problem::{Document, Problem};
 use crate::routes::jobs::idempotency::{self, Keyed};
-use crate::routes::jobs::{accepted, accepted_job, to_json};
+use crate::routes::jobs::{accepted, accepted_job, strategy, to_json};
 use crate::state::App;
 
 /// What an agent is run on, besides the fields of a job.
@@ -73,6 +73,12 @@ pub(super) async fn run(
     };
     match app.submitter().submit(submission).await? {
         Accepted::Inserted => {
+            app.hub().announce(id);
+            Ok(accepted(id, answer))
+        }
+        Accepted::Decided(decided) if !decided.rejected.is_empty() => Err(strategy::rejected()),
+        Accepted::Decided(decided) => {
+            strategy::make_way(&app, &decided).await;
             app.hub().announce(id);
             Ok(accepted(id, answer))
         }

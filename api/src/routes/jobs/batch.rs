@@ -11,7 +11,7 @@ use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
 use super::idempotency::{self, Keyed};
-use super::to_json;
+use super::{strategy, to_json};
 use crate::auth::Caller;
 use crate::extract::{RawBody, from_json};
 use crate::job::{JobRequest, JobView, prepare};
@@ -133,6 +133,15 @@ async fn insert(
     };
     match app.submitter().submit(submission).await {
         Ok(Accepted::Inserted) => Ok(()),
+        Ok(Accepted::Decided(decided)) => {
+            for (index, job) in indexes.iter().zip(&jobs) {
+                if let (true, Some(item)) = (decided.rejected.contains(&job.id), data.get_mut(*index)) {
+                    item.outcome = Outcome::error(&strategy::rejected());
+                }
+            }
+            strategy::make_way(app, &decided).await;
+            Ok(())
+        }
         Ok(Accepted::KeyReused) => Err(idempotency::reused()),
         Ok(Accepted::Repeated(ids)) => repeated(app, caller, &indexes, &ids, data).await,
         // Postgres refuses the data of one of them: the others are accepted all the same.
@@ -159,7 +168,7 @@ async fn one_by_one(
         (index, app.submitter().submit(submission).await)
     });
     for (index, outcome) in futures_util::future::join_all(submitted).await {
-        if let (Err(problem), Some(item)) = (outcome, data.get_mut(index)) {
+        if let (Err(problem), Some(item)) = (strategy::admitted(app, outcome).await, data.get_mut(index)) {
             item.outcome = Outcome::error(&problem);
         }
     }

@@ -5,7 +5,7 @@ use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use chrono::{DateTime, Utc};
 use common::cancel::OPEN;
-use common::ids::JobId;
+use common::ids::{JobId, TenantId};
 use common::job::{Job, StateName};
 use common::store::list::Filter;
 use common::store::wait::Orphaned;
@@ -56,7 +56,12 @@ pub(super) async fn cancel(
 
 /// Commits the request, then tells Redis, which may be away.
 pub(crate) async fn cancel_one(app: &App, caller: &Caller, id: JobId) -> Result<Option<Job>, Problem> {
-    let Some(job) = app.store().cancel(caller.tenant_id(), id, app.clock().now()).await? else {
+    cancel_of(app, caller.tenant_id(), id).await
+}
+
+/// The same for a job of a tenant that is not the caller.
+pub(super) async fn cancel_of(app: &App, tenant_id: TenantId, id: JobId) -> Result<Option<Job>, Problem> {
+    let Some(job) = app.store().cancel(tenant_id, id, app.clock().now()).await? else {
         return Ok(None);
     };
     if job.cancel_requested_at.is_some() {

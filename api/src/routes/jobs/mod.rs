@@ -8,6 +8,7 @@ mod filter;
 pub(crate) mod idempotency;
 mod read;
 mod redrive;
+pub(crate) mod strategy;
 mod submit;
 mod waiting;
 

@@ -11,7 +11,7 @@ use common::queue::Dispatch;
 
 use super::cancel::{Matched, count};
 use super::filter::ManyRequest;
-use super::{accepted, to_json};
+use super::{accepted, strategy, to_json};
 use crate::auth::Caller;
 use crate::extract::{PathId, ValidJson};
 use crate::job::JobView;

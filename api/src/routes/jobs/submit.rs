@@ -5,7 +5,7 @@ use axum::response::Response;
 use common::store::insert::{Accepted, Submission};
 
 use super::idempotency::{self, Keyed};
-use super::{accepted, accepted_job, to_json};
+use super::{accepted, accepted_job, strategy, to_json};
 use crate::auth::Caller;
 use crate::extract::RawBody;
 use crate::job::{JobRequest, JobView, prepare};
@@ -20,6 +20,7 @@ use crate::state::App;
     responses(
         (status = 202, body = JobView<'static>, headers(("Location" = String, description = "Where the job is"))),
         (status = 400, body = Document, content_type = "application/problem+json"),
+        (status = 409, body = Document, content_type = "application/problem+json"),
         (status = 413, body = Document, content_type = "application/problem+json"),
         (status = 422, body = Document, content_type = "application/problem+json"),
         (status = 503, body = Document, content_type = "application/problem+json")))]
@@ -40,6 +41,12 @@ pub(super) async fn submit(
     match app.submitter().submit(submission).await? {
         Accepted::Inserted => {
             app.hub().announce(id);
+            Ok(accepted(id, answer))
+        }
+        Accepted::Decided(decided) if decided.rejected.contains(&id) => Err(strategy::rejected()),
+        Accepted::Decided(decided) => {
+            app.hub().announce(id);
+            strategy::make_way(&app, &decided).await;
             Ok(accepted(id, answer))
         }
         Accepted::KeyReused => Err(idempotency::reused()),

@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
+use chrono::SecondsFormat;
 use common::job::{Job, JobState, WaitFor};
+use common::queue::{Place, Shut, Why};
+use common::store::workers::{Worker, WorkerStatus};
 
 use crate::state::App;
 
@@ -37,16 +40,8 @@ async fn queued(app: &App, job: &Job) -> Option<String> {
         return Some(format!("queue {} is paused", job.queue));
     }
     let workers = app.store().live_workers(app.clock().now(), WORKER_SILENCE).await.ok()?;
-    let slot = job.class.split('+').next().unwrap_or_default();
-    let serves = workers.iter().any(|status| {
-        let worker = &status.worker;
-        status.draining_at.is_none()
-            && (worker.queues.is_empty() || worker.queues.contains(&job.queue))
-            && worker.slots.get(slot).is_some_and(|slots| *slots > 0)
-            && job.labels.iter().all(|label| worker.labels.contains(label))
-    });
-    if !serves {
-        return Some(format!("no worker serves queue {} with {}", job.queue, job.class));
+    if let Some(reason) = unserved(job, &workers) {
+        return Some(reason);
     }
     if let Some(conversation_id) = job.conversation_id {
         let open = app.store().open_turns(job.tenant_id, conversation_id).await.ok()?;
@@ -54,16 +49,69 @@ async fn queued(app: &App, job: &Job) -> Option<String> {
             return Some("an earlier turn of its conversation".to_owned());
         }
     }
-    // In the backlog it has a place; after that it is either ready, or parked until its key has room.
-    let ahead = app
-        .queue()
-        .position(job.tenant_id, &job.queue, &job.class, job.id)
-        .await
-        .ok()
-        .flatten();
-    Some(match (ahead, &job.concurrency) {
-        (Some(ahead), _) => format!("a free slot; position {} in the queue", ahead + 1),
-        (None, Some(concurrency)) => format!("a free slot, or a place of concurrency key {}", concurrency.key),
-        (None, None) => "a free slot".to_owned(),
+    let why = app.queue().why(job.tenant_id, job.id).await.ok()?;
+    Some(match why {
+        Some(why) => sentence(job, &why),
+        None => "a free slot; it is not in Redis yet".to_owned(),
     })
+}
+
+/// Why no live worker can serve a job; `None` when one can.
+fn unserved(job: &Job, workers: &[WorkerStatus]) -> Option<String> {
+    let slot = job.class.split('+').next().unwrap_or_default();
+    let live = || workers.iter().filter(|status| status.draining_at.is_none()).map(|status| &status.worker);
+    let of_queue = |worker: &&Worker| worker.queues.is_empty() || worker.queues.contains(&job.queue);
+    let of_slot = |worker: &&Worker| worker.slots.get(slot).is_some_and(|slots| *slots > 0);
+    let of_labels = |worker: &&Worker| job.labels.iter().all(|label| worker.labels.contains(label));
+    if live().filter(of_queue).filter(of_slot).any(|worker| of_labels(&worker)) {
+        None
+    } else if live().next().is_none() {
+        Some("no worker is running".to_owned())
+    } else if !live().any(|worker| of_queue(&worker)) {
+        Some(format!("no worker serves queue {}", job.queue))
+    } else if !live().filter(of_queue).any(|worker| of_slot(&worker)) {
+        Some(format!("no worker of queue {} has {slot} slots", job.queue))
+    } else {
+        let labels = job.labels.join(", ");
+        Some(format!("no worker of queue {} with {slot} slots has the labels {labels}", job.queue))
+    }
+}
+
+/// What the index says of a job.
+fn sentence(job: &Job, why: &Why) -> String {
+    match &why.place {
+        Place::Leased => "a worker that has just claimed it".to_owned(),
+        Place::Backlog { ahead } if why.is_alone => format!(
+            "a worker that runs nothing else, for workers died under it; position {} of such jobs",
+            ahead + 1
+        ),
+        Place::Backlog { ahead } => format!("a free slot; position {} in the queue", ahead + 1),
+        Place::Shut {
+            by, is_paused: true, ..
+        } => format!("{} is paused", gate(job, *by)),
+        Place::Shut {
+            by,
+            until: Some(until),
+            ahead,
+            ..
+        } => format!(
+            "{} until {}; position {}",
+            gate(job, *by),
+            until.to_rfc3339_opts(SecondsFormat::Millis, true),
+            ahead + 1
+        ),
+        Place::Shut { by, ahead, .. } => format!("{}; position {}", gate(job, *by), ahead + 1),
+    }
+}
+
+fn gate(job: &Job, by: Shut) -> String {
+    let key = |key: Option<&String>| key.map(String::as_str).unwrap_or_default().to_owned();
+    match by {
+        Shut::Tenant => "the limit of its tenant".to_owned(),
+        Shut::Queue => format!("the limit of queue {}", job.queue),
+        Shut::Agent(_) => "the limit of its agent".to_owned(),
+        Shut::Concurrency => format!("concurrency key {}", key(job.concurrency.as_ref().map(|key| &key.key))),
+        Shut::Rate => format!("rate limit of key {}", key(job.rate.as_ref().map(|rate| &rate.key))),
+        Shut::Conversation(_) => "an earlier turn of its conversation".to_owned(),
+    }
 }

@@ -6,7 +6,7 @@ use common::ids::ConversationId;
 use common::job::exec::ExecInput;
 use common::job::group::GroupInput;
 use common::job::invalid::escape;
-use common::job::{Backoff, Concurrency, Kind, NewJob};
+use common::job::{Backoff, Concurrency, Kind, NewJob, Rate};
 use common::message::Part;
 use common::schedule::{Form, Target, template};
 use serde::{Deserialize, Serialize};
@@ -237,6 +237,8 @@ pub(super) struct JobTarget<'a> {
     retry_on: &'a [String],
     #[schema(value_type = Option<Object>)]
     concurrency: Option<&'a Concurrency>,
+    #[schema(value_type = Option<Object>)]
+    rate: Option<&'a Rate>,
     user_id: Option<&'a str>,
     #[schema(value_type = Object)]
     metadata: &'a Map<String, Value>,
@@ -257,6 +259,7 @@ impl<'a> JobTarget<'a> {
             backoff: spec.backoff,
             retry_on: &spec.retry_on,
             concurrency: spec.concurrency.as_ref(),
+            rate: spec.rate.as_ref(),
             user_id: spec.user_id.as_deref(),
             metadata: &spec.metadata,
         })

@@ -26,8 +26,9 @@ local function fits(queue, class)
 end
 
 -- Whether the worker should empty itself for a lane of jobs that are claimed alone; one busy worker at a time does.
-local function is_called(name)
+local function is_called(name, queue)
   if mode == 'alone' or redis.call('EXISTS', R .. 'ring:' .. name) == 0 then return false end
+  if redis.call('SISMEMBER', R .. 'paused', queue) == 1 then return false end
   local called = redis.call('GET', R .. 'alone:' .. name)
   if mode == 'idle' then return called ~= '-' end
   if not called then redis.call('SET', R .. 'alone:' .. name, worker, 'PX', 30000) end
@@ -39,7 +40,7 @@ for i = 1, #known, 2 do
   local queue, class = string.match(known[i], '^([^/]*)/(.*)$')
   local is_alone = string.sub(class, -1) == '!'
   if fits(queue, class) then
-    if is_alone and is_called(known[i]) then out[2] = 1 end
+    if is_alone and is_called(known[i], queue) then out[2] = 1 end
     if is_alone == (mode == 'alone') then lanes[#lanes + 1] = open_lane(known[i], known[i + 1]) end
   end
 end

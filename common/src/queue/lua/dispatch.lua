@@ -7,11 +7,15 @@
 -- those that come first.
 local cap, now, out, added = tonumber(ARGV[1]), clock(ARGV[2]), {}, false
 
--- Whether there is room for a job; one that comes later may have to make some.
+-- Whether there is room for a job; one that comes later may have to make some. `full` remembers the last that stays.
+local full = {}
 local function has_room(r)
+  local key = r.lane .. ' ' .. r.tenant
+  if full[key] and full[key] <= tonumber(r.score) then return false end
   if redis.call('ZCARD', backlog(r)) + redis.call('ZCARD', parked(r)) < cap then return true end
-  redis.call('SADD', R .. 'spilled', r.lane .. ' ' .. r.tenant)
+  full[key] = 0
   local last = redis.call('ZRANGE', backlog(r), -1, -1, 'WITHSCORES')
+  if last[1] then full[key] = tonumber(last[2]) end
   if not last[1] or tonumber(last[2]) <= tonumber(r.score) then return false end
   local known = get(last[1])
   take_out(last[1], known)
@@ -40,6 +44,6 @@ for i = 3, #ARGV, 7 do
     added = true
   end
 end
-for backlog in pairs(full) do redis.call('SADD', R .. 'spilled', backlog) end
+for key in pairs(full) do redis.call('SADD', R .. 'spilled', key) end
 if added then wake() end
 return out

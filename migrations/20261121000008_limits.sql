@@ -39,3 +39,5 @@ create table key_pauses (
 create index key_pauses_until on key_pauses (until);
 comment on table key_pauses is 'Concurrency and rate keys of which nothing starts for a while, such as what a provider asked for.';
 comment on column key_pauses.until is 'When it ends; null is until somebody resumes it.';
+
+create index jobs_cancelling on jobs (cancel_requested_at) where cancel_requested_at is not null and finished_at is null;

@@ -1,0 +1,204 @@
+//! The strategies of concurrency keys: who is refused, and who gives way.
+//!
+//! They are decided in Postgres in the transaction that accepts the job, under a lock of the key, so that they are right
+//! whoever submits at the same time and whatever Redis knows. What counts are the key's open jobs, those that still wait
+//! included: an accepted job has its turn. A job whose time has not come yet neither counts nor decides; it does both
+//! when it is promoted.
+
+use std::collections::{BTreeMap, HashMap};
+
+use chrono::{DateTime, Utc};
+use sha2::{Digest, Sha256};
+use sqlx::PgConnection;
+use uuid::Uuid;
+
+use super::{Error, Store};
+use crate::ids::{JobId, TenantId};
+use crate::job::{Concurrency, FailureCode, Job, NewJob, Strategy};
+
+/// What became of the jobs of one submission, where strategies had a say.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Decided {
+    /// Those that were refused; all others were inserted.
+    pub rejected: Vec<JobId>,
+    /// Open jobs that give way to them: asked to stop, which the caller makes known.
+    pub superseded: Vec<(TenantId, JobId)>,
+}
+
+/// A key of a tenant.
+type Key<'a> = (TenantId, &'a str);
+
+fn decides(job: &NewJob) -> Option<&Concurrency> {
+    let is_now = job.spec.run_at.is_none_or(|run_at| run_at <= job.created_at);
+    job.spec.concurrency.as_ref().filter(|_| is_now)
+}
+
+/// Whether any of these jobs has a say over others of its key.
+pub(super) fn has_strategies(jobs: &[&NewJob]) -> bool {
+    jobs.iter()
+        .any(|job| decides(job).is_some_and(|key| key.strategy != Strategy::Queue))
+}
+
+/// Locks the keys of these jobs that need it until the transaction ends, and answers which jobs are refused.
+pub(super) async fn refuse(tx: &mut PgConnection, jobs: &[&NewJob]) -> Result<Vec<JobId>, Error> {
+    let mut keys: Vec<Key<'_>> = jobs
+        .iter()
+        .filter_map(|job| Some((job, decides(job)?)))
+        .filter(|(_, concurrency)| concurrency.strategy != Strategy::Queue)
+        .map(|(job, concurrency)| (job.tenant_id, concurrency.key.as_str()))
+        .collect();
+    keys.sort_unstable();
+    keys.dedup();
+    lock(tx, &keys).await?;
+    let mut open = count(tx, &keys).await?;
+    let mut rejected = Vec::new();
+    for job in jobs {
+        let Some(concurrency) = decides(job) else { continue };
+        let key = (job.tenant_id, concurrency.key.clone());
+        let open = open.entry(key).or_default();
+        if concurrency.strategy == Strategy::Reject && *open >= i64::from(concurrency.limit) {
+            rejected.push(job.id);
+        } else {
+            *open += 1;
+        }
+    }
+    Ok(rejected)
+}
+
+/// Asks the open jobs of a key to stop that a job with `cancel_running` leaves no place for, the oldest first.
+pub(super) async fn supersede(
+    tx: &mut PgConnection,
+    jobs: &[&NewJob],
+    now: DateTime<Utc>,
+) -> Result<Vec<(TenantId, JobId)>, Error> {
+    let mut newest: BTreeMap<Key<'_>, (u32, Vec<JobId>)> = BTreeMap::new();
+    for job in jobs {
+        if let Some(concurrency) = decides(job).filter(|key| key.strategy == Strategy::CancelRunning) {
+            let (limit, ids) = newest.entry((job.tenant_id, &concurrency.key)).or_default();
+            *limit = concurrency.limit;
+            ids.push(job.id);
+        }
+    }
+    let mut superseded = Vec::new();
+    for (key, (limit, ids)) in newest {
+        superseded.extend(supersede_key(tx, key, limit, &ids, now).await?);
+    }
+    Ok(superseded)
+}
+
+/// Leaves a key's `limit` newest jobs, of which `newcomers` come first whatever the clocks say that made their ids.
+async fn supersede_key(
+    tx: &mut PgConnection,
+    (tenant_id, key): Key<'_>,
+    limit: u32,
+    newcomers: &[JobId],
+    now: DateTime<Utc>,
+) -> Result<Vec<(TenantId, JobId)>, Error> {
+    Ok(sqlx::query_as(
+        "update jobs set cancel_requested_at = $5 where cancel_requested_at is null and finished_at is null and id in
+            (select id from jobs where tenant_id = $1 and concurrency_key = $2 and finished_at is null
+                and state <> 'scheduled' order by (id = any($3)) desc, id desc offset $4)
+         returning tenant_id, id",
+    )
+    .bind(tenant_id)
+    .bind(key)
+    .bind(newcomers)
+    .bind(i64::from(limit))
+    .bind(now)
+    .fetch_all(tx)
+    .await?)
+}
+
+/// In one order everywhere, or two batches with the same keys would wait for each other.
+async fn lock(tx: &mut PgConnection, keys: &[Key<'_>]) -> Result<(), Error> {
+    let mut locks: Vec<i64> = keys
+        .iter()
+        .map(|(tenant_id, key)| {
+            let digest = Sha256::new().chain_update(tenant_id.uuid()).chain_update(key).finalize();
+            i64::from_be_bytes(std::array::from_fn(|index| digest[index]))
+        })
+        .collect();
+    locks.sort_unstable();
+    for lock in locks {
+        sqlx::query("select pg_advisory_xact_lock($1)")
+            .bind(lock)
+            .execute(&mut *tx)
+            .await?;
+    }
+    Ok(())
+}
+
+async fn count(tx: &mut PgConnection, keys: &[Key<'_>]) -> Result<HashMap<(TenantId, String), i64>, Error> {
+    let tenants: Vec<Uuid> = keys.iter().map(|(tenant_id, _)| tenant_id.uuid()).collect();
+    let names: Vec<&str> = keys.iter().map(|(_, key)| *key).collect();
+    let rows: Vec<(TenantId, String, i64)> = sqlx::query_as(
+        "select k.tenant_id, k.key, count(*) from unnest($1::uuid[], $2::text[]) as k(tenant_id, key)
+         join jobs on jobs.tenant_id = k.tenant_id and jobs.concurrency_key = k.key
+            and jobs.finished_at is null and jobs.state <> 'scheduled'
+         group by 1, 2",
+    )
+    .bind(&tenants)
+    .bind(&names)
+    .fetch_all(tx)
+    .await?;
+    Ok(rows
+        .into_iter()
+        .map(|(tenant, key, open)| ((tenant, key), open))
+        .collect())
+}
+
+impl Store {
+    /// Applies the strategy of a job whose time has just come. Answers whether it may run, and who gives way to it.
+    ///
+    /// # Errors
+    /// When Postgres is away.
+    pub async fn admit_promoted(&self, job: &Job, now: DateTime<Utc>) -> Result<Decided, Error> {
+        let Some(concurrency) = job.concurrency.as_ref().filter(|key| key.strategy != Strategy::Queue) else {
+            return Ok(Decided::default());
+        };
+        self.within(async {
+            let key = (job.tenant_id, concurrency.key.as_str());
+            let mut decided = Decided::default();
+            let mut tx = self.pool().begin().await?;
+            lock(&mut tx, &[key]).await?;
+            let open = count(&mut tx, &[key]).await?;
+            // This job is one of them.
+            let others = open.values().sum::<i64>() - 1;
+            if concurrency.strategy == Strategy::CancelRunning {
+                decided.superseded = supersede_key(&mut tx, key, concurrency.limit, &[job.id], now).await?;
+            } else if others >= i64::from(concurrency.limit) {
+                let failed = sqlx::query(
+                    "update jobs set state = 'failed', finished_at = $2, seq = seq + 1, error_code = $3,
+                        error_message = 'another job holds its concurrency key' where id = $1 and state = 'queued'",
+                )
+                .bind(job.id)
+                .bind(now)
+                .bind(FailureCode::ConcurrencyLimit.as_str())
+                .execute(&mut *tx)
+                .await?;
+                decided.rejected.extend((failed.rows_affected() == 1).then_some(job.id));
+            }
+            tx.commit().await?;
+            Ok(decided)
+        })
+        .await
+    }
+
+    /// Open jobs that somebody asked to stop before this time: whoever did may have died before it said so.
+    ///
+    /// # Errors
+    /// When Postgres is away.
+    pub async fn cancelling(&self, before: DateTime<Utc>, limit: u32) -> Result<Vec<(TenantId, JobId)>, Error> {
+        self.within(async {
+            Ok(sqlx::query_as(
+                "select tenant_id, id from jobs where cancel_requested_at < $1 and finished_at is null
+                 order by cancel_requested_at limit $2",
+            )
+            .bind(before)
+            .bind(i64::from(limit))
+            .fetch_all(self.pool())
+            .await?)
+        })
+        .await
+    }
+}
