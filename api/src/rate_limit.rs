@@ -124,6 +124,8 @@ mod tests {
             priority_max: 9,
             max_running: None,
             rate,
+            run_rate: None,
+            paused_at: None,
             created_at: chrono::DateTime::UNIX_EPOCH,
         }
     }

@@ -278,7 +278,10 @@ impl RateFields {
     fn checked(&self) -> Result<Option<Rate>, Vec<FieldError>> {
         let Some(key) = &self.key else { return Ok(None) };
         if !is_short_text(key) {
-            return Err(vec![FieldError::body("/rate/key", "is 1 to 200 characters without NUL")]);
+            return Err(vec![FieldError::body(
+                "/rate/key",
+                "is 1 to 200 characters without NUL",
+            )]);
         }
         let view = RateView {
             limit: self.limit.unwrap_or(1),

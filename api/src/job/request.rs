@@ -8,7 +8,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use utoipa::ToSchema;
 
-use super::fields::{Bounds, ConcurrencyFields, RateFields, JobFields};
+use super::fields::{Bounds, ConcurrencyFields, JobFields, RateFields};
 use super::input::Runnable;
 use crate::auth::Caller;
 use crate::extract::from_json;

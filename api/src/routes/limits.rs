@@ -71,7 +71,11 @@ impl RateView {
         let at = format!("{pointer}/window");
         let window = duration(&at, &self.window).and_then(|window| {
             let is_usable = (Duration::from_millis(1)..=WINDOW_MAX).contains(&window);
-            if is_usable { Ok(window) } else { Err(FieldError::body(at, "is between 1ms and 24h")) }
+            if is_usable {
+                Ok(window)
+            } else {
+                Err(FieldError::body(at, "is between 1ms and 24h"))
+            }
         });
         match window {
             Ok(window) if errors.is_empty() => return Ok((self.limit, window)),

@@ -25,6 +25,8 @@ pub(super) fn routes() -> OpenApiRouter<App> {
     OpenApiRouter::new()
         .routes(routes!(create, list))
         .routes(routes!(get, update))
+        .routes(routes!(pause))
+        .routes(routes!(resume))
 }
 
 /// An isolated customer.
@@ -43,6 +45,8 @@ struct TenantView {
     rate: Option<u32>,
     /// Jobs that may start within a window; `null` is no limit.
     run_rate: Option<RateView>,
+    /// Since when nothing of it is given to workers.
+    paused_at: Option<DateTime<Utc>>,
     created_at: DateTime<Utc>,
 }
 
@@ -56,6 +60,7 @@ impl From<Tenant> for TenantView {
             max_running,
             rate,
             run_rate,
+            paused_at,
             created_at,
         } = tenant;
         Self {
@@ -66,6 +71,7 @@ impl From<Tenant> for TenantView {
             max_running,
             rate,
             run_rate: run_rate.map(RateView::new),
+            paused_at,
             created_at,
         }
     }
@@ -200,6 +206,7 @@ async fn create(
         max_running: patch.max_running.flatten(),
         rate: patch.rate.flatten(),
         run_rate: patch.run_rate.flatten(),
+        paused_at: None,
         created_at: app.clock().now(),
     };
     app.store().insert_tenant(&tenant).await.map_err(taken_or)?;
@@ -248,5 +255,27 @@ async fn update(
     let tenant = changed.ok_or_else(|| Problem::not_found("tenant"))?;
     app.keyring().clear();
     tell(&app, &tenant).await;
+    Ok(Json(TenantView::from(tenant)).into_response())
+}
+
+/// Pause a tenant: nothing of it is given to workers. What runs goes on, and what is submitted is accepted.
+#[utoipa::path(post, path = "/tenants/{id}/pause", tag = "operating", params(("id" = String, Path, description = "The tenant")),
+    responses((status = 200, body = TenantView), (status = 404, body = Document, content_type = "application/problem+json")))]
+async fn pause(State(app): State<App>, _admin: Admin, PathId(id): PathId<TenantId>) -> Result<Response, Problem> {
+    set_paused(&app, id, true).await
+}
+
+/// Resume a tenant.
+#[utoipa::path(post, path = "/tenants/{id}/resume", tag = "operating", params(("id" = String, Path, description = "The tenant")),
+    responses((status = 200, body = TenantView), (status = 404, body = Document, content_type = "application/problem+json")))]
+async fn resume(State(app): State<App>, _admin: Admin, PathId(id): PathId<TenantId>) -> Result<Response, Problem> {
+    set_paused(&app, id, false).await
+}
+
+async fn set_paused(app: &App, id: TenantId, paused: bool) -> Result<Response, Problem> {
+    let changed = app.store().set_tenant_paused(id, paused, app.clock().now()).await?;
+    let tenant = changed.ok_or_else(|| Problem::not_found("tenant"))?;
+    app.keyring().clear();
+    tell(app, &tenant).await;
     Ok(Json(TenantView::from(tenant)).into_response())
 }

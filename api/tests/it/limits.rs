@@ -15,7 +15,10 @@ async fn serve(api: &Api, slots: &[(&str, u32)], labels: &[&str], queues: &[&str
         id: WorkerId::new(),
         name: "w".to_owned(),
         version: "1".to_owned(),
-        slots: slots.iter().map(|(slot, count)| ((*slot).to_owned(), *count)).collect::<BTreeMap<_, _>>(),
+        slots: slots
+            .iter()
+            .map(|(slot, count)| ((*slot).to_owned(), *count))
+            .collect::<BTreeMap<_, _>>(),
         labels: labels.iter().map(|label| (*label).to_owned()).collect(),
         queues: queues.iter().map(|queue| (*queue).to_owned()).collect(),
         driver: "docker".to_owned(),
@@ -47,13 +50,27 @@ async fn a_job_with_reject_is_refused_when_its_key_is_full(pool: PgPool) {
     let api = Api::start(pool).await;
     let job = json!({"kind": "noop", "concurrency": {"key": "k", "strategy": "reject"}});
     let first = api.submit(job.clone()).await;
-    api.post("/jobs", job.clone()).await.is_problem(409, "concurrency_limit");
-    let batch = api.post("/jobs/batch", json!({"jobs": [{"kind": "noop"}, job.clone()]})).await.expect(202);
+    api.post("/jobs", job.clone())
+        .await
+        .is_problem(409, "concurrency_limit");
+    let batch = api
+        .post("/jobs/batch", json!({"jobs": [{"kind": "noop"}, job.clone()]}))
+        .await
+        .expect(202);
     assert!(batch["data"][0]["job"].is_object());
     assert_eq!(batch["data"][1]["error"]["code"], "concurrency_limit");
     api.post(&format!("/jobs/{first}/cancel"), json!({})).await.expect(202);
     api.submit(job).await;
-    api.post(&format!("/jobs/{first}/redrive"), json!({})).await.is_problem(409, "concurrency_limit");
+    // A repetition is accepted and then meets the same rule.
+    let again = api.post(&format!("/jobs/{first}/redrive"), json!({})).await.expect(202);
+    let again = api
+        .get(&format!("/jobs/{}", again["id"].as_str().unwrap()))
+        .await
+        .expect(200);
+    assert_eq!(
+        (&again["state"], &again["error"]["code"]),
+        (&json!("failed"), &json!("concurrency_limit"))
+    );
 }
 
 #[sqlx::test(migrator = "common::store::MIGRATOR")]
@@ -88,7 +105,10 @@ async fn a_queue_has_a_weight_and_limits(pool: PgPool) {
         (&json!(3), &json!(1), &json!({"limit": 10, "window": "1m"}))
     );
     let queue = api.patch("/queues/slow", json!({"rate": null})).await.expect(200);
-    assert_eq!((&queue["weight"], &queue["max_running"], &queue["rate"]), (&json!(3), &json!(1), &Value::Null));
+    assert_eq!(
+        (&queue["weight"], &queue["max_running"], &queue["rate"]),
+        (&json!(3), &json!(1), &Value::Null)
+    );
     assert_eq!(api.get("/queues/slow").await.expect(200), queue);
     serve(&api, &[("light", 5)], &[], &[]).await;
     let jobs = [
@@ -130,8 +150,13 @@ async fn a_queued_job_says_what_it_waits_for(pool: PgPool) {
     assert_eq!(reason(&api, &elsewhere).await, "no worker serves queue nobody");
     let labelled = api.submit(with("labels", json!(["gpu"]))).await;
     assert!(reason(&api, &labelled).await.ends_with("has the labels gpu"));
-    let sandbox = api.submit(json!({"kind": "exec", "input": {"language": "bash", "code": "true"}})).await;
-    assert_eq!(reason(&api, &sandbox).await, "no worker of queue default has sandbox slots");
+    let sandbox = api
+        .submit(json!({"kind": "exec", "input": {"language": "bash", "code": "true"}}))
+        .await;
+    assert_eq!(
+        reason(&api, &sandbox).await,
+        "no worker of queue default has sandbox slots"
+    );
     api.post("/queues/slow/pause", json!({})).await.expect(200);
     let paused = api.submit(with("queue", json!("slow"))).await;
     assert_eq!(reason(&api, &paused).await, "queue slow is paused");
@@ -142,8 +167,13 @@ async fn a_queued_job_says_what_it_waits_for(pool: PgPool) {
         api.submit(with("concurrency", key("one"))).await,
     ];
     let rate = json!({"key": "model", "limit": 1, "window": "1h"});
-    let rated = [api.submit(with("rate", rate.clone())).await, api.submit(with("rate", rate)).await];
-    api.post("/paused-keys", json!({"key": "stopped", "reason": "busy"})).await.expect(200);
+    let rated = [
+        api.submit(with("rate", rate.clone())).await,
+        api.submit(with("rate", rate)).await,
+    ];
+    api.post("/paused-keys", json!({"key": "stopped", "reason": "busy"}))
+        .await
+        .expect(200);
     let stopped = api.submit(with("concurrency", key("stopped"))).await;
     let worker = api.env.worker();
     eventually(SOON, "all are looked at", async || {
@@ -152,7 +182,11 @@ async fn a_queued_job_says_what_it_waits_for(pool: PgPool) {
     })
     .await;
     assert_eq!(reason(&api, &keyed[1]).await, "concurrency key one; position 1");
-    assert!(reason(&api, &rated[1]).await.starts_with("rate limit of key model until 20"));
+    assert!(
+        reason(&api, &rated[1])
+            .await
+            .starts_with("rate limit of key model until 20")
+    );
     assert_eq!(reason(&api, &stopped).await, "concurrency key stopped is paused");
 }
 
@@ -160,29 +194,60 @@ async fn a_queued_job_says_what_it_waits_for(pool: PgPool) {
 async fn a_tenant_and_an_agent_are_limited_at_once(pool: PgPool) {
     let api = Api::start(pool).await;
     serve(&api, &[("light", 5)], &[], &[]).await;
-    let tenant = api.get("/tenants").await.expect(200)["data"][0]["id"].as_str().unwrap().to_owned();
+    let tenant = api.get("/tenants").await.expect(200)["data"][0]["id"]
+        .as_str()
+        .unwrap()
+        .to_owned();
     let patch = json!({"max_running": 1, "run_rate": {"limit": 5, "window": "1s"}});
     let shown = api.patch(&format!("/tenants/{tenant}"), patch).await.expect(200);
     assert_eq!(shown["run_rate"], json!({"limit": 5, "window": "1s"}));
-    let jobs = [api.submit(json!({"kind": "noop"})).await, api.submit(json!({"kind": "noop"})).await];
+    let jobs = [
+        api.submit(json!({"kind": "noop"})).await,
+        api.submit(json!({"kind": "noop"})).await,
+    ];
     let worker = api.env.worker();
     eventually(SOON, "one", async || worker.claim(5).await.pop()).await;
     says(&api, &jobs[1], "the limit of its tenant").await;
     assert!(worker.claim(5).await.is_empty());
-    api.patch(&format!("/tenants/{tenant}"), json!({"max_running": null})).await.expect(200);
+    api.patch(&format!("/tenants/{tenant}"), json!({"max_running": null}))
+        .await
+        .expect(200);
     eventually(SOON, "the other", async || worker.claim(5).await.pop()).await;
-    api.patch(&format!("/tenants/{tenant}"), json!({"run_rate": {"limit": 0, "window": "1s"}}))
+    let paused = api
+        .post(&format!("/tenants/{tenant}/pause"), json!({}))
         .await
-        .is_problem(422, "invalid_request");
-    api.put("/agents/0197b2f4-0000-7000-8000-000000000000/limits", json!({"max_running": 1}))
+        .expect(200);
+    assert!(paused["paused_at"].is_string());
+    let job = api.submit(json!({"kind": "noop"})).await;
+    says(&api, &job, "its tenant is paused").await;
+    assert!(worker.claim(5).await.is_empty());
+    api.post(&format!("/tenants/{tenant}/resume"), json!({}))
         .await
-        .is_problem(404, "not_found");
+        .expect(200);
+    eventually(SOON, "the paused", async || worker.claim(5).await.pop()).await;
+    api.patch(
+        &format!("/tenants/{tenant}"),
+        json!({"run_rate": {"limit": 0, "window": "1s"}}),
+    )
+    .await
+    .is_problem(422, "invalid_request");
+    api.put(
+        "/agents/0197b2f4-0000-7000-8000-000000000000/limits",
+        json!({"max_running": 1}),
+    )
+    .await
+    .is_problem(404, "not_found");
 }
 
 #[sqlx::test(migrator = "common::store::MIGRATOR")]
 async fn keys_are_paused_and_resumed(pool: PgPool) {
     let api = Api::start(pool).await;
-    let paused = api.post("/paused-keys", json!({"key": "a b/c", "for": "30s", "reason": "Retry-After"})).await;
+    let paused = api
+        .post(
+            "/paused-keys",
+            json!({"key": "a b/c", "for": "30s", "reason": "Retry-After"}),
+        )
+        .await;
     let paused = paused.expect(200);
     assert!(paused["until"].is_string());
     assert_eq!(api.get("/paused-keys").await.expect(200)["data"], json!([paused]));
@@ -191,13 +256,19 @@ async fn keys_are_paused_and_resumed(pool: PgPool) {
     let worker = api.env.worker();
     eventually(SOON, "it is known", async || {
         worker.take(&light(1)).await.unwrap();
-        api.env.queue.why(api.env.row(id.parse().unwrap()).await.tenant_id, id.parse().unwrap()).await.unwrap()
+        api.env
+            .queue
+            .why(api.env.row(id.parse().unwrap()).await.tenant_id, id.parse().unwrap())
+            .await
+            .unwrap()
     })
     .await;
     assert!(worker.claim(1).await.is_empty());
     assert_eq!(api.delete("/paused-keys?key=a%20b%2Fc").await.status, 204);
     eventually(SOON, "it starts", async || worker.claim(1).await.pop()).await;
-    api.delete("/paused-keys?key=a%20b%2Fc").await.is_problem(404, "not_found");
+    api.delete("/paused-keys?key=a%20b%2Fc")
+        .await
+        .is_problem(404, "not_found");
     for bad in [
         json!({"key": ""}),
         json!({"key": "k", "for": "1s", "until": "2026-12-01T00:00:00Z"}),
@@ -211,7 +282,8 @@ async fn keys_are_paused_and_resumed(pool: PgPool) {
 #[sqlx::test(migrator = "common::store::MIGRATOR")]
 async fn a_noop_may_last(pool: PgPool) {
     let api = Api::start(pool).await;
-    api.submit(json!({"kind": "noop", "input": {"duration": "50ms", "note": 1}})).await;
+    api.submit(json!({"kind": "noop", "input": {"duration": "50ms", "note": 1}}))
+        .await;
     for bad in [json!({"duration": "soon"}), json!({"duration": "90d"})] {
         let answer = api.post("/jobs", json!({"kind": "noop", "input": bad})).await;
         answer.is_problem(422, "invalid_request");

@@ -73,7 +73,11 @@ impl Queue {
             .arg(worker.to_string())
             .arg(u64::try_from(self.inner.lease_ttl.as_millis()).unwrap_or(u64::MAX))
             .arg(self.clock_offset_ms())
-            .arg(if want.mode == Mode::Alone { want.free.min(1) } else { want.free })
+            .arg(if want.mode == Mode::Alone {
+                want.free.min(1)
+            } else {
+                want.free
+            })
             .arg(want.slot.as_str())
             .arg(list(&want.labels))
             .arg(list(&want.queues))

@@ -201,7 +201,12 @@ impl Queue {
                 let length = waiting.saturating_add(parked);
                 if length <= self.inner.dispatched_max / 2 {
                     let room = self.inner.dispatched_max - length;
-                    found.push((queue.to_owned(), class.trim_end_matches('!').to_owned(), tenant_id, room));
+                    found.push((
+                        queue.to_owned(),
+                        class.trim_end_matches('!').to_owned(),
+                        tenant_id,
+                        room,
+                    ));
                 }
             }
         }

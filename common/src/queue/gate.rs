@@ -59,7 +59,10 @@ impl Gate {
 }
 
 fn hashed(tenant_id: TenantId, key: &str) -> String {
-    let digest = Sha256::new().chain_update(tenant_id.uuid()).chain_update(key).finalize();
+    let digest = Sha256::new()
+        .chain_update(tenant_id.uuid())
+        .chain_update(key)
+        .finalize();
     hex::encode(&digest[..16])
 }
 
@@ -207,8 +210,14 @@ impl Queue {
         let (none, nothing) = (BTreeMap::new(), BTreeMap::new());
         let mut changed = 0;
         for shard in self.shards() {
-            let (known, wanted) = (known.get(&shard).unwrap_or(&none), wanted.get(&shard).unwrap_or(&nothing));
-            let gone = known.keys().filter(|gate| !wanted.contains_key(gate)).map(|gate| (gate.clone(), None));
+            let (known, wanted) = (
+                known.get(&shard).unwrap_or(&none),
+                wanted.get(&shard).unwrap_or(&nothing),
+            );
+            let gone = known
+                .keys()
+                .filter(|gate| !wanted.contains_key(gate))
+                .map(|gate| (gate.clone(), None));
             let new = wanted
                 .iter()
                 .filter(|(gate, limit)| known.get(gate) != Some(&limit.to_string()))
@@ -245,7 +254,9 @@ impl Queue {
                     starts_max: self.share_of(whole.starts_max),
                     ..whole
                 };
-                self.shards().map(|shard| (shard, vec![(Gate::queue(name), part)])).collect()
+                self.shards()
+                    .map(|shard| (shard, vec![(Gate::queue(name), part)]))
+                    .collect()
             }
         }
     }
@@ -270,7 +281,10 @@ mod tests {
             window: std::time::Duration::from_mins(1),
         };
         let holds = Hold::all(tenant, None, None, (None, Some(&rate)));
-        assert_eq!(holds[0].to_string(), format!("x:{}=0/60/60000", hashed(tenant, "model")));
+        assert_eq!(
+            holds[0].to_string(),
+            format!("x:{}=0/60/60000", hashed(tenant, "model"))
+        );
         let limit = GateLimit {
             running_max: 3,
             ..GateLimit::default()

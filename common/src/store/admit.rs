@@ -114,7 +114,10 @@ async fn lock(tx: &mut PgConnection, keys: &[Key<'_>]) -> Result<(), Error> {
     let mut locks: Vec<i64> = keys
         .iter()
         .map(|(tenant_id, key)| {
-            let digest = Sha256::new().chain_update(tenant_id.uuid()).chain_update(key).finalize();
+            let digest = Sha256::new()
+                .chain_update(tenant_id.uuid())
+                .chain_update(key)
+                .finalize();
             i64::from_be_bytes(std::array::from_fn(|index| digest[index]))
         })
         .collect();

@@ -6,8 +6,8 @@ use sqlx::Row;
 use sqlx::postgres::PgRow;
 use sqlx::types::Json;
 
-use super::agents::json;
 use super::admit::{has_strategies, refuse, supersede};
+use super::agents::json;
 use super::insert::{Accepted, Idempotency, Submission, insert_jobs, remember};
 use super::row::bigint;
 use super::turns::{after_open_turns, insert_message, is_busy};

@@ -135,10 +135,16 @@ async fn decide(
             continue;
         }
         // A refused request leaves nothing behind: with the same key it may be made again.
-        if let Some(idempotency) = submission.idempotency.as_ref().filter(|_| rejected.len() == submission.jobs.len()) {
+        if let Some(idempotency) = submission
+            .idempotency
+            .as_ref()
+            .filter(|_| rejected.len() == submission.jobs.len())
+        {
             forget(tx, submission.tenant_id, idempotency).await?;
         }
-        let of_tenant = superseded.iter().filter(|(tenant_id, _)| *tenant_id == submission.tenant_id);
+        let of_tenant = superseded
+            .iter()
+            .filter(|(tenant_id, _)| *tenant_id == submission.tenant_id);
         *outcome = Accepted::Decided(Decided {
             rejected,
             superseded: of_tenant.copied().collect(),

@@ -63,15 +63,16 @@ impl Store {
         self.within(async {
             let rows = sqlx::query(
                 "select 't' as kind, id as tenant_id, null::uuid as agent_id, null as name, max_running, run_limit,
-                    run_window_ms, null::timestamptz as until
-                 from tenants where max_running is not null or run_limit is not null
+                    run_window_ms, paused_at is not null as is_paused, null::timestamptz as until
+                 from tenants where max_running is not null or run_limit is not null or paused_at is not null
                  union all
-                 select 'q', null, null, name, max_running, run_limit, run_window_ms, null
+                 select 'q', null, null, name, max_running, run_limit, run_window_ms, false, null
                  from queues where max_running is not null or run_limit is not null
                  union all
-                 select 'a', tenant_id, id, null, max_running, null, null, null from agents where max_running is not null
+                 select 'a', tenant_id, id, null, max_running, null, null, false, null
+                 from agents where max_running is not null
                  union all
-                 select 'k', tenant_id, null, key, null, null, null, until
+                 select 'k', tenant_id, null, key, null, null, null, true, until
                  from key_pauses where until is null or until > $1",
             )
             .bind(now)
@@ -184,7 +185,10 @@ fn limit(row: &PgRow) -> Result<(Subject, Limit), Error> {
     let subject = match kind {
         "t" => Subject::Tenant(tenant()?),
         "q" => Subject::Queue(name()?),
-        "a" => Subject::Agent(tenant()?, row.try_get::<Option<AgentId>, _>("agent_id")?.ok_or_else(missing)?),
+        "a" => Subject::Agent(
+            tenant()?,
+            row.try_get::<Option<AgentId>, _>("agent_id")?.ok_or_else(missing)?,
+        ),
         _ => Subject::Key(tenant()?, name()?),
     };
     let until: Option<DateTime<Utc>> = row.try_get("until")?;
@@ -193,7 +197,9 @@ fn limit(row: &PgRow) -> Result<(Subject, Limit), Error> {
             .try_get::<Option<i32>, _>("max_running")?
             .and_then(|n| u32::try_from(n).ok()),
         rate: rate(row)?,
-        pause: (kind == "k").then(|| until.map_or(Pause::Open, Pause::Until)),
+        pause: row
+            .try_get::<bool, _>("is_paused")?
+            .then(|| until.map_or(Pause::Open, Pause::Until)),
     };
     Ok((subject, limit))
 }

@@ -155,7 +155,12 @@ impl Store {
     ///
     /// # Errors
     /// When Postgres is away.
-    pub async fn update_queue(&self, name: &str, patch: QueuePatch, now: DateTime<Utc>) -> Result<QueueSettings, Error> {
+    pub async fn update_queue(
+        &self,
+        name: &str,
+        patch: QueuePatch,
+        now: DateTime<Utc>,
+    ) -> Result<QueueSettings, Error> {
         let row = sqlx::query(
             "insert into queues (name, created_at, weight, max_running, run_limit, run_window_ms)
              values ($1, $2, coalesce($3, 1), $5, $7, $8)

@@ -9,7 +9,7 @@ use sqlx::postgres::PgRow;
 use super::limits::{rate_limit, rate_window_ms};
 use super::{Error, Store};
 use crate::ids::TenantId;
-use crate::job::limit::Limit;
+use crate::job::limit::{Limit, Pause};
 
 /// An isolated customer.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,6 +28,8 @@ pub struct Tenant {
     pub rate: Option<u32>,
     /// Jobs that may start within any window of this length.
     pub run_rate: Option<(u32, Duration)>,
+    /// Since when nothing of it is released to workers.
+    pub paused_at: Option<DateTime<Utc>>,
     /// When it was made.
     pub created_at: DateTime<Utc>,
 }
@@ -50,7 +52,8 @@ pub struct TenantPatch {
     pub run_rate: Option<Option<(u32, Duration)>>,
 }
 
-pub(super) const COLUMNS: &str = "id, name, weight, priority_max, max_running, rate, run_limit, run_window_ms, created_at";
+pub(super) const COLUMNS: &str =
+    "id, name, weight, priority_max, max_running, rate, run_limit, run_window_ms, paused_at, created_at";
 
 pub(super) fn tenant(row: &PgRow) -> Result<Tenant, Error> {
     let limit = |column: &str| -> Result<Option<u32>, Error> {
@@ -66,6 +69,7 @@ pub(super) fn tenant(row: &PgRow) -> Result<Tenant, Error> {
         max_running: limit("max_running")?,
         rate: limit("rate")?,
         run_rate: super::limits::rate(row)?,
+        paused_at: row.try_get("paused_at")?,
         created_at: row.try_get("created_at")?,
     })
 }
@@ -146,6 +150,28 @@ impl Store {
         rows.iter().map(tenant).collect()
     }
 
+    /// Pauses or resumes a tenant and answers it; `None` when there is none. Pausing a paused one changes nothing.
+    ///
+    /// # Errors
+    /// When Postgres is away.
+    pub async fn set_tenant_paused(
+        &self,
+        id: TenantId,
+        paused: bool,
+        now: DateTime<Utc>,
+    ) -> Result<Option<Tenant>, Error> {
+        let sql = format!(
+            "update tenants set paused_at = case when $2 then coalesce(paused_at, $3) end where id = $1 returning {COLUMNS}"
+        );
+        let row = sqlx::query(sqlx::AssertSqlSafe(sql))
+            .bind(id)
+            .bind(paused)
+            .bind(now)
+            .fetch_optional(self.pool())
+            .await?;
+        row.as_ref().map(tenant).transpose()
+    }
+
     /// Changes a tenant and answers it; `None` when there is none.
     ///
     /// # Errors
@@ -199,7 +225,7 @@ impl Tenant {
         Limit {
             max_running: self.max_running,
             rate: self.run_rate,
-            pause: None,
+            pause: self.paused_at.map(|_| Pause::Open),
         }
     }
 }

@@ -48,7 +48,10 @@ fn keyed(env: &TestEnv, key: &str, limit: u32) -> NewJob {
 }
 
 fn of(tenant_id: TenantId, env: &TestEnv) -> NewJob {
-    NewJob { tenant_id, ..env.noop() }
+    NewJob {
+        tenant_id,
+        ..env.noop()
+    }
 }
 
 async fn dispatch(env: &TestEnv, jobs: &[NewJob]) {
@@ -267,7 +270,10 @@ async fn an_idle_worker_is_woken_to_hear_of_a_window(pool: PgPool) {
     assert!(waker.wait(MINUTE).await.unwrap());
     let worker = env.worker();
     handout(&env, &worker, 2).await;
-    assert!(waker.wait(Duration::from_secs(5)).await.unwrap(), "nobody would come when it opens");
+    assert!(
+        waker.wait(Duration::from_secs(5)).await.unwrap(),
+        "nobody would come when it opens"
+    );
 }
 
 #[sqlx::test(migrator = "common::store::MIGRATOR")]
@@ -367,7 +373,9 @@ async fn a_limit_adds_milliseconds(pool: PgPool) {
         .tell_limit(&Subject::Tenant(env.tenant_id), &running(1))
         .await
         .unwrap();
-    let jobs: Vec<NewJob> = (0..40).map(|n| keyed(&env, "key", if n % 2 == 0 { 1 } else { 2 })).collect();
+    let jobs: Vec<NewJob> = (0..40)
+        .map(|n| keyed(&env, "key", if n % 2 == 0 { 1 } else { 2 }))
+        .collect();
     dispatch(&env, &jobs).await;
     let (worker, shard) = (env.worker(), env.queue.shard_of(env.tenant_id));
     let mut waker = env.queue.waker(shard);

@@ -41,12 +41,18 @@ fn decided(accepted: Accepted) -> Decided {
 async fn reject_lets_in_as_many_as_the_limit_and_again_when_one_has_ended(pool: PgPool) {
     let env = TestEnv::new(pool).await;
     let first = keyed(&env, Strategy::Reject, 2);
-    assert_eq!(decided(submit(&env, std::slice::from_ref(&first), None).await), Decided::default());
+    assert_eq!(
+        decided(submit(&env, std::slice::from_ref(&first), None).await),
+        Decided::default()
+    );
     // In one batch, in its order; the one that is refused leaves no row.
     let more = [keyed(&env, Strategy::Reject, 2), keyed(&env, Strategy::Reject, 2)];
     assert_eq!(decided(submit(&env, &more, None).await).rejected, [more[1].id]);
     assert!(env.store.jobs(&[more[1].id]).await.unwrap().is_empty());
-    env.store.cancel(env.tenant_id, first.id, env.clock.now()).await.unwrap();
+    env.store
+        .cancel(env.tenant_id, first.id, env.clock.now())
+        .await
+        .unwrap();
     let last = keyed(&env, Strategy::Reject, 2);
     assert_eq!(decided(submit(&env, &[last], None).await), Decided::default());
     // Another tenant's key is another key.
@@ -74,10 +80,22 @@ async fn a_refused_request_may_be_made_again_with_its_key(pool: PgPool) {
     let first = keyed(&env, Strategy::Reject, 1);
     submit(&env, std::slice::from_ref(&first), None).await;
     let second = keyed(&env, Strategy::Reject, 1);
-    assert_eq!(decided(submit(&env, std::slice::from_ref(&second), Some("k")).await).rejected, [second.id]);
-    env.store.cancel(env.tenant_id, first.id, env.clock.now()).await.unwrap();
-    assert_eq!(decided(submit(&env, std::slice::from_ref(&second), Some("k")).await), Decided::default());
-    assert!(matches!(submit(&env, &[second], Some("k")).await, Accepted::Repeated(_)));
+    assert_eq!(
+        decided(submit(&env, std::slice::from_ref(&second), Some("k")).await).rejected,
+        [second.id]
+    );
+    env.store
+        .cancel(env.tenant_id, first.id, env.clock.now())
+        .await
+        .unwrap();
+    assert_eq!(
+        decided(submit(&env, std::slice::from_ref(&second), Some("k")).await),
+        Decided::default()
+    );
+    assert!(matches!(
+        submit(&env, &[second], Some("k")).await,
+        Accepted::Repeated(_)
+    ));
 }
 
 #[sqlx::test(migrator = "common::store::MIGRATOR")]
@@ -94,7 +112,13 @@ async fn cancel_running_ends_the_holder_and_takes_its_place(pool: PgPool) {
     let gone = decided(submit(&env, std::slice::from_ref(&second), None).await).superseded;
     assert_eq!(gone, [(env.tenant_id, first.id)]);
     // It is committed: whoever must stop it may die now.
-    assert_eq!(env.store.cancelling(env.clock.now() + TimeDelta::seconds(1), 10).await.unwrap(), gone);
+    assert_eq!(
+        env.store
+            .cancelling(env.clock.now() + TimeDelta::seconds(1), 10)
+            .await
+            .unwrap(),
+        gone
+    );
     env.queue
         .dispatch(&[common::queue::Dispatch::from_new(&second)])
         .await
@@ -103,7 +127,12 @@ async fn cancel_running_ends_the_holder_and_takes_its_place(pool: PgPool) {
     // A third one leaves the second no turn.
     let gone = decided(submit(&env, std::slice::from_ref(&third), None).await).superseded;
     assert_eq!(gone, [(env.tenant_id, second.id)]);
-    let job = env.store.cancel(env.tenant_id, second.id, env.clock.now()).await.unwrap().unwrap();
+    let job = env
+        .store
+        .cancel(env.tenant_id, second.id, env.clock.now())
+        .await
+        .unwrap()
+        .unwrap();
     assert!(matches!(job.state, JobState::Cancelled { .. }));
     env.queue.cancel(env.tenant_id, second.id, job.seq, true).await.unwrap();
     env.queue
@@ -125,8 +154,14 @@ async fn a_scheduled_job_decides_when_its_time_has_come(pool: PgPool) {
     let (late, latest) = (later(Strategy::Reject), later(Strategy::CancelRunning));
     // Neither has a say now.
     let now = keyed(&env, Strategy::Reject, 1);
-    assert_eq!(decided(submit(&env, &[late.clone(), latest.clone()], None).await), Decided::default());
-    assert_eq!(decided(submit(&env, std::slice::from_ref(&now), None).await), Decided::default());
+    assert_eq!(
+        decided(submit(&env, &[late.clone(), latest.clone()], None).await),
+        Decided::default()
+    );
+    assert_eq!(
+        decided(submit(&env, std::slice::from_ref(&now), None).await),
+        Decided::default()
+    );
     env.advance(std::time::Duration::from_secs(60));
     let promoted = env.store.promote(env.clock.now(), 10).await.unwrap();
     assert_eq!(promoted.len(), 2);

@@ -126,7 +126,9 @@ impl Consumer {
 
     /// Claims one job as the only one that this worker holds, and waits until it has ended.
     async fn alone(&self, shard: Shard, stop: &CancellationToken) {
-        let Some(reserved) = self.solitude.reserve() else { return };
+        let Some(reserved) = self.solitude.reserve() else {
+            return;
+        };
         let held = self.attempts.held();
         let emptied = tokio::select! {
             () = stop.cancelled() => return,

@@ -45,7 +45,7 @@ pub(super) async fn redrive(
     };
     let answer = to_json(&JobView::new(&job));
     let id = job.id;
-    announce(&app, &[job]);
+    announce(&app, vec![job]).await;
     Ok(accepted(id, answer))
 }
 
@@ -76,9 +76,10 @@ pub(super) async fn redrive_many(
             .store()
             .redrive_matching(caller.tenant_id(), &filter, state, BATCH, by)
             .await?;
-        announce(&app, &jobs);
-        matched += u64::try_from(jobs.len()).unwrap_or(0);
-        if jobs.len() < BATCH as usize {
+        let count = jobs.len();
+        announce(&app, jobs).await;
+        matched += u64::try_from(count).unwrap_or(0);
+        if count < BATCH as usize {
             break false;
         }
         if begun.elapsed() >= budget {
@@ -93,10 +94,21 @@ pub(super) async fn redrive_many(
     .into_response())
 }
 
-/// Makes committed jobs known.
-fn announce(app: &App, jobs: &[Job]) {
-    app.submitter().dispatch(jobs.iter().map(Dispatch::from_job).collect());
-    for job in jobs {
+/// Makes committed jobs known, but for those that the strategy of their key refuses: they have failed.
+async fn announce(app: &App, mut jobs: Vec<Job>) {
+    for job in &jobs {
         app.hub().announce(job.id);
     }
+    let mut refused = Vec::new();
+    for job in jobs.iter().filter(|job| job.concurrency.is_some()) {
+        match app.store().admit_promoted(job, app.clock().now()).await {
+            Ok(decided) => {
+                strategy::make_way(app, &decided).await;
+                refused.extend(decided.rejected);
+            }
+            Err(error) => tracing::warn!(id = %job.id, %error, "redriven without the strategy of its key"),
+        }
+    }
+    jobs.retain(|job| !refused.contains(&job.id));
+    app.submitter().dispatch(jobs.iter().map(Dispatch::from_job).collect());
 }

@@ -59,7 +59,12 @@ async fn queued(app: &App, job: &Job) -> Option<String> {
 /// Why no live worker can serve a job; `None` when one can.
 fn unserved(job: &Job, workers: &[WorkerStatus]) -> Option<String> {
     let slot = job.class.split('+').next().unwrap_or_default();
-    let live = || workers.iter().filter(|status| status.draining_at.is_none()).map(|status| &status.worker);
+    let live = || {
+        workers
+            .iter()
+            .filter(|status| status.draining_at.is_none())
+            .map(|status| &status.worker)
+    };
     let of_queue = |worker: &&Worker| worker.queues.is_empty() || worker.queues.contains(&job.queue);
     let of_slot = |worker: &&Worker| worker.slots.get(slot).is_some_and(|slots| *slots > 0);
     let of_labels = |worker: &&Worker| job.labels.iter().all(|label| worker.labels.contains(label));
@@ -73,7 +78,10 @@ fn unserved(job: &Job, workers: &[WorkerStatus]) -> Option<String> {
         Some(format!("no worker of queue {} has {slot} slots", job.queue))
     } else {
         let labels = job.labels.join(", ");
-        Some(format!("no worker of queue {} with {slot} slots has the labels {labels}", job.queue))
+        Some(format!(
+            "no worker of queue {} with {slot} slots has the labels {labels}",
+            job.queue
+        ))
     }
 }
 
@@ -86,6 +94,11 @@ fn sentence(job: &Job, why: &Why) -> String {
             ahead + 1
         ),
         Place::Backlog { ahead } => format!("a free slot; position {} in the queue", ahead + 1),
+        Place::Shut {
+            by: Shut::Tenant,
+            is_paused: true,
+            ..
+        } => "its tenant is paused".to_owned(),
         Place::Shut {
             by, is_paused: true, ..
         } => format!("{} is paused", gate(job, *by)),

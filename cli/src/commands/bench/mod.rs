@@ -3,6 +3,7 @@
 //! Every measurement uses a queue of its own, checks that what it counted is true (each accepted job is there, each
 //! ended exactly once) and cleans up. A measurement whose check fails is not a result: the exit code is 1.
 
+mod fairness;
 mod latency;
 mod load;
 mod machine;
@@ -44,6 +45,8 @@ enum Measurement {
     Throughput(throughput::Args),
     /// One job at a time on an idle system: from the call to its start on a worker
     Pickup(pickup::Args),
+    /// Single jobs of tenants that have nothing else, while others have a backlog: how long each waits
+    Fairness(fairness::Args),
     /// One program at a time in a warm sandbox, beside `docker run` of the same image
     Sandbox(sandbox::Args),
     /// Schedules at scale, on a private Postgres and Redis
@@ -93,6 +96,7 @@ impl Measurement {
             Self::Submit(_) => "submit",
             Self::Throughput(_) => "throughput",
             Self::Pickup(_) => "pickup",
+            Self::Fairness(_) => "fairness",
             Self::Sandbox(_) => "sandbox",
             Self::Scheduler(_) => "scheduler",
         }
@@ -104,6 +108,7 @@ impl Measurement {
             Self::Submit(args) => submit::run(args, client, queue, report).await,
             Self::Throughput(args) => throughput::run(args, client, queue, report).await,
             Self::Pickup(args) => pickup::run(args, client, queue, report).await,
+            Self::Fairness(args) => fairness::run(args, client, queue, report).await,
             Self::Sandbox(args) => sandbox::run(args, client, queue, report).await,
             // It needs no server, so it has been run before one was asked for.
             Self::Scheduler(_) => Ok(()),

@@ -1,0 +1,259 @@
+//! `hothouse bench fairness`: how long one job of a tenant waits while others have a backlog.
+//!
+//! The queue gets a limit of running jobs, so that the number of slots is the same wherever it is measured. The backlog
+//! is loaded while the queue is paused; then single jobs of tenants that have nothing else are submitted one after the
+//! other, and their rows say how long each waited. The tenants, named `bench-fairness-<n>`, are used again by the next
+//! measurement.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use anyhow::{Context as _, ensure};
+use chrono::{DateTime, Utc};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tokio::task::JoinSet;
+
+use super::latency::Samples;
+use super::queue::BenchQueue;
+use super::report::Report;
+use super::wire::{self, Connection};
+use crate::client::Client;
+use crate::output;
+
+/// Jobs of one batch.
+const BATCH: usize = 1_000;
+/// Connections that load the backlog.
+const LOADERS: usize = 4;
+/// What a single job may wait beyond two releases of a slot.
+const ALLOWANCE: Duration = Duration::from_millis(20);
+
+/// Options of `hothouse bench fairness`.
+#[derive(Debug, Clone, clap::Args)]
+pub(super) struct Args {
+    /// Jobs that others have waiting
+    #[arg(long, value_name = "N", default_value_t = 2_000)]
+    backlog: usize,
+    /// Tenants among whom the backlog is spread
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    tenants: u32,
+    /// Single jobs, each of a tenant of its own
+    #[arg(long, value_name = "N", default_value_t = 200)]
+    samples: u32,
+    /// Slots that all of them share
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..))]
+    slots: u32,
+    /// How long each job holds its slot, in milliseconds
+    #[arg(long, value_name = "MS", default_value_t = 50)]
+    duration: u64,
+    /// Time between two single jobs, in milliseconds
+    #[arg(long, value_name = "MS", default_value_t = 73)]
+    pause: u64,
+}
+
+/// Calls in the name of any tenant.
+#[derive(Debug, Clone)]
+struct Caller {
+    address: String,
+    headers: Vec<(&'static str, String)>,
+}
+
+impl Caller {
+    fn new(client: &Client) -> anyhow::Result<Self> {
+        let headers = client.raw_headers().into_iter();
+        Ok(Self {
+            address: client.address()?,
+            headers: headers
+                .filter(|(name, _)| *name != "x-tenant-id")
+                .map(|(name, value)| (name, value.to_owned()))
+                .collect(),
+        })
+    }
+
+    async fn call(
+        &self,
+        connection: &mut Connection,
+        tenant: Option<&str>,
+        (method, path): (&str, &str),
+        body: &Value,
+    ) -> anyhow::Result<Value> {
+        let mut headers: Vec<(&str, &str)> = self
+            .headers
+            .iter()
+            .map(|(name, value)| (*name, value.as_str()))
+            .collect();
+        headers.extend(tenant.map(|tenant| ("x-tenant-id", tenant)));
+        let body = if body.is_null() {
+            String::new()
+        } else {
+            body.to_string()
+        };
+        let request = wire::request(method, &format!("/api/v1{path}"), &headers, body.as_bytes());
+        let answer = connection.exchange(&request).await?;
+        let text = String::from_utf8_lossy(answer.body);
+        let start: String = text.chars().take(300).collect();
+        ensure!(
+            answer.status < 300,
+            "{method} {path} was answered with {}: {start}",
+            answer.status
+        );
+        serde_json::from_str(&text).with_context(|| format!("the answer to {method} {path}"))
+    }
+}
+
+/// Measures, and checks the wait at p99 against two releases of a slot.
+pub(super) async fn run(
+    args: &Args,
+    client: &Client,
+    queue: &BenchQueue<'_>,
+    report: &mut Report,
+) -> anyhow::Result<()> {
+    let caller = Caller::new(client)?;
+    let mut connection = Connection::open(&caller.address).await?;
+    let spinner = output::spinner();
+    spinner.set_message("making tenants");
+    let names = (args.tenants + args.samples) as usize;
+    let tenants = tenants(client, &caller, &mut connection, names).await?;
+    let (flood, singles) = tenants.split_at(args.tenants as usize);
+    queue.pause().await?;
+    let path = format!("/queues/{}", queue.name);
+    let limit = json!({"max_running": args.slots});
+    caller.call(&mut connection, None, ("PATCH", &path), &limit).await?;
+    spinner.set_message("loading the backlog");
+    load(args, &caller, &queue.name, flood).await?;
+    spinner.set_message("measuring");
+    let resume = format!("{path}/resume");
+    caller
+        .call(&mut connection, None, ("POST", &resume), &json!({}))
+        .await?;
+    tokio::time::sleep(Duration::from_millis(args.duration * 10)).await;
+    let waited = measure(args, &caller, &queue.name, singles).await;
+    spinner.set_message("cancelling the backlog");
+    let unlimited = json!({"max_running": null});
+    caller.call(&mut connection, None, ("PATCH", &path), &unlimited).await?;
+    cancel(&caller, &queue.name, &tenants).await?;
+    spinner.finish_and_clear();
+
+    let waited = waited?;
+    let bound = Duration::from_millis(args.duration) * 2 / args.slots + ALLOWANCE;
+    let p99 = waited.clone().summary().map_or(f64::INFINITY, |summary| summary.p99_ms);
+    report.remark(
+        "backlog",
+        format!(
+            "{} jobs of {} tenants, {} slots of {} ms",
+            args.backlog, args.tenants, args.slots, args.duration
+        ),
+    );
+    report.latencies("created → started", waited);
+    let told = format!(
+        "p99 {p99:.1} ms, two releases of a slot and 20 ms are {:.1} ms",
+        bound.as_secs_f64() * 1e3
+    );
+    report.check("nobody waits", p99 <= bound.as_secs_f64() * 1e3, told);
+    Ok(())
+}
+
+/// The ids of so many tenants; those that are missing are made.
+async fn tenants(
+    client: &Client,
+    caller: &Caller,
+    connection: &mut Connection,
+    count: usize,
+) -> anyhow::Result<Vec<String>> {
+    let known: HashMap<String, String> = client
+        .list(&["tenants"], &[], 1_000_000)
+        .await?
+        .iter()
+        .filter_map(|tenant| Some((tenant["name"].as_str()?.to_owned(), tenant["id"].as_str()?.to_owned())))
+        .collect();
+    let mut ids = Vec::with_capacity(count);
+    for number in 0..count {
+        let name = format!("bench-fairness-{number}");
+        let id = match known.get(&name) {
+            Some(id) => id.clone(),
+            None => {
+                let made = caller.call(connection, None, ("POST", "/tenants"), &json!({"name": name}));
+                made.await?["id"].as_str().unwrap_or_default().to_owned()
+            }
+        };
+        ids.push(id);
+    }
+    Ok(ids)
+}
+
+/// Spreads the backlog evenly.
+async fn load(args: &Args, caller: &Caller, queue: &str, tenants: &[String]) -> anyhow::Result<()> {
+    let job = json!({"kind": "noop", "queue": queue, "input": {"duration": format!("{}ms", args.duration)}});
+    let mut batches: Vec<(String, usize)> = Vec::new();
+    for (index, tenant) in tenants.iter().enumerate() {
+        let mut left = args.backlog * (index + 1) / tenants.len() - args.backlog * index / tenants.len();
+        while left > 0 {
+            let size = left.min(BATCH);
+            batches.push((tenant.clone(), size));
+            left -= size;
+        }
+    }
+    let mut loaders = JoinSet::new();
+    for loader in 0..LOADERS {
+        let mine: Vec<_> = batches.iter().skip(loader).step_by(LOADERS).cloned().collect();
+        let (caller, job) = (caller.clone(), job.clone());
+        loaders.spawn(async move {
+            let mut connection = Connection::open(&caller.address).await?;
+            for (tenant, size) in mine {
+                let body = json!({"jobs": vec![&job; size]});
+                let batch = ("POST", "/jobs/batch");
+                caller.call(&mut connection, Some(&tenant), batch, &body).await?;
+            }
+            anyhow::Ok(())
+        });
+    }
+    while let Some(loaded) = loaders.join_next().await {
+        loaded??;
+    }
+    Ok(())
+}
+
+#[derive(Deserialize)]
+struct Row {
+    created_at: DateTime<Utc>,
+    started_at: Option<DateTime<Utc>>,
+}
+
+/// Single jobs, at fixed times whatever becomes of them.
+async fn measure(args: &Args, caller: &Caller, queue: &str, tenants: &[String]) -> anyhow::Result<Samples> {
+    let job = json!({"kind": "noop", "queue": queue, "input": {"duration": format!("{}ms", args.duration)}});
+    let mut singles = JoinSet::new();
+    for tenant in tenants {
+        let (caller, job, tenant) = (caller.clone(), job.clone(), tenant.clone());
+        singles.spawn(async move {
+            let mut connection = Connection::open(&caller.address).await?;
+            let made = caller
+                .call(&mut connection, Some(&tenant), ("POST", "/jobs"), &job)
+                .await?;
+            let path = format!("/jobs/{}?wait=30s", made["id"].as_str().unwrap_or_default());
+            let ended = caller
+                .call(&mut connection, Some(&tenant), ("GET", &path), &Value::Null)
+                .await?;
+            let row: Row = serde_json::from_value(ended)?;
+            let started_at = row.started_at.context("a single job did not start within 30 s")?;
+            anyhow::Ok((started_at - row.created_at).to_std().unwrap_or_default())
+        });
+        tokio::time::sleep(Duration::from_millis(args.pause)).await;
+    }
+    let mut waited = Samples::default();
+    while let Some(single) = singles.join_next().await {
+        waited.add(single??);
+    }
+    Ok(waited)
+}
+
+/// Cancels what is left of every tenant.
+async fn cancel(caller: &Caller, queue: &str, tenants: &[String]) -> anyhow::Result<()> {
+    let mut connection = Connection::open(&caller.address).await?;
+    for tenant in tenants {
+        let many = ("POST", "/jobs/cancel");
+        let body = json!({"queue": queue});
+        while caller.call(&mut connection, Some(tenant), many, &body).await?["more"] == true {}
+    }
+    Ok(())
+}
