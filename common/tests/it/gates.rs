@@ -388,7 +388,7 @@ async fn a_limit_adds_milliseconds(pool: PgPool) {
                 job_id: held[0].job_id,
                 attempt: held[0].attempt,
                 seq: 1,
-                keeps_places: false,
+                keeps: common::queue::Keeps::Nothing,
             };
             env.queue.ack(shard, &[acked]).await.unwrap();
         });

@@ -9,9 +9,10 @@ use common::ids::{JobId, TenantId};
 use common::job::decision::Decision;
 use common::job::wait::{Until, Wait};
 use common::job::{Concurrency, JobState, NewJob, StateName, Strategy, Woken};
+use common::queue::{Mode, Want};
 use common::store::claim::Claimed;
 use common::store::wait::Orphaned;
-use common::testing::{TestEnv, TestWorker, failure, ids};
+use common::testing::{TestEnv, TestWorker, failure, ids, light};
 use sqlx::PgPool;
 
 const ALL: Wait = Wait {
@@ -262,9 +263,10 @@ async fn children_that_are_cancelled_or_poisoned_count_as_ended(pool: PgPool) {
         .forget(env.queue.shard_of(env.tenant_id), &[(submitted[0].id, 2)])
         .await
         .unwrap();
-    for _ in 0..3 {
+    for mode in [Mode::Busy, Mode::Busy, Mode::Alone] {
         assert_matches!(env.state(parent.id).await, JobState::Waiting { .. });
-        assert_eq!(ids(&env.worker().claim(5).await), [submitted[1].id]);
+        let want = Want { mode, ..light(5) };
+        assert_eq!(ids(&env.worker().claim_as(&want).await), [submitted[1].id]);
         env.advance(Duration::from_secs(7));
         assert_eq!(env.reclaim().await.len(), 1);
     }

@@ -121,7 +121,7 @@ mod tests {
         assert!(solitude.company().now_or_never().is_none());
         assert!(!reserved.emptied(&held, LOOK).await);
         drop((company, other));
-        let holding = held.add(attempt, Duration::from_secs(5));
+        let holding = held.add(attempt, std::time::Instant::now() + Duration::from_secs(5));
         assert!(!reserved.emptied(&held, LOOK).await);
         drop(holding);
         assert!(reserved.emptied(&held, LOOK).await);

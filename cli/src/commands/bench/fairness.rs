@@ -172,8 +172,9 @@ async fn tenants(
         let id = match known.get(&name) {
             Some(id) => id.clone(),
             None => {
-                let made = caller.call(connection, None, ("POST", "/tenants"), &json!({"name": name}));
-                made.await?["id"].as_str().unwrap_or_default().to_owned()
+                let body = json!({"name": name});
+                let made = caller.call(connection, None, ("POST", "/tenants"), &body).await?;
+                made["id"].as_str().unwrap_or_default().to_owned()
             }
         };
         ids.push(id);
