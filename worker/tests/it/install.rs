@@ -222,6 +222,7 @@ impl Bench {
             free: 1,
             labels: Vec::new(),
             queues: Vec::new(),
+            mode: common::queue::Mode::Busy,
         };
         let claimed = worker.claim_as(&want).await.remove(0);
         let target = LogTarget {
