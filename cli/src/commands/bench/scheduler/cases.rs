@@ -106,12 +106,13 @@ async fn claim(queue: &Queue, lasts: Duration) -> anyhow::Result<HashMap<JobId, 
         slot: SlotClass::Light,
         labels: Vec::new(),
         queues: Vec::new(),
+        mode: common::queue::Mode::Busy,
     };
     let shard = queue.shards().next().ok_or_else(|| anyhow::anyhow!("no shard"))?;
     let mut waker = queue.waker(shard);
     let mut claimed = HashMap::new();
     while began.elapsed() < lasts {
-        let handout = queue.claim(shard, worker, &want, 0).await?;
+        let handout = queue.claim(shard, worker, &want).await?;
         let at = now();
         let is_idle = handout.claims.is_empty();
         for claim in handout.claims {
