@@ -91,6 +91,8 @@ impl Runnable {
         match kind {
             Submittable::Noop => {
                 if json != "{}" {
+                    // Read as a whole first: what a noop ignores must be JSON that a reader of the row can read.
+                    let _whole: serde_json::Map<String, serde_json::Value> = from_json(json, base)?;
                     let input: NoopInput = from_json(json, base)?;
                     if input.duration > app.config().submit.timeout_max {
                         return Err(Problem::field(format!("{base}/duration"), "is longer than any timeout"));
