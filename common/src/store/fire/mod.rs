@@ -3,7 +3,7 @@
 //! | file | does |
 //! |---|---|
 //! | [`due`] | locks what is due and reads what its jobs are made of |
-//! | [`write`] | records, inserts, moves on |
+//! | [`mod@write`] | records, inserts, moves on |
 //! | [`by_hand`] | fires and backfills that a person asked for |
 //!
 //! # Invariants
