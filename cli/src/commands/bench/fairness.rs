@@ -169,13 +169,12 @@ async fn tenants(
     let mut ids = Vec::with_capacity(count);
     for number in 0..count {
         let name = format!("bench-fairness-{number}");
-        let id = match known.get(&name) {
-            Some(id) => id.clone(),
-            None => {
-                let body = json!({"name": name});
-                let made = caller.call(connection, None, ("POST", "/tenants"), &body).await?;
-                made["id"].as_str().unwrap_or_default().to_owned()
-            }
+        let id = if let Some(id) = known.get(&name) {
+            id.clone()
+        } else {
+            let body = json!({"name": name});
+            let made = caller.call(connection, None, ("POST", "/tenants"), &body).await?;
+            made["id"].as_str().unwrap_or_default().to_owned()
         };
         ids.push(id);
     }
