@@ -1,5 +1,7 @@
 //! The strategies of concurrency keys, decided in Postgres when a job is accepted.
 
+#![expect(clippy::panic, reason = "a test that cannot go on fails")]
+
 use chrono::TimeDelta;
 use common::job::{Concurrency, FailureCode, JobState, NewJob, Strategy};
 use common::store::admit::Decided;
@@ -162,7 +164,7 @@ async fn a_scheduled_job_decides_when_its_time_has_come(pool: PgPool) {
         decided(submit(&env, std::slice::from_ref(&now), None).await),
         Decided::default()
     );
-    env.advance(std::time::Duration::from_secs(60));
+    env.advance(std::time::Duration::from_mins(1));
     let promoted = env.store.promote(env.clock.now(), 10).await.unwrap();
     assert_eq!(promoted.len(), 2);
     for job in &promoted {
