@@ -2,6 +2,7 @@
 //!
 //! The test command sets `HOTHOUSE_TEST_REDIS_URL`; the database comes from `#[sqlx::test]`.
 
+mod contents;
 mod duties;
 mod worker;
 
@@ -14,6 +15,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use sqlx::PgPool;
 use uuid::Uuid;
 
+pub use contents::Contents;
 pub use worker::{TestWorker, failure, ids, light};
 
 use crate::clock::Clock;

@@ -8,6 +8,7 @@ mod failover;
 mod fires;
 mod fixture;
 mod forgetting;
+mod interleavings;
 mod policies;
 mod sweep;
 mod year;

@@ -119,28 +119,22 @@ impl Heartbeat {
             }
             return true;
         }
+        let asked = Instant::now();
         match self.say_alive(&unsure).await {
-            Some(own) => self.register(shard, &own).await,
+            Some(own) => self.register(shard, &own, asked).await,
             None => false,
         }
     }
 
     /// Redis is away: as long as Postgres hears of this worker, nobody takes its attempts.
     async fn go_on_without_redis(&self, attempts: &[HeldAttempt], alive: bool) -> bool {
-        let asked = Instant::now();
-        if !alive {
-            return false;
-        }
-        let Some(own) = self.say_alive(attempts).await else {
-            return false;
-        };
-        self.held.renew(&own, asked + self.leases.run_on);
-        true
+        alive && self.say_alive(attempts).await.is_some()
     }
 
-    /// Says in Postgres that this worker lives, and then which of these attempts are still its own: those nobody takes over
-    /// within a lease time. The others are lost. `None` when Postgres does not answer.
+    /// Says in Postgres that this worker lives, and then looks which of these attempts are still its own: nobody takes those
+    /// over within a lease time, so they run on. The others are lost. `None` when Postgres does not answer.
     async fn say_alive(&self, attempts: &[HeldAttempt]) -> Option<Vec<HeldAttempt>> {
+        let asked = Instant::now();
         let until = self.clock.now() + TimeDelta::from_std(self.leases.ttl).unwrap_or_default();
         let fences: Vec<_> = attempts
             .iter()
@@ -161,6 +155,7 @@ impl Heartbeat {
                     tracing::debug!(job_id = %attempt.job_id, "not confirmed by Postgres");
                     self.held.stop(attempt.job_id, Stop::Lost);
                 }
+                self.held.renew(&own, asked + self.leases.run_on);
                 Some(own)
             }
             Err(error) => {
@@ -170,9 +165,9 @@ impl Heartbeat {
         }
     }
 
-    /// Registers attempts that Postgres confirmed.
-    async fn register(&self, shard: Shard, own: &[HeldAttempt]) -> bool {
-        let asked = Instant::now();
+    /// Registers attempts that Postgres confirmed after this worker had said, at `asked` or later, that it lives. When that
+    /// is too long ago they may be somebody else's by now, and Redis may not know it: then they are lost.
+    async fn register(&self, shard: Shard, own: &[HeldAttempt], asked: Instant) -> bool {
         let ids: Vec<_> = own.iter().map(|attempt| attempt.job_id).collect();
         let registered = async {
             let jobs = self.store.jobs(&ids).await?;
@@ -187,11 +182,13 @@ impl Heartbeat {
             anyhow::Ok(ids)
         };
         match registered.await {
+            Ok(_) if asked.elapsed() >= self.leases.run_on => {
+                own.iter().for_each(|attempt| self.lose(attempt));
+                true
+            }
             Ok(accepted) => {
-                let kept: Vec<_> = own.iter().filter(|a| accepted.contains(&a.job_id)).copied().collect();
-                self.held.renew(&kept, asked + self.leases.run_on);
-                if !kept.is_empty() {
-                    tracing::info!(registered = kept.len(), "registered again");
+                if !accepted.is_empty() {
+                    tracing::info!(registered = accepted.len(), "registered again");
                 }
                 true
             }

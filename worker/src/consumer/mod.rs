@@ -192,20 +192,15 @@ impl Consumer {
             return Ok(taken);
         }
         let claims = handout.claims;
-        let fences: Vec<_> = claims.iter().map(|claim| (claim.job_id, claim.attempt)).collect();
-        let claimed = match self
-            .store
-            .claim(self.worker_id, &claims, self.attempts.clock().now())
-            .await
-        {
-            Ok(claimed) => claimed,
-            Err(error) => {
-                self.queue.drop_claims(shard, self.worker_id, &fences).await?;
-                return Err(error.into());
-            }
-        };
-        let refused: Vec<_> = fences
-            .into_iter()
+        if asked.elapsed() >= self.queue.lease_ttl() {
+            anyhow::bail!("the claims were answered when their leases had passed");
+        }
+        // After an error the rows may be taken or not, so the leases are not dropped: they pass, and reclaim reads the rows.
+        let now = self.attempts.clock().now();
+        let claimed = self.store.claim(self.worker_id, &claims, now).await?;
+        let refused: Vec<_> = claims
+            .iter()
+            .map(|claim| (claim.job_id, claim.attempt))
             .filter(|(id, _)| !claimed.iter().any(|claimed| claimed.job.id == *id))
             .collect();
         metrics::counter!("hothouse_claims_total").increment(claimed.len() as u64);

@@ -1,0 +1,97 @@
+//! What Redis holds, read key by key, and whether it agrees with itself.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use common::testing::{Contents, TestEnv};
+
+use super::oracle::{Broken, ensure};
+
+/// Every entry, and every place where a job stands.
+#[derive(Debug, Default)]
+pub(crate) struct Index {
+    /// Job → shard's root and the fields of its record.
+    entries: BTreeMap<String, (String, Vec<String>)>,
+    sets: Contents,
+}
+
+impl Index {
+    pub(crate) async fn read(env: &TestEnv) -> Self {
+        let (indexes, sets): (Contents, Contents) = env
+            .contents()
+            .await
+            .into_iter()
+            .partition(|(key, _)| key.ends_with("}:idx"));
+        let mut entries = BTreeMap::new();
+        for (key, records) in indexes {
+            let root = key.trim_end_matches("idx").to_owned();
+            for (job, record) in records {
+                let fields = record.split('|').map(str::to_owned).collect();
+                let before = entries.insert(job, (root.clone(), fields));
+                assert!(before.is_none(), "a job in two shards");
+            }
+        }
+        Self { entries, sets }
+    }
+
+    /// Every entry stands in the one place that it names, and whatever stands somewhere has such an entry.
+    pub(crate) fn check(&self, limit: usize) -> Result<(), Broken> {
+        let mut expected: BTreeMap<String, BTreeSet<&str>> = BTreeMap::new();
+        let mut held: BTreeMap<String, BTreeSet<&str>> = BTreeMap::new();
+        for (job, (root, fields)) in &self.entries {
+            let [place, _attempt, tenant, lane, level, holds, _score, extra] = fields.as_slice() else {
+                return Err(format!("a record that cannot be read: {fields:?}"));
+            };
+            let key = match place.as_str() {
+                "b" => format!("{root}b:{lane}:{tenant}"),
+                "p" => format!("{root}w:{extra}"),
+                "r" => format!("{root}r:{lane}:{level}"),
+                "l" | "o" | "f" => format!("{root}leases"),
+                "d" => String::new(),
+                other => return Err(format!("an entry is {other}")),
+            };
+            expected.entry(key).or_default().insert(job);
+            for hold in holds.split(',').filter_map(|hold| hold.split_once('=')) {
+                held.entry(format!("{root}h:{}", hold.0)).or_default().insert(job);
+            }
+            if place == "b" {
+                let ring = self.sets.get(&format!("{root}ring:{lane}"));
+                ensure(ring.is_some_and(|ring| ring.contains_key(tenant)), || {
+                    format!("{job} is in no ring")
+                })?;
+                let lanes = self.sets.get(&format!("{root}lanes"));
+                ensure(lanes.is_some_and(|lanes| lanes.contains_key(lane)), || {
+                    format!("{lane} is no lane")
+                })?;
+            }
+            if matches!(place.as_str(), "l" | "o" | "r") && !holds.is_empty() {
+                let all = holds.split(',').filter_map(|hold| hold.split_once('='));
+                for (key, _) in all {
+                    let holders = self.sets.get(&format!("{root}h:{key}"));
+                    ensure(holders.is_some_and(|h| h.contains_key(job)), || {
+                        format!("{job} ({place}) has no place of {key}")
+                    })?;
+                }
+            }
+        }
+        for (key, members) in &self.sets {
+            let name = key.split_once("}:").map_or("", |(_, name)| name);
+            let here = members.keys().map(String::as_str);
+            if name.starts_with("h:") {
+                ensure(members.len() <= limit, || format!("{key} has {members:?}"))?;
+                let known = held.get(key);
+                for job in here {
+                    ensure(known.is_some_and(|known| known.contains(job)), || {
+                        format!("{job} has a place of {key}, and no entry")
+                    })?;
+                }
+            } else if !name.starts_with("ring:") && name != "lanes" {
+                let known = expected.remove(key).unwrap_or_default();
+                ensure(here.collect::<BTreeSet<_>>() == known, || {
+                    format!("{key} has {members:?}, and entries {known:?}")
+                })?;
+            }
+        }
+        expected.remove("");
+        ensure(expected.is_empty(), || format!("entries stand nowhere: {expected:?}"))
+    }
+}

@@ -1,0 +1,102 @@
+//! Random interleavings of everything that happens to jobs, on the real scripts, the real Postgres and the real duties,
+//! compared after each step with the pure state machine.
+//!
+//! `HOTHOUSE_INTERLEAVINGS` is how many runs there are, `HOTHOUSE_INTERLEAVINGS_SEED` where they begin. A failing run is
+//! made as short as it can be and printed.
+
+mod index;
+mod oracle;
+mod steps;
+mod world;
+
+use std::time::{Duration, Instant};
+
+use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestRng, TestRunner};
+use sqlx::PgPool;
+use tokio::runtime::Handle;
+
+use steps::{Step, run};
+use world::World;
+
+/// Time that the runs take when nobody says how many there should be.
+const TIME: Duration = Duration::from_secs(20);
+
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn every_interleaving_agrees_with_the_state_machine(pool: PgPool) {
+    let number = |name: &str| -> Option<u64> {
+        let (_, value) = std::env::vars().find(|(set, _)| set == name)?;
+        Some(value.parse().expect("a number"))
+    };
+    let cases = number("HOTHOUSE_INTERLEAVINGS");
+    let seed = number("HOTHOUSE_INTERLEAVINGS_SEED").unwrap_or_else(rand_seed);
+    println!("HOTHOUSE_INTERLEAVINGS_SEED={seed}");
+    let until = cases.is_none().then(|| Instant::now() + TIME);
+    let (handle, mut ran) = (Handle::current(), 0_u32);
+    let check = move || -> Result<u32, String> {
+        let mut bytes = [0; 32];
+        bytes[..8].copy_from_slice(&seed.to_le_bytes());
+        // One at a time, so that nothing is made up that there is no time for.
+        let config = Config {
+            cases: 1,
+            failure_persistence: None,
+            max_shrink_iters: 400,
+            ..Config::default()
+        };
+        let mut runner = TestRunner::new_with_rng(config, TestRng::from_seed(RngAlgorithm::ChaCha, &bytes));
+        loop {
+            let is_over = match (cases, until) {
+                (Some(cases), _) => u64::from(ran) >= cases,
+                (None, until) => until.is_some_and(|until| Instant::now() > until),
+            };
+            if is_over {
+                return Ok(ran);
+            }
+            let one = |steps: Vec<Step>| handle.block_on(walk(pool.clone(), &steps)).map_err(TestCaseError::fail);
+            runner.run(&steps::strategy(), one).map_err(|error| error.to_string())?;
+            ran += 1;
+        }
+    };
+    let ran = tokio::task::spawn_blocking(check).await.unwrap();
+    println!("{ran:?} runs");
+    assert!(ran.unwrap() > 0);
+}
+
+/// One run.
+async fn walk(pool: PgPool, steps: &[Step]) -> Result<(), String> {
+    let mut world = World::new(pool).await;
+    for step in steps {
+        let broken = |when: &str, what: String| format!("{when} {step:?}: {what}");
+        run(&mut world, step).await.map_err(|what| broken("at", what))?;
+        world.check().await.map_err(|what| broken("after", what))?;
+    }
+    world.end().await.map_err(|what| format!("at the end: {what}"))
+}
+
+fn rand_seed() -> u64 {
+    u64::try_from(uuid::Uuid::new_v4().as_u128() & 0xffff_ffff).unwrap_or(0)
+}
+
+/// What was found before stays found: each of these broke something once.
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn a_claim_of_unknown_outcome_frees_no_place(pool: PgPool) {
+    let steps = [
+        Step::Submit {
+            tenant: 0,
+            key: true,
+            later: false,
+            told: true,
+        },
+        Step::Submit {
+            tenant: 0,
+            key: true,
+            later: false,
+            told: true,
+        },
+        Step::Take { worker: 0, free: 3 },
+        Step::ConfirmUnanswered { worker: 0 },
+        Step::Advance { ms: 3_000 },
+        Step::Take { worker: 1, free: 3 },
+        Step::Confirm { worker: 1 },
+    ];
+    walk(pool, &steps).await.unwrap();
+}
