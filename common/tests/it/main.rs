@@ -13,6 +13,7 @@ mod log;
 mod order;
 mod places;
 mod reclaim;
+mod slots;
 mod spill;
 mod strategies;
 mod submit;

@@ -1,6 +1,7 @@
 //! Places that nobody would give back.
 
 use common::job::decision::Decision;
+use common::job::wait::Wait;
 use common::job::{Concurrency, NewJob, Strategy};
 use common::queue::Appended;
 use common::service::Duty;
@@ -23,24 +24,28 @@ async fn the_places_of_a_job_that_ended_unheard_are_freed(pool: PgPool) {
     let env = TestEnv::new(pool).await;
     let (worker, sweep) = (env.worker(), Sweep::new(env.store.clone(), env.queue.clone()));
     let later = env.clock.now() + chrono::TimeDelta::seconds(60);
-    for decision in [
-        Decision::RetryAt(later, failure()),
-        Decision::Wait(common::job::Wait::answer()),
-    ] {
+    for waits in [false, true] {
+        let decision = if waits {
+            Decision::Wait(Wait::answer())
+        } else {
+            Decision::RetryAt(later, failure())
+        };
         let (first, second) = (keyed(&env), keyed(&env));
         env.enqueue(&first).await;
         env.enqueue(&second).await;
         assert!(worker.settle(&worker.one().await, decision).await);
-        // It keeps its place as long as it goes on.
+        // It keeps its place as long as it is tried again; one that waits keeps its entry alone.
         assert_eq!(sweep.tick(env.clock.now()).await.unwrap().changed, 0);
-        assert_eq!(ids(&worker.claim(5).await), []);
+        let mut running = worker.claim(5).await;
+        assert_eq!(ids(&running), if waits { vec![second.id] } else { vec![] });
         // Somebody cancels it, and dies before telling Redis.
         let cancelled = env.store.cancel(env.tenant_id, first.id, env.clock.now()).await;
         assert!(cancelled.unwrap().unwrap().state.is_terminal());
         assert_eq!(ids(&worker.claim(5).await), []);
         assert_eq!(sweep.tick(env.clock.now()).await.unwrap().changed, 1);
-        let claimed = worker.one().await;
-        assert_eq!(claimed.job.id, second.id);
+        running.extend(worker.claim(5).await);
+        assert_eq!(ids(&running), [second.id]);
+        let claimed = running.remove(0);
         assert!(worker.succeed(&claimed).await);
         assert_eq!(sweep.tick(env.clock.now()).await.unwrap().changed, 0);
     }
