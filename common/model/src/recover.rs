@@ -19,27 +19,28 @@ impl Protocol {
         let mut state = *state;
         state.faults_left = 0;
         state.redis.is_away = false;
-        let mut actions = Vec::new();
         for _ in 0..ROUNDS {
             for _ in 0..STEPS {
-                if state.postgres.is_done {
-                    return true;
-                }
-                actions.clear();
-                self.actions(&state, &mut actions);
-                let before = state;
-                for action in actions.iter().filter(|action| !matches!(action, Action::Tick)) {
-                    if self.is_still_there(&state, *action) {
-                        state = self.next_state(&state, *action).unwrap_or(state);
-                    }
-                }
-                if state == before {
-                    break;
-                }
+                state = self.each_in_turn(state);
+            }
+            if state.postgres.is_done {
+                return true;
             }
             state = self.next_state(&state, Action::Tick).unwrap_or(state);
         }
-        state.postgres.is_done
+        false
+    }
+
+    /// Everybody takes the step that they may take.
+    fn each_in_turn(&self, mut state: State) -> State {
+        let mut actions = Vec::new();
+        self.actions(&state, &mut actions);
+        for action in actions.into_iter().filter(|action| !matches!(action, Action::Tick)) {
+            if self.is_still_there(&state, action) {
+                state = self.next_state(&state, action).unwrap_or(state);
+            }
+        }
+        state
     }
 
     /// Whether the step is still there to be taken.

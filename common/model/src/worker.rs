@@ -148,11 +148,9 @@ impl Worker {
         if self.held().is_none() && !matches!(self.beat, Beat::Registering { .. }) {
             self.beat = Beat::Idle;
         }
-        match self.beat {
-            Beat::Idle => self.beat_age = RUN_ON,
-            // Asked anew when it goes on.
-            Beat::Saying { .. } => self.beat_age = RUN_ON,
-            _ => {}
+        // Asked anew when it goes on.
+        if matches!(self.beat, Beat::Idle | Beat::Saying { .. }) {
+            self.beat_age = RUN_ON;
         }
         if self.held().is_none() {
             self.heard_age = 0;
@@ -215,14 +213,13 @@ pub(crate) fn work_steps(state: &State, index: usize, actions: &mut Vec<Action>)
     }
     match worker.work {
         Work::Idle if state.redis.has_ready() => actions.push(Action::Work(index, Work::Idle)),
-        Work::Idle => {}
         Work::Held { attempt, started: true } => {
             // It ends well, or its sandbox is gone and it is tried again.
             let is_over = worker.sandbox.is_some();
             actions.push(Action::Work(index, Work::Ended { attempt, is_over }));
         }
-        // It waits for a renewal: `consumer/held.rs`, `allowed`.
-        Work::Held { started: false, .. } => {}
+        // Nothing to claim; or no time left to begin, so that it waits for a renewal: `consumer/held.rs`, `allowed`.
+        Work::Idle | Work::Held { started: false, .. } => {}
         step => actions.push(Action::Work(index, step)),
     }
 }
@@ -361,7 +358,7 @@ pub(crate) fn beat(state: &mut State, rules: Rules, index: usize, _step: Beat) {
     };
 }
 
-/// Heartbeat::beat_shard, what follows the answer.
+/// `Heartbeat::beat_shard`, what follows the answer.
 fn answered(worker: &mut Worker, rules: Rules, drift: Drift, (attempt, beaten, alive): (u8, Beaten, bool)) -> Beat {
     let goes_on = beaten == Beaten::Ok || (beaten == Beaten::Unsure && !rules.unknown_registers);
     match beaten {

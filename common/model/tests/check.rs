@@ -1,5 +1,7 @@
 //! The protocol in every order of steps, and each of its rules taken out.
 
+#![expect(clippy::print_stdout, reason = "what broke, and how much was looked at")]
+
 use std::time::Duration;
 
 use hothouse_model::{Drift, Protocol, Rules};
@@ -23,7 +25,7 @@ fn set(name: &str) -> Option<usize> {
 
 /// How many things go wrong: `HOTHOUSE_MODEL_FAULTS`, else `default`.
 fn faults(default: u8) -> u8 {
-    set("HOTHOUSE_MODEL_FAULTS").map_or(default, |faults| u8::try_from(faults).unwrap())
+    set("HOTHOUSE_MODEL_FAULTS").map_or(default, |faults| u8::try_from(faults).expect("a few"))
 }
 
 /// How many states are looked at: `HOTHOUSE_MODEL_STATES`, else `default`.
@@ -43,7 +45,7 @@ fn break_it(rules: Rules, faults: u8, drifts: Vec<Drift>, property: &'static str
         .checker()
         .threads(2)
         .finish_when(HasDiscoveries::AnyOf(std::iter::once(property).collect()))
-        .timeout(Duration::from_secs(60))
+        .timeout(Duration::from_mins(1))
         .spawn_bfs()
         .join();
     let found = checker.discovery(property)?;

@@ -4,6 +4,8 @@
 //! `HOTHOUSE_INTERLEAVINGS` is how many runs there are, `HOTHOUSE_INTERLEAVINGS_SEED` where they begin. A failing run is
 //! made as short as it can be and printed.
 
+#![expect(clippy::print_stdout, reason = "the seed, and how many runs there were")]
+
 mod index;
 mod oracle;
 mod steps;
@@ -33,16 +35,7 @@ async fn every_interleaving_agrees_with_the_state_machine(pool: PgPool) {
     let until = cases.is_none().then(|| Instant::now() + TIME);
     let (handle, mut ran) = (Handle::current(), 0_u32);
     let check = move || -> Result<u32, String> {
-        let mut bytes = [0; 32];
-        bytes[..8].copy_from_slice(&seed.to_le_bytes());
-        // One at a time, so that nothing is made up that there is no time for.
-        let config = Config {
-            cases: 1,
-            failure_persistence: None,
-            max_shrink_iters: 400,
-            ..Config::default()
-        };
-        let mut runner = TestRunner::new_with_rng(config, TestRng::from_seed(RngAlgorithm::ChaCha, &bytes));
+        let walked = std::cell::Cell::new(0_u32);
         loop {
             let is_over = match (cases, until) {
                 (Some(cases), _) => u64::from(ran) >= cases,
@@ -51,14 +44,34 @@ async fn every_interleaving_agrees_with_the_state_machine(pool: PgPool) {
             if is_over {
                 return Ok(ran);
             }
-            let one = |steps: Vec<Step>| handle.block_on(walk(pool.clone(), &steps)).map_err(TestCaseError::fail);
-            runner.run(&steps::strategy(), one).map_err(|error| error.to_string())?;
+            // A runner of its own for each: one that has had its successes runs nothing more.
+            let seed = seed + u64::from(ran);
+            let one = |steps: Vec<Step>| {
+                walked.set(walked.get() + 1);
+                handle.block_on(walk(pool.clone(), &steps)).map_err(TestCaseError::fail)
+            };
+            let outcome = runner(seed).run(&steps::strategy(), one);
+            outcome.map_err(|error| format!("HOTHOUSE_INTERLEAVINGS_SEED={seed} HOTHOUSE_INTERLEAVINGS=1: {error}"))?;
+            assert!(walked.get() > ran, "nothing was walked");
             ran += 1;
         }
     };
     let ran = tokio::task::spawn_blocking(check).await.unwrap();
     println!("{ran:?} runs");
     assert!(ran.unwrap() > 0);
+}
+
+/// A runner of one case.
+fn runner(seed: u64) -> TestRunner {
+    let mut bytes = [0; 32];
+    bytes[..8].copy_from_slice(&seed.to_le_bytes());
+    let config = Config {
+        cases: 1,
+        failure_persistence: None,
+        max_shrink_iters: 400,
+        ..Config::default()
+    };
+    TestRunner::new_with_rng(config, TestRng::from_seed(RngAlgorithm::ChaCha, &bytes))
 }
 
 /// One run.
