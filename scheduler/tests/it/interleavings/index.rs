@@ -65,12 +65,14 @@ impl Index {
             }
             if matches!(place.as_str(), "l" | "o" | "r") && !holds.is_empty() {
                 let all = holds.split(',').filter_map(|hold| hold.split_once('='));
-                for (key, _) in all {
+                let has = |key: &str| {
                     let holders = self.sets.get(&format!("{root}h:{key}"));
-                    ensure(holders.is_some_and(|h| h.contains_key(job)), || {
-                        format!("{job} ({place}) has no place of {key}")
-                    })?;
-                }
+                    holders.is_some_and(|holders| holders.contains_key(job))
+                };
+                let missing: Vec<_> = all.filter(|(key, _)| !has(key)).collect();
+                ensure(missing.is_empty(), || {
+                    format!("{job} ({place}) has no place of {missing:?}")
+                })?;
             }
         }
         for (key, members) in &self.sets {
@@ -78,12 +80,11 @@ impl Index {
             let here = members.keys().map(String::as_str);
             if name.starts_with("h:") {
                 ensure(members.len() <= limit, || format!("{key} has {members:?}"))?;
-                let known = held.get(key);
-                for job in here {
-                    ensure(known.is_some_and(|known| known.contains(job)), || {
-                        format!("{job} has a place of {key}, and no entry")
-                    })?;
-                }
+                let known = held.remove(key).unwrap_or_default();
+                let strays: Vec<_> = here.filter(|job| !known.contains(job)).collect();
+                ensure(strays.is_empty(), || {
+                    format!("{strays:?} have a place of {key}, and no entry")
+                })?;
             } else if !name.starts_with("ring:") && name != "lanes" {
                 let known = expected.remove(key).unwrap_or_default();
                 ensure(here.collect::<BTreeSet<_>>() == known, || {

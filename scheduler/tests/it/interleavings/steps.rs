@@ -190,7 +190,7 @@ pub(crate) async fn run(world: &mut World, step: &Step) -> Result<(), Broken> {
     }
 }
 
-/// Consumer::claim, the script.
+/// `Consumer::claim`, the script.
 async fn take(world: &mut World, worker: usize, free: u32) -> Result<(), Broken> {
     if world.is_away {
         return Ok(());
@@ -210,7 +210,7 @@ async fn take(world: &mut World, worker: usize, free: u32) -> Result<(), Broken>
     Ok(())
 }
 
-/// Consumer::claim, what follows the script.
+/// `Consumer::claim`, what follows the script.
 async fn confirm(world: &mut World, worker: usize, is_answered: bool) -> Result<(), Broken> {
     let (id, now, ttl) = (world.workers[worker].id(), world.now(), world.ttl());
     let mut taken = std::mem::take(&mut world.workers[worker].claims);
@@ -248,7 +248,7 @@ async fn confirm(world: &mut World, worker: usize, is_answered: bool) -> Result<
     Ok(())
 }
 
-/// Heartbeat::beat_shard.
+/// `Heartbeat::beat_shard`.
 async fn beat(world: &mut World, worker: usize) -> Result<(), Broken> {
     let (asked, actor) = (world.now(), world.workers[worker].actor.clone());
     let heard_at = world.workers[worker].heard_at;
@@ -301,7 +301,7 @@ async fn beat(world: &mut World, worker: usize) -> Result<(), Broken> {
     Ok(())
 }
 
-/// Attempts::settle and Settler, whether the attempt is still its worker's or not.
+/// `Attempts::settle` and the settler, whether the attempt is still its worker's or not.
 async fn end(world: &mut World, held: Held, how: End, acked: bool) -> Result<(), Broken> {
     let now = world.now();
     let decision = match how {
@@ -353,7 +353,7 @@ async fn cancel(world: &mut World, which: usize, told: bool) -> Result<(), Broke
 }
 
 async fn redrive(world: &mut World, which: usize) -> Result<(), Broken> {
-    let Some((tenant_id, id)) = world.oracle.pick(which, |state| state.is_terminal()) else {
+    let Some((tenant_id, id)) = world.oracle.pick(which, common::job::JobState::is_terminal) else {
         return Ok(());
     };
     let tenant = world.tenants.iter().position(|tenant| *tenant == tenant_id).unwrap();
@@ -386,10 +386,8 @@ async fn tick(world: &mut World, duty: Ticks) -> Result<(), Broken> {
         Ticks::Reclaim => duties.reclaim.tick(now).await,
         Ticks::Sweep => duties.sweep.tick(now).await,
     };
-    if let Err(error) = ticked {
-        if !world.is_away {
-            return Err(format!("a tick of {duty:?} failed: {error:#}"));
-        }
+    if let (Err(error), false) = (ticked, world.is_away) {
+        return Err(format!("a tick of {duty:?} failed: {error:#}"));
     }
     let rows = world.rows().await;
     match duty {

@@ -62,13 +62,12 @@ pub(crate) struct Duties {
 
 impl Duties {
     fn new(env: &TestEnv, queue: &Queue) -> Self {
-        let parts = || (env.store.clone(), queue.clone());
-        let ((a, b), (c, d), (e, f), (g, h)) = (parts(), parts(), parts(), parts());
+        let (store, queue) = (|| env.store.clone(), || queue.clone());
         Self {
-            promote: Promote::new(a, b),
-            redispatch: Redispatch::new(c, d, DISPATCHED_MAX),
-            reclaim: Reclaim::new(e, f),
-            sweep: Sweep::new(g, h),
+            promote: Promote::new(store(), queue()),
+            redispatch: Redispatch::new(store(), queue(), DISPATCHED_MAX),
+            reclaim: Reclaim::new(store(), queue()),
+            sweep: Sweep::new(store(), queue()),
         }
     }
 }
