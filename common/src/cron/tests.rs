@@ -334,7 +334,7 @@ fn around_every_change_of_the_clocks_an_independent_implementation_finds_the_sam
         }
     }
     assert!(
-        compared > 5_000 && differing * 100 < compared,
+        compared > 5_000 && differing * 50 < compared,
         "{compared} compared, {differing} not"
     );
     if is_full {

@@ -26,15 +26,19 @@ impl TestEnv {
 
 async fn members(connection: &mut MultiplexedConnection, key: &str) -> Option<BTreeMap<String, String>> {
     let (_, name) = key.split_once("}:")?;
+    if !["idx", "b", "w", "leases", "ring", "h", "lanes", "r"].contains(&name.split(':').next()?) {
+        return None;
+    }
+    let kind: String = redis::cmd("TYPE").arg(key).query_async(connection).await.unwrap();
     let mut command = redis::Cmd::new();
-    match name.split(':').next()? {
-        "idx" => command.arg("HGETALL").arg(key),
-        "b" | "w" | "leases" | "ring" => command.arg("ZRANGE").arg(key).arg(0).arg(-1).arg("WITHSCORES"),
-        "h" | "lanes" => {
+    match kind.as_str() {
+        "hash" => command.arg("HGETALL").arg(key),
+        "zset" => command.arg("ZRANGE").arg(key).arg(0).arg(-1).arg("WITHSCORES"),
+        "set" => {
             let all: Vec<String> = command.arg("SMEMBERS").arg(key).query_async(connection).await.unwrap();
             return Some(all.into_iter().map(|member| (member, String::new())).collect());
         }
-        "r" => {
+        "stream" => {
             command.arg("XRANGE").arg(key).arg("-").arg("+");
             let all: Vec<(String, Vec<String>)> = command.query_async(connection).await.unwrap();
             return Some(

@@ -187,6 +187,11 @@ fn every_key_of_a_script_begins_with_its_root() {
             "IDX".to_owned(),
             "LEASES".to_owned(),
             "ready(".to_owned(),
+            "backlog(".to_owned(),
+            "parked(".to_owned(),
+            "lane.ring".to_owned(),
+            "TIMERS".to_owned(),
+            "LIMITS".to_owned(),
         ];
         for line in code.lines().filter_map(|line| line.trim().strip_prefix("local ")) {
             let Some((names, values)) = line.split_once(" = ") else {

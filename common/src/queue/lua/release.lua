@@ -48,7 +48,9 @@ local function release(lane, now)
         local weight = tonumber(redis.call('HGET', R .. 'weights', tenant) or 1)
         local is_last = redis.call('EXISTS', key) == 0
         if is_last then redis.call('ZREM', lane.ring, tenant) end
-        redis.call('ZADD', is_last and R .. 'left:' .. lane.name or lane.ring, exactly(tonumber(head[2]) + 1 / weight), tenant)
+        local into = lane.ring
+        if is_last then into = R .. 'left:' .. lane.name end
+        redis.call('ZADD', into, exactly(tonumber(head[2]) + 1 / weight), tenant)
         return true
       end
     end

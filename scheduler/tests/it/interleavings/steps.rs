@@ -201,7 +201,7 @@ async fn take(world: &mut World, worker: usize, free: u32) -> Result<(), Broken>
         world.workers[worker].heard_at = asked;
     }
     for shard in world.env.queue.shards() {
-        if let Ok(handout) = world.env.queue.claim(shard, id, &light(free), 0).await {
+        if let Ok(handout) = world.env.queue.claim(shard, id, &light(free)).await {
             world.workers[worker]
                 .claims
                 .extend(handout.claims.into_iter().map(|claim| (shard, claim, asked)));
