@@ -183,7 +183,9 @@ impl Heartbeat {
         };
         match registered.await {
             Ok(_) if asked.elapsed() >= self.leases.run_on => {
-                own.iter().for_each(|attempt| self.lose(attempt));
+                for attempt in own {
+                    self.lose(attempt);
+                }
                 true
             }
             Ok(accepted) => {

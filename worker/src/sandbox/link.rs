@@ -1,6 +1,5 @@
 //! The two tasks of a connection, and what they share with those who ask.
 
-use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -27,6 +26,10 @@ const EVENTS: usize = 2 * WINDOW_FRAMES + 8;
 // Words for init that nobody waits for: more means that an init does nothing but open tunnels.
 const ABANDONED_MAX: usize = 1024;
 
+mod waiting;
+
+use waiting::{Listener, Waiting};
+
 /// What comes to a run.
 #[derive(Debug)]
 pub(super) enum Event {
@@ -45,12 +48,6 @@ pub(super) struct Port {
     pub(super) input_credit: Arc<Semaphore>,
 }
 
-#[derive(Debug)]
-struct Listener {
-    events: mpsc::Sender<Event>,
-    input_credit: Arc<Semaphore>,
-}
-
 /// A connection.
 #[derive(Debug)]
 pub(super) struct Link {
@@ -62,15 +59,6 @@ pub(super) struct Link {
     abandoned: Mutex<Vec<ToInit>>,
     has_abandoned: Notify,
     lost: watch::Sender<Option<Lost>>,
-}
-
-#[derive(Debug, Default)]
-struct Waiting {
-    runs: HashMap<u32, Listener>,
-    done: HashMap<u32, oneshot::Sender<()>>,
-    pongs: HashMap<u64, oneshot::Sender<()>>,
-    hello: Option<oneshot::Sender<About>>,
-    tunnels: tunnel::Table,
 }
 
 impl Link {
@@ -375,37 +363,5 @@ struct EndsWith(Arc<Link>);
 impl Drop for EndsWith {
     fn drop(&mut self) {
         self.0.end(Lost::Closed);
-    }
-}
-
-impl Waiting {
-    fn tell(&self, stream: u32, event: Event) -> Result<(), Lost> {
-        let Some(listener) = self.runs.get(&stream) else {
-            return Ok(());
-        };
-        match listener.events.try_send(event) {
-            Ok(()) | Err(mpsc::error::TrySendError::Closed(_)) => Ok(()),
-            Err(mpsc::error::TrySendError::Full(_)) => Err(Lost::Broken("more output than the window allows")),
-        }
-    }
-
-    fn tell_last(&mut self, stream: u32, event: Event) -> Result<(), Lost> {
-        self.tell(stream, event)?;
-        if let Some(listener) = self.runs.remove(&stream) {
-            listener.input_credit.close();
-        }
-        Ok(())
-    }
-
-    fn grant(&self, stream: u32, credit: u32) -> Result<(), Lost> {
-        let Some(listener) = self.runs.get(&stream) else {
-            return Ok(());
-        };
-        let credit = credit as usize;
-        if listener.input_credit.available_permits().saturating_add(credit) > WINDOW as usize {
-            return Err(Lost::Broken("more credit than was used"));
-        }
-        listener.input_credit.add_permits(credit);
-        Ok(())
     }
 }

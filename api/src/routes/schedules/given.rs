@@ -1,6 +1,11 @@
 //! A field of a change: left out, `null`, or a value.
 
+use std::time::Duration;
+
+use chrono::{DateTime, Datelike, Utc};
 use serde::{Deserialize, Deserializer};
+
+use crate::problem::FieldError;
 
 /// What a field says.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -40,6 +45,50 @@ impl<T> Given<T> {
 impl<'de, T: Deserialize<'de>> Deserialize<'de> for Given<T> {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
         Ok(Option::deserialize(from)?.map_or(Self::Null, Self::Value))
+    }
+}
+
+/// A duration as it will be stored, in whole milliseconds.
+///
+/// # Errors
+/// What is wrong with the text.
+pub(super) fn length(
+    pointer: &str,
+    given: &Given<String>,
+    old: Option<Duration>,
+    max: Duration,
+) -> Result<Duration, FieldError> {
+    let Some(text) = given.value() else {
+        return Ok(old.filter(|_| *given == Given::Absent).unwrap_or_default());
+    };
+    let read = humantime::parse_duration(text);
+    let read = read.map_err(|_garbage| FieldError::body(pointer, "is not a duration, such as \"90s\""))?;
+    if read > max {
+        let max = humantime::format_duration(max);
+        return Err(FieldError::body(pointer, format!("is over {max}")));
+    }
+    // Milliseconds are what is stored.
+    Ok(Duration::from_millis(
+        u64::try_from(read.as_millis()).unwrap_or(u64::MAX),
+    ))
+}
+
+/// A moment as it will be stored, in whole microseconds.
+///
+/// # Errors
+/// When it is centuries away.
+pub(super) fn moment(
+    pointer: &str,
+    given: &Given<DateTime<Utc>>,
+    old: Option<DateTime<Utc>>,
+) -> Result<Option<DateTime<Utc>>, FieldError> {
+    match given {
+        Given::Absent => Ok(old),
+        Given::Null => Ok(None),
+        Given::Value(at) if !(1970..=2200).contains(&at.year()) => {
+            Err(FieldError::body(pointer, "is between 1970 and 2200"))
+        }
+        Given::Value(at) => Ok(DateTime::from_timestamp_micros(at.timestamp_micros())),
     }
 }
 

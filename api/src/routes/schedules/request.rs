@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use chrono::{DateTime, Datelike, Utc};
+use chrono::{DateTime, Utc};
 use common::cron::{self, Cron};
 use common::ids::{ScheduleId, TenantId};
 use common::schedule::{Form, Misfire, Overlap, Schedule, Target, Timing};
@@ -11,7 +11,7 @@ use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
-use super::given::Given;
+use super::given::{Given, length, moment};
 use super::target;
 use crate::auth::Caller;
 use crate::extract::{RawBody, from_json};
@@ -383,35 +383,4 @@ pub(super) fn read_cron(expression: &str, zone: &str) -> Result<Cron, FieldError
 
 fn or_note<T>(read: Result<T, FieldError>, errors: &mut Vec<FieldError>) -> Option<T> {
     read.map_err(|error| errors.push(error)).ok()
-}
-
-fn length(pointer: &str, given: &Given<String>, old: Option<Duration>, max: Duration) -> Result<Duration, FieldError> {
-    let Some(text) = given.value() else {
-        return Ok(old.filter(|_| *given == Given::Absent).unwrap_or_default());
-    };
-    let read = humantime::parse_duration(text);
-    let read = read.map_err(|_garbage| FieldError::body(pointer, "is not a duration, such as \"90s\""))?;
-    if read > max {
-        let max = humantime::format_duration(max);
-        return Err(FieldError::body(pointer, format!("is over {max}")));
-    }
-    // Milliseconds are what is stored.
-    Ok(Duration::from_millis(
-        u64::try_from(read.as_millis()).unwrap_or(u64::MAX),
-    ))
-}
-
-fn moment(
-    pointer: &str,
-    given: &Given<DateTime<Utc>>,
-    old: Option<DateTime<Utc>>,
-) -> Result<Option<DateTime<Utc>>, FieldError> {
-    match given {
-        Given::Absent => Ok(old),
-        Given::Null => Ok(None),
-        Given::Value(at) if !(1970..=2200).contains(&at.year()) => {
-            Err(FieldError::body(pointer, "is between 1970 and 2200"))
-        }
-        Given::Value(at) => Ok(DateTime::from_timestamp_micros(at.timestamp_micros())),
-    }
 }

@@ -235,7 +235,7 @@ async fn confirm(world: &mut World, worker: usize, is_answered: bool) -> Result<
             }
             continue;
         };
-        let run_until = asked + world.run_on();
+        let run_until = asked + World::run_on();
         world.start(
             worker,
             Held {
@@ -286,7 +286,7 @@ async fn beat(world: &mut World, worker: usize) -> Result<(), Broken> {
         };
         let gave_up = !is_own && !alive && beat != Some(Beat::Lost);
         if is_own {
-            let run_until = held.run_until.max(asked + world.run_on());
+            let run_until = held.run_until.max(asked + World::run_on());
             world.start(worker, Held { run_until, ..held })?;
         } else {
             if !gave_up {

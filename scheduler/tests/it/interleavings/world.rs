@@ -37,6 +37,7 @@ pub(crate) struct Held {
 }
 
 /// A worker process.
+#[expect(clippy::struct_field_names, reason = "what acts is called so everywhere")]
 #[derive(Debug)]
 pub(crate) struct Actor {
     pub(crate) actor: TestWorker,
@@ -156,7 +157,7 @@ impl World {
         TimeDelta::from_std(self.env.queue.lease_ttl()).unwrap()
     }
 
-    pub(crate) fn run_on(&self) -> TimeDelta {
+    pub(crate) fn run_on() -> TimeDelta {
         TimeDelta::from_std(leases().run_on).unwrap()
     }
 

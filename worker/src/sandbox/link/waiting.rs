@@ -1,0 +1,58 @@
+//! Who waits for what of a connection.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use hothouse_protocol::{About, WINDOW};
+use tokio::sync::{Semaphore, mpsc, oneshot};
+
+use super::super::error::Lost;
+use super::super::tunnel;
+use super::Event;
+
+#[derive(Debug)]
+pub(super) struct Listener {
+    pub(super) events: mpsc::Sender<Event>,
+    pub(super) input_credit: Arc<Semaphore>,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Waiting {
+    pub(super) runs: HashMap<u32, Listener>,
+    pub(super) done: HashMap<u32, oneshot::Sender<()>>,
+    pub(super) pongs: HashMap<u64, oneshot::Sender<()>>,
+    pub(super) hello: Option<oneshot::Sender<About>>,
+    pub(super) tunnels: tunnel::Table,
+}
+
+impl Waiting {
+    pub(super) fn tell(&self, stream: u32, event: Event) -> Result<(), Lost> {
+        let Some(listener) = self.runs.get(&stream) else {
+            return Ok(());
+        };
+        match listener.events.try_send(event) {
+            Ok(()) | Err(mpsc::error::TrySendError::Closed(_)) => Ok(()),
+            Err(mpsc::error::TrySendError::Full(_)) => Err(Lost::Broken("more output than the window allows")),
+        }
+    }
+
+    pub(super) fn tell_last(&mut self, stream: u32, event: Event) -> Result<(), Lost> {
+        self.tell(stream, event)?;
+        if let Some(listener) = self.runs.remove(&stream) {
+            listener.input_credit.close();
+        }
+        Ok(())
+    }
+
+    pub(super) fn grant(&self, stream: u32, credit: u32) -> Result<(), Lost> {
+        let Some(listener) = self.runs.get(&stream) else {
+            return Ok(());
+        };
+        let credit = credit as usize;
+        if listener.input_credit.available_permits().saturating_add(credit) > WINDOW as usize {
+            return Err(Lost::Broken("more credit than was used"));
+        }
+        listener.input_credit.add_permits(credit);
+        Ok(())
+    }
+}
