@@ -13,11 +13,11 @@ fn id(of: &Value) -> String {
 #[sqlx::test(migrator = "common::store::MIGRATOR")]
 async fn a_schedule_fires_once_at_a_time_on_the_wall(pool: PgPool) {
     let api = Api::start(pool).await;
-    let body = json!({"at": "2199-07-01T09:00", "timezone": "Europe/Berlin", "max_fires": 3, "pause_after_failures": 2,
+    let body = json!({"at": "2090-07-01T09:00", "timezone": "Europe/Berlin", "max_fires": 3, "pause_after_failures": 2,
         "misfire": "last", "overlap": "queue_all", "job": {"kind": "noop"}});
     let schedule = api.post("/schedules", body).await.expect(201);
-    assert_eq!(schedule["cron"], "at 2199-07-01T09:00");
-    assert_eq!(schedule["next_fires"], json!(["2199-07-01T07:00:00Z"]));
+    assert_eq!(schedule["cron"], "at 2090-07-01T09:00");
+    assert_eq!(schedule["next_fires"], json!(["2090-07-01T07:00:00Z"]));
     for (field, value) in [
         ("max_fires", json!(3)),
         ("fired", json!(0)),
@@ -140,7 +140,7 @@ async fn a_range_is_backfilled_once(pool: PgPool) {
         (&json!("2026-06-01T04:00:00Z"), &json!(true), &json!("queued"))
     );
     for (body, places) in [
-        (range("2026-06-01T00:00:00Z", "2199-06-01T00:00:00Z"), vec!["/to"]),
+        (range("2026-06-01T00:00:00Z", "2090-06-01T00:00:00Z"), vec!["/to"]),
         (range("2026-06-01T00:00:00Z", "2026-06-01T00:00:00Z"), vec!["/to"]),
         (range("2020-01-01T00:00:00Z", "2026-06-01T00:00:00Z"), vec!["/to"]),
         (range("1960-01-01T00:00:00Z", "1971-01-01T00:00:00Z"), vec!["/from"]),
