@@ -195,6 +195,10 @@ async fn take(world: &mut World, worker: usize, free: u32) -> Result<(), Broken>
     if world.is_away {
         return Ok(());
     }
+    // A worker asks again when it knows what became of what it was given.
+    if !world.workers[worker].claims.is_empty() {
+        return Ok(());
+    }
     let (asked, id) = (world.now(), world.workers[worker].id());
     if world.workers[worker].held.is_empty() {
         // An idle worker beats for nothing, and is heard.
