@@ -151,7 +151,7 @@ async fn start(args: &Args, folder: &DataFolder, stores: &Stores, lifecycle: &Li
         file: args.config.clone(),
     };
     let step = Step::begin("hothouse");
-    embedded::start(&settings, lifecycle).await?;
+    let providers = embedded::start(&settings, lifecycle).await?;
     let client = sample::client(args.listen, &admin_key)?;
     sample::wait_until_ready(&client).await?;
     step.done(&format!("API, worker and scheduler at http://{}", args.listen));
@@ -163,12 +163,12 @@ async fn start(args: &Args, folder: &DataFolder, stores: &Stores, lifecycle: &Li
     if !args.no_sample {
         sample::run(&client).await?;
     }
-    say(&welcome(args, folder));
+    say(&welcome(args, folder, &providers));
     Ok(())
 }
 
 /// The address, the key, and what to do next.
-fn welcome(args: &Args, folder: &DataFolder) -> String {
+fn welcome(args: &Args, folder: &DataFolder, providers: &[String]) -> String {
     let here = std::env::current_dir().unwrap_or_default();
     let shown = |path: PathBuf| {
         let relative = path.strip_prefix(&here).map_or_else(|_| path.clone(), PathBuf::from);
@@ -191,14 +191,30 @@ fn welcome(args: &Args, folder: &DataFolder) -> String {
         )
     };
     let call = server + &with_key;
+    let models = models(providers);
     format!(
-        "\nHothouse runs at http://{listen}; its admin key is in {key}\n\n\
+        "\nHothouse runs at http://{listen}; its admin key is in {key}\n{models}\n\n\
          Try, in another terminal in this folder:\n  \
          {program} run{call} -c 'print(\"hello\")'\n  \
          {program} jobs{call}\n  \
          curl -H \"Authorization: Bearer $(cat {key})\" http://{listen}/api/v1/jobs\n\n\
          Ctrl-C here, or `{program} down{down}`, stops everything."
     )
+}
+
+/// Who answers as a model.
+fn models(providers: &[String]) -> String {
+    let real: Vec<&str> = providers
+        .iter()
+        .map(String::as_str)
+        .filter(|name| *name != "scripted")
+        .collect();
+    if real.is_empty() {
+        return "No model is set up, so agents are played by `scripted` models, which follow rules and say so. Set \
+                ANTHROPIC_API_KEY, OPENAI_API_KEY or a base URL for a real one (docs/models.md)."
+            .to_owned();
+    }
+    format!("Models of: {}", real.join(", "))
 }
 
 /// The sentence for a second `up` in the same folder.

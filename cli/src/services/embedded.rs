@@ -62,11 +62,11 @@ impl Settings {
     }
 }
 
-/// Migrates, then starts the parts on the lifecycle.
+/// Migrates, then starts the parts on the lifecycle. Answers which providers of models are set up.
 ///
 /// # Errors
 /// When a setting or a migration is wrong, or the address has been taken.
-pub(crate) async fn start(settings: &Settings, lifecycle: &Lifecycle) -> anyhow::Result<()> {
+pub(crate) async fn start(settings: &Settings, lifecycle: &Lifecycle) -> anyhow::Result<Vec<String>> {
     let api: api::Config = settings.load()?;
     let worker: worker::Config = settings.load()?;
     let scheduler: scheduler::Config = settings.load()?;
@@ -77,11 +77,13 @@ pub(crate) async fn start(settings: &Settings, lifecycle: &Lifecycle) -> anyhow:
         .await
         .context("the database does not take this version's migrations")?;
     store.close().await;
+    let providers = worker.model.providers().context("the [model] settings")?;
+    let names = providers.names().map(str::to_owned).collect();
     let clock = Clock::system();
     let server = api::Server::bind(api, clock.clone(), lifecycle).await?;
     let serving = lifecycle.clone();
     lifecycle.spawn("api", async move { server.serve(&serving).await });
     lifecycle.spawn("worker", worker::run(worker, clock.clone(), lifecycle.clone()));
     lifecycle.spawn("scheduler", scheduler::run(scheduler, clock, lifecycle.clone()));
-    Ok(())
+    Ok(names)
 }

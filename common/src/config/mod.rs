@@ -88,11 +88,32 @@ pub fn load<S: Settings>(
     Ok(settings)
 }
 
+/// Variables that the providers' own programs read, and the settings that they stand for.
+const WELL_KNOWN: [(&str, &str); 4] = [
+    ("ANTHROPIC_API_KEY", "HOTHOUSE_MODEL__ANTHROPIC__API_KEY"),
+    ("ANTHROPIC_BASE_URL", "HOTHOUSE_MODEL__ANTHROPIC__BASE_URL"),
+    ("OPENAI_API_KEY", "HOTHOUSE_MODEL__OPENAI__API_KEY"),
+    ("OPENAI_BASE_URL", "HOTHOUSE_MODEL__OPENAI__BASE_URL"),
+];
+
 /// The process's environment variables, for [`load`].
 pub fn environment() -> Vec<(String, String)> {
-    std::env::vars()
-        .filter(|(name, _)| name.starts_with("HOTHOUSE_"))
-        .collect()
+    known(std::env::vars())
+}
+
+/// Our own variables, and the well-known ones under our names where ours are not there.
+fn known(variables: impl Iterator<Item = (String, String)>) -> Vec<(String, String)> {
+    let (mut ours, others): (Vec<_>, Vec<_>) = variables.partition(|(name, _)| name.starts_with("HOTHOUSE_"));
+    for (name, value) in others {
+        let ours_name = WELL_KNOWN.iter().find(|(theirs, _)| *theirs == name);
+        let Some((_, ours_name)) = ours_name.filter(|_| !value.is_empty()) else {
+            continue;
+        };
+        if !ours.iter().any(|(name, _)| name == ours_name) {
+            ours.push(((*ours_name).to_owned(), value));
+        }
+    }
+    ours
 }
 
 /// A file without the sections of other processes.
@@ -163,6 +184,24 @@ mod tests {
         assert!(unknown.to_string().contains("shard"), "{unknown}");
         let wrong = load::<Example>(None, [variable("HOTHOUSE_LEASES__TTL", "3s")]).unwrap_err();
         assert!(wrong.to_string().contains("leases.heartbeat"), "{wrong}");
+    }
+
+    #[test]
+    fn the_providers_own_variables_stand_for_settings_that_are_not_given() {
+        let given = [
+            variable("ANTHROPIC_API_KEY", "theirs"),
+            variable("OPENAI_API_KEY", "theirs"),
+            variable("OPENAI_BASE_URL", ""),
+            variable("HOTHOUSE_MODEL__OPENAI__API_KEY", "ours"),
+            variable("PATH", "/bin"),
+        ];
+        assert_eq!(
+            known(given.into_iter()),
+            [
+                variable("HOTHOUSE_MODEL__OPENAI__API_KEY", "ours"),
+                variable("HOTHOUSE_MODEL__ANTHROPIC__API_KEY", "theirs"),
+            ]
+        );
     }
 
     #[test]

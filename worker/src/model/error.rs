@@ -32,7 +32,7 @@ pub enum Error {
     #[error("settings of the model provider {provider}: {reason}")]
     Settings {
         /// The provider.
-        provider: &'static str,
+        provider: String,
         /// A sentence that names the setting.
         reason: String,
     },

@@ -17,23 +17,34 @@ pub mod anthropic;
 pub mod error;
 pub mod event;
 mod open;
+pub mod openai;
+pub mod policy;
+mod refusal;
 pub mod request;
 pub mod retry;
 pub mod scripted;
+pub mod server;
 pub mod settings;
+mod sse;
+pub mod wire;
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
+use common::ids::TenantId;
 use futures_util::future::BoxFuture;
 use futures_util::stream::BoxStream;
+
+use policy::Account;
+use server::{Call, Reply};
+use wire::Wire;
 
 pub use answer::Answer;
 pub use error::{Class, Error};
 pub use event::{ModelEvent, StopReason};
 pub use open::{Next, Opened, Setback, open};
-pub use request::{ModelName, ModelRequest, ToolDefinition};
+pub use request::{Attachment, ModelName, ModelRequest, ToolDefinition};
 pub use retry::RetryPolicy;
 pub use settings::Settings;
 
@@ -49,19 +60,54 @@ pub trait ModelProvider: Send + Sync + fmt::Debug {
     /// # Errors
     /// Any of [`Error`]; nothing was streamed then.
     fn stream<'a>(&'a self, model: &'a str, request: &'a ModelRequest) -> BoxFuture<'a, Result<ModelStream, Error>>;
+
+    /// Sends a call of the provider's own wire as it is, but for the key.
+    ///
+    /// # Errors
+    /// Any of [`Error`].
+    fn forward(&self, call: Call) -> BoxFuture<'_, Result<Reply, Error>>;
+
+    /// Whose limits and pauses its calls share.
+    fn account(&self) -> &Account;
+
+    /// The wire that it speaks; none when it speaks both.
+    fn wire(&self) -> Option<Wire>;
 }
 
 /// The providers that are set up, by the first part of a model's name. Cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub struct Providers {
-    by_name: Arc<BTreeMap<String, Arc<dyn ModelProvider>>>,
+    by_name: Arc<ByName>,
+    tenants: Arc<BTreeMap<TenantId, Arc<ByName>>>,
 }
+
+type ByName = BTreeMap<String, Arc<dyn ModelProvider>>;
 
 impl Providers {
     /// Exactly these providers.
     pub fn new(providers: impl IntoIterator<Item = (String, Arc<dyn ModelProvider>)>) -> Self {
         Self {
             by_name: Arc::new(providers.into_iter().collect()),
+            tenants: Arc::default(),
+        }
+    }
+
+    /// Everybody's providers, and those of tenants that have their own, each list whole.
+    fn of_tenants(everybody: ByName, tenants: BTreeMap<TenantId, ByName>) -> Self {
+        let tenants = tenants.into_iter().map(|(id, theirs)| (id, Arc::new(theirs)));
+        Self {
+            by_name: Arc::new(everybody),
+            tenants: Arc::new(tenants.collect()),
+        }
+    }
+
+    /// The providers that a tenant's models have.
+    #[must_use]
+    pub fn for_tenant(&self, tenant_id: TenantId) -> Self {
+        let theirs = self.tenants.get(&tenant_id).unwrap_or(&self.by_name);
+        Self {
+            by_name: Arc::clone(theirs),
+            tenants: Arc::clone(&self.tenants),
         }
     }
 

@@ -1,9 +1,13 @@
 //! What a model is asked, in one shape for all providers.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
-use common::message::Message;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
+use common::message::{Message, Part};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -88,6 +92,78 @@ pub struct ModelRequest {
     pub temperature: Option<f32>,
     /// Texts at which the model stops.
     pub stop_sequences: Vec<String>,
+    /// Images among the files that messages name, by their path: the model sees them. Of other files it sees the name.
+    pub attachments: BTreeMap<String, Attachment>,
+}
+
+/// An image that the model sees.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attachment {
+    /// `image/png`, `image/jpeg`, `image/gif` or `image/webp`.
+    pub media_type: String,
+    /// The file.
+    pub data: Bytes,
+}
+
+impl Attachment {
+    /// The file as text.
+    pub fn base64(&self) -> String {
+        STANDARD.encode(&self.data)
+    }
+
+    /// The file as a URL.
+    pub fn data_url(&self) -> String {
+        format!("data:{};base64,{}", self.media_type, self.base64())
+    }
+
+    /// What stands for a file that the model does not see.
+    pub fn named(path: &str, media_type: Option<&str>) -> String {
+        let kind = media_type.map(|kind| format!(" ({kind})")).unwrap_or_default();
+        format!("[File in the workspace: {path}{kind}]")
+    }
+}
+
+impl ModelRequest {
+    /// A request of these messages and nothing else.
+    pub fn of(messages: Vec<Message>, max_output_tokens: u32) -> Self {
+        Self {
+            system: String::new(),
+            messages,
+            tools: Vec::new(),
+            max_output_tokens,
+            temperature: None,
+            stop_sequences: Vec::new(),
+            attachments: BTreeMap::new(),
+        }
+    }
+
+    /// Bytes of everything that the model reads. No tokenizer makes more tokens of a text than it has bytes.
+    pub fn bytes(&self) -> u64 {
+        let of_part = |part: &Part| match part {
+            Part::Text { text } => text.len(),
+            Part::Reasoning {
+                text,
+                signature,
+                redacted,
+                ..
+            } => text.len() + signature.as_ref().map_or(0, String::len) + redacted.as_ref().map_or(0, String::len),
+            Part::ToolCall { id, name, input } => id.len() + name.len() + input.to_string().len(),
+            Part::ToolResult {
+                tool_call_id, output, ..
+            } => tool_call_id.len() + output.len(),
+            Part::File { path, .. } => path.len() + self.attachments.get(path).map_or(64, |file| file.data.len()),
+            Part::Status { .. } => 0,
+        };
+        // Some for what the wire puts around each.
+        let parts = self.messages.iter().flat_map(|message| &message.parts);
+        let messages: usize = parts.map(|part| of_part(part) + 16).sum();
+        let tools: usize = self
+            .tools
+            .iter()
+            .map(|tool| tool.name.len() + tool.description.len() + tool.input_schema.to_string().len() + 16)
+            .sum();
+        u64::try_from(self.system.len() + messages + tools + 64).unwrap_or(u64::MAX)
+    }
 }
 
 /// A tool as the model sees it.

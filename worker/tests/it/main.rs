@@ -11,5 +11,6 @@ mod sandbox_link;
 mod verify;
 
 mod model_anthropic;
+mod model_openai;
 mod model_server;
 mod model_turn;

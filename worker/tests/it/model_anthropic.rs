@@ -12,11 +12,12 @@ use common::message::{Message, Part};
 use futures_util::StreamExt;
 use serde_json::json;
 use worker::model::answer::Finished;
-use worker::model::anthropic::{Anthropic, AnthropicSettings};
+use worker::model::anthropic::Anthropic;
 use worker::model::error::{Phase, Reason};
 use worker::model::scripted::Scripted;
+use worker::model::scripted::frame::Frame;
 use worker::model::scripted::script::Script;
-use worker::model::scripted::wire::Frame;
+use worker::model::server::ServerSettings;
 use worker::model::{Answer, Class, Error, ModelProvider, ModelRequest, StopReason, ToolDefinition};
 
 use crate::model_server::{Canned, KEY, ModelServer};
@@ -34,8 +35,7 @@ fn request(text: &str) -> ModelRequest {
         messages: vec![Message::user(text, DateTime::UNIX_EPOCH)],
         tools: vec![tool("bash"), tool("python")],
         max_output_tokens: 1_000,
-        temperature: None,
-        stop_sequences: Vec::new(),
+        ..ModelRequest::of(Vec::new(), 0)
     }
 }
 
@@ -59,7 +59,7 @@ async fn ask(provider: &dyn ModelProvider, model: &str, text: &str) -> (Finished
     (answer.finish(), None)
 }
 
-async fn ask_server(server: &ModelServer, settings: &AnthropicSettings) -> (Finished, Option<Error>) {
+async fn ask_server(server: &ModelServer, settings: &ServerSettings) -> (Finished, Option<Error>) {
     assert_eq!(settings.base_url, server.base_url);
     ask(&Anthropic::new(settings).unwrap(), "demo", "hi").await
 }
@@ -123,7 +123,7 @@ async fn a_key_may_stand_in_a_file() {
     let server = ModelServer::demo().await;
     let path = std::env::temp_dir().join(format!("hothouse-key-{}", std::process::id()));
     std::fs::write(&path, format!("{KEY}\n")).unwrap();
-    let settings = AnthropicSettings {
+    let settings = ServerSettings {
         api_key: Secret::default(),
         api_key_file: Some(path.clone()),
         ..server.settings()
@@ -228,7 +228,7 @@ async fn a_stream_that_is_cut_gives_what_came_and_then_an_error() {
 #[tokio::test]
 async fn a_server_that_falls_silent_is_left_when_its_time_is_up() {
     let server = ModelServer::demo().await;
-    let settings = AnthropicSettings {
+    let settings = ServerSettings {
         first_byte_timeout: SHORT,
         silence_timeout: SHORT,
         ..server.settings()
@@ -260,10 +260,10 @@ async fn a_server_that_falls_silent_is_left_when_its_time_is_up() {
 async fn a_server_that_accepts_and_says_nothing_at_all_is_left_when_its_time_is_up() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let base_url = format!("http://{}", listener.local_addr().unwrap());
-    let settings = AnthropicSettings {
+    let settings = ServerSettings {
         base_url,
         first_byte_timeout: SHORT,
-        ..AnthropicSettings::default()
+        ..ServerSettings::default()
     };
     let (_, error) = ask(&Anthropic::new(&settings).unwrap(), "demo", "hi").await;
     assert_matches!(
@@ -282,7 +282,7 @@ async fn a_server_that_accepts_and_says_nothing_at_all_is_left_when_its_time_is_
 #[tokio::test]
 async fn pings_keep_a_slow_answer_alive() {
     let server = ModelServer::demo().await;
-    let settings = AnthropicSettings {
+    let settings = ServerSettings {
         silence_timeout: SHORT,
         ..server.settings()
     };

@@ -1,4 +1,4 @@
-//! A real HTTP server on a port of its own that speaks Anthropic Messages by script.
+//! A real HTTP server on a port of its own that speaks both wires by script, or answers as it is told.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
@@ -9,17 +9,16 @@ use std::time::Duration;
 use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::extract::State;
-use axum::http::{HeaderMap, Response};
-use axum::routing::post;
+use axum::http::{HeaderMap, Method, Response, Uri};
+use axum::routing::any;
 use common::config::Secret;
 use common::message::Usage;
 use futures_util::stream;
 use tokio::task::JoinSet;
-use worker::model::ModelEvent;
-use worker::model::anthropic::AnthropicSettings;
 use worker::model::scripted::Scripted;
-use worker::model::scripted::perform::Step;
-use worker::model::scripted::wire::{self, Frame};
+use worker::model::scripted::frame::Frame;
+use worker::model::server::ServerSettings;
+use worker::model::wire::Route;
 
 /// The key that the server's clients use.
 pub(crate) const KEY: &str = "sk-test-0123456789";
@@ -47,7 +46,7 @@ struct Seen {
 /// An answer that is given as it is.
 pub(crate) struct Canned {
     pub(crate) status: u16,
-    pub(crate) headers: Vec<(&'static str, &'static str)>,
+    pub(crate) headers: Vec<(&'static str, String)>,
     pub(crate) body: Vec<Frame>,
 }
 
@@ -56,7 +55,10 @@ impl Canned {
     pub(crate) fn whole(status: u16, headers: &[(&'static str, &'static str)], body: &str) -> Self {
         Self {
             status,
-            headers: headers.to_vec(),
+            headers: headers
+                .iter()
+                .map(|(name, value)| (*name, (*value).to_owned()))
+                .collect(),
             body: vec![Frame::Event(body.to_owned())],
         }
     }
@@ -65,7 +67,7 @@ impl Canned {
     pub(crate) fn stream(body: Vec<Frame>) -> Self {
         Self {
             status: 200,
-            headers: vec![("content-type", "text/event-stream; charset=utf-8")],
+            headers: vec![("content-type", "text/event-stream; charset=utf-8".to_owned())],
             body,
         }
     }
@@ -78,7 +80,7 @@ impl ModelServer {
         let base_url = format!("http://{}", listener.local_addr().unwrap());
         let seen = Arc::new(Mutex::new(Seen::default()));
         let state = (Arc::clone(&seen), Arc::new(scripted));
-        let router = Router::new().route("/v1/messages", post(answer)).with_state(state);
+        let router = Router::new().fallback(any(answer)).with_state(state);
         let mut tasks = JoinSet::new();
         tasks.spawn(async move { axum::serve(listener, router).await.unwrap() });
         Self {
@@ -114,27 +116,43 @@ impl ModelServer {
     }
 
     /// Settings of a client of this server, with short times.
-    pub(crate) fn settings(&self) -> AnthropicSettings {
-        AnthropicSettings {
+    pub(crate) fn settings(&self) -> ServerSettings {
+        ServerSettings {
             base_url: self.base_url.clone(),
             api_key: Secret::from(KEY.to_owned()),
             first_byte_timeout: Duration::from_secs(10),
             silence_timeout: Duration::from_secs(10),
-            ..AnthropicSettings::default()
+            ..ServerSettings::default()
         }
     }
 }
 
 type Shared = (Arc<Mutex<Seen>>, Arc<Scripted>);
 
-async fn answer(State((seen, scripted)): State<Shared>, headers: HeaderMap, body: Bytes) -> Response<Body> {
+async fn answer(
+    State((seen, scripted)): State<Shared>,
+    method: Method,
+    uri: Uri,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Response<Body> {
     let canned = {
         let mut seen = seen.lock().unwrap();
         seen.requests
             .push((headers, serde_json::from_slice(&body).unwrap_or_default()));
         seen.canned.pop_front()
     };
-    let canned = canned.unwrap_or_else(|| play(&seen, &scripted, &body));
+    let canned = canned.unwrap_or_else(|| match Route::of(method.as_str(), uri.path()) {
+        Some(route) => {
+            let answer = scripted.answer(route, &body);
+            Canned {
+                status: answer.status,
+                headers: answer.headers,
+                body: answer.frames,
+            }
+        }
+        None => Canned::whole(404, &[], "there is no such path"),
+    });
     let mut response = Response::builder().status(canned.status);
     for (name, value) in canned.headers {
         response = response.header(name, value);
@@ -142,37 +160,16 @@ async fn answer(State((seen, scripted)): State<Shared>, headers: HeaderMap, body
     response.body(body_of(canned.body, seen)).unwrap()
 }
 
-fn play(seen: &Mutex<Seen>, scripted: &Scripted, body: &[u8]) -> Canned {
-    let (model, request) = match wire::read_request(body) {
-        Ok(read) => read,
-        Err(message) => {
-            let body = serde_json::json!({"error": {"type": "invalid_request_error", "message": message}});
-            return Canned::whole(400, &[("content-type", "application/json")], &body.to_string());
-        }
-    };
-    let steps = scripted.play(&model, &request);
-    if let Some(Step::Refuse(refusal)) = steps.first() {
-        let body = wire::error_body(refusal);
-        return Canned::whole(
-            refusal.status.unwrap_or(500),
-            &[("content-type", "application/json")],
-            &body,
-        );
-    }
-    if matches!(steps.last(), Some(Step::Event(ModelEvent::End { .. }))) {
-        let last = steps.iter().rev().find_map(|step| match step {
-            Step::Event(ModelEvent::Usage(usage)) => Some(*usage),
-            _ => None,
-        });
-        seen.lock().unwrap().reported += last.unwrap();
-    }
-    Canned::stream(wire::frames(&model, &steps))
-}
-
 /// Counts itself when it is dropped before the end was sent.
 struct Unfinished(Option<Arc<Mutex<Seen>>>);
 
 impl Unfinished {
+    fn told(&self, usage: Usage) {
+        if let Some(seen) = &self.0 {
+            seen.lock().unwrap().reported += usage;
+        }
+    }
+
     fn end(mut self) {
         self.0 = None;
     }
@@ -193,6 +190,7 @@ fn body_of(frames: Vec<Frame>, seen: Arc<Mutex<Seen>>) -> Body {
         loop {
             match frames.pop_front() {
                 Some(Frame::Event(event)) => return Some((Ok(Bytes::from(event)), Some((frames, unfinished)))),
+                Some(Frame::Told(usage)) => unfinished.told(usage),
                 Some(Frame::Wait(pause)) => tokio::time::sleep(pause).await,
                 Some(Frame::Stall) => std::future::pending().await,
                 Some(Frame::Cut) => {

@@ -115,8 +115,9 @@ async fn answer(context: Context, agent: AgentDefinition, history: Vec<Message>)
     let calls = Calls::begin(&context);
     let events = context.events.clone();
     let sink = calls.watching(EventSink::new(move |body| events.say(body)));
+    let providers = context.machine.providers.for_tenant(context.job.tenant_id);
     let surroundings = native::Context {
-        providers: &context.machine.providers,
+        providers: &providers,
         retry: &context.machine.retry,
         clock: &context.clock,
         sink: &sink,

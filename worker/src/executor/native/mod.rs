@@ -20,6 +20,7 @@ pub mod edit;
 mod sink;
 pub mod tool;
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use common::clock::Clock;
@@ -248,6 +249,7 @@ impl Run<'_> {
             max_output_tokens: self.turn.limits.max_output_tokens,
             temperature: self.turn.temperature,
             stop_sequences: Vec::new(),
+            attachments: BTreeMap::new(),
         })
     }
 

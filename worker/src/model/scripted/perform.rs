@@ -34,18 +34,26 @@ pub fn perform(actions: &[Action], request: &ModelRequest, script: &Script) -> V
         chars: 0,
         script,
     };
-    let input_tokens = request_tokens(request);
+    let given = actions.iter().find_map(|action| match action {
+        Action::Usage(usage) => Some(*usage),
+        _ => None,
+    });
+    let counted = Usage {
+        input_tokens: request_tokens(request),
+        output_tokens: 1,
+        ..Usage::default()
+    };
+    let first = given.map_or(counted, |given| Usage {
+        output_tokens: given.output_tokens.min(1),
+        reasoning_tokens: 0,
+        ..given
+    });
     let calls_before = request.messages.iter().flat_map(Message::tool_calls).count();
     let mut calls = 0_usize;
     let mut stop_reason = None;
     for action in actions {
         if stage.steps.is_empty() && !matches!(action, Action::Error { .. } | Action::Stall | Action::Cut) {
-            let usage = Usage {
-                input_tokens,
-                output_tokens: 1,
-                ..Usage::default()
-            };
-            stage.steps.push(Step::Event(ModelEvent::Usage(usage)));
+            stage.steps.push(Step::Event(ModelEvent::Usage(first)));
         }
         match action {
             Action::Text(text) => stage.pieces(text, |text| ModelEvent::TextDelta { text }),
@@ -63,18 +71,17 @@ pub fn perform(actions: &[Action], request: &ModelRequest, script: &Script) -> V
             }
             Action::Wait(pause) => stage.steps.push(Step::Wait(*pause)),
             Action::Stop(reason) => stop_reason = Some(reason.clone()),
+            Action::Usage(_) => {}
             Action::Error { .. } | Action::Cut | Action::Stall => {
                 stage.steps.push(broken(action));
                 return stage.steps;
             }
         }
     }
-    let output_tokens = tokens(stage.chars).max(1);
-    let usage = Usage {
-        input_tokens,
-        output_tokens,
-        ..Usage::default()
-    };
+    let usage = given.unwrap_or(Usage {
+        output_tokens: tokens(stage.chars).max(1),
+        ..first
+    });
     let usual = if calls > 0 {
         StopReason::ToolUse
     } else {

@@ -1,22 +1,25 @@
 //! Scripts: rules that say what to answer to what.
 //!
-//! A script is a JSON file. The first rule whose `when` holds is played; a script whose rules all fail answers so.
+//! A script is a JSON file. The first rule whose `when` holds is played; a script whose rules all fail answers so. A rule
+//! may play a recording instead: the bytes of a real server's stream, on either wire.
 //! ```json
 //! {"pause": "20ms", "rules": [
 //!   {"when": {"user_contains": "weather", "step": 0},
 //!    "reply": [{"reasoning": "I must look."}, {"tool_call": {"name": "bash", "input": {"command": "curl wttr.in"}}}]},
 //!   {"when": {"user_contains": "weather"}, "reply": [{"text": "It says: {{output}}"}]},
+//!   {"when": {"user_contains": "poem"}, "recording": {"wire": "anthropic", "file": "poem.sse"}},
 //!   {"reply": [{"error": {"status": 529, "kind": "overloaded_error"}}]}
 //! ]}
 //! ```
 
 use std::time::Duration;
 
-use common::message::{Message, Part, Role};
+use common::message::{Message, Part, Role, Usage};
 use serde::Deserialize;
 use serde_json::Value;
 
 use super::demo;
+use super::recording::Recording;
 use crate::model::ModelRequest;
 
 /// Characters of one streamed piece, unless the script says otherwise.
@@ -49,7 +52,11 @@ pub struct Rule {
     #[serde(default)]
     pub when: When,
     /// What is said and done.
+    #[serde(default)]
     pub reply: Vec<Action>,
+    /// What is played instead.
+    #[serde(default)]
+    pub recording: Option<Recording>,
 }
 
 /// A condition: all that is given must hold.
@@ -97,6 +104,8 @@ pub enum Action {
         #[serde(default, with = "humantime_serde")]
         retry_after: Option<Duration>,
     },
+    /// Reports these totals instead of the counted ones, cache classes included.
+    Usage(Usage),
     /// Breaks the connection.
     Cut,
     /// Falls silent for ever.
@@ -120,6 +129,13 @@ impl Script {
             pause: Duration::ZERO,
             piece_chars: PIECE_CHARS,
         }
+    }
+
+    /// The recording that it plays to `request`; none when it plays actions.
+    pub fn recording(&self, request: &ModelRequest) -> Option<&Recording> {
+        let scene = Scene::of(&request.messages);
+        let rule = self.rules.as_ref()?.iter().find(|rule| rule.when.holds(&scene))?;
+        rule.recording.as_ref()
     }
 
     /// What it does with `request`.

@@ -21,7 +21,7 @@ fn request(messages: Vec<Message>) -> ModelRequest {
         tools: vec![tool("bash"), tool("python")],
         max_output_tokens: 1_000,
         temperature: None,
-        stop_sequences: Vec::new(),
+        ..ModelRequest::of(Vec::new(), 0)
     }
 }
 

@@ -5,8 +5,7 @@ use std::collections::BTreeMap;
 use common::message::Usage;
 use serde_json::Value;
 
-use super::error;
-use crate::model::{Error, ModelEvent, StopReason};
+use crate::model::{Error, ModelEvent, StopReason, refusal};
 
 /// Reads the events of one answer. Feed it each event's data, in order, until [`Decoder::is_over`].
 #[derive(Debug, Default)]
@@ -60,7 +59,7 @@ impl Decoder {
             "message_stop" => self.end().map(|end| vec![end]),
             "error" => {
                 self.is_over = true;
-                Err(Error::Refused(Box::new(error::from_event(&event))))
+                Err(Error::Refused(Box::new(refusal::from_event(&event))))
             }
             // Pings, and what is newer than this.
             _ => Ok(Vec::new()),
@@ -208,6 +207,13 @@ fn stop_reason(wire: &str) -> StopReason {
         "model_context_window_exceeded" => StopReason::ContextWindowExceeded,
         other => StopReason::Other(other.to_owned()),
     }
+}
+
+/// What a `usage` object reports.
+pub fn usage(usage: &Value) -> Usage {
+    let mut counted = WireUsage::default();
+    counted.merge(usage);
+    counted.total()
 }
 
 /// Usage as the wire counts it: `input_tokens` is what was neither read from the cache nor written to it. The fields are

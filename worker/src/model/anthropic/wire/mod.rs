@@ -4,7 +4,5 @@
 //! `content_block_stop`, then `message_delta` (stop reason, cumulative usage) and `message_stop`; `ping` and `error` may
 //! come anywhere, an error even after status 200. What is not known is passed over, so that a new field breaks nothing.
 
-pub mod error;
 pub mod event;
 pub mod request;
-pub mod stream;

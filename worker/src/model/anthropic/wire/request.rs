@@ -3,11 +3,15 @@
 use common::message::{Message, Part, Role};
 use serde_json::{Value, json};
 
-use crate::model::{ModelRequest, ToolDefinition};
+use crate::model::{Attachment, ModelRequest, ToolDefinition};
 
 /// The body of `POST /v1/messages` for `model`, streaming.
 pub fn body(model: &str, request: &ModelRequest) -> Vec<u8> {
-    let messages: Vec<Value> = request.messages.iter().filter_map(message).collect();
+    let messages: Vec<Value> = request
+        .messages
+        .iter()
+        .filter_map(|sent| message(sent, request))
+        .collect();
     let mut body = json!({
         "model": model,
         "max_tokens": request.max_output_tokens,
@@ -33,16 +37,16 @@ fn tool(tool: &ToolDefinition) -> Value {
     json!({"name": tool.name, "description": tool.description, "input_schema": tool.input_schema})
 }
 
-fn message(message: &Message) -> Option<Value> {
+fn message(message: &Message, request: &ModelRequest) -> Option<Value> {
     let role = match message.role {
         Role::User => "user",
         Role::Assistant => "assistant",
     };
-    let content: Vec<Value> = message.parts.iter().filter_map(block).collect();
+    let content: Vec<Value> = message.parts.iter().filter_map(|part| block(part, request)).collect();
     (!content.is_empty()).then(|| json!({"role": role, "content": content}))
 }
 
-fn block(part: &Part) -> Option<Value> {
+fn block(part: &Part, request: &ModelRequest) -> Option<Value> {
     match part {
         Part::Text { text } => Some(json!({"type": "text", "text": text})),
         Part::Reasoning {
@@ -78,10 +82,13 @@ fn block(part: &Part) -> Option<Value> {
             }
             Some(block)
         }
-        Part::File { path, media_type, .. } => {
-            let kind = media_type.as_ref().map(|kind| format!(" ({kind})")).unwrap_or_default();
-            Some(json!({"type": "text", "text": format!("[File in the workspace: {path}{kind}]")}))
-        }
+        Part::File { path, media_type, .. } => Some(match request.attachments.get(path) {
+            Some(image) => {
+                let source = json!({"type": "base64", "media_type": image.media_type, "data": image.base64()});
+                json!({"type": "image", "source": source})
+            }
+            None => json!({"type": "text", "text": Attachment::named(path, media_type.as_deref())}),
+        }),
         Part::Status { .. } => None,
     }
 }
@@ -92,14 +99,7 @@ mod tests {
     use chrono::DateTime;
 
     fn request(messages: Vec<Message>) -> ModelRequest {
-        ModelRequest {
-            system: String::new(),
-            messages,
-            tools: Vec::new(),
-            max_output_tokens: 100,
-            temperature: None,
-            stop_sequences: Vec::new(),
-        }
+        ModelRequest::of(messages, 100)
     }
 
     fn sent(request: &ModelRequest) -> Value {
@@ -146,12 +146,22 @@ mod tests {
             media_type: Some("text/csv".to_owned()),
             bytes: None,
         };
-        let answered = vec![result("c1", false, "\n"), result("c2", true, "no"), file];
+        let image = Part::File {
+            path: "a.png".to_owned(),
+            media_type: None,
+            bytes: None,
+        };
+        let answered = vec![result("c1", false, "\n"), result("c2", true, "no"), file, image];
         let at = DateTime::UNIX_EPOCH;
         let mut request = request(vec![
             Message::new(Role::Assistant, asked, at),
             Message::new(Role::User, answered, at),
         ]);
+        let png = Attachment {
+            media_type: "image/png".to_owned(),
+            data: vec![1, 2, 3].into(),
+        };
+        request.attachments.insert("a.png".to_owned(), png);
         request.system = "be brief".to_owned();
         request.temperature = Some(0.5);
         request.stop_sequences = vec!["END".to_owned()];
@@ -177,6 +187,7 @@ mod tests {
                         {"type": "tool_result", "tool_use_id": "c1"},
                         {"type": "tool_result", "tool_use_id": "c2", "content": "no", "is_error": true},
                         {"type": "text", "text": "[File in the workspace: a.csv (text/csv)]"},
+                        {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "AQID"}},
                     ]},
                 ],
             })

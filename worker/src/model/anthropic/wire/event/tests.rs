@@ -4,10 +4,10 @@ use bytes::Bytes;
 use futures_util::{FutureExt, StreamExt, stream};
 use serde_json::json;
 
-use super::super::stream::decode;
 use super::*;
 use crate::model::Answer;
 use crate::model::error::Reason;
+use crate::model::sse::decode;
 use common::message::Part;
 
 /// Thinking, text beyond ASCII, two tool calls, a ping, things from the future, and cache fields that come late.
@@ -85,10 +85,13 @@ fn read(chunks: Vec<&[u8]>) -> Vec<Result<ModelEvent, Error>> {
         .into_iter()
         .map(|chunk| Ok(Bytes::copy_from_slice(chunk)))
         .collect();
-    decode(stream::iter(chunks))
-        .collect::<Vec<_>>()
-        .now_or_never()
-        .expect("a transcript in memory is there at once")
+    decode(
+        stream::iter(chunks),
+        crate::model::wire::Decoder::new(crate::model::wire::Wire::Anthropic),
+    )
+    .collect::<Vec<_>>()
+    .now_or_never()
+    .expect("a transcript in memory is there at once")
 }
 
 fn read_text(text: &str) -> Vec<Result<ModelEvent, Error>> {

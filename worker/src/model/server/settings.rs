@@ -1,4 +1,4 @@
-//! Where Anthropic Messages is, its key and its time limits.
+//! Where a provider's server is, its key, its time limits and what it may be asked for.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -8,13 +8,14 @@ use reqwest::Url;
 use serde::{Deserialize, Serialize};
 
 use crate::model::Error;
+use crate::model::wire::Wire;
 
-const PUBLIC_URL: &str = "https://api.anthropic.com";
-
-/// `[model.anthropic]`: a server that speaks Anthropic Messages.
+/// A server that speaks one of the wires.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct AnthropicSettings {
+pub struct ServerSettings {
+    /// What it speaks; of `anthropic` and `openai` their own, of others OpenAI's unless it is said here.
+    pub wire: Option<Wire>,
     /// Where it is, with or without `/v1`; empty is the public one.
     pub base_url: String,
     /// The key; local servers need none.
@@ -30,30 +31,51 @@ pub struct AnthropicSettings {
     /// Longest time between two bytes of the answer; the server's pings count.
     #[serde(with = "humantime_serde")]
     pub silence_timeout: Duration,
+    /// Calls of this key at once, of all workers together; 0 is no limit.
+    pub calls_max: u32,
+    /// Tokens that calls of this key may begin with or write in a minute, of all workers together; 0 is no limit.
+    pub tokens_per_minute: u64,
 }
 
-impl Default for AnthropicSettings {
+impl Default for ServerSettings {
     fn default() -> Self {
         Self {
-            base_url: PUBLIC_URL.to_owned(),
+            wire: None,
+            base_url: String::new(),
             api_key: Secret::default(),
             api_key_file: None,
             connect_timeout: Duration::from_secs(5),
             first_byte_timeout: Duration::from_mins(1),
             silence_timeout: Duration::from_mins(1),
+            calls_max: 0,
+            tokens_per_minute: 0,
         }
     }
 }
 
-impl AnthropicSettings {
+/// The public server of a wire.
+pub(super) fn public_url(wire: Wire) -> &'static str {
+    match wire {
+        Wire::Anthropic => "https://api.anthropic.com",
+        Wire::OpenAi => "https://api.openai.com",
+    }
+}
+
+impl ServerSettings {
     /// Whether there is anything to use: a key, or a server of one's own.
-    pub fn is_set_up(&self) -> bool {
-        !self.api_key.is_empty() || self.key_file().is_some() || self.base_url() != PUBLIC_URL
+    pub fn is_set_up(&self, wire: Wire) -> bool {
+        !self.api_key.is_empty() || self.key_file().is_some() || !self.is_public(wire)
     }
 
-    fn base_url(&self) -> &str {
+    /// Whether this is the public server.
+    pub(crate) fn is_public(&self, wire: Wire) -> bool {
+        self.base_url(wire).trim_end_matches("/v1") == public_url(wire)
+    }
+
+    /// The address without a slash at its end.
+    pub(super) fn base_url(&self, wire: Wire) -> &str {
         if self.base_url.is_empty() {
-            PUBLIC_URL
+            public_url(wire)
         } else {
             self.base_url.trim_end_matches('/')
         }
@@ -64,32 +86,32 @@ impl AnthropicSettings {
     }
 
     /// The key, from the setting or its file.
-    pub(super) fn resolved_key(&self) -> Result<Option<Secret>, Error> {
+    pub(super) fn resolved_key(&self, provider: &str) -> Result<Option<Secret>, Error> {
         match self.key_file() {
             _ if !self.api_key.is_empty() => Ok(Some(self.api_key.clone())),
             None => Ok(None),
             Some(path) => match std::fs::read_to_string(path) {
                 Ok(text) => Ok(Some(Secret::from(text.trim().to_owned()))),
-                Err(error) => Err(fault(&format!("cannot read api_key_file {}: {error}", path.display()))),
+                Err(error) => {
+                    let reason = format!("cannot read api_key_file {}: {error}", path.display());
+                    Err(fault(provider, &reason))
+                }
             },
         }
     }
 
-    /// The URL that messages are posted to.
-    pub(super) fn messages_url(&self) -> Result<Url, Error> {
-        let base = self.base_url();
-        let path = if base.ends_with("/v1") {
-            "/messages"
-        } else {
-            "/v1/messages"
-        };
-        let url: Url = format!("{base}{path}")
+    /// The address that every route's path is put behind, without `/v1`.
+    pub(super) fn root(&self, provider: &str, wire: Wire) -> Result<Url, Error> {
+        let base = self.base_url(wire);
+        let url: Url = base
+            .strip_suffix("/v1")
+            .unwrap_or(base)
             .parse()
-            .map_err(|error| fault(&format!("base_url {:?} is no URL: {error}", self.base_url)))?;
+            .map_err(|error| fault(provider, &format!("base_url {:?} is no URL: {error}", self.base_url)))?;
         match url.scheme() {
             "http" | "https" if url.username().is_empty() && url.password().is_none() => Ok(url),
-            "http" | "https" => Err(fault("base_url must not contain a user or password")),
-            _ => Err(fault("base_url must begin with http:// or https://")),
+            "http" | "https" => Err(fault(provider, "base_url must not contain a user or password")),
+            _ => Err(fault(provider, "base_url must begin with http:// or https://")),
         }
     }
 }
@@ -104,10 +126,10 @@ pub(super) fn is_loopback(url: &Url) -> bool {
             .is_ok_and(|address| address.is_loopback())
 }
 
-/// A fault of these settings.
-pub(super) fn fault(reason: &str) -> Error {
+/// A fault of a provider's settings.
+pub(super) fn fault(provider: &str, reason: &str) -> Error {
     Error::Settings {
-        provider: "anthropic",
+        provider: provider.to_owned(),
         reason: reason.to_owned(),
     }
 }
@@ -115,12 +137,14 @@ pub(super) fn fault(reason: &str) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::server::joined;
+    use crate::model::wire::Route;
     use rstest::rstest;
 
-    fn at(base_url: &str) -> AnthropicSettings {
-        AnthropicSettings {
+    fn at(base_url: &str) -> ServerSettings {
+        ServerSettings {
             base_url: base_url.to_owned(),
-            ..AnthropicSettings::default()
+            ..ServerSettings::default()
         }
     }
 
@@ -133,13 +157,14 @@ mod tests {
         "https://gateway.example.com/anthropic/v1/messages"
     )]
     fn the_base_url_may_end_in_the_version(#[case] base: &str, #[case] expected: &str) {
-        assert_eq!(at(base).messages_url().unwrap().as_str(), expected);
+        let root = at(base).root("anthropic", Wire::Anthropic).unwrap();
+        assert_eq!(joined(&root, Route::Messages).as_str(), expected);
     }
 
     #[test]
     fn a_wrong_base_url_is_named() {
         for base in ["/", "ftp://example.com", "https://user:pw@example.com", "not a url"] {
-            let error = at(base).messages_url().unwrap_err().to_string();
+            let error = at(base).root("anthropic", Wire::Anthropic).unwrap_err().to_string();
             assert!(error.contains("base_url") && !error.contains("pw"), "{error}");
         }
     }
@@ -155,5 +180,17 @@ mod tests {
         ] {
             assert_eq!(is_loopback(&url.parse().unwrap()), expected, "{url}");
         }
+    }
+
+    #[test]
+    fn a_key_or_a_server_of_ones_own_sets_a_provider_up() {
+        assert!(!at("").is_set_up(Wire::OpenAi));
+        assert!(!at("https://api.openai.com/v1").is_set_up(Wire::OpenAi));
+        assert!(at("http://127.0.0.1:11434/v1").is_set_up(Wire::OpenAi));
+        let keyed = ServerSettings {
+            api_key: Secret::from("sk".to_owned()),
+            ..ServerSettings::default()
+        };
+        assert!(keyed.is_set_up(Wire::Anthropic));
     }
 }

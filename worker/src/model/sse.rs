@@ -6,8 +6,8 @@ use bytes::Bytes;
 use eventsource_stream::{EventStream, EventStreamError, Eventsource};
 use futures_util::{Stream, StreamExt, stream};
 
-use super::event::Decoder;
-use crate::model::{Error, ModelEvent};
+use super::wire::Decoder;
+use super::{Error, ModelEvent};
 
 struct State<S> {
     events: EventStream<S>,
@@ -16,13 +16,13 @@ struct State<S> {
 }
 
 /// The events in `bytes`. Ends after [`ModelEvent::End`] or the first error, and leaves bytes after that unread.
-pub fn decode<S>(bytes: S) -> impl Stream<Item = Result<ModelEvent, Error>> + Send
+pub(super) fn decode<S>(bytes: S, decoder: Decoder) -> impl Stream<Item = Result<ModelEvent, Error>> + Send
 where
     S: Stream<Item = Result<Bytes, Error>> + Send + Unpin,
 {
     let start = State {
         events: bytes.eventsource(),
-        decoder: Decoder::default(),
+        decoder,
         ready: VecDeque::new(),
     };
     stream::unfold(Some(start), |state| async move {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use chrono::DateTime;
 use serde_json::Value;
 
-use crate::model::error::{Reason, Refusal};
+use super::error::{Reason, Refusal};
 
 /// Characters of a provider's words that are kept.
 const MESSAGE_CHARS_MAX: usize = 1_000;
@@ -20,13 +20,13 @@ const SPENT: [&str; 5] = [
 ];
 
 /// The refusal in a response that is not 2xx. `header` finds a header by its lower-case name.
-pub fn from_response<'a>(status: u16, header: &dyn Fn(&str) -> Option<&'a str>, body: &[u8]) -> Refusal {
+pub(super) fn from_response<'a>(status: u16, header: &dyn Fn(&str) -> Option<&'a str>, body: &[u8]) -> Refusal {
     let parsed: Value = serde_json::from_slice(body).unwrap_or(Value::Null);
     let mut refusal = from_error(&parsed["error"], Some(status));
     if refusal.message.is_empty() {
         refusal.message = cut(String::from_utf8_lossy(body).trim());
     }
-    refusal.request_id = header("request-id").map(cut).or(refusal.request_id);
+    refusal.request_id = header("request-id").or_else(|| header("x-request-id")).map(cut);
     refusal.request_id = refusal.request_id.or_else(|| parsed["request_id"].as_str().map(cut));
     refusal.retry_after = retry_after(header);
     refusal.should_retry = match header("x-should-retry") {
@@ -38,7 +38,7 @@ pub fn from_response<'a>(status: u16, header: &dyn Fn(&str) -> Option<&'a str>, 
 }
 
 /// The refusal in an `error` event of a stream that began well.
-pub fn from_event(event: &Value) -> Refusal {
+pub(super) fn from_event(event: &Value) -> Refusal {
     let mut refusal = from_error(&event["error"], None);
     refusal.request_id = event["request_id"].as_str().map(cut);
     refusal
@@ -49,11 +49,13 @@ fn from_error(error: &Value, status: Option<u16>) -> Refusal {
     let code = error["details"]["error_code"]
         .as_str()
         .or_else(|| error["code"].as_str());
+    // A server that is no provider's own may say it in one word, or name the error by a number.
+    let status = status.or_else(|| error["code"].as_u64().and_then(|code| code.try_into().ok()));
     Refusal {
         reason: reason(kind, code, status),
         status,
         kind: cut(code.unwrap_or(kind)),
-        message: cut(error["message"].as_str().unwrap_or_default()),
+        message: cut(error["message"].as_str().or_else(|| error.as_str()).unwrap_or_default()),
         request_id: None,
         retry_after: None,
         should_retry: None,
@@ -64,8 +66,16 @@ fn reason(kind: &str, code: Option<&str>, status: Option<u16>) -> Reason {
     if SPENT.contains(&kind) || code.is_some_and(|code| SPENT.contains(&code)) {
         return Reason::SpendLimit;
     }
+    match (code, status) {
+        (Some("context_length_exceeded"), _) => return Reason::TooLarge,
+        (Some("invalid_api_key"), _) => return Reason::Authentication,
+        (Some("model_not_found"), _) => return Reason::NotFound,
+        (Some("rate_limit_exceeded"), _) => return Reason::RateLimited,
+        _ => {}
+    }
     match (kind, status) {
-        ("invalid_request_error", None | Some(400..=499)) if status != Some(413) => Reason::InvalidRequest,
+        // OpenAI says this also of wrong keys and models, so the status is asked first.
+        ("invalid_request_error", None | Some(400 | 405 | 415 | 422)) => Reason::InvalidRequest,
         ("authentication_error" | "permission_error", _) | (_, Some(401 | 403)) => Reason::Authentication,
         ("not_found_error", _) | (_, Some(404)) => Reason::NotFound,
         ("request_too_large", _) | (_, Some(413)) => Reason::TooLarge,
@@ -165,6 +175,37 @@ mod tests {
         Reason::Overloaded
     )]
     #[case(502, "<html>m</html>", Reason::Server)]
+    #[case(
+        401,
+        r#"{"error":{"message":"m","type":"invalid_request_error","code":"invalid_api_key"}}"#,
+        Reason::Authentication
+    )]
+    #[case(
+        404,
+        r#"{"error":{"message":"m","type":"invalid_request_error","code":"model_not_found"}}"#,
+        Reason::NotFound
+    )]
+    #[case(
+        404,
+        r#"{"error":{"message":"model \"x\" not found","type":"api_error"}}"#,
+        Reason::NotFound
+    )]
+    #[case(
+        400,
+        r#"{"error":{"message":"m","type":"invalid_request_error","code":"context_length_exceeded"}}"#,
+        Reason::TooLarge
+    )]
+    #[case(
+        429,
+        r#"{"error":{"message":"m","type":"requests","code":"rate_limit_exceeded"}}"#,
+        Reason::RateLimited
+    )]
+    #[case(
+        429,
+        r#"{"error":{"message":"m","type":"insufficient_quota","code":"insufficient_quota"}}"#,
+        Reason::SpendLimit
+    )]
+    #[case(500, r#"{"error":"m: cannot load"}"#, Reason::Server)]
     #[case(301, "m", Reason::InvalidRequest)]
     #[case(413, "m", Reason::TooLarge)]
     fn a_status_and_its_body_have_one_reason(#[case] status: u16, #[case] body: &str, #[case] reason: Reason) {
