@@ -7,6 +7,7 @@ mod group;
 mod keeper;
 pub mod native;
 mod noop;
+mod program;
 mod text;
 mod way_out;
 

@@ -1,11 +1,13 @@
 //! The worker against real sandboxes: every driver, its conformance, the pool.
 
+mod attempts;
 mod conformance;
 mod docker;
 mod egress;
 mod egress_server;
 mod install;
 mod pool;
+mod program;
 mod sandbox_bubblewrap;
 mod sandbox_link;
 mod verify;

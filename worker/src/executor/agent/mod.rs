@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::keeper::Stopped;
 use super::native::{self, EventSink, Limits, Stop, Turn, TurnEnd};
-use super::{Context, Ended, chat};
+use super::{Context, Ended, chat, program};
 use crate::consumer::held;
 use crate::events::Say;
 use crate::model::ModelName;
@@ -89,6 +89,9 @@ fn unreadable(error: &serde_json::Error) -> Ended {
 }
 
 async fn answer(context: Context, agent: AgentDefinition, history: Vec<Message>) -> Ended {
+    if agent.harness == Harness::Command {
+        return Box::pin(program::answer(context, agent, history)).await;
+    }
     let models: Result<Vec<ModelName>, _> = agent.models.iter().map(|name| name.parse()).collect();
     let Ok(models) = models else {
         return Ended::failed(Failure::new(
@@ -136,7 +139,7 @@ async fn answer(context: Context, agent: AgentDefinition, history: Vec<Message>)
     calls.end().await;
     match (end, stopped) {
         (None, _) => {
-            let message = "this version runs agents of the harnesses chat and native only";
+            let message = "this version does not run agents of the harness claude_code";
             Ended::failed(Failure::new(FailureCode::InvalidInput, message))
         }
         (Some(end), stopped) => ended(end, stopped.as_ref(), context.job.timeout_ms),

@@ -2,10 +2,10 @@
 
 mod artifacts;
 mod install;
-mod outcome;
+pub(super) mod outcome;
 mod output;
 mod plan;
-mod slot;
+pub(super) mod slot;
 
 use std::time::{Duration, Instant};
 
@@ -28,7 +28,7 @@ use plan::Plan;
 const GRACE: Duration = Duration::from_secs(1);
 
 /// How an attempt came to its end before its program did.
-enum Broken {
+pub(super) enum Broken {
     /// The attempt was told to stop.
     Stopped(Stopped),
     /// It cannot run.

@@ -56,7 +56,8 @@ pub(super) fn ended(
     }
 }
 
-fn failure(exit: &Exit, timeout_ms: u64) -> Option<Failure> {
+/// The failure that a program's end means; none when it did well.
+pub(in super::super) fn failure(exit: &Exit, timeout_ms: u64) -> Option<Failure> {
     let (code, message) = if exit.output_limit {
         (
             FailureCode::OutputLimit,

@@ -15,7 +15,7 @@ use crate::pool::{self, Pool, Slot};
 const TELL_AFTER: Duration = Duration::from_secs(1);
 
 /// Takes a sandbox of the environment, unless the attempt is told to stop.
-pub(super) async fn check_out(
+pub(in super::super) async fn check_out(
     context: &Context,
     keeper: &mut Keeper,
     pool: &Pool,

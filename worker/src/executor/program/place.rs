@@ -1,0 +1,106 @@
+//! Where an agent's program runs: a sandbox, what it finds there, and what it may reach.
+
+use common::agent::AgentDefinition;
+use common::job::{Failure, FailureCode};
+use common::message::Message;
+use serde_json::json;
+
+use super::super::Context;
+use super::super::exec::{Broken, slot};
+use super::super::keeper::Keeper;
+use super::super::way_out::{self, WayOut};
+use crate::egress::Policy;
+use crate::environment::Environment;
+use crate::pool::Slot;
+use crate::sandbox::{Input, RunSpec, Sandbox};
+
+/// Where a program finds the whole conversation and its instructions; beside the workspace, which is the user's.
+const TURN_FILE: &str = "/tmp/.hothouse-turn.json";
+
+/// A program's place.
+pub(super) struct Place<'a> {
+    pub(super) context: &'a Context,
+    environment: &'a Environment,
+    slot: Slot,
+}
+
+impl<'a> Place<'a> {
+    /// Takes a sandbox of the agent's environment, alive from now on as long as the lease.
+    pub(super) async fn take(
+        context: &'a Context,
+        keeper: &mut Keeper,
+        way_out: &WayOut,
+        agent: &AgentDefinition,
+    ) -> Result<Self, Broken> {
+        let name = agent.environment.as_str();
+        let Some(environment) = context.machine.environments.get(name) else {
+            return Err(Failure::new(FailureCode::InvalidInput, format!("there is no environment {name:?}")).into());
+        };
+        let Some(pool) = &context.machine.pool else {
+            return Err(Failure::new(FailureCode::SandboxFailed, "this worker has no sandboxes").into());
+        };
+        let slot = slot::check_out(context, keeper, pool, name).await?;
+        let place = Self {
+            context,
+            environment,
+            slot,
+        };
+        let made_ready = async {
+            keeper.begin(place.sandbox()).await?;
+            if !agent.egress.is_empty() {
+                way_out.put_certificates(place.sandbox()).await?;
+            }
+            Ok::<_, Broken>(())
+        };
+        match made_ready.await {
+            Ok(()) => Ok(place),
+            Err(error) => {
+                place.leave();
+                Err(error)
+            }
+        }
+    }
+
+    /// The sandbox.
+    pub(super) fn sandbox(&self) -> &Sandbox {
+        self.slot.sandbox()
+    }
+
+    /// What the program may connect to.
+    pub(super) fn policy(&self, agent: &AgentDefinition) -> Policy {
+        Policy::new(&self.environment.egress, &agent.egress.allow)
+    }
+
+    /// The variables that a program starts with.
+    pub(super) fn env(&self) -> Vec<(String, String)> {
+        let mut env = self.environment.env.clone();
+        env.extend(way_out::variables(&self.context.machine.egress));
+        let job = &self.context.job;
+        env.insert("HOTHOUSE_JOB_ID".to_owned(), job.id.to_string());
+        env.insert("HOTHOUSE_TURN".to_owned(), TURN_FILE.to_owned());
+        if let Some(id) = job.conversation_id {
+            env.insert("HOTHOUSE_CONVERSATION_ID".to_owned(), id.to_string());
+        }
+        env.into_iter().collect()
+    }
+
+    /// Puts the instructions and the conversation so far where [`Self::env`] says.
+    pub(super) async fn put_turn(&self, agent: &AgentDefinition, history: &[Message]) -> Result<(), Broken> {
+        let turn = json!({"instructions": agent.instructions, "models": agent.models, "messages": history});
+        let spec = RunSpec {
+            stdin: Input::Bytes(turn.to_string().into_bytes().into()),
+            ..RunSpec::new(["/bin/sh", "-c", "cat >\"$1\"", "sh", TURN_FILE])
+        };
+        let exit = self.sandbox().run(spec).await?.wait().await?;
+        if exit.is_success() {
+            return Ok(());
+        }
+        let message = "the conversation does not fit into the sandbox's /tmp";
+        Err(Failure::new(FailureCode::DiskFull, message).into())
+    }
+
+    /// Gives the sandbox up.
+    pub(super) fn leave(self) {
+        self.slot.retire();
+    }
+}

@@ -1,0 +1,179 @@
+//! Whole attempts, as a worker makes them: a job out of the queue, its log, its orders, an executor.
+
+#![expect(clippy::unwrap_used, clippy::panic, reason = "helpers of tests are tests")]
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use common::cancel::Canceller;
+use common::job::decision::Outcome;
+use common::job::event::{Event, EventBody};
+use common::job::spec::{JobSpec, SlotClass, class_of};
+use common::job::{FailureCode, Job, NewJob};
+use common::lifecycle::Lifecycle;
+use common::objects::{self, Objects};
+use common::queue::{Mode, Want};
+use common::testing::TestEnv;
+use futures_util::FutureExt;
+use serde_json::Value;
+use sqlx::PgPool;
+use tokio::sync::watch;
+use tokio_util::task::TaskTracker;
+use uuid::Uuid;
+use worker::consumer::held::{Orders, Stop};
+use worker::egress::Settings;
+use worker::environment::{Environment, Environments};
+use worker::events::{EventLog, LogTarget};
+use worker::executor::{Context, Ended, Machine, Means, execute};
+use worker::model;
+use worker::pool::{self, Pool};
+
+use crate::docker::{driver, image, profile};
+
+/// A machine with a pool of small sandboxes.
+pub(crate) struct Bench {
+    pub(crate) env: TestEnv,
+    pub(crate) machine: Machine,
+    lifecycle: Lifecycle,
+}
+
+/// What came of an attempt.
+#[derive(Debug)]
+pub(crate) struct Done {
+    pub(crate) job: Job,
+    pub(crate) ended: Ended,
+    pub(crate) said: Vec<EventBody>,
+}
+
+impl Bench {
+    /// One with this image's `default` environment, changed, and these providers.
+    pub(crate) async fn new(pool: PgPool, models: model::Settings, change: impl FnOnce(&mut Environment)) -> Self {
+        let (env, lifecycle) = (TestEnv::new(pool).await, Lifecycle::new());
+        let mut environment = Environment::built_in().with_image(image());
+        environment.profile = profile();
+        environment.warm.size = 1;
+        environment.warm.max = 2;
+        change(&mut environment);
+        let environments = Environments::from([(environment.name.clone(), Arc::new(environment))]);
+        let lives = Arc::new(|_| async { true }.boxed());
+        let settings = pool::Settings::new(Uuid::now_v7());
+        let pool = Pool::start(driver(), &environments, settings, lives, &lifecycle);
+        let machine = Machine {
+            store: env.store.clone(),
+            canceller: Canceller::new(env.store.clone(), env.queue.clone()),
+            pool: Some(pool),
+            environments: Arc::new(environments),
+            objects: Objects::open(&objects::Settings { url: String::new() }).unwrap(),
+            providers: Arc::new(models.providers().unwrap()),
+            egress: Arc::new(Means {
+                settings: Settings::default(),
+                certificates: bytes::Bytes::new(),
+            }),
+            retry: models.retry.clone(),
+        };
+        Self {
+            env,
+            machine,
+            lifecycle,
+        }
+    }
+
+    /// A job that starts in a sandbox.
+    pub(crate) fn job(&self, spec: JobSpec, input: &Value) -> NewJob {
+        NewJob {
+            class: class_of(SlotClass::Sandbox, &spec.labels),
+            ..self.env.job(spec, input.to_string().into_bytes())
+        }
+    }
+
+    /// Runs a job as its worker would.
+    pub(crate) async fn run(&self, job: &NewJob) -> Done {
+        self.run_until(job, None).await
+    }
+
+    /// Runs a job and, once it has said an event of this name, orders it to stop.
+    pub(crate) async fn run_until(&self, job: &NewJob, stop: Option<(&str, Stop)>) -> Done {
+        self.env.enqueue(job).await;
+        let worker = self.env.worker();
+        let want = Want {
+            slot: SlotClass::Sandbox,
+            free: 1,
+            labels: Vec::new(),
+            queues: Vec::new(),
+            mode: Mode::Busy,
+        };
+        let claimed = worker.claim_as(&want).await.remove(0);
+        let (job, clock) = (claimed.job, self.env.clock.clock());
+        let target = LogTarget {
+            tenant_id: job.tenant_id,
+            job_id: job.id,
+            attempt: job.attempt,
+            worker_id: worker.id,
+            queue: self.env.queue.clone(),
+            store: self.env.store.clone(),
+            clock: clock.clone(),
+        };
+        let started = Event {
+            seq: job.seq,
+            at: self.env.clock.now(),
+            attempt: job.attempt,
+            body: EventBody::Started { worker: worker.id },
+        };
+        let log = EventLog::begin(target, started, &TaskTracker::new());
+        let run_until = Instant::now() + Duration::from_mins(5);
+        let (orders, heard) = watch::channel(Orders { run_until, stop: None });
+        let context = Context {
+            job: job.clone(),
+            input: claimed.input,
+            worker_id: worker.id,
+            events: log.sink().clone(),
+            orders: heard,
+            clock,
+            machine: self.machine.clone(),
+        };
+        let steer = async {
+            if let Some((name, stop)) = stop {
+                common::testing::eventually(Duration::from_secs(30), name, || async {
+                    let events = self.env.events(job.tenant_id, job.id, 1000).await;
+                    events.iter().any(|event| event.body.name() == name).then_some(())
+                })
+                .await;
+                orders.send_modify(|orders| orders.stop = Some(stop));
+            }
+        };
+        let (ended, ()) = tokio::join!(Box::pin(execute(context)), steer);
+        let said = log.end().await.events.into_iter().map(|event| event.body).collect();
+        Done { job, ended, said }
+    }
+
+    pub(crate) async fn end(self) {
+        self.machine.shutdown().await;
+        assert!(!self.lifecycle.has_failed());
+    }
+}
+
+impl Done {
+    /// The result; the attempt did well.
+    pub(crate) fn result(&self) -> Value {
+        assert!(matches!(self.ended.outcome, Outcome::Succeeded), "{self:#?}");
+        self.any_result()
+    }
+
+    /// The result, however it ended.
+    pub(crate) fn any_result(&self) -> Value {
+        serde_json::from_slice(self.ended.result.as_deref().unwrap()).unwrap()
+    }
+
+    /// How it failed.
+    pub(crate) fn failure(&self) -> (FailureCode, &str) {
+        match &self.ended.outcome {
+            Outcome::Failed { failure, .. } => (failure.code, &failure.message),
+            other => panic!("{other:?} {:?}", self.said),
+        }
+    }
+
+    /// The names of what it said.
+    pub(crate) fn names(&self) -> Vec<&'static str> {
+        self.said.iter().map(EventBody::name).collect()
+    }
+}
