@@ -78,6 +78,18 @@ fn decimal<'de, D: Deserializer<'de>>(from: D) -> Result<Option<String>, D::Erro
     }))
 }
 
+/// On whose files an agent's run works.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub enum WorkspaceChoice {
+    /// On none but its own, which are gone with it.
+    #[default]
+    None,
+    /// On those that the runs before left in the agent's workspace; one such run of an agent at a time.
+    Agent,
+}
+
 /// What an agent is.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]

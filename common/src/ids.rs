@@ -71,6 +71,7 @@ id!(/** One start of a worker process. */ WorkerId);
 id!(/** An agent. */ AgentId);
 id!(/** A conversation. */ ConversationId);
 id!(/** A message of a conversation. */ MessageId);
+id!(/** A stored archive of a workspace. */ ArchiveId);
 id!(/** A cron schedule. */ ScheduleId);
 
 impl JobId {

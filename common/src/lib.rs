@@ -26,3 +26,4 @@ pub mod telemetry;
 #[cfg(feature = "testing")]
 #[expect(clippy::unwrap_used, reason = "a fixture of tests fails as the test does")]
 pub mod testing;
+pub mod workspace;

@@ -1,13 +1,17 @@
-//! Objects: artifacts and, later, workspaces, in a folder or a bucket.
+//! Objects: artifacts and the archives of workspaces, in a folder or a bucket.
 //!
 //! Keys are made here alone, from ids and hashes, so that nothing a job names ever becomes a path.
 
 use bytes::Bytes;
+use futures_util::{Stream, TryStreamExt as _};
+use object_store::buffered::BufWriter;
 use object_store::path::Path;
-use object_store::{ObjectStore, ObjectStoreExt, PutPayload};
+use object_store::{GetOptions, GetRange, ObjectStore, ObjectStoreExt, PutPayload};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+use std::ops::Range;
 use std::sync::Arc;
+use tokio::io::AsyncWriteExt as _;
 
 use crate::config;
 use crate::ids::JobId;
@@ -97,6 +101,112 @@ impl Objects {
             other => Error::Store(other),
         })?;
         found.bytes().await.map_err(Error::Store)
+    }
+
+    /// The content of an object as it comes.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], or when the store does not answer; what breaks later comes through the stream.
+    pub async fn stream(&self, key: &str) -> Result<impl Stream<Item = Result<Bytes, Error>> + Send + use<>, Error> {
+        Ok(self.read(key, None).await?.1)
+    }
+
+    /// The size of an object, and its content as it comes, or a part of it.
+    ///
+    /// # Errors
+    /// As [`Self::stream`].
+    pub async fn read(
+        &self,
+        key: &str,
+        range: Option<Range<u64>>,
+    ) -> Result<(u64, impl Stream<Item = Result<Bytes, Error>> + Send + use<>), Error> {
+        let (store, path) = self.at(key)?;
+        let options = GetOptions {
+            range: range.map(GetRange::Bounded),
+            ..GetOptions::default()
+        };
+        let found = store.get_opts(&path, options).await.map_err(|error| match error {
+            object_store::Error::NotFound { .. } => Error::NotFound,
+            other => Error::Store(other),
+        })?;
+        Ok((found.meta.size, found.into_stream().map_err(Error::Store)))
+    }
+
+    /// The size of an object, bytes.
+    ///
+    /// # Errors
+    /// As [`Self::stream`].
+    pub async fn size(&self, key: &str) -> Result<u64, Error> {
+        let (store, path) = self.at(key)?;
+        store
+            .head(&path)
+            .await
+            .map(|meta| meta.size)
+            .map_err(|error| match error {
+                object_store::Error::NotFound { .. } => Error::NotFound,
+                other => Error::Store(other),
+            })
+    }
+
+    /// Begins an object that is written piece by piece; it is there when [`Upload::finish`] says so, and not before.
+    ///
+    /// # Errors
+    /// [`Error::NotConfigured`].
+    pub fn upload(&self, key: &str) -> Result<Upload, Error> {
+        let (store, path) = self.at(key)?;
+        Ok(Upload(BufWriter::with_capacity(Arc::clone(store), path, PART)))
+    }
+
+    /// Deletes an object; one that is not there is deleted already.
+    ///
+    /// # Errors
+    /// When the store does not answer.
+    pub async fn delete(&self, key: &str) -> Result<(), Error> {
+        let (store, path) = self.at(key)?;
+        match store.delete(&path).await {
+            Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
+            Err(error) => Err(Error::Store(error)),
+        }
+    }
+}
+
+/// What goes to the store in one request, bytes: at least what S3 asks of a part.
+const PART: usize = 8 << 20;
+
+/// An object that is being written.
+#[derive(Debug)]
+pub struct Upload(BufWriter);
+
+impl Upload {
+    /// Takes another piece.
+    ///
+    /// # Errors
+    /// When the store does not answer.
+    pub async fn write(&mut self, piece: Bytes) -> Result<(), Error> {
+        self.0.put(piece).await.map_err(Error::Store)
+    }
+
+    /// Makes the object.
+    ///
+    /// # Errors
+    /// When the store does not answer: then there is none.
+    pub async fn finish(mut self) -> Result<(), Error> {
+        let done = self.0.shutdown().await;
+        done.map_err(|source| {
+            let source = Box::new(source);
+            Error::Store(object_store::Error::Generic {
+                store: "upload",
+                source,
+            })
+        })
+    }
+
+    /// Forgets what was written.
+    ///
+    /// # Errors
+    /// When the store does not answer.
+    pub async fn abort(mut self) -> Result<(), Error> {
+        self.0.abort().await.map_err(Error::Store)
     }
 }
 

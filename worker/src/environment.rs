@@ -110,6 +110,9 @@ pub struct Warm {
     /// How old one may be when a job gets it.
     #[serde(with = "humantime_serde")]
     pub age: Duration,
+    /// How long one is kept for the conversation, or the user, that it served; zero keeps none.
+    #[serde(with = "humantime_serde")]
+    pub keep: Duration,
 }
 
 /// Whether a sandbox serves more than one job.
@@ -210,6 +213,7 @@ impl Default for Warm {
             max: 16,
             idle: Duration::from_mins(5),
             age: Duration::from_hours(1),
+            keep: Duration::from_mins(5),
         }
     }
 }

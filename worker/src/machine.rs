@@ -12,6 +12,7 @@ use common::lifecycle::Lifecycle;
 use common::objects::Objects;
 use common::queue::Queue;
 use common::store::Store;
+use common::workspace::Workspaces;
 use futures_util::FutureExt;
 
 use crate::config::{Config, Driver, Sandboxes};
@@ -41,12 +42,14 @@ pub(crate) async fn open(
     queue: &Queue,
 ) -> anyhow::Result<(Machine, Option<Arc<dyn SandboxDriver>>)> {
     let providers = Arc::new(config.model.providers().context("the [model] settings")?);
+    let objects = Objects::open(&config.objects)?;
     let machine = Machine {
+        workspaces: Workspaces::new(store.clone(), objects.clone()),
         store: store.clone(),
         canceller: Canceller::new(store.clone(), queue.clone()),
         pool: None,
         environments: Arc::new(environments(&config.sandbox)?),
-        objects: Objects::open(&config.objects)?,
+        objects,
         providers,
         egress: Arc::new(means(&config.egress)?),
         retry: config.model.retry.clone(),

@@ -38,13 +38,15 @@ pub enum FailureCode {
     ConcurrencyLimit,
     /// A job of the group did not succeed, and its `on_failure` is `cancel`.
     ChildFailed,
+    /// Its workspace could not be restored, or not be saved.
+    WorkspaceFailed,
     /// A fault of Hothouse.
     Internal,
 }
 
 impl FailureCode {
     /// Every code, for the API's description.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::NonzeroExit,
         Self::Timeout,
         Self::OutOfMemory,
@@ -61,6 +63,7 @@ impl FailureCode {
         Self::WorkerLost,
         Self::ConcurrencyLimit,
         Self::ChildFailed,
+        Self::WorkspaceFailed,
         Self::Internal,
     ];
 
@@ -83,6 +86,7 @@ impl FailureCode {
             Self::WorkerLost => "worker_lost",
             Self::ConcurrencyLimit => "concurrency_limit",
             Self::ChildFailed => "child_failed",
+            Self::WorkspaceFailed => "workspace_failed",
             Self::Internal => "internal",
         }
     }
@@ -97,7 +101,7 @@ impl FailureCode {
     pub fn is_transient(self) -> bool {
         matches!(
             self,
-            Self::SandboxFailed | Self::ModelFailed | Self::WorkerLost | Self::Internal
+            Self::SandboxFailed | Self::ModelFailed | Self::WorkerLost | Self::WorkspaceFailed | Self::Internal
         )
     }
 }

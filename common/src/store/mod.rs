@@ -38,6 +38,7 @@ mod turns;
 pub mod usage;
 pub mod wait;
 pub mod workers;
+pub mod workspaces;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};

@@ -20,3 +20,4 @@ mod submit;
 mod turns;
 mod waiting;
 mod walk;
+mod workspaces;

@@ -125,7 +125,7 @@ pub struct FilesReport {
     pub entries: u64,
     /// Bytes of all files together.
     pub bytes: u64,
-    /// Each packed entry, in the archive's order; empty when unpacking.
+    /// Each packed file, in the archive's order; empty for a whole tree, and when unpacking.
     pub files: Vec<FileEntry>,
     /// Whether a cap was reached, so that something that matched is not in the archive.
     pub incomplete: bool,

@@ -86,6 +86,29 @@ impl Keeper {
     }
 }
 
+impl Keeper {
+    /// Runs `work` in a sandbox and forwards each renewal of the lease, whatever the attempt is told, but that it is not
+    /// this worker's any more: then there is no answer.
+    pub(super) async fn finish<T>(&mut self, sandbox: &Sandbox, work: impl Future<Output = T>) -> Option<T> {
+        tokio::pin!(work);
+        loop {
+            let orders = *self.orders.borrow_and_update();
+            if orders.stop == Some(Stop::Lost) {
+                return None;
+            }
+            let run_on = orders.run_until.saturating_duration_since(Instant::now());
+            // A sandbox that is gone is what `work` will say.
+            drop(sandbox.extend_lease(run_on).await);
+            tokio::select! {
+                changed = self.orders.changed() => if changed.is_err() {
+                    return Some(work.await);
+                },
+                done = &mut work => return Some(done),
+            }
+        }
+    }
+}
+
 /// What a sandbox's error means for the job.
 pub(super) fn sandbox_failure(error: &sandbox::Error) -> Failure {
     match error {

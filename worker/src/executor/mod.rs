@@ -4,12 +4,14 @@ mod agent;
 pub mod chat;
 mod exec;
 mod group;
+mod home;
 mod keeper;
 pub mod native;
 mod noop;
 mod program;
 mod text;
 mod way_out;
+mod workspace;
 
 use std::sync::Arc;
 
@@ -21,6 +23,7 @@ use common::job::{Failure, Job, Kind, NewJob, Usage, Wait};
 use common::message::Message;
 use common::objects::Objects;
 use common::store::Store;
+use common::workspace::Workspaces;
 use tokio::sync::watch;
 
 use crate::consumer::held::Orders;
@@ -43,6 +46,8 @@ pub struct Machine {
     pub environments: Arc<Environments>,
     /// Where artifacts go.
     pub objects: Objects,
+    /// Where the files of conversations and agents go.
+    pub workspaces: Workspaces,
     /// Who answers models' names.
     pub providers: Arc<Providers>,
     /// The way out of sandboxes.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::shelf::Shelf;
+use super::shelf::{KeptFor, Shelf};
 use super::{Error, Inner, Slot, refill};
 use crate::driver::Profile;
 
@@ -34,6 +34,20 @@ pub(super) async fn check_out(pool: &Arc<Inner>, environment: &str, profile: Opt
         slot.retire();
     }
     cold(pool, shelf, reason).await
+}
+
+/// See [`super::Pool::check_out_kept`].
+pub(super) async fn kept(pool: &Arc<Inner>, environment: &str, owner: &KeptFor) -> Option<(Slot, u64)> {
+    if pool.stop.is_cancelled() {
+        return None;
+    }
+    let (warm, leased, version) = pool.shelves.get(environment)?.take_kept(owner)?;
+    let slot = Slot::new(pool, warm, leased, true);
+    if slot.sandbox().ping(PING_TIMEOUT).await.is_err() {
+        slot.retire();
+        return None;
+    }
+    Some((slot, version))
 }
 
 /// Waits in line for the next sandbox that becomes warm.

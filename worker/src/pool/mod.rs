@@ -1,7 +1,8 @@
 //! The warm pool: sandboxes that are started before a job comes.
 //!
-//! A sandbox goes `creating → warm → leased → retired`, one way only: one job, one sandbox. A check-out is a pop from
-//! memory. When nothing is warm the job waits for the next start, counted with its reason as a cold start; it never
+//! A sandbox goes `creating → warm → leased → retired`: one job, one sandbox. Between two uses by the same conversation,
+//! or by the same user where the environment says so, it may be *kept*; it never serves anybody else. A check-out is a pop
+//! from memory. When nothing is warm the job waits for the next start, counted with its reason as a cold start; it never
 //! fails because an engine restarts, only when that takes longer than its time.
 //!
 //! # Invariants
@@ -41,7 +42,7 @@ mod slot;
 
 pub use error::Error;
 pub use reaper::Report;
-pub use shelf::LastError;
+pub use shelf::{KeptFor, LastError, Who};
 pub use slot::Slot;
 
 use held::Retiring;
@@ -103,6 +104,8 @@ pub struct EnvironmentStatus {
     pub warm: u32,
     /// In use.
     pub leased: u32,
+    /// Kept for whoever used them last.
+    pub kept: u32,
     /// Being started.
     pub creating: u32,
     /// Being destroyed.
@@ -200,6 +203,12 @@ impl Pool {
         check_out::check_out(&self.0, environment, profile).await
     }
 
+    /// The sandbox that was kept for this owner, and the version of the workspace in it; none when there is none, or it
+    /// does not answer any more.
+    pub async fn check_out_kept(&self, environment: &str, owner: &KeptFor) -> Option<(Slot, u64)> {
+        check_out::kept(&self.0, environment, owner).await
+    }
+
     /// What there is of each environment, by name.
     pub fn status(&self) -> Vec<EnvironmentStatus> {
         let shelves = self.0.shelves.values();
@@ -262,6 +271,7 @@ fn status(shelf: &Shelf) -> EnvironmentStatus {
         image: shelf.environment.image(),
         warm: counts.warm,
         leased: counts.leased,
+        kept: counts.kept,
         creating: counts.creating,
         retiring: counts.retiring,
         waiting: counts.waiting,

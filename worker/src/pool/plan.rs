@@ -27,8 +27,10 @@ pub(super) struct Counts {
     pub(super) creating: u32,
     /// Ready.
     pub(super) warm: u32,
-    /// In use by a job, or kept for a conversation.
+    /// In use by a job.
     pub(super) leased: u32,
+    /// Kept for whoever used them last.
+    pub(super) kept: u32,
     /// Being destroyed: they still take memory.
     pub(super) retiring: u32,
     /// Jobs that wait for one.
@@ -38,7 +40,7 @@ pub(super) struct Counts {
 impl Counts {
     /// All that exist or soon will.
     pub(super) fn total(self) -> u32 {
-        self.creating + self.warm + self.leased + self.retiring
+        self.creating + self.warm + self.leased + self.kept + self.retiring
     }
 }
 
@@ -96,6 +98,13 @@ pub(super) fn start(counts: Counts, recent: Recent, warm: &Warm, pace: &Pace, no
     }
 }
 
+/// How many of those that are kept must make room: for jobs that wait, and for the floor.
+pub(super) fn evict(counts: Counts, warm: &Warm) -> u32 {
+    let wanted = (warm.size + counts.waiting).saturating_sub(counts.warm + counts.creating);
+    let room = warm.max.saturating_sub(counts.total()) + counts.retiring;
+    wanted.saturating_sub(room).min(counts.kept)
+}
+
 /// When refill may go on after claims; none when it was not disturbed.
 fn refill_at(recent: Recent, pace: &Pace) -> Option<Duration> {
     let quiet_at = recent.last_check_out? + pace.quiet;
@@ -146,6 +155,7 @@ mod tests {
             max: 6,
             idle: 10 * S,
             age: 100 * S,
+            keep: 20 * S,
         }
     }
 
@@ -176,6 +186,61 @@ mod tests {
             ..Counts::default()
         };
         assert_eq!(start_at(S, counts, Recent::default()), (1, None));
+    }
+
+    #[test]
+    fn those_that_are_kept_make_room_for_jobs_and_for_the_floor() {
+        let counts = Counts {
+            warm: 3,
+            kept: 3,
+            ..Counts::default()
+        };
+        assert_eq!(evict(counts, &warm()), 0, "nobody wants their places");
+        assert_eq!(
+            evict(
+                Counts {
+                    waiting: 1,
+                    warm: 0,
+                    kept: 5,
+                    leased: 1,
+                    ..counts
+                },
+                &warm()
+            ),
+            4
+        );
+        assert_eq!(
+            evict(
+                Counts {
+                    warm: 0,
+                    kept: 4,
+                    leased: 1,
+                    ..counts
+                },
+                &warm()
+            ),
+            2
+        );
+        let under_way = Counts {
+            warm: 0,
+            kept: 4,
+            retiring: 2,
+            ..counts
+        };
+        assert_eq!(evict(under_way, &warm()), 1, "those that are going count as room");
+        assert_eq!(
+            evict(
+                Counts {
+                    waiting: 9,
+                    leased: 6,
+                    kept: 0,
+                    warm: 0,
+                    ..counts
+                },
+                &warm()
+            ),
+            0
+        );
     }
 
     #[test]
@@ -245,7 +310,7 @@ mod tests {
             waiting in 0_u32..20, size in 0_u32..10, extra in 0_u32..10,
         ) {
             let warm = Warm { size, max: size + extra, ..warm() };
-            let counts = Counts { creating, warm: warm_now, leased, retiring, waiting };
+            let counts = Counts { creating, warm: warm_now, leased, retiring, waiting, kept: 0 };
             let start = start(counts, Recent::default(), &warm, &pace(), S);
             prop_assert!(start.count == 0 || counts.total() + start.count <= warm.max);
             prop_assert!(warm_now + creating + start.count <= (size + waiting).max(warm_now + creating));

@@ -73,6 +73,7 @@ fn show(shelf: &Shelf) {
         ("creating", counts.creating),
         ("warm", counts.warm),
         ("leased", counts.leased),
+        ("kept", counts.kept),
         ("retiring", counts.retiring),
         ("waiting", counts.waiting),
     ] {

@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use chrono::{DateTime, Utc};
+use common::ids::TenantId;
 use tokio::sync::{Notify, OnceCell, oneshot};
 use tokio::time::Instant;
 use uuid::Uuid;
@@ -25,6 +26,36 @@ pub(super) struct Warm {
     pub(super) sandbox: Sandbox,
     /// When it became warm.
     pub(super) since: Instant,
+}
+
+/// Whom a sandbox is kept for. Nobody else ever gets it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeptFor {
+    /// The tenant.
+    pub tenant_id: TenantId,
+    /// Who of the tenant.
+    pub who: Who,
+}
+
+/// Who of a tenant a sandbox is kept for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Who {
+    /// The conversation or agent whose workspace it holds.
+    Workspace(Uuid),
+    /// A user, by the name that the tenant gave; it was reset.
+    User(String),
+    /// An API key, for jobs that name no user; it was reset.
+    Key(Uuid),
+}
+
+/// A sandbox between two uses.
+#[derive(Debug)]
+struct Kept {
+    warm: Warm,
+    owner: KeptFor,
+    /// The version of the workspace in it; 0 for none.
+    version: u64,
+    since: Instant,
 }
 
 /// What a job that waits gets: a sandbox, or the reason why there will be none.
@@ -46,7 +77,9 @@ struct State {
     // Oldest first.
     warm: VecDeque<Warm>,
     waiting: VecDeque<oneshot::Sender<Delivery>>,
-    // Without those that are warm or wait, which the lists above count.
+    // The least recently used first.
+    kept: VecDeque<Kept>,
+    // Without those that are warm, kept or waited for, which the lists above count.
     counts: Counts,
     recent: Recent,
     cold_starts: u64,
@@ -89,6 +122,28 @@ impl Shelf {
         Some((warm, Leased::counted(self, &mut state.counts)))
     }
 
+    /// Keeps a sandbox for its owner.
+    pub(super) fn keep(&self, warm: Warm, leased: Leased, owner: KeptFor, version: u64) {
+        let since = Instant::now();
+        self.lock().kept.push_back(Kept {
+            warm,
+            owner,
+            version,
+            since,
+        });
+        // Counted twice for a moment, and never not at all.
+        drop(leased);
+    }
+
+    /// Takes the one that was kept for this owner last, with the version of what is in it.
+    pub(super) fn take_kept(self: &Arc<Self>, owner: &KeptFor) -> Option<(Warm, Leased, u64)> {
+        let mut state = self.lock();
+        let index = state.kept.iter().rposition(|kept| kept.owner == *owner)?;
+        let kept = state.kept.remove(index)?;
+        let leased = Leased::counted(self, &mut state.counts);
+        Some((kept.warm, leased, kept.version))
+    }
+
     /// Asks for the next sandbox that becomes warm.
     pub(super) fn wait(self: &Arc<Self>) -> oneshot::Receiver<Delivery> {
         let (sender, receiver) = oneshot::channel();
@@ -127,10 +182,11 @@ impl Shelf {
         self.lock().cold_starts += 1;
     }
 
-    /// Takes the oldest warm sandbox off, to make room.
+    /// Takes off the one that was kept longest, or else the oldest warm one, to make room.
     pub(super) fn evict(self: &Arc<Self>) -> Option<(Warm, Retiring)> {
         let mut state = self.lock();
-        let warm = state.warm.pop_front()?;
+        let kept = state.kept.pop_front().map(|kept| kept.warm);
+        let warm = kept.or_else(|| state.warm.pop_front())?;
         Some((warm, Retiring::counted(self, &mut state.counts)))
     }
 
@@ -150,8 +206,27 @@ impl Shelf {
         for index in plan::retire(&since, &self.environment.warm, now).into_iter().rev() {
             gone.extend(state.warm.remove(index));
         }
+        gone.extend(self.sweep_kept(&mut state, everything));
         gone.into_iter()
             .map(|warm| (warm, Retiring::counted(self, &mut state.counts)))
+            .collect()
+    }
+
+    /// Those kept ones whose time is over, that are dead, or whose place somebody needs.
+    fn sweep_kept(&self, state: &mut State, everything: bool) -> Vec<Warm> {
+        let warm = &self.environment.warm;
+        let is_good = |kept: &Kept| {
+            !everything
+                && kept.warm.sandbox.is_alive()
+                && kept.since.elapsed() < warm.keep
+                && kept.warm.since.elapsed() < warm.age
+        };
+        let (good, gone): (Vec<_>, Vec<_>) = state.kept.drain(..).partition(is_good);
+        state.kept = good.into();
+        let evict = plan::evict(counts(state), warm) as usize;
+        gone.into_iter()
+            .chain(state.kept.drain(..evict.min(state.kept.len())))
+            .map(|kept| kept.warm)
             .collect()
     }
 
@@ -241,6 +316,7 @@ fn counts(state: &mut State) -> Counts {
     state.waiting.retain(|job| !job.is_closed());
     Counts {
         warm: count(state.warm.len()),
+        kept: count(state.kept.len()),
         waiting: count(state.waiting.len()),
         ..state.counts
     }

@@ -7,13 +7,16 @@ use uuid::Uuid;
 
 use super::Inner;
 use super::held::Leased;
-use super::shelf::Warm;
+use super::shelf::{KeptFor, Warm};
 use crate::sandbox::Sandbox;
 
-/// A sandbox that one job has, from check-out to [`Slot::retire`].
+/// What a kept sandbox may run on beyond the time that it is kept: until the sweep has come round.
+const LEASE_REST: Duration = Duration::from_secs(10);
+
+/// A sandbox that one job has, from check-out to [`Slot::retire`], [`Slot::keep`] or [`Slot::recycle`].
 ///
-/// It is not `Clone`, and one that is dropped without being retired says so in the log, is counted, and is retired
-/// all the same: a sandbox never goes back to the shelf, because nobody can prove what a job left in it.
+/// It is not `Clone`, and one that is dropped without being retired or kept says so in the log, is counted, and is retired
+/// all the same. A used sandbox never serves somebody else: it may be kept, for those who used it alone.
 #[derive(Debug)]
 pub struct Slot {
     pool: Arc<Inner>,
@@ -54,6 +57,30 @@ impl Slot {
     /// Gives the sandbox up. Its processes are killed at once; removing what is left goes on behind.
     pub fn retire(mut self) {
         self.settle();
+    }
+
+    /// Keeps the sandbox, as it is but without its processes, for the turn that follows; `version` is that of the workspace
+    /// in it. One whose environment keeps none, or that does not answer, is retired.
+    pub async fn keep(mut self, owner: KeptFor, version: u64) {
+        let keep = self.held().1.shelf().environment.warm.keep;
+        // Nobody renews its lease while it is kept.
+        let stopped = async |sandbox: &Sandbox| {
+            sandbox.extend_lease(keep.saturating_add(LEASE_REST)).await?;
+            sandbox.kill_all().await
+        };
+        let may_stay = !keep.is_zero() && !self.pool.stop.is_cancelled();
+        let is_fit = may_stay && stopped(self.sandbox()).await.is_ok();
+        match self.held.take() {
+            Some((warm, leased)) if is_fit => {
+                let shelf = Arc::clone(leased.shelf());
+                shelf.keep(warm, leased, owner, version);
+                self.pool.wake.notify_one();
+            }
+            held => {
+                self.held = held;
+                self.settle();
+            }
+        }
     }
 
     /// How long ago it became warm.

@@ -57,6 +57,17 @@ pub struct GetFiles {
 }
 
 impl GetFiles {
+    /// Everything below the workspace, folders and links too.
+    pub fn everything(bytes_max: u64, entries_max: u64) -> Self {
+        Self {
+            root: String::new(),
+            globs: vec!["**".to_owned()],
+            whole_tree: true,
+            entries_max,
+            bytes_max,
+        }
+    }
+
     /// Regular files below the workspace that match one of `globs`: at most 1,000 and 64 MiB.
     pub fn matching<S: Into<String>>(globs: impl IntoIterator<Item = S>) -> Self {
         let globs = globs.into_iter().map(Into::into).collect();
@@ -143,10 +154,8 @@ impl Sandbox {
     /// # Errors
     /// [`Error::Files`] when a glob is none, the root is not there, or more comes than was asked for; [`Error::Lost`].
     pub async fn get_files(&self, get: GetFiles) -> Result<Files, Error> {
-        let archive_max = get
-            .bytes_max
-            .saturating_add((get.entries_max + 2).saturating_mul(ENTRY_BYTES));
-        let running = self.pack(get).await?;
+        let archive_max = archive_max(&get);
+        let running = self.start_pack(get).await?;
         let (report, archive, exit) = collect(running, archive_max).await?;
         Ok(Files {
             archive,
@@ -154,12 +163,21 @@ impl Sandbox {
         })
     }
 
-    /// As [`Sandbox::get_files`], for archives too large for memory: the tar stream comes as standard output, the
-    /// report as standard error in JSON.
+    /// As [`Sandbox::get_files`], for archives too large for memory.
     ///
     /// # Errors
     /// [`Error::Lost`].
-    pub async fn pack(&self, get: GetFiles) -> Result<Running, Error> {
+    pub async fn pack(&self, get: GetFiles) -> Result<Packing, Error> {
+        let left = archive_max(&get);
+        let running = self.start_pack(get).await?;
+        Ok(Packing {
+            running,
+            left,
+            report: BytesMut::new(),
+        })
+    }
+
+    async fn start_pack(&self, get: GetFiles) -> Result<Running, Error> {
         let GetFiles {
             root,
             globs,
@@ -175,6 +193,58 @@ impl Sandbox {
             bytes_max,
         };
         Running::launch(&self.link, whole(Program::Pack(pack))).await
+    }
+}
+
+/// A tar stream as it comes out of a sandbox.
+#[derive(Debug)]
+pub struct Packing {
+    running: Running,
+    /// Bytes of the archive that may still come.
+    left: u64,
+    report: BytesMut,
+}
+
+impl Packing {
+    /// The next piece of the archive; none at its end, when [`Self::finish`] tells what it holds. Cancel-safe.
+    ///
+    /// # Errors
+    /// [`Error::Files`] when more comes than was asked for.
+    pub async fn next(&mut self) -> Result<Option<Bytes>, Error> {
+        while let Some(output) = self.running.next().await {
+            match output {
+                Output::Stdout(data) => {
+                    self.left = self.left.checked_sub(data.len() as u64).ok_or_else(too_much)?;
+                    return Ok(Some(data));
+                }
+                Output::Stderr(data) => self.report.extend_from_slice(&data),
+                Output::Cut { .. } => {}
+            }
+            if self.report.len() > REPORT_BYTES_MAX {
+                return Err(too_much());
+            }
+        }
+        Ok(None)
+    }
+
+    /// What the archive holds.
+    ///
+    /// # Errors
+    /// As [`Sandbox::get_files`].
+    pub async fn finish(self) -> Result<FilesReport, Error> {
+        let exit = self.running.wait().await?;
+        accept(&self.report, &exit)
+    }
+}
+
+fn archive_max(get: &GetFiles) -> u64 {
+    let heads = get.entries_max.saturating_add(2).saturating_mul(ENTRY_BYTES);
+    get.bytes_max.saturating_add(heads)
+}
+
+fn too_much() -> Error {
+    Error::Files {
+        reason: "more came than was asked for".to_owned(),
     }
 }
 
@@ -198,9 +268,7 @@ async fn collect(mut running: Running, archive_max: u64) -> Result<(Bytes, Bytes
             Output::Cut { .. } => {}
         }
         if report.len() > REPORT_BYTES_MAX || archive.len() as u64 > archive_max {
-            return Err(Error::Files {
-                reason: "more came than was asked for".to_owned(),
-            });
+            return Err(too_much());
         }
     }
     let exit = running.wait().await?;

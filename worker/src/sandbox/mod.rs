@@ -30,7 +30,7 @@ use tokio::time::timeout;
 
 pub use self::error::{Error, Lost};
 pub use self::exit::{Exit, StreamSummary};
-pub use self::files::{Files, GetFiles, PutFiles};
+pub use self::files::{Files, GetFiles, Packing, PutFiles};
 pub use self::run::{Output, Running, Stdin};
 pub use self::spec::{Input, RunSpec};
 pub use self::tunnel::{Broken, Tunnel, TunnelReader, TunnelWriter, Tunnels};

@@ -12,8 +12,10 @@ use common::job::spec::{JobSpec, SlotClass, class_of};
 use common::job::{FailureCode, Job, NewJob};
 use common::lifecycle::Lifecycle;
 use common::objects::{self, Objects};
-use common::queue::{Mode, Want};
-use common::testing::TestEnv;
+use common::queue::{Dispatch, Mode, Want};
+use common::store::claim::Claimed;
+use common::testing::{TestEnv, TestWorker};
+use common::workspace::Workspaces;
 use futures_util::FutureExt;
 use serde_json::Value;
 use sqlx::PgPool;
@@ -34,6 +36,8 @@ use crate::docker::{driver, image, profile};
 pub(crate) struct Bench {
     pub(crate) env: TestEnv,
     pub(crate) machine: Machine,
+    /// Where artifacts and workspaces are.
+    pub(crate) folder: Arc<tempfile::TempDir>,
     lifecycle: Lifecycle,
 }
 
@@ -41,6 +45,7 @@ pub(crate) struct Bench {
 #[derive(Debug)]
 pub(crate) struct Done {
     pub(crate) job: Job,
+    pub(crate) worker: TestWorker,
     pub(crate) ended: Ended,
     pub(crate) said: Vec<EventBody>,
 }
@@ -48,7 +53,22 @@ pub(crate) struct Done {
 impl Bench {
     /// One with this image's `default` environment, changed, and these providers.
     pub(crate) async fn new(pool: PgPool, models: model::Settings, change: impl FnOnce(&mut Environment)) -> Self {
-        let (env, lifecycle) = (TestEnv::new(pool).await, Lifecycle::new());
+        let folder = Arc::new(tempfile::tempdir().unwrap());
+        Self::over(TestEnv::new(pool).await, folder, models, change)
+    }
+
+    /// Another machine over the same stores.
+    pub(crate) fn beside(&self, models: model::Settings, change: impl FnOnce(&mut Environment)) -> Self {
+        Self::over(self.env.clone(), Arc::clone(&self.folder), models, change)
+    }
+
+    fn over(
+        env: TestEnv,
+        folder: Arc<tempfile::TempDir>,
+        models: model::Settings,
+        change: impl FnOnce(&mut Environment),
+    ) -> Self {
+        let lifecycle = Lifecycle::new();
         let mut environment = Environment::built_in().with_image(image());
         environment.profile = profile();
         environment.warm.size = 1;
@@ -58,12 +78,15 @@ impl Bench {
         let lives = Arc::new(|_| async { true }.boxed());
         let settings = pool::Settings::new(Uuid::now_v7());
         let pool = Pool::start(driver(), &environments, settings, lives, &lifecycle);
+        let url = format!("file://{}", folder.path().display());
+        let objects = Objects::open(&objects::Settings { url }).unwrap();
         let machine = Machine {
+            workspaces: Workspaces::new(env.store.clone(), objects.clone()),
             store: env.store.clone(),
             canceller: Canceller::new(env.store.clone(), env.queue.clone()),
             pool: Some(pool),
             environments: Arc::new(environments),
-            objects: Objects::open(&objects::Settings { url: String::new() }).unwrap(),
+            objects,
             providers: Arc::new(models.providers().unwrap()),
             egress: Arc::new(Means {
                 settings: Settings::default(),
@@ -74,6 +97,7 @@ impl Bench {
         Self {
             env,
             machine,
+            folder,
             lifecycle,
         }
     }
@@ -93,7 +117,13 @@ impl Bench {
 
     /// Runs a job and, once it has said an event of this name, orders it to stop.
     pub(crate) async fn run_until(&self, job: &NewJob, stop: Option<(&str, Stop)>) -> Done {
-        self.env.enqueue(job).await;
+        self.env.insert(job).await;
+        self.run_inserted(job, stop).await
+    }
+
+    /// The same with a job that is in Postgres already.
+    pub(crate) async fn run_inserted(&self, job: &NewJob, stop: Option<(&str, Stop)>) -> Done {
+        self.env.queue.dispatch(&[Dispatch::from_new(job)]).await.unwrap();
         let worker = self.env.worker();
         let want = Want {
             slot: SlotClass::Sandbox,
@@ -143,7 +173,12 @@ impl Bench {
         };
         let (ended, ()) = tokio::join!(Box::pin(execute(context)), steer);
         let said = log.end().await.events.into_iter().map(|event| event.body).collect();
-        Done { job, ended, said }
+        Done {
+            job,
+            worker,
+            ended,
+            said,
+        }
     }
 
     pub(crate) async fn end(self) {
@@ -153,6 +188,15 @@ impl Bench {
 }
 
 impl Done {
+    /// Ends the attempt in the stores too, well, so that the next turn of its conversation may begin.
+    pub(crate) async fn settle(&self) {
+        let claimed = Claimed {
+            job: self.job.clone(),
+            input: Vec::new(),
+        };
+        assert!(self.worker.succeed(&claimed).await);
+    }
+
     /// The result; the attempt did well.
     pub(crate) fn result(&self) -> Value {
         assert!(matches!(self.ended.outcome, Outcome::Succeeded), "{self:#?}");

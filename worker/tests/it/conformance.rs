@@ -755,7 +755,7 @@ pub(crate) async fn files_go_in_and_come_out(subject: &Subject) {
             "deep/er/b.bin 4"
         ]
     );
-    assert_eq!(files.report.files.len(), 7);
+    assert_eq!((files.report.entries, files.report.files.len()), (7, 0));
 }
 
 pub(crate) async fn files_come_with_the_program(subject: &Subject) {

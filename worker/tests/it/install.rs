@@ -20,6 +20,7 @@ use common::objects::{self, Objects};
 use common::queue::Want;
 use common::store::egress::Decision;
 use common::testing::TestEnv;
+use common::workspace::Workspaces;
 use futures_util::FutureExt;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha512};
@@ -188,12 +189,14 @@ impl Bench {
                 .into(),
             ..Settings::default()
         };
+        let objects = Objects::open(&objects::Settings { url: String::new() }).unwrap();
         let machine = Machine {
+            workspaces: Workspaces::new(env.store.clone(), objects.clone()),
             store: env.store.clone(),
             canceller: Canceller::new(env.store.clone(), env.queue.clone()),
             pool: Some(pool),
             environments: Arc::new(environments),
-            objects: Objects::open(&objects::Settings { url: String::new() }).unwrap(),
+            objects,
             providers: Arc::new(model::Settings::default().providers().unwrap()),
             egress: Arc::new(Means {
                 settings: egress,

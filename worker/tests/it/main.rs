@@ -11,6 +11,7 @@ mod program;
 mod sandbox_bubblewrap;
 mod sandbox_link;
 mod verify;
+mod workspaces;
 
 mod model_anthropic;
 mod model_openai;

@@ -19,7 +19,7 @@ use tar::{EntryType, Header};
 use super::folder::{DEPTH_MAX, FOLDER, below_current};
 use super::report::Error;
 
-/// Packs; `report` lists what the archive holds.
+/// Packs; `report` counts what the archive holds, and lists it where only files are asked for: a tree may be large.
 pub(super) fn pack(request: &Pack, output: impl Write, report: &mut FilesReport) -> Result<(), Error> {
     let globs = globs(&request.globs)?;
     let root = below_current(&request.root, false)?;
@@ -71,7 +71,8 @@ impl<W: Write> Packer<'_, W> {
             match SFlag::from_bits_truncate(found.st_mode & SFlag::S_IFMT.bits()) {
                 SFlag::S_IFDIR if depth < DEPTH_MAX => {
                     if self.request.whole_tree && self.globs.is_match(&path) && self.has_room(0) {
-                        let header = header(EntryType::Directory, found.st_mode, 0, found.st_mtime);
+                        // Without its time, which unpacking what is below would change.
+                        let header = header(EntryType::Directory, found.st_mode, 0, 0);
                         self.append(header, &path, None, io::empty())?;
                     }
                     // A folder that the job forbade itself to read is left out, as one that vanished.
@@ -82,7 +83,7 @@ impl<W: Write> Packer<'_, W> {
                 SFlag::S_IFREG if self.globs.is_match(&path) => self.file(folder, &name, &path)?,
                 SFlag::S_IFLNK if self.request.whole_tree && self.globs.is_match(&path) && self.has_room(0) => {
                     if let Ok(target) = readlinkat(folder, name.as_os_str()) {
-                        let header = header(EntryType::Symlink, 0o777, 0, found.st_mtime);
+                        let header = header(EntryType::Symlink, 0o777, 0, 0);
                         self.append(header, &path, Some(&target), io::empty())?;
                     }
                 }
@@ -132,10 +133,12 @@ impl<W: Write> Packer<'_, W> {
         appended.map_err(|e| Error::file(path.as_os_str(), e))?;
         self.report.entries += 1;
         self.report.bytes += size;
-        self.report.files.push(FileEntry {
-            path: path.to_string_lossy().into_owned(),
-            size,
-        });
+        if !self.request.whole_tree {
+            self.report.files.push(FileEntry {
+                path: path.to_string_lossy().into_owned(),
+                size,
+            });
+        }
         Ok(())
     }
 }

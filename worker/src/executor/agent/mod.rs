@@ -5,20 +5,21 @@ mod tools;
 
 use std::time::Duration;
 
-use common::agent::{AgentDefinition, Harness};
+use common::agent::{AgentDefinition, Harness, WorkspaceChoice};
 use common::ids::MessageId;
 use common::job::decision::Outcome;
 use common::job::{Failure, FailureCode, Usage};
 use common::message::Message;
+use common::workspace::Owner;
 use serde::Deserialize;
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 use super::keeper::Stopped;
 use super::native::{self, EventSink, Limits, Stop, Turn, TurnEnd};
-use super::{Context, Ended, chat, program};
+use super::{Context, Ended, chat, home, program};
 use crate::consumer::held;
-use crate::events::Say;
+use crate::events::Say as _;
 use crate::model::ModelName;
 use calls::Calls;
 use tools::SandboxTools;
@@ -28,6 +29,9 @@ use tools::SandboxTools;
 struct RunInput {
     input: String,
     agent: AgentDefinition,
+    /// Whether it works in its agent's workspace.
+    #[serde(default)]
+    workspace: WorkspaceChoice,
 }
 
 /// The input of a `chat_turn`.
@@ -59,7 +63,10 @@ pub(super) async fn turn(context: Context) -> Ended {
             FailureCode::InvalidInput,
             "the message that it answers is gone",
         )),
-        Ok(history) => answer(context, input.agent, history).await,
+        Ok(history) => {
+            let owner = Owner::Conversation(conversation_id);
+            answer(context, input.agent, history, Some(owner)).await
+        }
         Err(error) => {
             tracing::warn!(%error, "a conversation cannot be read");
             Ended::failed(Failure::new(
@@ -75,7 +82,11 @@ pub(super) async fn run(context: Context) -> Ended {
     match serde_json::from_slice::<RunInput>(&context.input) {
         Ok(input) => {
             let history = vec![Message::user(input.input, context.clock.now())];
-            answer(context, input.agent, history).await
+            let owner = match input.workspace {
+                WorkspaceChoice::Agent => context.job.agent_id.map(Owner::Agent),
+                WorkspaceChoice::None => None,
+            };
+            answer(context, input.agent, history, owner).await
         }
         Err(error) => unreadable(&error),
     }
@@ -88,9 +99,10 @@ fn unreadable(error: &serde_json::Error) -> Ended {
     ))
 }
 
-async fn answer(context: Context, agent: AgentDefinition, history: Vec<Message>) -> Ended {
+/// Answers with an agent whose programs work on the files of `owner`.
+async fn answer(context: Context, agent: AgentDefinition, history: Vec<Message>, owner: Option<Owner>) -> Ended {
     if agent.harness == Harness::Command {
-        return Box::pin(program::answer(context, agent, history)).await;
+        return Box::pin(program::answer(context, agent, history, owner)).await;
     }
     let models: Result<Vec<ModelName>, _> = agent.models.iter().map(|name| name.parse()).collect();
     let Ok(models) = models else {
@@ -111,7 +123,7 @@ async fn answer(context: Context, agent: AgentDefinition, history: Vec<Message>)
         },
     };
     let cancel = CancellationToken::new();
-    let mut tools = match SandboxTools::new(&context, &agent) {
+    let mut tools = match SandboxTools::new(&context, &agent, owner) {
         Ok(tools) => tools,
         Err(failure) => return Ended::failed(failure),
     };
@@ -134,7 +146,7 @@ async fn answer(context: Context, agent: AgentDefinition, history: Vec<Message>)
         }
     };
     let (end, stopped) = until(work, &context, &cancel).await;
-    tools.end().await;
+    let left = tools.end().await;
     drop(sink);
     calls.end().await;
     match (end, stopped) {
@@ -142,7 +154,10 @@ async fn answer(context: Context, agent: AgentDefinition, history: Vec<Message>)
             let message = "this version does not run agents of the harness claude_code";
             Ended::failed(Failure::new(FailureCode::InvalidInput, message))
         }
-        (Some(end), stopped) => ended(end, stopped.as_ref(), context.job.timeout_ms),
+        (Some(end), stopped) => {
+            let ended = ended(end, stopped.as_ref(), context.job.timeout_ms);
+            home::unless_unsaved(ended, left, &context.events)
+        }
     }
 }
 

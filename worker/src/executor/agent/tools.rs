@@ -5,21 +5,22 @@ use std::time::Duration;
 
 use common::agent::AgentDefinition;
 use common::job::{Failure, FailureCode};
+use common::workspace::Owner;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use super::super::Context;
+use super::super::exec::Broken;
+use super::super::home::Home;
 use super::super::keeper::Keeper;
 use super::super::native::tool::definitions;
-use super::super::native::{ToolCall, ToolInput, ToolOutcome, Tools, ToolsLost, TurnSink, edit};
+use super::super::native::{ToolCall, ToolInput, ToolOutcome, Tools, ToolsFailed, ToolsLost, TurnSink, edit};
 use super::super::text::Decoder;
 use super::super::way_out::{self, WayOut};
-use crate::consumer::held::Orders;
 use crate::egress::Policy;
+use crate::environment::Environment;
 use crate::model::ToolDefinition;
-use crate::pool::{Pool, Slot};
 use crate::sandbox::{self, Exit, Input, Oom, Output, RunSpec, Sandbox};
 
 /// How long a tool may take when the model does not say.
@@ -35,21 +36,22 @@ const KEEP_BYTES: u64 = 256 << 10;
 const FILE_MAX: u64 = 1 << 20;
 
 /// The tools of one turn.
-pub(super) struct SandboxTools {
+pub(super) struct SandboxTools<'a> {
+    context: &'a Context,
     definitions: Vec<ToolDefinition>,
-    environment: String,
+    environment: Option<Arc<Environment>>,
     env: Vec<(String, String)>,
-    pool: Option<Pool>,
-    orders: watch::Receiver<Orders>,
-    slot: Option<Arc<Slot>>,
+    owner: Option<Owner>,
+    home: Option<Arc<Home>>,
     keeper: JoinSet<()>,
     way_out: Arc<WayOut>,
     policy: Policy,
     has_egress: bool,
 }
 
-impl SandboxTools {
-    pub(super) fn new(context: &Context, agent: &AgentDefinition) -> Result<Self, Failure> {
+impl<'a> SandboxTools<'a> {
+    /// The tools of a turn whose files are `owner`'s.
+    pub(super) fn new(context: &'a Context, agent: &AgentDefinition, owner: Option<Owner>) -> Result<Self, Failure> {
         let machine = &context.machine;
         let refuse = |message: String| Failure::new(FailureCode::InvalidInput, message);
         let definitions = definitions(&agent.tools).map_err(|error| refuse(error.to_string()))?;
@@ -63,12 +65,12 @@ impl SandboxTools {
             None => return Err(refuse(format!("there is no environment {:?}", agent.environment))),
         };
         Ok(Self {
+            context,
             definitions,
-            environment: agent.environment.clone(),
+            environment: environment.cloned(),
             env,
-            pool: machine.pool.clone(),
-            orders: context.orders.clone(),
-            slot: None,
+            owner,
+            home: None,
             keeper: JoinSet::new(),
             way_out: Arc::new(WayOut::new(context)),
             policy: environment.map_or_else(Policy::default, |environment| {
@@ -78,44 +80,47 @@ impl SandboxTools {
         })
     }
 
-    /// Ends the sandbox, if there is one.
-    pub(super) async fn end(mut self) {
+    /// Leaves the sandbox, if there is one.
+    ///
+    /// # Errors
+    /// When the workspace was not saved.
+    pub(super) async fn end(mut self) -> Result<(), Failure> {
         self.keeper.shutdown().await;
         self.way_out.end().await;
-        if let Some(slot) = self.slot.take().and_then(Arc::into_inner) {
-            slot.retire();
+        match self.home.take().and_then(Arc::into_inner) {
+            Some(home) => home.leave().await,
+            None => Ok(()),
         }
     }
 
     /// The turn's sandbox; the first call takes it, and from then on it lives as long as the lease.
-    async fn slot(&mut self) -> Result<Arc<Slot>, ToolsLost> {
-        if let Some(slot) = &self.slot {
-            return Ok(Arc::clone(slot));
+    async fn home(&mut self) -> Result<Arc<Home>, ToolsLost> {
+        if let Some(home) = &self.home {
+            return Ok(Arc::clone(home));
         }
-        let lost = |error: &str| ToolsLost(error.to_owned().into());
-        let pool = self.pool.as_ref().ok_or_else(|| lost("this worker has no sandboxes"))?;
-        let slot = pool
-            .check_out(&self.environment, None)
-            .await
-            .map_err(|error| ToolsLost(Box::new(error)))?;
-        let mut keeper = Keeper::new(self.orders.clone());
-        keeper
-            .begin(slot.sandbox())
-            .await
-            .map_err(|error| ToolsLost(Box::new(error)))?;
+        let environment = self.environment.as_ref();
+        let environment = environment.ok_or_else(|| ToolsLost("there is no such environment".into()))?;
+        let mut keeper = Keeper::new(self.context.orders.clone());
+        let home = Home::enter(self.context, &mut keeper, environment, self.owner).await;
+        let home = Arc::new(home.map_err(|broken| match broken {
+            Broken::Stopped(stopped) => ToolsLost(format!("the attempt was told to stop: {:?}", stopped.0).into()),
+            Broken::GivenBack => ToolsLost("the engine that starts sandboxes does not answer".into()),
+            Broken::Failed(failure) => ToolsLost(Box::new(ToolsFailed(failure))),
+        })?);
+        // From here on it is left in order, whatever fails.
+        self.home = Some(Arc::clone(&home));
         if self.has_egress {
-            let put = self.way_out.put_certificates(slot.sandbox()).await;
+            let put = self.way_out.put_certificates(home.sandbox()).await;
             put.map_err(|error| ToolsLost(Box::new(error)))?;
         }
-        let slot = Arc::new(slot);
-        let kept = Arc::clone(&slot);
+        let kept = Arc::clone(&home);
         let (way_out, policy) = (Arc::clone(&self.way_out), self.policy.clone());
         self.keeper.spawn(async move {
             // Ends with an order to stop, which the turn hears itself, or with the turn.
             let way_out = way_out.serve(kept.sandbox(), policy);
             let _stopped = keeper.keep(kept.sandbox(), way_out).await;
         });
-        Ok(Arc::clone(self.slot.insert(slot)))
+        Ok(home)
     }
 
     async fn dispatch(&mut self, call: &ToolCall, sink: &dyn TurnSink) -> Result<ToolOutcome, ToolsLost> {
@@ -123,9 +128,9 @@ impl SandboxTools {
             Ok(input) => input,
             Err(error) => return Ok(ToolOutcome::error(error.to_string())),
         };
-        let slot = self.slot().await?;
+        let home = self.home().await?;
         let place = Place {
-            sandbox: slot.sandbox(),
+            sandbox: home.sandbox(),
             env: &self.env,
             call_id: &call.id,
             sink,
@@ -148,7 +153,7 @@ impl SandboxTools {
     }
 }
 
-impl Tools for SandboxTools {
+impl Tools for SandboxTools<'_> {
     fn definitions(&self) -> Vec<ToolDefinition> {
         self.definitions.clone()
     }

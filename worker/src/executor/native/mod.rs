@@ -31,7 +31,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use cut::cut;
 pub use sink::{CallUsage, EventSink, TurnSink};
-pub use tool::{NoTools, ToolCall, ToolInput, ToolOutcome, Tools, ToolsLost};
+pub use tool::{NoTools, ToolCall, ToolInput, ToolOutcome, Tools, ToolsFailed, ToolsLost};
 
 use crate::model::answer::Finished;
 use crate::model::{Error, ModelName, ModelRequest, Providers, RetryPolicy, StopReason};
@@ -137,7 +137,7 @@ impl Stop {
                 "the agent took its last step without an answer",
             )),
             Self::Model(error) => Some(error.failure()),
-            Self::Tools(lost) => Some(Failure::new(FailureCode::SandboxFailed, lost.to_string())),
+            Self::Tools(lost) => Some(lost.failure()),
         }
     }
 

@@ -5,6 +5,7 @@ mod input;
 
 use std::fmt;
 
+use common::job::{Failure, FailureCode};
 use common::message::Part;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
@@ -57,6 +58,21 @@ impl ToolOutcome {
 #[derive(Debug, thiserror::Error)]
 #[error("the sandbox was lost")]
 pub struct ToolsLost(#[source] pub Box<dyn std::error::Error + Send + Sync>);
+
+impl ToolsLost {
+    /// What it means for the job.
+    pub fn failure(&self) -> Failure {
+        match self.0.downcast_ref::<ToolsFailed>() {
+            Some(ToolsFailed(failure)) => failure.clone(),
+            None => Failure::new(FailureCode::SandboxFailed, self.to_string()),
+        }
+    }
+}
+
+/// Why the place where tools run cannot be used, where that is known: the source of a [`ToolsLost`].
+#[derive(Debug, thiserror::Error)]
+#[error("{}", .0.message)]
+pub struct ToolsFailed(pub Failure);
 
 /// Runs tools.
 pub trait Tools: Send {

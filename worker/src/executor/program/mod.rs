@@ -20,26 +20,39 @@ use common::agent::AgentDefinition;
 use common::job::decision::Outcome;
 use common::job::{Failure, Usage};
 use common::message::{Message, Role};
+use common::workspace::Owner;
 use serde_json::json;
 
 use super::exec::{Broken, outcome};
 use super::keeper::Keeper;
 use super::native::EventSink;
 use super::way_out::WayOut;
-use super::{Context, Ended};
+use super::{Context, Ended, home};
 use crate::events::Say;
 use crate::sandbox::Exit;
 use place::Place;
 use transcript::Transcript;
 
-/// Answers the last message of `history` with the agent's program.
-pub(super) async fn answer(context: Context, agent: AgentDefinition, history: Vec<Message>) -> Ended {
+/// Answers the last message of `history` with the agent's program, which works on the files of `owner`.
+pub(super) async fn answer(
+    context: Context,
+    agent: AgentDefinition,
+    history: Vec<Message>,
+    owner: Option<Owner>,
+) -> Ended {
     let begun = Instant::now();
     let events = context.events.clone();
     let sink = EventSink::new(move |body| events.say(body));
     let mut transcript = Transcript::new(&sink, &context.clock, context.job.id);
     let way_out = WayOut::new(&context);
-    let done = attempt(&context, &way_out, &agent, &history, &mut transcript).await;
+    let mut keeper = Keeper::new(context.orders.clone());
+    let (done, left) = match Place::take(&context, &mut keeper, &way_out, &agent, owner).await {
+        Ok(place) => {
+            let done = attempt(&place, &mut keeper, &way_out, (&agent, &history), &mut transcript).await;
+            (done, place.leave().await)
+        }
+        Err(broken) => (Err(broken), Ok(())),
+    };
     way_out.end().await;
     let mut ended = match done {
         Ok(done) => finished(done, transcript, context.job.timeout_ms),
@@ -54,7 +67,7 @@ pub(super) async fn answer(context: Context, agent: AgentDefinition, history: Ve
         Err(Broken::GivenBack) => Ended::given_back(),
     };
     ended.usage.sandbox_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
-    ended
+    home::unless_unsaved(ended, left, &context.events)
 }
 
 /// How a program ended, and what it said of that itself.
@@ -64,22 +77,18 @@ struct Done {
 }
 
 async fn attempt(
-    context: &Context,
+    place: &Place<'_>,
+    keeper: &mut Keeper,
     way_out: &WayOut,
-    agent: &AgentDefinition,
-    history: &[Message],
+    (agent, history): (&AgentDefinition, &[Message]),
     transcript: &mut Transcript<'_>,
 ) -> Result<Done, Broken> {
-    let mut keeper = Keeper::new(context.orders.clone());
-    let place = Place::take(context, &mut keeper, way_out, agent).await?;
     let work = async {
         place.put_turn(agent, history).await?;
-        command::run(&place, agent, &prompt(history), transcript).await
+        command::run(place, agent, &prompt(history), transcript).await
     };
     let work = way_out.during(place.sandbox(), place.policy(agent), work);
-    let done = keeper.keep(place.sandbox(), work).await;
-    place.leave();
-    done.map_err(Broken::Stopped)?
+    keeper.keep(place.sandbox(), work).await.map_err(Broken::Stopped)?
 }
 
 /// What the user said last.

@@ -3,15 +3,16 @@
 use common::agent::AgentDefinition;
 use common::job::{Failure, FailureCode};
 use common::message::Message;
+use common::workspace::Owner;
 use serde_json::json;
 
 use super::super::Context;
-use super::super::exec::{Broken, slot};
+use super::super::exec::Broken;
+use super::super::home::Home;
 use super::super::keeper::Keeper;
 use super::super::way_out::{self, WayOut};
 use crate::egress::Policy;
 use crate::environment::Environment;
-use crate::pool::Slot;
 use crate::sandbox::{Input, RunSpec, Sandbox};
 
 /// Where a program finds the whole conversation and its instructions; beside the workspace, which is the user's.
@@ -21,49 +22,40 @@ const TURN_FILE: &str = "/tmp/.hothouse-turn.json";
 pub(super) struct Place<'a> {
     pub(super) context: &'a Context,
     environment: &'a Environment,
-    slot: Slot,
+    home: Home,
 }
 
 impl<'a> Place<'a> {
-    /// Takes a sandbox of the agent's environment, alive from now on as long as the lease.
+    /// Takes a sandbox of the agent's environment with the files of `owner`, alive from now on as long as the lease.
     pub(super) async fn take(
         context: &'a Context,
         keeper: &mut Keeper,
         way_out: &WayOut,
         agent: &AgentDefinition,
+        owner: Option<Owner>,
     ) -> Result<Self, Broken> {
         let name = agent.environment.as_str();
         let Some(environment) = context.machine.environments.get(name) else {
             return Err(Failure::new(FailureCode::InvalidInput, format!("there is no environment {name:?}")).into());
         };
-        let Some(pool) = &context.machine.pool else {
-            return Err(Failure::new(FailureCode::SandboxFailed, "this worker has no sandboxes").into());
-        };
-        let slot = slot::check_out(context, keeper, pool, name).await?;
+        let home = Home::enter(context, keeper, environment, owner).await?;
         let place = Self {
             context,
             environment,
-            slot,
+            home,
         };
-        let made_ready = async {
-            keeper.begin(place.sandbox()).await?;
-            if !agent.egress.is_empty() {
-                way_out.put_certificates(place.sandbox()).await?;
-            }
-            Ok::<_, Broken>(())
-        };
-        match made_ready.await {
-            Ok(()) => Ok(place),
-            Err(error) => {
-                place.leave();
-                Err(error)
-            }
+        if !agent.egress.is_empty()
+            && let Err(error) = way_out.put_certificates(place.sandbox()).await
+        {
+            place.home.give_up();
+            return Err(error.into());
         }
+        Ok(place)
     }
 
     /// The sandbox.
     pub(super) fn sandbox(&self) -> &Sandbox {
-        self.slot.sandbox()
+        self.home.sandbox()
     }
 
     /// What the program may connect to.
@@ -99,8 +91,11 @@ impl<'a> Place<'a> {
         Err(Failure::new(FailureCode::DiskFull, message).into())
     }
 
-    /// Gives the sandbox up.
-    pub(super) fn leave(self) {
-        self.slot.retire();
+    /// Leaves the sandbox.
+    ///
+    /// # Errors
+    /// When the workspace was not saved.
+    pub(super) async fn leave(self) -> Result<(), Failure> {
+        self.home.leave().await
     }
 }

@@ -1,0 +1,172 @@
+//! Where a turn's programs run: a sandbox, with the workspace of its conversation or agent in it.
+//!
+//! It is the sandbox that was kept since the turn before, when its workspace is still the present version, or a fresh one
+//! into which the workspace is restored. When the turn ends its processes are killed, the workspace is saved if it changed,
+//! and the sandbox is kept for the next turn.
+
+use std::time::Duration;
+
+use common::job::decision::Outcome;
+use common::job::event::EventBody;
+use common::job::{Failure, FailureCode};
+use common::workspace::Owner;
+use tokio::sync::watch;
+
+use super::exec::{Broken, slot};
+use super::keeper::{Keeper, sandbox_failure};
+use super::workspace::Workspace;
+use super::{Context, Ended};
+use crate::consumer::held::{Orders, Stop};
+use crate::environment::Environment;
+use crate::events::{Say, Sink};
+use crate::pool::{KeptFor, Pool, Slot, Who};
+use crate::sandbox::Sandbox;
+
+/// How long saving may take, and how long when the worker stops.
+const SAVE_MAX: Duration = Duration::from_mins(2);
+const SAVE_MAX_DRAINING: Duration = Duration::from_secs(8);
+
+/// A sandbox with a workspace in it, or without one where none is kept.
+#[derive(Debug)]
+pub(super) struct Home {
+    slot: Slot,
+    workspace: Option<Workspace>,
+    owner: Option<KeptFor>,
+    orders: watch::Receiver<Orders>,
+}
+
+impl Home {
+    /// Takes a sandbox and restores the workspace of `owner` in it. From then on it must be kept alive by `keeper`.
+    pub(super) async fn enter(
+        context: &Context,
+        keeper: &mut Keeper,
+        environment: &Environment,
+        owner: Option<Owner>,
+    ) -> Result<Self, Broken> {
+        let Some(pool) = &context.machine.pool else {
+            return Err(Failure::new(FailureCode::SandboxFailed, "this worker has no sandboxes").into());
+        };
+        let workspace = match owner {
+            Some(owner) => Workspace::find(context, owner, environment.profile.workspace_bytes).await?,
+            None => None,
+        };
+        let owner = workspace.as_ref().map(|workspace| KeptFor {
+            tenant_id: context.job.tenant_id,
+            who: Who::Workspace(workspace.owner().id()),
+        });
+        let version = workspace.as_ref().map_or(0, Workspace::version);
+        let (slot, is_kept) = match kept(pool, &environment.name, owner.as_ref(), version).await {
+            Some(slot) => (slot, true),
+            None => (slot::check_out(context, keeper, pool, &environment.name).await?, false),
+        };
+        let home = Self {
+            slot,
+            workspace,
+            owner,
+            orders: context.orders.clone(),
+        };
+        match home.furnish(keeper, is_kept).await {
+            Ok(()) => Ok(home),
+            Err(broken) => {
+                home.slot.retire();
+                Err(broken)
+            }
+        }
+    }
+
+    async fn furnish(&self, keeper: &mut Keeper, is_kept: bool) -> Result<(), Broken> {
+        let sandbox = self.slot.sandbox();
+        keeper.begin(sandbox).await?;
+        match &self.workspace {
+            Some(workspace) if !is_kept => {
+                let restored = keeper.keep(sandbox, workspace.restore(sandbox)).await;
+                Ok(restored.map_err(Broken::Stopped)??)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The sandbox.
+    pub(super) fn sandbox(&self) -> &Sandbox {
+        self.slot.sandbox()
+    }
+
+    /// Gives the sandbox up, with whatever is in it.
+    pub(super) fn give_up(self) {
+        self.slot.retire();
+    }
+
+    /// Ends what runs in it, saves the workspace, and keeps the sandbox. An attempt that was lost saves nothing.
+    ///
+    /// # Errors
+    /// When the workspace was not saved: its version is that of before.
+    pub(super) async fn leave(self) -> Result<(), Failure> {
+        let Self {
+            slot,
+            workspace,
+            owner,
+            orders,
+        } = self;
+        let is_lost = orders.borrow().stop == Some(Stop::Lost);
+        let (Some(mut workspace), Some(owner), false) = (workspace, owner, is_lost) else {
+            slot.retire();
+            return Ok(());
+        };
+        let is_draining = orders.borrow().stop == Some(Stop::Drain);
+        let limit = if is_draining { SAVE_MAX_DRAINING } else { SAVE_MAX };
+        let sandbox = slot.sandbox();
+        let work = async {
+            // Processes end at once, whatever saving takes.
+            sandbox.kill_all().await.map_err(|error| sandbox_failure(&error))?;
+            workspace.save(sandbox).await
+        };
+        let late = Failure::new(
+            FailureCode::WorkspaceFailed,
+            "its workspace could not be saved: it took too long",
+        );
+        let limited = async { tokio::time::timeout(limit, work).await.unwrap_or(Err(late)) };
+        match Keeper::new(orders).finish(sandbox, limited).await {
+            Some(Ok(version)) => {
+                slot.keep(owner, version).await;
+                Ok(())
+            }
+            Some(Err(failure)) => {
+                slot.retire();
+                Err(failure)
+            }
+            None => {
+                slot.retire();
+                Ok(())
+            }
+        }
+    }
+}
+
+/// The sandbox that was kept for this owner, when the workspace in it is the present version.
+async fn kept(pool: &Pool, environment: &str, owner: Option<&KeptFor>, version: u64) -> Option<Slot> {
+    let (slot, kept) = pool.check_out_kept(environment, owner?).await?;
+    if kept == version {
+        return Some(slot);
+    }
+    slot.retire();
+    None
+}
+
+/// A turn that did well but whose files were not kept did not do well. One that ended otherwise says so in its log.
+pub(super) fn unless_unsaved(ended: Ended, left: Result<(), Failure>, events: &Sink) -> Ended {
+    let Err(failure) = left else { return ended };
+    events.say(EventBody::Status {
+        phase: "workspace_not_saved".to_owned(),
+        detail: Some(failure.message.clone()),
+    });
+    match ended.outcome {
+        Outcome::Succeeded => Ended {
+            outcome: Outcome::Failed {
+                failure,
+                retry_after: None,
+            },
+            ..ended
+        },
+        _ => ended,
+    }
+}
