@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use common::cancel::Canceller;
-use common::job::decision::Outcome;
+use common::job::decision::{Decision, Outcome};
 use common::job::event::{Event, EventBody};
 use common::job::spec::{JobSpec, SlotClass, class_of};
 use common::job::{FailureCode, Job, NewJob};
@@ -194,7 +194,12 @@ impl Done {
             job: self.job.clone(),
             input: Vec::new(),
         };
-        assert!(self.worker.succeed(&claimed).await);
+        let mut settlement = self.worker.settlement(&claimed, Decision::Succeed, &[]);
+        if let Some(turn) = &mut settlement.turn {
+            turn.messages.clone_from(&self.ended.messages);
+        }
+        assert!(self.worker.commit(&settlement).await);
+        self.worker.ack(&claimed, &settlement).await;
     }
 
     /// The result; the attempt did well.

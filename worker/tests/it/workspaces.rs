@@ -151,7 +151,7 @@ async fn programs_work_on_the_same_files_and_processes_end_with_the_turn(pool: P
     let (bench, talk) = bench(&pool).await;
     let command = agent(
         Harness::Command,
-        Some("echo one >> log; (setsid sleep 300 &) ; cat log; ps -e -o args | grep -c '[s]leep 300'"),
+        Some("echo one >> log; (setsid sleep 300 &) ; cat log; pgrep -xc sleep"),
     );
     let done = turn_of(&bench, talk, &command, "go", None).await;
     assert_eq!(done.result()["text"], "one\n1\n");
