@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use common::config::{Database, Error, Leases, Redis, Secret, Settings};
+use common::config::{Database, Error, Health, Leases, Redis, Secret, Settings};
 use common::objects;
 use common::telemetry::Telemetry;
 use serde::{Deserialize, Serialize};
@@ -19,6 +19,8 @@ pub struct Config {
     pub redis: Redis,
     /// Leases, of which the API needs the limit of dispatched jobs and the times that make a worker dead.
     pub leases: Leases,
+    /// What counts as progress.
+    pub health: Health,
     /// Logs.
     pub telemetry: Telemetry,
     /// Where artifacts are.
@@ -144,6 +146,7 @@ impl Settings for Config {
     fn validate(&self) -> Result<(), Error> {
         let invalid = |sentence: &str| Err(Error::Invalid(sentence.to_owned()));
         self.leases.validate()?;
+        self.health.validate(&self.leases)?;
         if self.http.input_max > self.http.body_max {
             return invalid("http.input_max must not be above http.body_max");
         }

@@ -7,6 +7,7 @@ use anyhow::Context;
 use common::cancel::Canceller;
 use common::clock::Clock;
 use common::config::Secret;
+use common::health::Health;
 use common::lifecycle::Lifecycle;
 use common::log::Log;
 use common::objects::Objects;
@@ -54,6 +55,19 @@ impl Server {
     /// # Errors
     /// As [`run`].
     pub async fn bind(config: Config, clock: Clock, lifecycle: &Lifecycle) -> anyhow::Result<Self> {
+        Self::bind_beside(config, clock, lifecycle, Vec::new()).await
+    }
+
+    /// The same beside other parts in one process: it is ready when they are.
+    ///
+    /// # Errors
+    /// As [`run`].
+    pub async fn bind_beside(
+        config: Config,
+        clock: Clock,
+        lifecycle: &Lifecycle,
+        beside: Vec<(&'static str, Health)>,
+    ) -> anyhow::Result<Self> {
         let store = Store::open(&config.database)?;
         let queue = Queue::open(&config.redis, &config.leases)?;
         let admin_key = config.auth.resolved_admin_key()?;
@@ -87,6 +101,7 @@ impl Server {
             objects: Objects::open(&config.objects)?,
             stopping: lifecycle.soft().clone(),
             metrics,
+            beside,
             config,
             clock,
             store,

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use common::cancel::Canceller;
 use common::clock::Clock;
+use common::health::Health;
 use common::log::Log;
 use common::objects::Objects;
 use common::queue::Queue;
@@ -36,6 +37,7 @@ pub(crate) struct Parts {
     pub(crate) hub: Hub,
     pub(crate) stopping: CancellationToken,
     pub(crate) metrics: Option<PrometheusHandle>,
+    pub(crate) beside: Vec<(&'static str, Health)>,
 }
 
 impl std::fmt::Debug for Parts {
@@ -109,6 +111,11 @@ impl App {
     /// Cancelled when streams and waits should end.
     pub fn stopping(&self) -> &CancellationToken {
         &self.0.stopping
+    }
+
+    /// Other parts of Hothouse in this process, by name.
+    pub(crate) fn beside(&self) -> &[(&'static str, Health)] {
+        &self.0.beside
     }
 
     /// The metrics of the process.

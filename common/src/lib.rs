@@ -11,6 +11,7 @@ pub mod clock;
 pub mod config;
 pub mod cron;
 pub mod egress;
+pub mod health;
 pub mod ids;
 pub mod job;
 pub mod lifecycle;

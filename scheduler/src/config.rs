@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use common::config::{Database, Error, Leases, Redis, Settings};
+use common::config::{self, Database, Error, Health, Leases, Redis, Settings};
 use common::telemetry::Telemetry;
 use serde::{Deserialize, Serialize};
 
@@ -16,6 +16,8 @@ pub struct Config {
     pub redis: Redis,
     /// The timed right to work on a job.
     pub leases: Leases,
+    /// What counts as progress.
+    pub health: Health,
     /// Logs.
     pub telemetry: Telemetry,
     /// Leading and firing.
@@ -47,6 +49,8 @@ pub struct Scheduler {
     /// How long a stopping scheduler may take.
     #[serde(with = "humantime_serde")]
     pub drain: Duration,
+    /// Where `/healthz`, `/readyz` and `/metrics` are answered; empty is nowhere.
+    pub health_address: String,
 }
 
 /// `[partitions]`: daily partitions.
@@ -77,6 +81,8 @@ impl Settings for Config {
 
     fn validate(&self) -> Result<(), Error> {
         self.leases.validate()?;
+        self.health.validate(&self.leases)?;
+        config::address(&self.scheduler.health_address, "scheduler.health_address")?;
         let invalid = |message: &str| Err(Error::Invalid(message.to_owned()));
         let scheduler = &self.scheduler;
         if scheduler.leader_ttl < scheduler.leader_renew * 3 {
@@ -110,7 +116,7 @@ mod tests {
         let variables = variables
             .iter()
             .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
-        common::config::load(None, variables)
+        config::load(None, variables)
     }
 
     #[test]

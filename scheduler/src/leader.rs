@@ -6,6 +6,7 @@
 
 use std::time::Duration;
 
+use common::health::Pulse;
 use common::store::Store;
 use common::store::leaders::Leadership;
 use tokio::sync::watch;
@@ -24,11 +25,18 @@ pub(crate) struct Election {
     ttl: Duration,
     renew: Duration,
     leadership: watch::Sender<Option<Leadership>>,
+    /// Owes answers of Postgres, whoever leads.
+    pulse: Pulse,
 }
 
 impl Election {
     /// A candidate, and where it says whether it leads.
-    pub(crate) fn new(store: Store, ttl: Duration, renew: Duration) -> (Self, watch::Receiver<Option<Leadership>>) {
+    pub(crate) fn new(
+        store: Store,
+        ttl: Duration,
+        renew: Duration,
+        pulse: Pulse,
+    ) -> (Self, watch::Receiver<Option<Leadership>>) {
         let (leadership, receiver) = watch::channel(None);
         (
             Self {
@@ -37,6 +45,7 @@ impl Election {
                 ttl,
                 renew,
                 leadership,
+                pulse,
             },
             receiver,
         )
@@ -70,6 +79,9 @@ impl Election {
             self.renew
         };
         let answer = tokio::time::timeout(patience, self.store.acquire_or_renew(ROLE, self.holder, self.ttl)).await;
+        if matches!(answer, Ok(Ok(_))) {
+            self.pulse.progress();
+        }
         match answer {
             Ok(Ok(Some(leadership))) => {
                 *held_until = asked + self.ttl;

@@ -12,6 +12,7 @@ pub use config::{Config, Partitions, Retention, Scheduler};
 use std::sync::Arc;
 
 use common::clock::Clock;
+use common::health::Health;
 use common::lifecycle::Lifecycle;
 use common::queue::Queue;
 use common::store::Store;
@@ -22,24 +23,26 @@ use leader::Election;
 use record::Recorder;
 
 /// Starts a scheduler on the lifecycle and returns when it has stopped. It needs neither Postgres nor Redis to start:
-/// it stands for election again and again until Postgres answers.
+/// it stands for election again and again until Postgres answers. `health` hears of its progress.
 ///
 /// # Errors
 /// When the configuration names no database or no Redis, or one that cannot be read.
-pub async fn run(config: Config, clock: Clock, lifecycle: Lifecycle) -> anyhow::Result<()> {
+pub async fn run(config: Config, clock: Clock, lifecycle: Lifecycle, health: Health) -> anyhow::Result<()> {
     let store = Store::open(&config.database)?;
     let queue = Queue::open(&config.redis, &config.leases)?;
-    serve(store, queue, config, clock, lifecycle).await;
+    serve((store, queue), config, clock, lifecycle, health).await;
     Ok(())
 }
 
 /// The same over a store and a queue that somebody else opened, such as a test that moves their clocks. Closes the store
 /// at the end.
-pub async fn serve(store: Store, queue: Queue, config: Config, clock: Clock, lifecycle: Lifecycle) {
+pub async fn serve((store, queue): (Store, Queue), config: Config, clock: Clock, lifecycle: Lifecycle, health: Health) {
+    let drained = health.clone();
     let (election, leadership) = Election::new(
         store.clone(),
         config.scheduler.leader_ttl,
         config.scheduler.leader_renew,
+        health.pulse("election", config.scheduler.leader_renew),
     );
     let recorder = Arc::new(Recorder::new(store.clone(), clock.clone()));
     let deps = Deps {
@@ -48,11 +51,13 @@ pub async fn serve(store: Store, queue: Queue, config: Config, clock: Clock, lif
         config: Arc::new(config),
         clock,
         recorder: Arc::clone(&recorder),
+        health,
     };
     // The lease is held, and reports are written, until the last duty has stopped.
     let ended = CancellationToken::new();
     let work = async {
         duties::while_leading(&deps, leadership, lifecycle.soft()).await;
+        drained.drain();
         ended.cancel();
     };
     tokio::join!(election.run(&ended), recorder.run(&ended), work);

@@ -6,9 +6,11 @@ use std::time::Duration;
 
 use clap::Parser;
 use common::clock::Clock;
+use common::health::{Health, listener};
 use common::lifecycle::Lifecycle;
 use common::{config, metrics, telemetry};
 use scheduler::Config;
+use tokio_util::sync::CancellationToken;
 
 /// Fires schedules and runs the periodic duties of Hothouse; one of those that run leads.
 #[derive(Debug, Parser)]
@@ -28,14 +30,20 @@ async fn main() -> anyhow::Result<ExitCode> {
     let args = Args::parse();
     let config: Config = config::load(args.config.as_deref(), config::environment())?;
     telemetry::install(&config.telemetry)?;
-    metrics::install();
     let lifecycle = Lifecycle::new();
     lifecycle.stop_on_signals()?;
     let drain = config.scheduler.drain;
-    let scheduler = scheduler::run(config, Clock::system(), lifecycle.clone());
+    let health = Health::new(config.health.stall_max);
+    let asked = CancellationToken::new();
+    if let Some(address) = config::address(&config.scheduler.health_address, "scheduler.health_address")? {
+        let answering = listener::run(address, health.clone(), metrics::install(), asked.clone());
+        lifecycle.spawn_infallible("health", answering);
+    }
+    let scheduler = scheduler::run(config, Clock::system(), lifecycle.clone(), health);
     let stopping = lifecycle.clone();
     lifecycle.spawn("scheduler", async move {
         let ended = scheduler.await;
+        asked.cancel();
         stopping.stop();
         ended.map_err(|error| format!("{error:#}"))
     });

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use common::config::{Database, Error, Leases, Redis, Settings};
+use common::config::{self, Database, Error, Health, Leases, Redis, Settings};
 use common::objects;
 use common::telemetry::Telemetry;
 use serde::{Deserialize, Serialize};
@@ -20,6 +20,8 @@ pub struct Config {
     pub redis: Redis,
     /// The timed right to work on a job.
     pub leases: Leases,
+    /// What counts as progress.
+    pub health: Health,
     /// Logs.
     pub telemetry: Telemetry,
     /// Slots.
@@ -51,6 +53,8 @@ pub struct Worker {
     /// How long a stopping worker lets its attempts finish before it gives them back.
     #[serde(with = "humantime_serde")]
     pub drain: Duration,
+    /// Where `/healthz`, `/readyz` and `/metrics` are answered; empty is nowhere.
+    pub health_address: String,
 }
 
 /// How sandboxes are started.
@@ -116,6 +120,8 @@ impl Settings for Config {
 
     fn validate(&self) -> Result<(), Error> {
         self.leases.validate()?;
+        self.health.validate(&self.leases)?;
+        config::address(&self.worker.health_address, "worker.health_address")?;
         let names = self.worker.labels.iter().chain(&self.worker.queues);
         if let Some(bad) = names.into_iter().find(|name| !is_name(name)) {
             let message =
@@ -147,7 +153,7 @@ mod tests {
 
     #[test]
     fn the_defaults_are_valid() {
-        let config: Config = common::config::load(None, []).unwrap();
+        let config: Config = config::load(None, []).unwrap();
         assert_eq!(config.worker.light_slots, 64);
         assert!(config.worker.sandbox_slots() >= 2);
     }
@@ -155,6 +161,6 @@ mod tests {
     #[test]
     fn a_label_with_a_comma_is_refused() {
         let variables = [("HOTHOUSE_WORKER__LABELS".to_owned(), "a b".to_owned())];
-        assert!(common::config::load::<Config>(None, variables).is_err());
+        assert!(config::load::<Config>(None, variables).is_err());
     }
 }

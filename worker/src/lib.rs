@@ -11,6 +11,7 @@ pub mod executor;
 mod machine;
 pub mod model;
 pub mod pool;
+pub mod presence;
 mod run;
 pub mod sandbox;
 pub mod settle;

@@ -6,8 +6,10 @@ use std::time::Duration;
 
 use clap::Parser;
 use common::clock::Clock;
-use common::config;
+use common::health::{Health, listener};
 use common::lifecycle::Lifecycle;
+use common::{config, metrics};
+use tokio_util::sync::CancellationToken;
 use worker::Config;
 
 /// Claims jobs and runs each one in a warm, sealed sandbox.
@@ -32,7 +34,15 @@ async fn main() -> anyhow::Result<ExitCode> {
     common::telemetry::install(&config.telemetry)?;
     let lifecycle = Lifecycle::new();
     lifecycle.stop_on_signals()?;
-    worker::run(config, Clock::system(), lifecycle.clone()).await?;
+    let health = Health::new(config.health.stall_max);
+    let asked = CancellationToken::new();
+    if let Some(address) = config::address(&config.worker.health_address, "worker.health_address")? {
+        let answering = listener::run(address, health.clone(), metrics::install(), asked.clone());
+        lifecycle.spawn_infallible("health", answering);
+    }
+    worker::run(config, Clock::system(), lifecycle.clone(), health).await?;
+    // Until here: one that drains says so.
+    asked.cancel();
     lifecycle.stop();
     let ended = lifecycle.drained(GRACE, GRACE).await;
     Ok(if ended && !lifecycle.has_failed() {

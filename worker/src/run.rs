@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use common::clock::Clock;
+use common::health::{Health, Pulse};
 use common::ids::WorkerId;
 use common::job::spec::SlotClass;
 use common::lifecycle::Lifecycle;
@@ -27,10 +28,8 @@ use crate::consumer::solitude::Solitude;
 use crate::consumer::{Consumer, cancels};
 use crate::executor::Machine;
 use crate::machine;
+use crate::presence::{PRESENCE, Presence};
 use crate::settle::Settler;
-
-/// Time between two signs of life in Postgres, which only lists and reapers read.
-const PRESENCE: Duration = Duration::from_secs(5);
 
 /// How long attempts that were told to stop may take to say so.
 const GRACE: Duration = Duration::from_secs(10);
@@ -45,13 +44,16 @@ struct Running {
     settling: TaskTracker,
     upkeep: CancellationToken,
     machine: Machine,
+    health: Health,
 }
 
 /// Starts a worker on the lifecycle and returns when it has stopped. It needs neither Postgres nor Redis to start.
+/// `health` hears of its progress.
 ///
 /// # Errors
 /// When the configuration is wrong.
-pub async fn run(config: Config, clock: Clock, lifecycle: Lifecycle) -> anyhow::Result<()> {
+pub async fn run(config: Config, clock: Clock, lifecycle: Lifecycle, health: Health) -> anyhow::Result<()> {
+    let seen = health.pulse("presence", PRESENCE);
     let store = Store::open(&config.database)?;
     let queue = Queue::open(&config.redis, &config.leases)?;
     let worker_id = WorkerId::new();
@@ -66,6 +68,7 @@ pub async fn run(config: Config, clock: Clock, lifecycle: Lifecycle) -> anyhow::
     if !register(&store, &registration, &lifecycle).await {
         return Ok(());
     }
+    seen.progress();
     tracing::info!(%worker_id, name = registration.name, driver = name, ?slots, "worker started");
     if let Some(driver) = driver {
         machine::fill(&mut machine, driver, &config.sandbox, worker_id, &clock, &lifecycle);
@@ -79,8 +82,9 @@ pub async fn run(config: Config, clock: Clock, lifecycle: Lifecycle) -> anyhow::
         settling: TaskTracker::new(),
         upkeep: CancellationToken::new(),
         machine,
+        health,
     };
-    start(&config, &running, &queue, &slots, &lifecycle);
+    start(&config, &running, &queue, &slots, &lifecycle, seen);
     lifecycle.soft().cancelled().await;
     stop(&running, config.worker.drain, &lifecycle).await
 }
@@ -121,8 +125,16 @@ async fn register(store: &Store, worker: &workers::Worker, lifecycle: &Lifecycle
     }
 }
 
-fn start(config: &Config, running: &Running, queue: &Queue, slots: &BTreeMap<SlotClass, u32>, lifecycle: &Lifecycle) {
+fn start(
+    config: &Config,
+    running: &Running,
+    queue: &Queue,
+    slots: &BTreeMap<SlotClass, u32>,
+    lifecycle: &Lifecycle,
+    seen: Pulse,
+) {
     let (worker_id, store, held) = (running.worker_id, &running.store, &running.held);
+    let health = &running.health;
     let attempts = Attempts::new(Parts {
         worker_id,
         store: store.clone(),
@@ -134,6 +146,7 @@ fn start(config: &Config, running: &Running, queue: &Queue, slots: &BTreeMap<Slo
             store.clone(),
             queue.clone(),
             lifecycle.hard().clone(),
+            health.pulse("settle", Duration::ZERO),
             &running.settling,
         ),
         machine: running.machine.clone(),
@@ -147,6 +160,7 @@ fn start(config: &Config, running: &Running, queue: &Queue, slots: &BTreeMap<Slo
         held: held.clone(),
         leases: config.leases.clone(),
         clock: running.clock.clone(),
+        pulse: health.pulse("heartbeat", config.leases.heartbeat),
     };
     let upkeep = &running.upkeep;
     lifecycle.spawn_infallible("heartbeat", heartbeat.run(upkeep.clone()));
@@ -156,16 +170,15 @@ fn start(config: &Config, running: &Running, queue: &Queue, slots: &BTreeMap<Slo
     );
     // Ends with the soft stop, or when an operator drains this worker.
     let claiming = lifecycle.soft().child_token();
-    lifecycle.spawn_infallible(
-        "presence",
-        presence(
-            store.clone(),
-            worker_id,
-            running.clock.clone(),
-            claiming.clone(),
-            upkeep.clone(),
-        ),
-    );
+    let presence = Presence {
+        store: store.clone(),
+        worker_id,
+        clock: running.clock.clone(),
+        health: health.clone(),
+        pulse: seen,
+        claiming: claiming.clone(),
+    };
+    lifecycle.spawn_infallible("presence", presence.run(upkeep.clone()));
     let solitude = Solitude::default();
     for (slot, count) in slots {
         let count = usize::try_from(*count).unwrap_or(usize::MAX);
@@ -187,36 +200,14 @@ fn start(config: &Config, running: &Running, queue: &Queue, slots: &BTreeMap<Slo
             solitude: solitude.clone(),
         };
         for shard in queue.shards() {
-            lifecycle.spawn_infallible("consumer", consumer.clone().run(shard, claiming.clone()));
-        }
-    }
-}
-
-/// Says in Postgres that the worker lives, and hears there that it should claim nothing more.
-async fn presence(
-    store: Store,
-    worker_id: WorkerId,
-    clock: Clock,
-    claiming: CancellationToken,
-    stop: CancellationToken,
-) {
-    loop {
-        tokio::select! {
-            () = stop.cancelled() => return,
-            () = tokio::time::sleep(PRESENCE) => {}
-        }
-        match store.worker_seen(worker_id, clock.now()).await {
-            Ok(true) if !claiming.is_cancelled() => {
-                tracing::info!("asked to drain: claiming nothing more");
-                claiming.cancel();
-            }
-            Ok(_) => {}
-            Err(error) => tracing::debug!(%error, "Postgres does not hear that this worker lives"),
+            let pulse = health.pulse(format!("claim {} {shard}", slot.as_str()), Duration::ZERO);
+            lifecycle.spawn_infallible("consumer", consumer.clone().run(shard, pulse, claiming.clone()));
         }
     }
 }
 
 async fn stop(running: &Running, drain: Duration, lifecycle: &Lifecycle) -> anyhow::Result<()> {
+    running.health.drain();
     running.attempts.close();
     let held = running.held.len();
     if held > 0 {

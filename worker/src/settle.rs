@@ -4,9 +4,11 @@
 //! leases go on being renewed, and the number of results on their way is bounded by the consumer.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use common::batch::{Batcher, Error as BatchError, Limits};
+use common::health::Pulse;
 use common::ids::{JobId, TenantId, WorkerId};
 use common::job::StateName;
 use common::queue::{Acked, Dispatch, Keeps, Queue, Shard};
@@ -35,6 +37,14 @@ pub enum Settled {
 #[derive(Clone, Debug)]
 pub struct Settler {
     batcher: Batcher<(TenantId, Settlement), Settled>,
+    underway: Underway,
+}
+
+/// Results on their way: while there are any, progress is owed.
+#[derive(Clone, Debug)]
+struct Underway {
+    count: Arc<Mutex<usize>>,
+    pulse: Pulse,
 }
 
 #[derive(Clone, Debug)]
@@ -46,14 +56,16 @@ struct Writer {
 }
 
 impl Settler {
-    /// Starts the loop on `tracker`. `hard` ends retries.
+    /// Starts the loop on `tracker`. `hard` ends retries; `pulse` owes commits while results are on their way.
     pub fn spawn(
         worker_id: WorkerId,
         store: Store,
         queue: Queue,
         hard: CancellationToken,
+        pulse: Pulse,
         tracker: &TaskTracker,
     ) -> Self {
+        pulse.rest();
         let writer = Writer {
             worker_id,
             store,
@@ -70,14 +82,39 @@ impl Settler {
             let writer = writer.clone();
             async move { writer.settle(batch).await }
         });
-        Self { batcher }
+        let count = Arc::default();
+        Self {
+            batcher,
+            underway: Underway { count, pulse },
+        }
     }
 
     /// Settles one attempt.
     pub async fn settle(&self, tenant_id: TenantId, settlement: Settlement) -> Settled {
-        match self.batcher.call((tenant_id, settlement)).await {
+        self.underway.begin();
+        let settled = match self.batcher.call((tenant_id, settlement)).await {
             Ok(settled) => settled,
             Err(BatchError::Closed) => Settled::GivenUp,
+        };
+        self.underway.end();
+        settled
+    }
+}
+
+impl Underway {
+    fn begin(&self) {
+        let mut count = self.count.lock().unwrap_or_else(PoisonError::into_inner);
+        *count += 1;
+        self.pulse.owe();
+    }
+
+    fn end(&self) {
+        let mut count = self.count.lock().unwrap_or_else(PoisonError::into_inner);
+        *count -= 1;
+        if *count == 0 {
+            self.pulse.rest();
+        } else {
+            self.pulse.progress();
         }
     }
 }

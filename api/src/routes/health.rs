@@ -35,9 +35,12 @@ struct Health {
     /// Whether Postgres answers and commits go through: without it nothing is accepted.
     #[serde(skip_serializing_if = "Option::is_none")]
     postgres: Option<&'static str>,
-    /// Whether Redis answers: without it jobs are accepted and start later.
+    /// Whether Redis takes writes: without it jobs are accepted and start later.
     #[serde(skip_serializing_if = "Option::is_none")]
     redis: Option<&'static str>,
+    /// Where the worker and the scheduler are parts of this process: what of them makes no progress.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    stalled: Vec<String>,
 }
 
 /// The process runs.
@@ -47,10 +50,12 @@ async fn alive() -> Json<Health> {
         status: "ok",
         postgres: None,
         redis: None,
+        stalled: Vec::new(),
     })
 }
 
-/// Jobs are accepted: the tables are there, and a commit went through just now. Redis being away degrades and does not fail this.
+/// Jobs are accepted: the tables are there, and a commit went through just now. Redis being away degrades and does not fail
+/// this; where worker and scheduler are parts of the process, they must make progress.
 #[utoipa::path(get, path = "/readyz", tag = "health", security(()),
     responses((status = 200, body = Health), (status = 503, body = Health)))]
 async fn ready(State(app): State<App>) -> Response {
@@ -63,28 +68,35 @@ async fn ready(State(app): State<App>) -> Response {
         tokio::time::timeout(PATIENCE, probe).await.is_ok_and(|is_well| is_well)
     };
     let answers = async {
-        tokio::time::timeout(PATIENCE, app.queue().ping())
+        tokio::time::timeout(PATIENCE, app.queue().probe())
             .await
-            .is_ok_and(|ping| ping.is_ok())
+            .is_ok_and(|probe| probe.is_ok())
     };
     let (commits, answers) = tokio::join!(commits, answers);
     let stopping = app.stopping().is_cancelled();
+    let stalled: Vec<String> = app.beside().iter().flat_map(stalled).collect();
     let word = |is_well| if is_well { "ok" } else { "unavailable" };
     let health = Health {
-        status: if commits && answers && !stopping {
+        status: if commits && answers && !stopping && stalled.is_empty() {
             "ok"
         } else {
             "degraded"
         },
         postgres: Some(word(commits)),
         redis: Some(word(answers)),
+        stalled,
     };
-    let status = if commits && !stopping {
+    let status = if commits && !stopping && health.stalled.is_empty() {
         StatusCode::OK
     } else {
         StatusCode::SERVICE_UNAVAILABLE
     };
     (status, Json(health)).into_response()
+}
+
+fn stalled((part, health): &(&'static str, common::health::Health)) -> Vec<String> {
+    let stalled = health.report().stalled().into_iter();
+    stalled.map(|name| format!("{part}: {name}")).collect()
 }
 
 /// Metrics in Prometheus' text format.

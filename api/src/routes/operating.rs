@@ -11,7 +11,7 @@ use chrono::{DateTime, Utc};
 use common::ids::WorkerId;
 use common::job::exec::is_name;
 use common::store::queues::QueueStatus;
-use common::store::workers::WorkerStatus;
+use common::store::workers::{WorkerState, WorkerStatus};
 use serde::Serialize;
 use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
@@ -25,8 +25,8 @@ use crate::extract::{Params, PathId, PathSteps};
 use crate::problem::{Document, Problem};
 use crate::state::App;
 
-/// A worker that was not heard of for so long is not shown.
-const WORKER_SILENCE: Duration = Duration::from_secs(30);
+/// A silent worker is shown for so long: whoever looks should see what died.
+const SILENT_SHOWN: Duration = Duration::from_hours(1);
 
 pub(super) fn routes() -> OpenApiRouter<App> {
     OpenApiRouter::new()
@@ -143,12 +143,14 @@ async fn set_paused(app: &App, caller: &Caller, name: &str, paused: bool) -> Res
     Ok(Json(read_queue(app, caller, name).await?).into_response())
 }
 
-/// A worker process that was heard of within 30 s.
+/// A worker process that has not stopped in order and was heard of within an hour.
 #[derive(Serialize, ToSchema)]
 #[schema(as = Worker)]
 struct WorkerView {
     id: Uuid,
     name: String,
+    /// `live`; `stalled`, when a part of it makes no progress; `draining`; `silent`, when it was not heard of for 15 s.
+    state: &'static str,
     version: String,
     /// Slots by class.
     slots: BTreeMap<String, u32>,
@@ -163,19 +165,29 @@ struct WorkerView {
     draining_at: Option<DateTime<Utc>>,
     /// Jobs that it runs.
     running: u64,
+    /// Parts of it that made no progress when it was last heard of.
+    stalled: Vec<String>,
 }
 
-impl From<WorkerStatus> for WorkerView {
-    fn from(status: WorkerStatus) -> Self {
+impl WorkerView {
+    fn new(status: WorkerStatus, now: DateTime<Utc>) -> Self {
+        let state = match status.state(now) {
+            WorkerState::Live => "live",
+            WorkerState::Stalled => "stalled",
+            WorkerState::Draining => "draining",
+            WorkerState::Silent => "silent",
+        };
         let WorkerStatus {
             worker,
             seen_at,
             draining_at,
             running,
+            stalled,
         } = status;
         Self {
             id: worker.id.into(),
             name: worker.name,
+            state,
             version: worker.version,
             slots: worker.slots,
             labels: worker.labels,
@@ -185,6 +197,7 @@ impl From<WorkerStatus> for WorkerView {
             seen_at,
             draining_at,
             running,
+            stalled,
         }
     }
 }
@@ -193,8 +206,10 @@ impl From<WorkerStatus> for WorkerView {
 #[utoipa::path(get, path = "/workers", tag = "operating", responses((status = 200, body = List<WorkerView>)))]
 async fn workers(State(app): State<App>, _admin: Admin, params: Params) -> Result<Response, Problem> {
     params.finish()?;
-    let workers = app.store().live_workers(app.clock().now(), WORKER_SILENCE).await?;
-    Ok(Json(List::whole(workers.into_iter().map(WorkerView::from).collect())).into_response())
+    let now = app.clock().now();
+    let workers = app.store().workers(now, SILENT_SHOWN).await?;
+    let views = workers.into_iter().map(|status| WorkerView::new(status, now));
+    Ok(Json(List::whole(views.collect())).into_response())
 }
 
 /// What became of a request to drain.

@@ -70,8 +70,8 @@ async fn workers_are_shown_while_they_live_and_can_be_drained(pool: PgPool) {
     api.env.store.register_worker(&worker).await.unwrap();
     let shown = api.get("/workers").await.expect(200)["data"][0].clone();
     assert_eq!(
-        (&shown["id"], &shown["slots"], &shown["draining_at"]),
-        (&json!(worker.id), &json!({"light": 2}), &Value::Null)
+        (&shown["id"], &shown["slots"], &shown["draining_at"], &shown["state"]),
+        (&json!(worker.id), &json!({"light": 2}), &Value::Null, &json!("live"))
     );
     let job = api.submit(json!({"kind": "noop", "labels": ["gpu"]})).await;
     let reason = api.get(&format!("/jobs/{job}")).await.expect(200)["waiting_for"]
@@ -91,10 +91,27 @@ async fn workers_are_shown_while_they_live_and_can_be_drained(pool: PgPool) {
         .expect(202);
     assert!(api.get("/workers").await.expect(200)["data"][0]["draining_at"].is_string());
     assert!(
-        api.env.store.worker_seen(worker.id, api.env.clock.now()).await.unwrap(),
+        api.env
+            .store
+            .worker_seen(worker.id, api.env.clock.now(), &[])
+            .await
+            .unwrap(),
         "it is told"
     );
     api.env.advance(Duration::from_mins(1));
+    let silent = api.get("/workers").await.expect(200)["data"][0].clone();
+    assert_eq!((&silent["id"], &silent["state"]), (&json!(worker.id), &json!("silent")));
+    let reason = api.get(&format!("/jobs/{job}")).await.expect(200)["waiting_for"].clone();
+    assert_eq!(reason, "no worker is running", "a silent one does not count");
+    let stalled = ["claim light s0".to_owned()];
+    let now = api.env.clock.now();
+    api.env.store.worker_seen(worker.id, now, &stalled).await.unwrap();
+    let shown = api.get("/workers").await.expect(200)["data"][0].clone();
+    assert_eq!(
+        (&shown["state"], &shown["stalled"]),
+        (&json!("draining"), &json!(["claim light s0"]))
+    );
+    api.env.advance(Duration::from_hours(2));
     assert_eq!(api.get("/workers").await.expect(200)["data"], json!([]));
     api.post(&format!("/workers/{}/drain", WorkerId::new()), json!({}))
         .await

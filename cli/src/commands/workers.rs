@@ -19,7 +19,7 @@ pub(crate) struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Action {
-    /// List the workers that live
+    /// List the workers, and those that fell silent within the last hour
     List,
     /// Let a worker finish what it runs and take nothing more
     Drain {
@@ -37,6 +37,7 @@ pub(crate) async fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCod
             let fields = [
                 "id",
                 "name",
+                "state",
                 "slots",
                 "labels",
                 "queues",
@@ -44,6 +45,7 @@ pub(crate) async fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCod
                 "running",
                 "seen_at",
                 "draining_at",
+                "stalled",
             ];
             output::records(globals.json, &workers, fields)?;
         }

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use anyhow::Context as _;
 use common::clock::Clock;
 use common::config;
+use common::health::Health;
 use common::lifecycle::Lifecycle;
 use common::store::Store;
 use common::telemetry;
@@ -80,10 +81,17 @@ pub(crate) async fn start(settings: &Settings, lifecycle: &Lifecycle) -> anyhow:
     let providers = worker.model.providers().context("the [model] settings")?;
     let names = providers.names().map(str::to_owned).collect();
     let clock = Clock::system();
-    let server = api::Server::bind(api, clock.clone(), lifecycle).await?;
+    let (working, scheduling) = (
+        Health::new(worker.health.stall_max),
+        Health::new(scheduler.health.stall_max),
+    );
+    let beside = vec![("worker", working.clone()), ("scheduler", scheduling.clone())];
+    let server = api::Server::bind_beside(api, clock.clone(), lifecycle, beside).await?;
     let serving = lifecycle.clone();
     lifecycle.spawn("api", async move { server.serve(&serving).await });
-    lifecycle.spawn("worker", worker::run(worker, clock.clone(), lifecycle.clone()));
-    lifecycle.spawn("scheduler", scheduler::run(scheduler, clock, lifecycle.clone()));
+    let worker = worker::run(worker, clock.clone(), lifecycle.clone(), working);
+    lifecycle.spawn("worker", worker);
+    let scheduler = scheduler::run(scheduler, clock, lifecycle.clone(), scheduling);
+    lifecycle.spawn("scheduler", scheduler);
     Ok(names)
 }

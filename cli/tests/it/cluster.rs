@@ -106,6 +106,9 @@ impl Cluster {
         let process = |binary: &str, name: String| {
             let mut env = env.clone();
             env.push(("HOTHOUSE_WORKER__NAME".to_owned(), name.clone()));
+            let health = format!("127.0.0.1:{}", process::free_port());
+            env.push(("HOTHOUSE_WORKER__HEALTH_ADDRESS".to_owned(), health.clone()));
+            env.push(("HOTHOUSE_SCHEDULER__HEALTH_ADDRESS".to_owned(), health));
             Process::new(name, &beside(binary), env, &folder)
         };
         let mut this = Self {

@@ -8,6 +8,7 @@
 
 mod bench;
 mod cluster;
+mod health;
 mod help;
 mod humaneval;
 mod ledger;

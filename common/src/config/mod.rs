@@ -15,7 +15,7 @@ use config::{Config, Environment, File, FileFormat, Map, Value};
 use serde::de::DeserializeOwned;
 
 pub use secret::Secret;
-pub use sections::{Database, Leases, Redis};
+pub use sections::{Database, Health, Leases, Redis, address};
 
 /// The defaults of the sections that all processes share.
 pub const SHARED_DEFAULTS: &str = include_str!("shared.default.toml");
@@ -145,6 +145,7 @@ mod tests {
         database: Database,
         redis: Redis,
         leases: Leases,
+        health: Health,
         telemetry: crate::telemetry::Telemetry,
     }
 
@@ -152,7 +153,8 @@ mod tests {
         const DEFAULTS: &'static str = "";
 
         fn validate(&self) -> Result<(), Error> {
-            self.leases.validate()
+            self.leases.validate()?;
+            self.health.validate(&self.leases)
         }
     }
 

@@ -1,5 +1,6 @@
 //! The sections that all processes share.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -101,6 +102,43 @@ impl Leases {
         }
         Ok(())
     }
+}
+
+/// `[health]`: what counts as progress.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Health {
+    /// How long a part may owe progress before the process is not ready.
+    #[serde(with = "humantime_serde")]
+    pub stall_max: Duration,
+}
+
+impl Health {
+    /// Refuses a bound that a healthy process would miss.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`].
+    pub fn validate(&self, leases: &Leases) -> Result<(), Error> {
+        // An idle claim loop looks once a second.
+        if self.stall_max < leases.heartbeat * 2 || self.stall_max < Duration::from_secs(2) {
+            return Err(Error::Invalid(
+                "health.stall_max must be at least 2s and twice leases.heartbeat".to_owned(),
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// An address where a process listens; empty is nowhere. `name` is the setting's.
+///
+/// # Errors
+/// [`Error::Invalid`] when it is not an IP address with a port.
+pub fn address(text: &str, name: &str) -> Result<Option<SocketAddr>, Error> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let invalid = |_| Error::Invalid(format!("{name} must be an IP address with a port, or empty"));
+    text.parse().map(Some).map_err(invalid)
 }
 
 fn resolve(value: &Secret, file: Option<&PathBuf>, name: &str) -> Result<Secret, Error> {

@@ -21,6 +21,7 @@
 //! | `alone:<lane>` | the worker that empties itself to claim a job alone |
 //! | `paused`, `weights`, `spilled` | queues that release nothing; weights of tenants and queues; full backlogs |
 //! | `wake` | stream of one entry that carries no job: the only key that is read blocking |
+//! | `probe` | written to see whether writes go through; gone at once |
 //! | `cancel:<worker>` | set of jobs that a worker should stop |
 //! | `log:<job>` | stream: the tail of a job's event log |
 //! | `hints`, `cancels` | pub/sub: `job:seq`; losing one loses nothing |
@@ -173,6 +174,21 @@ impl Queue {
         }
     }
 
+    /// Writes a key of no meaning into every shard: a Redis that answers and takes no writes, for it is full or a replica,
+    /// dispatches nothing.
+    ///
+    /// # Errors
+    /// When one refuses, or does not answer.
+    pub async fn probe(&self) -> Result<(), Error> {
+        let mut connection = self.connection().await?;
+        for shard in self.shards() {
+            let mut set = redis::cmd("SET");
+            set.arg(self.key(shard, "probe")).arg(1).arg("PX").arg(1);
+            let _written: String = set.query_async(&mut connection).await?;
+        }
+        Ok(())
+    }
+
     /// Asks Redis for nothing, to know that it answers.
     ///
     /// # Errors
@@ -196,3 +212,9 @@ impl std::fmt::Debug for Queue {
 /// A shard: the unit whose keys lie in one slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Shard(u16);
+
+impl std::fmt::Display for Shard {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "s{}", self.0)
+    }
+}

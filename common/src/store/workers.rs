@@ -6,6 +6,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 use sqlx::Row;
+use sqlx::postgres::PgRow;
 use sqlx::types::Json;
 
 use super::row::int;
@@ -45,6 +46,40 @@ pub struct WorkerStatus {
     pub draining_at: Option<DateTime<Utc>>,
     /// Jobs that it runs.
     pub running: u64,
+    /// Parts of it that made no progress when it was last heard of.
+    pub stalled: Vec<String>,
+}
+
+/// A worker that was not heard of for so long is silent: three signs of life are missing.
+pub const SILENT_AFTER: Duration = Duration::from_secs(15);
+
+/// A worker in a word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum WorkerState {
+    /// It claims jobs.
+    Live,
+    /// It lives, and a part of it makes no progress.
+    Stalled,
+    /// It finishes what it holds.
+    Draining,
+    /// Nobody has heard of it for [`SILENT_AFTER`]: it died, stands still, or is cut off from Postgres.
+    Silent,
+}
+
+impl WorkerStatus {
+    /// How it is doing.
+    pub fn state(&self, now: DateTime<Utc>) -> WorkerState {
+        if self.seen_at + SILENT_AFTER <= now {
+            WorkerState::Silent
+        } else if self.draining_at.is_some() {
+            WorkerState::Draining
+        } else if self.stalled.is_empty() {
+            WorkerState::Live
+        } else {
+            WorkerState::Stalled
+        }
+    }
 }
 
 impl Store {
@@ -70,16 +105,17 @@ impl Store {
         Ok(())
     }
 
-    /// Says that a worker lives, and answers whether it was asked to drain.
+    /// Says that a worker lives, and which of its parts make no progress; answers whether it was asked to drain.
     ///
     /// # Errors
     /// When Postgres is away.
-    pub async fn worker_seen(&self, id: WorkerId, now: DateTime<Utc>) -> Result<bool, Error> {
+    pub async fn worker_seen(&self, id: WorkerId, now: DateTime<Utc>, stalled: &[String]) -> Result<bool, Error> {
         self.within(async {
             let draining: Option<Option<DateTime<Utc>>> =
-                sqlx::query_scalar("update workers set seen_at = $2 where id = $1 returning draining_at")
+                sqlx::query_scalar("update workers set seen_at = $2, stalled = $3 where id = $1 returning draining_at")
                     .bind(id)
                     .bind(now)
+                    .bind(stalled)
                     .fetch_optional(self.pool())
                     .await?;
             Ok(draining.flatten().is_some())
@@ -131,38 +167,20 @@ impl Store {
         Ok(())
     }
 
-    /// Workers that were heard of within `within` and have not stopped.
+    /// Workers that have not stopped and were heard of within `within`, in order of their start.
     ///
     /// # Errors
     /// When Postgres is away.
-    pub async fn live_workers(&self, now: DateTime<Utc>, within: Duration) -> Result<Vec<WorkerStatus>, Error> {
+    pub async fn workers(&self, now: DateTime<Utc>, within: Duration) -> Result<Vec<WorkerStatus>, Error> {
         let rows = sqlx::query(
-            "select id, name, version, slots, labels, queues, driver, started_at, seen_at, draining_at,
+            "select id, name, version, slots, labels, queues, driver, started_at, seen_at, draining_at, stalled,
                 (select count(*) from jobs where jobs.worker_id = workers.id and jobs.state = 'running') as running
              from workers where stopped_at is null and seen_at > $1 order by id",
         )
         .bind(now - within)
         .fetch_all(self.pool())
         .await?;
-        rows.iter()
-            .map(|row| {
-                Ok(WorkerStatus {
-                    worker: Worker {
-                        id: row.try_get("id")?,
-                        name: row.try_get("name")?,
-                        version: row.try_get("version")?,
-                        slots: row.try_get::<Json<_>, _>("slots")?.0,
-                        labels: row.try_get("labels")?,
-                        queues: row.try_get("queues")?,
-                        driver: row.try_get("driver")?,
-                        started_at: row.try_get("started_at")?,
-                    },
-                    seen_at: row.try_get("seen_at")?,
-                    draining_at: row.try_get("draining_at")?,
-                    running: u64::try_from(row.try_get::<i64, _>("running")?).unwrap_or(0),
-                })
-            })
-            .collect()
+        rows.iter().map(status).collect()
     }
 
     /// Whether a worker of this installation is gone: it has stopped, or was not heard of since `before`, and no job says
@@ -202,4 +220,23 @@ impl Store {
         })
         .await
     }
+}
+
+fn status(row: &PgRow) -> Result<WorkerStatus, Error> {
+    Ok(WorkerStatus {
+        worker: Worker {
+            id: row.try_get("id")?,
+            name: row.try_get("name")?,
+            version: row.try_get("version")?,
+            slots: row.try_get::<Json<_>, _>("slots")?.0,
+            labels: row.try_get("labels")?,
+            queues: row.try_get("queues")?,
+            driver: row.try_get("driver")?,
+            started_at: row.try_get("started_at")?,
+        },
+        seen_at: row.try_get("seen_at")?,
+        draining_at: row.try_get("draining_at")?,
+        running: u64::try_from(row.try_get::<i64, _>("running")?).unwrap_or(0),
+        stalled: row.try_get("stalled")?,
+    })
 }

@@ -17,6 +17,7 @@ mod sweep;
 use std::sync::Arc;
 
 use common::clock::Clock;
+use common::health::Health;
 use common::queue::Queue;
 use common::service::{self, Duty};
 use common::store::Store;
@@ -46,6 +47,8 @@ pub(crate) struct Deps {
     pub(crate) clock: Clock,
     /// Where ticks are written down.
     pub(crate) recorder: Arc<Recorder>,
+    /// Who hears that they go on.
+    pub(crate) health: Health,
 }
 
 /// Starts every duty. A new one needs a line here.
@@ -113,7 +116,12 @@ impl Running<'_> {
     fn duty(&mut self, duty: impl Duty + 'static) {
         let recorder = Arc::clone(&self.deps.recorder);
         let (epoch, interval) = (self.leadership.epoch, duty.interval());
+        // A tick that fails is no progress. The pulse goes with the duty: who does not lead owes no ticks.
+        let pulse = self.deps.health.pulse(duty.name(), interval);
         let observe = move |name: &'static str, outcome: &Result<service::Report, String>| {
+            if outcome.is_ok() {
+                pulse.progress();
+            }
             recorder.observe(name, interval, epoch, outcome);
         };
         self.tasks

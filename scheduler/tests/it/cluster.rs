@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use common::clock::Clock;
 use common::config::{self, Secret};
+use common::health::Health;
 use common::lifecycle::Lifecycle;
 use common::queue::Queue;
 use common::store::Store;
@@ -42,7 +43,14 @@ impl Fixture {
         let store = Store::open(&config.database).unwrap();
         let queue = Queue::open(&config.redis, &config.leases).unwrap();
         let lifecycle = Lifecycle::new();
-        let running = scheduler::serve(store.clone(), queue, config, Clock::system(), lifecycle.clone());
+        let health = Health::new(config.health.stall_max);
+        let running = scheduler::serve(
+            (store.clone(), queue),
+            config,
+            Clock::system(),
+            lifecycle.clone(),
+            health,
+        );
         let part = Part {
             running: lifecycle.tracker().spawn(running),
             lifecycle,

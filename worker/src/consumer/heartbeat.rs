@@ -16,6 +16,7 @@ use std::time::Instant;
 use chrono::TimeDelta;
 use common::clock::Clock;
 use common::config::Leases;
+use common::health::Pulse;
 use common::ids::WorkerId;
 use common::queue::{Beat, Dispatch, Queue, Shard};
 use common::store::Store;
@@ -39,6 +40,8 @@ pub struct Heartbeat {
     pub leases: Leases,
     /// For what is written to Postgres.
     pub clock: Clock,
+    /// Owes beats that were heard.
+    pub pulse: Pulse,
 }
 
 impl Heartbeat {
@@ -73,6 +76,7 @@ impl Heartbeat {
         self.held.set_unheard(!all_renewed);
         if all_renewed {
             *renewed = begun;
+            self.pulse.progress();
         }
     }
 

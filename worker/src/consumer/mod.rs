@@ -11,6 +11,7 @@ pub mod solitude;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use common::health::Pulse;
 use common::ids::WorkerId;
 use common::job::spec::SlotClass;
 use common::queue::{Error, Mode, Queue, Shard, Want};
@@ -72,10 +73,11 @@ pub struct Consumer {
 }
 
 impl Consumer {
-    /// Claims until `stop`.
-    pub async fn run(self, shard: Shard, stop: CancellationToken) {
+    /// Claims until `stop`. `pulse` owes a claim that was answered, but while the slots are taken.
+    pub async fn run(self, shard: Shard, pulse: Pulse, stop: CancellationToken) {
         let mut waker = self.queue.waker(shard);
         loop {
+            pulse.owe();
             // Another worker may have what this one lacks; and a job that nobody claims loses nothing by waiting.
             if !self.is_able().await {
                 tokio::select! {
@@ -86,17 +88,20 @@ impl Consumer {
             let taken = tokio::select! {
                 () = stop.cancelled() => return,
                 // What follows is not in the select: a claim that was sent must be carried out.
-                room = self.room() => {
+                room = self.room(&pulse) => {
                     let company = tokio::select! {
                         () = stop.cancelled() => return,
-                        company = self.solitude.company() => company,
+                        company = self.solitude.company(&pulse) => company,
                     };
                     let mode = if company.is_idle(self.attempts.held()) { Mode::Idle } else { Mode::Busy };
                     self.claim(shard, room, mode).await
                 }
             };
+            if taken.is_ok() {
+                pulse.progress();
+            }
             match taken {
-                Ok(taken) if taken.is_called_alone => self.alone(shard, &stop).await,
+                Ok(taken) if taken.is_called_alone => self.alone(shard, &pulse, &stop).await,
                 Ok(taken) if taken.jobs == 0 => {
                     let limit = taken.opens_in.map_or(IDLE, |opens_in| opens_in.min(IDLE));
                     let woken = tokio::select! {
@@ -125,11 +130,12 @@ impl Consumer {
     }
 
     /// Claims one job as the only one that this worker holds, and waits until it has ended.
-    async fn alone(&self, shard: Shard, stop: &CancellationToken) {
+    async fn alone(&self, shard: Shard, pulse: &Pulse, stop: &CancellationToken) {
         let Some(reserved) = self.solitude.reserve() else {
             return;
         };
         let held = self.attempts.held();
+        pulse.rest();
         let emptied = tokio::select! {
             () = stop.cancelled() => return,
             emptied = reserved.emptied(held, EMPTYING_MAX) => emptied,
@@ -139,7 +145,7 @@ impl Consumer {
         }
         let room = tokio::select! {
             () = stop.cancelled() => return,
-            room = self.room() => room,
+            room = self.room(pulse) => room,
         };
         if let Err(error) = self.claim(shard, room, Mode::Alone).await {
             tracing::debug!(error = %format!("{error:#}"), "cannot claim alone");
@@ -151,13 +157,17 @@ impl Consumer {
     }
 
     /// Waits for at least one free slot with room for its result, and takes all there are.
-    async fn room(&self) -> Vec<Room> {
+    async fn room(&self, pulse: &Pulse) -> Vec<Room> {
+        if self.slots.available_permits() == 0 || self.results.available_permits() == 0 {
+            pulse.rest();
+        }
         let (Ok(slot), Ok(result)) = (
             Arc::clone(&self.slots).acquire_owned().await,
             Arc::clone(&self.results).acquire_owned().await,
         ) else {
             return std::future::pending().await;
         };
+        pulse.owe();
         let mut room = vec![(slot, result)];
         while let Ok(slot) = Arc::clone(&self.slots).try_acquire_owned() {
             let Ok(result) = Arc::clone(&self.results).try_acquire_owned() else {

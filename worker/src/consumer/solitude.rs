@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use common::health::Pulse;
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
@@ -38,8 +39,8 @@ pub struct Company(Solitude);
 pub struct Reserved(Solitude);
 
 impl Solitude {
-    /// Waits until nobody has reserved the worker.
-    pub async fn company(&self) -> Company {
+    /// Waits until nobody has reserved the worker; `pulse` rests meanwhile.
+    pub async fn company(&self, pulse: &Pulse) -> Company {
         let mut changes = self.state.subscribe();
         loop {
             let joined = self.state.send_if_modified(|state| {
@@ -49,8 +50,10 @@ impl Solitude {
                 !state.is_reserved
             });
             if joined {
+                pulse.owe();
                 return Company(self.clone());
             }
+            pulse.rest();
             // The sender is ours, so it cannot be gone.
             drop(changes.wait_for(|state| !state.is_reserved).await);
         }
@@ -98,6 +101,7 @@ impl Drop for Reserved {
 
 #[cfg(test)]
 mod tests {
+    use common::health::Health;
     use common::ids::{JobId, TenantId};
     use futures_util::FutureExt;
 
@@ -107,18 +111,19 @@ mod tests {
     #[tokio::test]
     async fn nobody_claims_beside_the_one_that_is_alone() {
         let (solitude, held) = (Solitude::default(), Held::default());
+        let pulse = &Health::new(LOOK).pulse("claim", LOOK);
         let attempt = HeldAttempt {
             job_id: JobId::new(),
             attempt: 1,
             tenant_id: TenantId::new(),
         };
-        let company = solitude.company().await;
+        let company = solitude.company(pulse).await;
         assert!(company.is_idle(&held));
-        let other = solitude.company().await;
+        let other = solitude.company(pulse).await;
         assert!(!company.is_idle(&held));
         let reserved = solitude.reserve().unwrap();
         assert!(solitude.reserve().is_none());
-        assert!(solitude.company().now_or_never().is_none());
+        assert!(solitude.company(pulse).now_or_never().is_none());
         assert!(!reserved.emptied(&held, LOOK).await);
         drop((company, other));
         let holding = held.add(attempt, std::time::Instant::now() + Duration::from_secs(5));
@@ -126,6 +131,6 @@ mod tests {
         drop(holding);
         assert!(reserved.emptied(&held, LOOK).await);
         drop(reserved);
-        assert!(solitude.company().await.is_idle(&held));
+        assert!(solitude.company(pulse).await.is_idle(&held));
     }
 }

@@ -1,16 +1,11 @@
 //! Why a job is not running.
 
-use std::time::Duration;
-
 use chrono::SecondsFormat;
 use common::job::{Job, JobState, WaitFor};
 use common::queue::{Place, Shut, Why};
-use common::store::workers::{Worker, WorkerStatus};
+use common::store::workers::{SILENT_AFTER, Worker, WorkerStatus};
 
 use crate::state::App;
-
-/// A worker that was not heard of for so long does not count.
-const WORKER_SILENCE: Duration = Duration::from_secs(30);
 
 /// A sentence for a job that waits; `None` when it does not, or when nobody can say.
 pub(super) async fn reason(app: &App, job: &Job) -> Option<String> {
@@ -39,7 +34,7 @@ async fn queued(app: &App, job: &Job) -> Option<String> {
     if paused.contains(&job.queue) {
         return Some(format!("queue {} is paused", job.queue));
     }
-    let workers = app.store().live_workers(app.clock().now(), WORKER_SILENCE).await.ok()?;
+    let workers = app.store().workers(app.clock().now(), SILENT_AFTER).await.ok()?;
     if let Some(reason) = unserved(job, &workers) {
         return Some(reason);
     }

@@ -45,6 +45,12 @@ impl Process {
         &self.name
     }
 
+    /// One of its settings.
+    pub(crate) fn setting(&self, name: &str) -> &str {
+        let found = self.env.iter().find(|(one, _)| one == name);
+        found.map(|(_, value)| value.as_str()).unwrap()
+    }
+
     pub(crate) fn start(&mut self) {
         assert!(self.child.is_none(), "{} runs already", self.name);
         let log = File::options().create(true).append(true).open(&self.log).unwrap();

@@ -12,6 +12,7 @@ use std::time::Duration;
 use clap::Subcommand;
 use common::clock::Clock;
 use common::config;
+use common::health::Health;
 use common::lifecycle::Lifecycle;
 
 use self::stage::Stage;
@@ -107,6 +108,7 @@ async fn serve() -> anyhow::Result<ExitCode> {
     let settings: scheduler::Config = config::load(None, config::environment())?;
     let lifecycle = Lifecycle::new();
     lifecycle.stop_on_signals()?;
-    scheduler::run(settings, Clock::system(), lifecycle).await?;
+    let health = Health::new(settings.health.stall_max);
+    scheduler::run(settings, Clock::system(), lifecycle, health).await?;
     Ok(ExitCode::SUCCESS)
 }

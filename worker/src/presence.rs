@@ -1,0 +1,55 @@
+//! Presence: saying in Postgres every few seconds that this worker lives, and how it is doing.
+//!
+//! Only lists and reapers read it. Leases are another matter: see [`crate::consumer::heartbeat`].
+
+use std::time::Duration;
+
+use common::clock::Clock;
+use common::health::{Health, Pulse};
+use common::ids::WorkerId;
+use common::store::Store;
+use tokio_util::sync::CancellationToken;
+
+/// Time between two signs of life.
+pub const PRESENCE: Duration = Duration::from_secs(5);
+
+/// The loop's parts.
+#[derive(Debug)]
+pub struct Presence {
+    /// Where it is said.
+    pub store: Store,
+    /// Who.
+    pub worker_id: WorkerId,
+    /// When.
+    pub clock: Clock,
+    /// What else is said.
+    pub health: Health,
+    /// Owes signs of life that were heard.
+    pub pulse: Pulse,
+    /// Cancelled when an operator asked this worker to claim nothing more.
+    pub claiming: CancellationToken,
+}
+
+impl Presence {
+    /// Says it until `stop`, and hears whether the worker is to be drained.
+    pub async fn run(self, stop: CancellationToken) {
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(PRESENCE) => {}
+            }
+            let stalled = self.health.report().stalled();
+            match self.store.worker_seen(self.worker_id, self.clock.now(), &stalled).await {
+                Ok(is_drained) => {
+                    self.pulse.progress();
+                    if is_drained && !self.claiming.is_cancelled() {
+                        tracing::info!("asked to drain: claiming nothing more");
+                        self.health.drain();
+                        self.claiming.cancel();
+                    }
+                }
+                Err(error) => tracing::debug!(%error, "Postgres does not hear that this worker lives"),
+            }
+        }
+    }
+}
