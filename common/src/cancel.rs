@@ -2,8 +2,10 @@
 
 use std::time::{Duration, Instant};
 
+use chrono::{DateTime, Utc};
+
 use crate::clock::Clock;
-use crate::ids::TenantId;
+use crate::ids::{JobId, TenantId};
 use crate::job::StateName;
 use crate::queue::{Dispatch, Queue};
 use crate::store::bulk::StoppedBatch;
@@ -97,6 +99,24 @@ impl Canceller {
             self.store.close_orphaned(of.parent_id).await?;
         }
         Ok(progress.matched)
+    }
+
+    /// Stops jobs that give way to others of their concurrency key. That they must is committed: what fails here is done by
+    /// the redispatch duty.
+    pub async fn make_way(&self, superseded: &[(TenantId, JobId)], now: DateTime<Utc>) {
+        for (tenant_id, id) in superseded {
+            let stopped = match self.store.cancel(*tenant_id, *id, now).await {
+                Ok(Some(job)) => {
+                    let ended = job.state.is_terminal();
+                    self.queue.cancel(*tenant_id, *id, job.seq, ended).await.is_ok()
+                }
+                Ok(None) => true,
+                Err(_away) => false,
+            };
+            if !stopped {
+                tracing::debug!(%id, "a job that gives way is not stopped yet");
+            }
+        }
     }
 
     async fn tell(&self, tenant_id: TenantId, batch: StoppedBatch) {

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use common::batch::{Batcher, Error as BatchError, Limits};
+use common::cancel::Canceller;
 use common::health::Pulse;
 use common::ids::{JobId, TenantId, WorkerId};
 use common::job::StateName;
@@ -131,6 +132,8 @@ impl Writer {
                     mark(&mut settled[from..to], &settlements[from..to], &committed);
                     all.changed.extend(committed.changed);
                     all.woken.extend(committed.woken);
+                    all.decided.rejected.extend(committed.decided.rejected);
+                    all.decided.superseded.extend(committed.decided.superseded);
                 }
                 // One bad row never fails its neighbours.
                 Commit::Refused if to - from > 1 => {
@@ -143,6 +146,11 @@ impl Writer {
         }
         self.ack(&tenants, &settlements, &all).await;
         self.dispatch(&settlements, &all).await;
+        let now = settlements.iter().map(|settlement| settlement.finished_at).max();
+        let canceller = Canceller::new(self.store.clone(), self.queue.clone());
+        canceller
+            .make_way(&all.decided.superseded, now.unwrap_or_default())
+            .await;
         settled
     }
 
@@ -227,6 +235,7 @@ impl Writer {
             .filter(|settlement| !settlement.children.is_empty())
             .filter(|settlement| committed.state(settlement.job_id) == Some(StateName::Waiting))
             .flat_map(|settlement| &settlement.children)
+            .filter(|child| !committed.decided.rejected.contains(&child.id))
             .filter(|child| child.spec.run_at.is_none_or(|run_at| run_at <= child.created_at));
         let queued: Vec<Dispatch> = submitted
             .map(Dispatch::from_new)

@@ -3,9 +3,10 @@
 //! They are decided in Postgres in the transaction that accepts the job, under a lock of the key, so that they are right
 //! whoever submits at the same time and whatever Redis knows. What counts are the key's open jobs, those that still wait
 //! included: an accepted job has its turn. A job whose time has not come yet neither counts nor decides; it does both
-//! when it is promoted.
+//! when it is promoted. Jobs that a schedule fires and jobs of a group decide when they are inserted; nobody waits for an
+//! answer to them, so one that is refused fails.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use chrono::{DateTime, Utc};
 use sha2::{Digest, Sha256};
@@ -81,23 +82,24 @@ pub(super) async fn supersede(
     }
     let mut superseded = Vec::new();
     for (key, (limit, ids)) in newest {
-        superseded.extend(supersede_key(tx, key, limit, &ids, now).await?);
+        superseded.extend(supersede_key(tx, key, limit, (&ids, &[]), now).await?);
     }
     Ok(superseded)
 }
 
-/// Leaves a key's `limit` newest jobs, of which `newcomers` come first whatever the clocks say that made their ids.
+/// Leaves a key's `limit` newest jobs, of which `newcomers` come first whatever the clocks say that made their ids;
+/// `others` neither count nor give way.
 async fn supersede_key(
     tx: &mut PgConnection,
     (tenant_id, key): Key<'_>,
     limit: u32,
-    newcomers: &[JobId],
+    (newcomers, others): (&[JobId], &[JobId]),
     now: DateTime<Utc>,
 ) -> Result<Vec<(TenantId, JobId)>, Error> {
     Ok(sqlx::query_as(
         "update jobs set cancel_requested_at = $5 where cancel_requested_at is null and finished_at is null and id in
             (select id from jobs where tenant_id = $1 and concurrency_key = $2 and finished_at is null
-                and state <> 'scheduled' order by (id = any($3)) desc, id desc offset $4)
+                and state <> 'scheduled' and id <> all($6) order by (id = any($3)) desc, id desc offset $4)
          returning tenant_id, id",
     )
     .bind(tenant_id)
@@ -105,8 +107,86 @@ async fn supersede_key(
     .bind(newcomers)
     .bind(i64::from(limit))
     .bind(now)
+    .bind(others)
     .fetch_all(tx)
     .await?)
+}
+
+/// Applies the strategies of jobs that this transaction has inserted, in their order, where nobody waits for an answer:
+/// what is refused fails. One that a job waits for does not compete with that one.
+pub(super) async fn admit_inserted(
+    tx: &mut PgConnection,
+    jobs: &[&NewJob],
+    now: DateTime<Utc>,
+) -> Result<Decided, Error> {
+    let deciding = |job: &&NewJob| decides(job).is_some_and(|key| key.strategy != Strategy::Queue);
+    let jobs: Vec<&NewJob> = jobs.iter().copied().filter(deciding).collect();
+    let key = |job: &NewJob| decides(job).map(|concurrency| (job.tenant_id, concurrency.key.clone()));
+    let keys: BTreeSet<(TenantId, String)> = jobs.iter().filter_map(|job| key(job)).collect();
+    lock(
+        tx,
+        &keys.iter().map(|(id, key)| (*id, key.as_str())).collect::<Vec<_>>(),
+    )
+    .await?;
+    let mut decided = Decided::default();
+    for (index, job) in jobs.iter().enumerate() {
+        let Some(concurrency) = decides(job) else { continue };
+        let later = jobs[index + 1..].iter().map(|job| job.id);
+        let newcomer = Newcomer {
+            id: job.id,
+            key: (job.tenant_id, &concurrency.key),
+            concurrency,
+            others: later.chain(job.links.parent_id).collect(),
+        };
+        newcomer.admit(tx, now, &mut decided).await?;
+    }
+    Ok(decided)
+}
+
+/// A job whose row is there already, and its key is locked.
+struct Newcomer<'a> {
+    id: JobId,
+    key: Key<'a>,
+    concurrency: &'a Concurrency,
+    /// Jobs that do not count.
+    others: Vec<JobId>,
+}
+
+impl Newcomer<'_> {
+    async fn admit(&self, tx: &mut PgConnection, now: DateTime<Utc>, decided: &mut Decided) -> Result<(), Error> {
+        let limit = self.concurrency.limit;
+        if self.concurrency.strategy == Strategy::CancelRunning {
+            let gone = supersede_key(tx, self.key, limit, (&[self.id], &self.others), now).await?;
+            decided.superseded.extend(gone);
+            return Ok(());
+        }
+        let open: i64 = sqlx::query_scalar(
+            "select count(*) from jobs where tenant_id = $1 and concurrency_key = $2 and finished_at is null
+                and state <> 'scheduled' and id <> $3 and id <> all($4)",
+        )
+        .bind(self.key.0)
+        .bind(self.key.1)
+        .bind(self.id)
+        .bind(&self.others)
+        .fetch_one(&mut *tx)
+        .await?;
+        if open < i64::from(limit) {
+            return Ok(());
+        }
+        let failed = sqlx::query(
+            "update jobs set state = 'failed', finished_at = $2, seq = seq + 1, error_code = $3,
+                error_message = 'another job holds its concurrency key' where id = $1 and state = 'queued'",
+        )
+        .bind(self.id)
+        .bind(now)
+        .bind(FailureCode::ConcurrencyLimit.as_str())
+        .execute(&mut *tx)
+        .await?;
+        decided
+            .rejected
+            .extend((failed.rows_affected() == 1).then_some(self.id));
+        Ok(())
+    }
 }
 
 /// In one order everywhere, or two batches with the same keys would wait for each other.
@@ -160,27 +240,16 @@ impl Store {
             return Ok(Decided::default());
         };
         self.within(async {
-            let key = (job.tenant_id, concurrency.key.as_str());
+            let newcomer = Newcomer {
+                id: job.id,
+                key: (job.tenant_id, &concurrency.key),
+                concurrency,
+                others: job.parent_id.into_iter().collect(),
+            };
             let mut decided = Decided::default();
             let mut tx = self.pool().begin().await?;
-            lock(&mut tx, &[key]).await?;
-            let open = count(&mut tx, &[key]).await?;
-            // This job is one of them.
-            let others = open.values().sum::<i64>() - 1;
-            if concurrency.strategy == Strategy::CancelRunning {
-                decided.superseded = supersede_key(&mut tx, key, concurrency.limit, &[job.id], now).await?;
-            } else if others >= i64::from(concurrency.limit) {
-                let failed = sqlx::query(
-                    "update jobs set state = 'failed', finished_at = $2, seq = seq + 1, error_code = $3,
-                        error_message = 'another job holds its concurrency key' where id = $1 and state = 'queued'",
-                )
-                .bind(job.id)
-                .bind(now)
-                .bind(FailureCode::ConcurrencyLimit.as_str())
-                .execute(&mut *tx)
-                .await?;
-                decided.rejected.extend((failed.rows_affected() == 1).then_some(job.id));
-            }
+            lock(&mut tx, &[newcomer.key]).await?;
+            newcomer.admit(&mut tx, now, &mut decided).await?;
             tx.commit().await?;
             Ok(decided)
         })

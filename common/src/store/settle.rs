@@ -7,6 +7,7 @@ use sqlx::PgConnection;
 use sqlx::types::Json;
 use uuid::Uuid;
 
+use super::admit::{Decided, admit_inserted};
 use super::events::{Chunk, insert_chunks};
 use super::insert::insert_jobs;
 use super::row::{bigint, int};
@@ -52,6 +53,8 @@ pub struct Committed {
     pub changed: Vec<(JobId, StateName)>,
     /// Jobs whose wait it ended: they are queued.
     pub woken: Vec<Job>,
+    /// What the strategies of the submitted children decided.
+    pub decided: Decided,
 }
 
 impl Committed {
@@ -153,7 +156,7 @@ impl Store {
                 let changed = update(&mut *self.pool().acquire().await?, worker_id, settlements).await?;
                 return Ok(Committed {
                     changed,
-                    woken: Vec::new(),
+                    ..Committed::default()
                 });
             }
             let mut tx = self.pool().begin().await?;
@@ -173,9 +176,13 @@ impl Store {
                     end_turn(&mut tx, settlement, turn, state.is_terminal()).await?;
                 }
             }
-            let woken = follow_up(&mut tx, &kept).await?;
+            let (woken, decided) = follow_up(&mut tx, &kept).await?;
             tx.commit().await?;
-            Ok(Committed { changed, woken })
+            Ok(Committed {
+                changed,
+                woken,
+                decided,
+            })
         })
         .await
     }
@@ -204,7 +211,7 @@ fn is_lone(settlement: &Settlement) -> bool {
 
 /// Inserts the children of those that wait, and wakes those whose wait is over: parents of what ended, and what waits
 /// for jobs that ended before. Jobs without either cost nothing.
-async fn follow_up(tx: &mut PgConnection, kept: &[(&Settlement, StateName)]) -> Result<Vec<Job>, Error> {
+async fn follow_up(tx: &mut PgConnection, kept: &[(&Settlement, StateName)]) -> Result<(Vec<Job>, Decided), Error> {
     let mut parents: Vec<JobId> = Vec::new();
     let mut children: Vec<&NewJob> = Vec::new();
     for (settlement, state) in kept {
@@ -217,10 +224,11 @@ async fn follow_up(tx: &mut PgConnection, kept: &[(&Settlement, StateName)]) -> 
     }
     insert_jobs(tx, &children).await?;
     let now = kept.iter().map(|(settlement, _)| settlement.finished_at).max();
-    let Some(now) = now else { return Ok(Vec::new()) };
+    let Some(now) = now else { return Ok(Default::default()) };
+    let decided = admit_inserted(tx, &children, now).await?;
     parents.sort_unstable();
     parents.dedup();
-    wait::wake(tx, &parents, now).await
+    Ok((wait::wake(tx, &parents, now).await?, decided))
 }
 
 /// One statement: the rows, and an `attempts` row for each that changed.

@@ -3,9 +3,14 @@
 #![expect(clippy::panic, reason = "a test that cannot go on fails")]
 
 use chrono::TimeDelta;
+use common::cancel::Canceller;
+use common::ids::JobId;
+use common::job::decision::Decision;
+use common::job::wait::{Until, Wait};
 use common::job::{Concurrency, FailureCode, JobState, NewJob, Strategy};
 use common::store::admit::Decided;
 use common::store::insert::{Accepted, Idempotency, Submission};
+use common::store::settle::Settlement;
 use common::testing::TestEnv;
 use sqlx::PgPool;
 
@@ -141,7 +146,7 @@ async fn cancel_running_ends_the_holder_and_takes_its_place(pool: PgPool) {
         .dispatch(&[common::queue::Dispatch::from_new(&third)])
         .await
         .unwrap();
-    assert!(worker.settle(&held, common::job::decision::Decision::Cancel).await);
+    assert!(worker.settle(&held, Decision::Cancel).await);
     assert_eq!(common::testing::ids(&worker.claim(5).await), [third.id]);
 }
 
@@ -177,4 +182,85 @@ async fn a_scheduled_job_decides_when_its_time_has_come(pool: PgPool) {
     }
     let row = env.row(late.id).await;
     assert_eq!(row.error.unwrap().code, FailureCode::ConcurrencyLimit);
+}
+
+/// Children with a key, as a parent that waits submits them.
+fn children(env: &TestEnv, parent: &NewJob, strategy: Strategy, count: usize) -> Vec<NewJob> {
+    let now = env.clock.now();
+    let child = |place| {
+        let mut job = keyed(env, strategy, 1);
+        job.id = JobId::child_of(parent.id, now, place);
+        job.links.parent_id = Some(parent.id);
+        job
+    };
+    (0..count).map(child).collect()
+}
+
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn jobs_of_a_group_are_refused_in_their_order_and_their_parent_hears_of_it(pool: PgPool) {
+    let env = TestEnv::new(pool).await;
+    let worker = env.worker();
+    // Its own place does not count: it waits for them.
+    let parent = keyed(&env, Strategy::Queue, 1);
+    env.enqueue(&parent).await;
+    let claimed = worker.one().await;
+    let jobs = children(&env, &parent, Strategy::Reject, 3);
+    assert!(
+        worker
+            .wait_for(&claimed, Wait::children(Until::AllEnded), jobs.clone())
+            .await
+    );
+    assert!(matches!(env.state(jobs[0].id).await, JobState::Queued { .. }));
+    for refused in &jobs[1..] {
+        let row = env.row(refused.id).await;
+        assert!(matches!(row.state, JobState::Failed { .. }), "{row:?}");
+        assert_eq!(row.error.unwrap().code, FailureCode::ConcurrencyLimit);
+    }
+    // One that wants to hear of the first failure is woken by the commit itself.
+    let hasty = env.noop();
+    env.enqueue(&hasty).await;
+    let claimed = worker.claim(5).await;
+    let claimed = claimed.iter().find(|one| one.job.id == hasty.id).unwrap();
+    let jobs = children(&env, &hasty, Strategy::Reject, 1);
+    assert!(
+        worker
+            .wait_for(claimed, Wait::children(Until::FirstFailure), jobs.clone())
+            .await
+    );
+    assert!(matches!(env.state(jobs[0].id).await, JobState::Failed { .. }));
+    assert!(matches!(env.state(hasty.id).await, JobState::Queued { .. }));
+}
+
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn the_newest_of_a_groups_jobs_takes_the_place_of_the_others(pool: PgPool) {
+    let env = TestEnv::new(pool).await;
+    let worker = env.worker();
+    let stranger = keyed(&env, Strategy::Queue, 1);
+    env.enqueue(&stranger).await;
+    let parent = env.noop();
+    env.enqueue(&parent).await;
+    let claimed = worker.claim(2).await;
+    let claimed = claimed.iter().find(|one| one.job.id == parent.id).unwrap();
+    let jobs = children(&env, &parent, Strategy::CancelRunning, 2);
+    let wait = Wait::children(Until::AllEnded);
+    let settlement = worker.settlement(claimed, Decision::Wait(wait), &[]);
+    let committed = env
+        .store
+        .settle(
+            worker.id,
+            &[Settlement {
+                children: jobs.clone(),
+                ..settlement
+            }],
+        )
+        .await
+        .unwrap();
+    let gone = committed.decided.superseded;
+    assert_eq!(gone, [(env.tenant_id, stranger.id), (env.tenant_id, jobs[0].id)]);
+    Canceller::new(env.store.clone(), env.queue.clone())
+        .make_way(&gone, env.clock.now())
+        .await;
+    assert!(matches!(env.state(jobs[0].id).await, JobState::Cancelled { .. }));
+    assert!(env.row(stranger.id).await.cancel_requested_at.is_some());
+    assert!(matches!(env.state(jobs[1].id).await, JobState::Queued { .. }));
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use assert_matches::assert_matches;
 use chrono::TimeDelta;
 use common::cron::Cron;
-use common::job::StateName;
+use common::job::{Concurrency, FailureCode, StateName, Strategy};
 use common::schedule::Overlap;
 use common::store::Error;
 use common::store::fire::Manual;
@@ -188,7 +188,7 @@ async fn a_person_can_fire_a_paused_schedule_of_its_own_tenant(pool: PgPool) {
         Manual::NotFound
     );
     let job =
-        assert_matches!(store.fire_now(schedule.tenant_id, schedule.id).await.unwrap(), Manual::Fired(job) => job);
+        assert_matches!(store.fire_now(schedule.tenant_id, schedule.id).await.unwrap(), Manual::Fired(job, _) => job);
     assert_eq!(fixture.jobs(schedule.id).await, [job.id]);
     assert_eq!(job.spec.concurrency.unwrap().key, schedule.concurrency_key());
     let (after, last) = store.schedule(schedule.tenant_id, schedule.id).await.unwrap().unwrap();
@@ -231,4 +231,45 @@ async fn an_edit_keeps_its_version_and_moves_the_due_time_only_when_it_says_so(p
             .unwrap()
     );
     assert!(store.schedules(schedule.tenant_id, None, 10).await.unwrap().is_empty());
+}
+
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn the_strategy_of_a_concurrency_key_decides_over_fired_jobs_too(pool: PgPool) {
+    let fixture = Fixture::new(pool).await;
+    let (store, leader) = (&fixture.env.store, fixture.elect().await);
+    let due = async |strategy| {
+        let mut schedule = fixture.schedule("0 * * * *", Overlap::Allow);
+        schedule.next_fire_at = Some(fixture.env.clock.now() - TimeDelta::seconds(1));
+        schedule.target.spec.concurrency = Some(Concurrency {
+            key: "key".to_owned(),
+            limit: 1,
+            strategy,
+        });
+        fixture.save(&schedule).await;
+        schedule
+    };
+    due(Strategy::Reject).await;
+    let first = store.fire_due(&leader, limits()).await.unwrap().jobs;
+    assert_eq!(first.len(), 1);
+
+    let late = due(Strategy::Reject).await;
+    assert_eq!(store.fire_due(&leader, limits()).await.unwrap().jobs, []);
+    let refused = fixture.env.row(fixture.jobs(late.id).await[0]).await;
+    assert_eq!(refused.error.unwrap().code, FailureCode::ConcurrencyLimit);
+    assert_matches!(
+        store.fire_now(late.tenant_id, late.id).await.unwrap(),
+        Manual::Refused(_)
+    );
+    assert_eq!(
+        fixture.jobs(late.id).await.len(),
+        1,
+        "what was refused left nothing behind"
+    );
+
+    due(Strategy::CancelRunning).await;
+    let fired = store.fire_due(&leader, limits()).await.unwrap();
+    assert_eq!(
+        (fired.jobs.len(), fired.to_cancel),
+        (1, vec![(late.tenant_id, first[0].id)])
+    );
 }

@@ -268,14 +268,14 @@ async fn a_backfill_makes_up_for_what_made_no_job_and_for_nothing_else(pool: PgP
     let decided = fixture.jobs(schedule.id).await.len();
     let before = saved(&fixture, &schedule).await;
     let backfilled = |overlap| store.backfill(schedule.tenant_id, schedule.id, &times, overlap);
-    let jobs = assert_matches!(backfilled(Overlap::QueueAll).await.unwrap(), Backfilled::Fired(jobs) => jobs);
+    let jobs = assert_matches!(backfilled(Overlap::QueueAll).await.unwrap(), Backfilled::Fired(jobs, _) => jobs);
     assert_eq!(jobs.len() + decided, times.len());
     assert!(
         jobs.iter()
             .all(|job| job.spec.concurrency.as_ref().is_some_and(|one| one.limit == 1))
     );
     assert!(jobs.is_sorted_by_key(|job| job.id));
-    let again = assert_matches!(backfilled(Overlap::Allow).await.unwrap(), Backfilled::Fired(jobs) => jobs);
+    let again = assert_matches!(backfilled(Overlap::Allow).await.unwrap(), Backfilled::Fired(jobs, _) => jobs);
     assert_eq!(again.len(), 0, "each due time makes one job");
     let fires = store.fires(schedule.id, None, 10).await.unwrap();
     assert_eq!(fires.iter().filter(|fire| fire.backfill).count(), jobs.len());

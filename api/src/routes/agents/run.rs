@@ -78,7 +78,7 @@ pub(super) async fn run(
         }
         Accepted::Decided(decided) if !decided.rejected.is_empty() => Err(strategy::rejected()),
         Accepted::Decided(decided) => {
-            strategy::make_way(&app, &decided).await;
+            strategy::make_way(&app, &decided.superseded).await;
             app.hub().announce(id);
             Ok(accepted(id, answer))
         }

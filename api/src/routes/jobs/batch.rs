@@ -139,7 +139,7 @@ async fn insert(
                     item.outcome = Outcome::error(&strategy::rejected());
                 }
             }
-            strategy::make_way(app, &decided).await;
+            strategy::make_way(app, &decided.superseded).await;
             Ok(())
         }
         Ok(Accepted::KeyReused) => Err(idempotency::reused()),

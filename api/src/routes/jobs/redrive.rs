@@ -103,7 +103,7 @@ async fn announce(app: &App, mut jobs: Vec<Job>) {
     for job in jobs.iter().filter(|job| job.concurrency.is_some()) {
         match app.store().admit_promoted(job, app.clock().now()).await {
             Ok(decided) => {
-                strategy::make_way(app, &decided).await;
+                strategy::make_way(app, &decided.superseded).await;
                 refused.extend(decided.rejected);
             }
             Err(error) => tracing::warn!(id = %job.id, %error, "redriven without the strategy of its key"),

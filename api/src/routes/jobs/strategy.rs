@@ -1,6 +1,6 @@
 //! What the strategies of concurrency keys decided, for the submitter and for those who give way.
 
-use common::store::admit::Decided;
+use common::ids::{JobId, TenantId};
 use common::store::insert::Accepted;
 
 use crate::problem::{Code, Problem};
@@ -19,7 +19,7 @@ pub(super) async fn admitted(app: &App, outcome: Result<Accepted, Problem>) -> R
     match outcome? {
         Accepted::Decided(decided) if !decided.rejected.is_empty() => Err(rejected()),
         Accepted::Decided(decided) => {
-            make_way(app, &decided).await;
+            make_way(app, &decided.superseded).await;
             Ok(())
         }
         _ => Ok(()),
@@ -27,8 +27,8 @@ pub(super) async fn admitted(app: &App, outcome: Result<Accepted, Problem>) -> R
 }
 
 /// Stops the jobs that give way. That they must is committed: what fails here is done by the redispatch duty.
-pub(crate) async fn make_way(app: &App, decided: &Decided) {
-    for (tenant_id, id) in &decided.superseded {
+pub(crate) async fn make_way(app: &App, superseded: &[(TenantId, JobId)]) {
+    for (tenant_id, id) in superseded {
         if let Err(problem) = super::cancel::cancel_of(app, *tenant_id, *id).await {
             tracing::debug!(%id, code = ?problem.code(), "a job that gives way is not stopped yet");
         }

@@ -46,7 +46,7 @@ pub(super) async fn submit(
         Accepted::Decided(decided) if decided.rejected.contains(&id) => Err(strategy::rejected()),
         Accepted::Decided(decided) => {
             app.hub().announce(id);
-            strategy::make_way(&app, &decided).await;
+            strategy::make_way(&app, &decided.superseded).await;
             Ok(accepted(id, answer))
         }
         Accepted::KeyReused => Err(idempotency::reused()),

@@ -18,6 +18,7 @@ use super::read::find;
 use crate::auth::Caller;
 use crate::extract::{PathId, ValidJson};
 use crate::problem::{Code, Document, FieldError, Problem};
+use crate::routes::jobs::strategy::make_way;
 use crate::state::App;
 
 /// Which due times are made up for.
@@ -88,7 +89,10 @@ pub(super) async fn backfill(
         Vec::new()
     } else {
         match app.store().backfill(caller.tenant_id(), id, &times, overlap).await? {
-            Backfilled::Fired(jobs) => jobs,
+            Backfilled::Fired(jobs, gone) => {
+                make_way(&app, &gone).await;
+                jobs
+            }
             Backfilled::Refused(reason) => return Err(Problem::new(Code::Conflict, reason)),
             Backfilled::NotFound => return Err(Problem::not_found("schedule")),
         }

@@ -16,6 +16,7 @@ use crate::extract::{Params, PathId};
 use crate::job::JobView;
 use crate::problem::{Code, Document, Problem};
 use crate::routes::List;
+use crate::routes::jobs::strategy::make_way;
 use crate::routes::jobs::{accepted, to_json};
 use crate::state::App;
 
@@ -34,7 +35,8 @@ pub(super) async fn fire(
     PathId(id): PathId<ScheduleId>,
 ) -> Result<Response, Problem> {
     match app.store().fire_now(caller.tenant_id(), id).await? {
-        Manual::Fired(job) => {
+        Manual::Fired(job, gone) => {
+            make_way(&app, &gone).await;
             app.submitter().dispatch(vec![Dispatch::from_new(&job)]);
             app.hub().announce(job.id);
             Ok(accepted(job.id, to_json(&JobView::accepted(&job))))

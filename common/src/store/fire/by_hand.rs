@@ -3,12 +3,13 @@
 use chrono::{DateTime, Utc};
 use sqlx::{AssertSqlSafe, PgConnection, Row};
 
+use super::super::admit::{Decided, admit_inserted};
 use super::super::insert::insert_jobs;
 use super::super::schedules::{COLUMNS, schedule};
 use super::super::{Error, Store};
 use super::due::Read;
 use super::write;
-use crate::ids::{ScheduleId, TenantId};
+use crate::ids::{JobId, ScheduleId, TenantId};
 use crate::job::NewJob;
 use crate::schedule::decide::Decision;
 use crate::schedule::job::new_job;
@@ -20,8 +21,8 @@ pub const BACKFILL_MAX: usize = 10_000;
 /// What became of a fire that a person asked for.
 #[derive(Debug)]
 pub enum Manual {
-    /// A job was made: dispatch it.
-    Fired(Box<NewJob>),
+    /// A job was made: dispatch it, and stop those that give way to it.
+    Fired(Box<NewJob>, Vec<(TenantId, JobId)>),
     /// It cannot be fired.
     Refused(String),
     /// The tenant has no such schedule.
@@ -31,8 +32,8 @@ pub enum Manual {
 /// What became of a backfill.
 #[derive(Debug)]
 pub enum Backfilled {
-    /// Jobs were made for those due times that had none: dispatch them.
-    Fired(Vec<NewJob>),
+    /// Jobs were made for those due times that had none: dispatch them, and stop those that give way to them.
+    Fired(Vec<NewJob>, Vec<(TenantId, JobId)>),
     /// It cannot be fired.
     Refused(String),
     /// The tenant has no such schedule.
@@ -54,11 +55,16 @@ impl Store {
             Ok(job) => job,
             Err(reason) => return Ok(Manual::Refused(reason)),
         };
-        let jobs = commit(&mut tx, now, Decision::manual(&found, job, now)).await?;
+        let (jobs, decided) = commit(&mut tx, now, Decision::manual(&found, job, now)).await?;
+        if !decided.rejected.is_empty() {
+            // Not committed: somebody waits for this answer.
+            let reason = "as many jobs of its concurrency key are open as its limit allows";
+            return Ok(Manual::Refused(reason.to_owned()));
+        }
         tx.commit().await?;
         Ok(jobs.into_iter().next().map_or_else(
             || Manual::Refused("it was fired at the same moment".to_owned()),
-            |job| Manual::Fired(Box::new(job)),
+            |job| Manual::Fired(Box::new(job), decided.superseded),
         ))
     }
 
@@ -89,9 +95,9 @@ impl Store {
             }
             before = Some(*fire_at);
         }
-        let jobs = commit(&mut tx, now, Decision::backfill(&found, fires)).await?;
+        let (jobs, decided) = commit(&mut tx, now, Decision::backfill(&found, fires)).await?;
         tx.commit().await?;
-        Ok(Backfilled::Fired(jobs))
+        Ok(Backfilled::Fired(jobs, decided.superseded))
     }
 
     /// Locks a tenant's schedule and tells the time.
@@ -115,14 +121,20 @@ impl Store {
     }
 }
 
-/// Writes a decision down and answers the jobs that it made.
-async fn commit(tx: &mut PgConnection, now: DateTime<Utc>, decision: Decision) -> Result<Vec<NewJob>, Error> {
+/// Writes a decision down; answers the jobs that it made and that may run, and what their strategies decided.
+async fn commit(
+    tx: &mut PgConnection,
+    now: DateTime<Utc>,
+    decision: Decision,
+) -> Result<(Vec<NewJob>, Decided), Error> {
     let mut decisions = [decision];
     write::place_turns(tx, &mut decisions).await?;
     let made = write::record(tx, 0, now, &decisions).await?;
-    let jobs: Vec<NewJob> = write::jobs(&decisions, &made).cloned().collect();
+    let mut jobs: Vec<NewJob> = write::jobs(&decisions, &made).cloned().collect();
     write::add_messages(tx, &decisions, &made).await?;
     insert_jobs(tx, &jobs.iter().collect::<Vec<_>>()).await?;
+    let decided = admit_inserted(tx, &jobs.iter().collect::<Vec<_>>(), now).await?;
     write::advance(tx, &decisions, &made).await?;
-    Ok(jobs)
+    jobs.retain(|job| !decided.rejected.contains(&job.id));
+    Ok((jobs, decided))
 }

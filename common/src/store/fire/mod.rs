@@ -24,6 +24,7 @@ use chrono::{DateTime, Utc};
 use sqlx::Row;
 
 use self::due::Read;
+use super::admit::admit_inserted;
 use super::insert::insert_jobs;
 use super::leaders::{Leadership, confirm};
 use super::{Class, Error, Store};
@@ -47,7 +48,8 @@ pub struct Limits {
 pub struct Fired {
     /// Jobs to dispatch: they are committed.
     pub jobs: Vec<NewJob>,
-    /// Jobs to cancel; the schedules that wait for it are fired in the next round.
+    /// Jobs to cancel: those that give way to fired ones, and those that schedules wait for, which are fired in the next
+    /// round.
     pub to_cancel: Vec<(TenantId, JobId)>,
     /// Schedules that were moved on.
     pub schedules: u64,
@@ -142,18 +144,24 @@ impl Store {
         }
         write::place_turns(&mut tx, &mut decisions).await?;
         let made = write::record(&mut tx, leadership.epoch, now, &decisions).await?;
-        let jobs: Vec<NewJob> = write::jobs(&decisions, &made).cloned().collect();
+        let mut jobs: Vec<NewJob> = write::jobs(&decisions, &made).cloned().collect();
         write::add_messages(&mut tx, &decisions, &made).await?;
         insert_jobs(&mut tx, &jobs.iter().collect::<Vec<_>>()).await?;
+        let decided = admit_inserted(&mut tx, &jobs.iter().collect::<Vec<_>>(), now).await?;
         write::advance(&mut tx, &decisions, &made).await?;
         tx.commit().await?;
+        jobs.retain(|job| !decided.rejected.contains(&job.id));
         let mut paused = read.paused;
         if !read.unfit.is_empty() {
             paused += self.pause_unfit(leadership, &read.unfit).await?;
         }
         Ok(Fired {
             jobs,
-            to_cancel: decisions.iter().filter_map(|decision| decision.cancel_first).collect(),
+            to_cancel: decisions
+                .iter()
+                .filter_map(|decision| decision.cancel_first)
+                .chain(decided.superseded)
+                .collect(),
             schedules: u64::try_from(decisions.len()).unwrap_or(u64::MAX),
             paused,
             next_in: Some(Duration::ZERO),
