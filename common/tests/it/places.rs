@@ -2,7 +2,7 @@
 
 use common::job::decision::Decision;
 use common::job::{Concurrency, NewJob, Strategy};
-use common::queue::Dispatch;
+use common::queue::{Dispatch, Gate, GateLimit};
 use common::testing::{TestEnv, failure, ids, light};
 use sqlx::PgPool;
 
@@ -251,4 +251,52 @@ async fn a_waiter_of_another_class_is_woken_too(pool: PgPool) {
     assert!(worker.succeed(&claimed).await);
     assert!(waker.wait(std::time::Duration::from_secs(10)).await.unwrap());
     assert_eq!(ids(&worker.claim_as(&sandbox).await), [second.id]);
+}
+
+/// Who waits in a queue that releases nothing must not keep a free place from those behind it.
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn a_free_place_goes_past_those_who_wait_in_a_paused_queue(pool: PgPool) {
+    let env = TestEnv::new(pool).await;
+    let of = |queue: &str| {
+        let mut job = keyed(&env, "key", 1);
+        queue.clone_into(&mut job.spec.queue);
+        job
+    };
+    let jobs = [of("a"), of("held"), of("held"), of("full"), of("b")];
+    let worker = env.worker();
+    enqueue(&env, &[&jobs[0]]).await;
+    let first = worker.one().await;
+    enqueue(&env, &jobs[1..].iter().collect::<Vec<_>>()).await;
+    assert_eq!(ids(&worker.claim(5).await), [], "all of them are parked");
+    // One queue is paused, and another has no place for more.
+    env.queue.set_paused(&["held".to_owned()]).await.unwrap();
+    let full = GateLimit {
+        running_max: 1,
+        ..GateLimit::default()
+    };
+    let shard = env.queue.shard_of(env.tenant_id);
+    env.queue
+        .set_limits(shard, &[(Gate::queue("full"), Some(full))])
+        .await
+        .unwrap();
+    let mut stranger = env.noop();
+    "full".clone_into(&mut stranger.spec.queue);
+    enqueue(&env, &[&stranger]).await;
+    let stranger = worker.one().await;
+
+    assert!(worker.succeed(&first).await);
+    let last = worker.claim(5).await;
+    assert_eq!(ids(&last), [jobs[4].id]);
+    // They have lost nothing: as soon as their queues go on, they are first again, one after the other.
+    env.queue.set_paused(&[]).await.unwrap();
+    assert!(worker.succeed(&stranger).await);
+    assert!(worker.succeed(&last[0]).await);
+    let mut left: Vec<_> = jobs[1..4].iter().map(|job| job.id).collect();
+    while !left.is_empty() {
+        let next = worker.claim(5).await;
+        assert_eq!(next.len(), 1, "{} are left", left.len());
+        left.retain(|id| *id != next[0].job.id);
+        assert!(worker.succeed(&next[0]).await);
+    }
+    assert_eq!(env.leftovers().await, Vec::<String>::new());
 }
