@@ -8,6 +8,7 @@
 
 mod bench;
 mod cluster;
+mod groups;
 mod health;
 mod help;
 mod humaneval;
