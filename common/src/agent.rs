@@ -109,6 +109,10 @@ pub struct AgentDefinition {
     pub models: Vec<String>,
     /// Tools of a `native` agent: `bash`, `python`, `files`, `read`, `write`, `edit`.
     pub tools: Vec<String>,
+    /// What programs may ask of a provider beyond the model itself: a tool that the provider runs (`web_search`,
+    /// `web_fetch`, `code_execution`), `mcp_servers`, `containers`, `url_sources`, `files`. Each is a way out of the sandbox.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub provider_features: Vec<String>,
     /// The operator's name of the image and limits.
     pub environment: String,
     /// Where its sandbox may connect to.
@@ -138,6 +142,7 @@ impl Default for AgentDefinition {
             command: None,
             models: Vec::new(),
             tools: Vec::new(),
+            provider_features: Vec::new(),
             environment: "default".to_owned(),
             egress: Egress::default(),
             max_steps: 50,
@@ -219,6 +224,7 @@ impl AgentDefinition {
         let lists = [
             ("models", &self.models),
             ("tools", &self.tools),
+            ("provider_features", &self.provider_features),
             ("egress/allow", &self.egress.allow),
         ];
         for (name, list) in lists {
@@ -232,6 +238,7 @@ impl AgentDefinition {
                 let fault = match name {
                     "models" if !is_model(item) => "is provider/model, such as anthropic/claude-sonnet-4-5",
                     "tools" if !TOOLS.contains(&item.as_str()) => "is one of bash, python, files, read, write, edit",
+                    "provider_features" if !is_name(item) => "is a name, such as web_search",
                     "egress/allow" if item.parse::<Rule>().is_err() => {
                         "is a host with an optional port, such as *.example.org:443"
                     }

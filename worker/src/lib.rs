@@ -8,6 +8,7 @@ pub mod egress;
 pub mod environment;
 pub mod events;
 pub mod executor;
+pub mod gateway;
 mod machine;
 pub mod model;
 pub mod pool;

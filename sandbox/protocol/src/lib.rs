@@ -54,6 +54,9 @@ pub const WINDOW: u32 = 256 * 1024;
 /// The loopback port at which programs find their way out.
 pub const PROXY_PORT: u16 = 3128;
 
+/// The loopback port at which programs find models.
+pub const GATEWAY_PORT: u16 = 3129;
+
 /// The bit that tells a stream of init's from one of the worker's.
 pub const TUNNEL_BIT: u32 = 1 << 31;
 

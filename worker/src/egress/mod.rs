@@ -34,8 +34,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use futures_util::StreamExt;
-use futures_util::stream::FuturesUnordered;
+use futures_util::FutureExt;
 use hothouse_protocol::PROXY_PORT;
 use serde::{Deserialize, Serialize};
 
@@ -44,7 +43,7 @@ pub use ledger::{Ledger, Row};
 pub use policy::Policy;
 pub use refusal::Refusal;
 
-use crate::sandbox::Sandbox;
+use crate::sandbox::{Sandbox, Tunnel};
 
 /// `[egress]`: what every sandbox's way out is bounded by.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -120,23 +119,20 @@ pub struct Proxy<'a> {
 impl Proxy<'_> {
     /// Serves the tunnels of a sandbox until it is dropped, which closes them.
     pub async fn serve(&self, sandbox: &Sandbox) -> Infallible {
-        let Some(mut tunnels) = sandbox.tunnels() else {
-            return std::future::pending().await;
-        };
-        let rules = proxy::Rules {
-            settings: self.settings,
-            policy: &self.policy,
-        };
-        let mut open = FuturesUnordered::new();
-        loop {
-            tokio::select! {
-                tunnel = tunnels.accept() => match tunnel {
-                    Some(tunnel) => open.push(Box::pin(proxy::serve(tunnel, rules, self.ledger))),
-                    // The sandbox is gone, and whoever works in it says so.
-                    None => return std::future::pending().await,
-                },
-                Some(()) = open.next(), if !open.is_empty() => {}
-            }
+        match sandbox.tunnels() {
+            Some(tunnels) => tunnels.serve(|tunnel| self.connection(tunnel).boxed()).await,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Serves one connection to its end. One to another port than the proxy's is closed.
+    pub async fn connection(&self, tunnel: Tunnel) {
+        if tunnel.port == PROXY_PORT {
+            let rules = proxy::Rules {
+                settings: self.settings,
+                policy: &self.policy,
+            };
+            proxy::serve(tunnel, rules, self.ledger).await;
         }
     }
 

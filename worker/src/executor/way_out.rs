@@ -11,12 +11,15 @@ use common::job::Job;
 use common::job::event::EventBody;
 use common::store::Store;
 use common::store::egress::Decision;
+use futures_util::FutureExt;
+use hothouse_protocol::GATEWAY_PORT;
 use tokio::sync::Mutex;
 
 use super::Context;
 use crate::egress::{Ledger, Policy, Proxy, Row, Settings};
 use crate::events::{Say, Sink};
-use crate::sandbox::{self, Input, RunSpec, Sandbox};
+use crate::gateway::Gateway;
+use crate::sandbox::{self, Input, RunSpec, Sandbox, Tunnel};
 
 /// Decisions of this long go to Postgres together.
 const TOGETHER: Duration = Duration::from_millis(500);
@@ -75,13 +78,28 @@ impl WayOut {
 
     /// Keeps the way out open until this is dropped.
     pub(super) async fn serve(&self, sandbox: &Sandbox, policy: Policy) -> Infallible {
+        self.serve_both(sandbox, policy, None).await
+    }
+
+    /// As [`Self::serve`], with the gateway to models beside it.
+    pub(super) async fn serve_both(&self, sandbox: &Sandbox, policy: Policy, gateway: Option<&Gateway>) -> Infallible {
         let proxy = Proxy {
             settings: &self.means.settings,
             policy,
             ledger: &self.ledger,
         };
+        let connection = |tunnel: Tunnel| match gateway {
+            Some(gateway) if tunnel.port == GATEWAY_PORT => gateway.connection(tunnel).boxed(),
+            _ => proxy.connection(tunnel).boxed(),
+        };
+        let tunnels = async {
+            match sandbox.tunnels() {
+                Some(tunnels) => tunnels.serve(connection).await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
-            never = proxy.serve(sandbox) => never,
+            never = tunnels => never,
             never = self.write_as_it_comes() => never,
         }
     }

@@ -24,7 +24,7 @@ mod tunnel;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use hothouse_protocol::{About, Greeting, PROXY_PORT, ToInit, Token, VERSION};
+use hothouse_protocol::{About, GATEWAY_PORT, Greeting, PROXY_PORT, ToInit, Token, VERSION};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
@@ -93,7 +93,7 @@ impl Sandbox {
             uid: settings.uid,
             gid: settings.gid,
             workspace: WORKSPACE.to_owned(),
-            listen: vec![PROXY_PORT],
+            listen: vec![PROXY_PORT, GATEWAY_PORT],
         };
         let answer = async {
             link.send(ToInit::Hello(greeting)).await?;
@@ -133,10 +133,10 @@ impl Sandbox {
         Ok(running)
     }
 
-    /// The connections of programs to the proxy's port, until the answer is dropped; without one they are refused. None
-    /// when init does not listen: it is an older one, or there is no loopback interface.
+    /// The connections of programs to the ports at which init listens, until the answer is dropped; without one they are
+    /// refused. None when init does not listen: it is an older one, or there is no loopback interface.
     pub fn tunnels(&self) -> Option<Tunnels> {
-        self.about.ports.contains(&PROXY_PORT).then(|| self.link.take_tunnels())
+        (!self.about.ports.is_empty()).then(|| self.link.take_tunnels())
     }
 
     /// Everything is killed unless another lease comes within `run_on`; there is no limit before the first.

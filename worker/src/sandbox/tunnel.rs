@@ -1,11 +1,15 @@
 //! Tunnels, at the worker's end: connections of programs to a loopback port of their sandbox.
 //!
 //! They come only while somebody holds [`Tunnels`], and end with it: a tunnel belongs to an attempt. What they carry is
-//! [`crate::egress`]'s.
+//! [`crate::egress`]'s and [`crate::gateway`]'s, by the port.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use futures_util::StreamExt;
+use futures_util::future::BoxFuture;
+use futures_util::stream::FuturesUnordered;
 use hothouse_protocol::{FRAME_COST, TUNNEL_WINDOW, ToInit, cost};
 use tokio::sync::{Semaphore, mpsc};
 
@@ -32,6 +36,21 @@ impl Tunnels {
     /// The next connection of a program; none when the sandbox is gone. Cancel-safe.
     pub async fn accept(&mut self) -> Option<Tunnel> {
         self.incoming.recv().await
+    }
+
+    /// Serves every connection side by side, until this is dropped, which closes all of them.
+    pub async fn serve<'a>(mut self, serve: impl Fn(Tunnel) -> BoxFuture<'a, ()>) -> Infallible {
+        let mut open = FuturesUnordered::new();
+        loop {
+            tokio::select! {
+                tunnel = self.accept() => match tunnel {
+                    Some(tunnel) => open.push(serve(tunnel)),
+                    // The sandbox is gone, and whoever works in it says so.
+                    None => return std::future::pending().await,
+                },
+                Some(()) = open.next(), if !open.is_empty() => {}
+            }
+        }
     }
 }
 

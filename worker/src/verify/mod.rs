@@ -14,6 +14,7 @@ mod cross_job;
 mod escape;
 mod files;
 mod forgery;
+mod keys;
 mod network;
 mod probe;
 mod resources;
@@ -152,6 +153,7 @@ pub fn attempts() -> Vec<Attempt> {
         .chain(probes(Group::CrossJob, cross_job::PROBES))
         .chain(cross_job::ATTEMPTS.iter().copied())
         .chain(forgery::ATTEMPTS.iter().copied())
+        .chain(keys::ATTEMPTS.iter().copied())
         .collect()
 }
 

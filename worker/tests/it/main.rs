@@ -5,6 +5,7 @@ mod conformance;
 mod docker;
 mod egress;
 mod egress_server;
+mod gateway;
 mod install;
 mod pool;
 mod program;

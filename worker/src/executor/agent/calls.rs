@@ -19,14 +19,14 @@ const TRIES: u32 = 20;
 
 /// The task that writes.
 #[derive(Debug)]
-pub(super) struct Calls {
+pub(in super::super) struct Calls {
     sender: mpsc::Sender<Call>,
     clock: Clock,
     task: JoinSet<()>,
 }
 
 impl Calls {
-    pub(super) fn begin(context: &Context) -> Self {
+    pub(in super::super) fn begin(context: &Context) -> Self {
         let (sender, receiver) = mpsc::channel(WAITING_MAX);
         let mut task = JoinSet::new();
         task.spawn(write(context.machine.store.clone(), context.job.clone(), receiver));
@@ -38,7 +38,7 @@ impl Calls {
     }
 
     /// A sink that hands everything on and writes down what calls used.
-    pub(super) fn watching<S: TurnSink>(&self, sink: S) -> Watching<S> {
+    pub(in super::super) fn watching<S: TurnSink>(&self, sink: S) -> Watching<S> {
         Watching {
             sink,
             sender: self.sender.clone(),
@@ -47,7 +47,7 @@ impl Calls {
     }
 
     /// Waits until everything is written. Sinks must be gone.
-    pub(super) async fn end(mut self) {
+    pub(in super::super) async fn end(mut self) {
         drop(self.sender);
         while self.task.join_next().await.is_some() {}
     }
@@ -72,7 +72,7 @@ async fn write(store: Store, job: Job, mut calls: mpsc::Receiver<Call>) {
 
 /// See [`Calls::watching`].
 #[derive(Debug)]
-pub(super) struct Watching<S> {
+pub(in super::super) struct Watching<S> {
     sink: S,
     sender: mpsc::Sender<Call>,
     clock: Clock,

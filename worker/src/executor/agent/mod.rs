@@ -1,6 +1,6 @@
 //! `agent_run` and `chat_turn`: an agent's answer, by the harness that its definition names.
 
-mod calls;
+pub(super) mod calls;
 mod tools;
 
 use std::time::Duration;

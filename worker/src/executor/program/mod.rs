@@ -1,7 +1,8 @@
 //! Agents that are programs: `command`, any program that reads a prompt and prints an answer.
 //!
 //! The program runs in its environment's sandbox as an `exec` job's does, with the agent's way out. What it prints
-//! becomes the turn's events and messages; how it ends is how the attempt ends. docs/harnesses.md is its manual.
+//! becomes the turn's events and messages; how it ends is how the attempt ends. It reaches the agent's models through the
+//! gateway. docs/harnesses.md is its manual.
 //!
 //! # Invariants
 //! - Whatever a program prints, the turn's messages are valid: a call has one result, a result has its call, and all of
@@ -14,21 +15,25 @@ mod place;
 mod protocol;
 mod transcript;
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use common::agent::AgentDefinition;
 use common::job::decision::Outcome;
-use common::job::{Failure, Usage};
+use common::job::{Failure, FailureCode, Usage};
 use common::message::{Message, Role};
 use common::workspace::Owner;
 use serde_json::json;
 
+use super::agent::calls::Calls;
 use super::exec::{Broken, outcome};
 use super::keeper::Keeper;
 use super::native::EventSink;
 use super::way_out::WayOut;
 use super::{Context, Ended, home};
 use crate::events::Say;
+use crate::gateway::{Gateway, Terms};
+use crate::model::ModelName;
 use crate::sandbox::Exit;
 use place::Place;
 use transcript::Transcript;
@@ -43,17 +48,29 @@ pub(super) async fn answer(
     let begun = Instant::now();
     let events = context.events.clone();
     let sink = EventSink::new(move |body| events.say(body));
+    let calls = Calls::begin(&context);
+    let gateway = match terms(&context, &agent) {
+        Ok(terms) => Gateway::new(terms, Arc::new(calls.watching(sink.clone()))),
+        Err(failure) => return Ended::failed(failure),
+    };
     let mut transcript = Transcript::new(&sink, &context.clock, context.job.id);
-    let way_out = WayOut::new(&context);
+    let doors = Doors {
+        way_out: WayOut::new(&context),
+        gateway,
+    };
     let mut keeper = Keeper::new(context.orders.clone());
-    let (done, left) = match Place::take(&context, &mut keeper, &way_out, &agent, owner).await {
+    let (done, left) = match Place::take(&context, &mut keeper, &doors, &agent, owner).await {
         Ok(place) => {
-            let done = attempt(&place, &mut keeper, &way_out, (&agent, &history), &mut transcript).await;
+            let done = attempt(&place, &mut keeper, (&agent, &history), &mut transcript).await;
             (done, place.leave().await)
         }
         Err(broken) => (Err(broken), Ok(())),
     };
+    let Doors { way_out, gateway } = doors;
     way_out.end().await;
+    let used = gateway.usage();
+    drop(gateway);
+    calls.end().await;
     let mut ended = match done {
         Ok(done) => finished(done, transcript, context.job.timeout_ms),
         Err(Broken::Stopped(stopped)) => Ended {
@@ -66,8 +83,29 @@ pub(super) async fn answer(
         },
         Err(Broken::GivenBack) => Ended::given_back(),
     };
+    ended.usage.input_tokens = used.input_tokens;
+    ended.usage.output_tokens = used.output_tokens;
+    ended.usage.cached_input_tokens = used.cached_input_tokens;
     ended.usage.sandbox_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
     home::unless_unsaved(ended, left, &context.events)
+}
+
+/// How a program reaches what is outside.
+struct Doors {
+    way_out: WayOut,
+    gateway: Gateway,
+}
+
+/// What the agent's program may ask models for.
+fn terms(context: &Context, agent: &AgentDefinition) -> Result<Terms, Failure> {
+    let models: Result<Vec<ModelName>, _> = agent.models.iter().map(|name| name.parse()).collect();
+    let refused = |error: crate::model::Error| Failure::new(FailureCode::InvalidInput, error.to_string());
+    Ok(Terms {
+        models: models.map_err(refused)?,
+        features: agent.provider_features.clone(),
+        providers: context.machine.providers.for_tenant(context.job.tenant_id),
+        retry: context.machine.retry.clone(),
+    })
 }
 
 /// How a program ended, and what it said of that itself.
@@ -79,7 +117,6 @@ struct Done {
 async fn attempt(
     place: &Place<'_>,
     keeper: &mut Keeper,
-    way_out: &WayOut,
     (agent, history): (&AgentDefinition, &[Message]),
     transcript: &mut Transcript<'_>,
 ) -> Result<Done, Broken> {
@@ -87,7 +124,16 @@ async fn attempt(
         place.put_turn(agent, history).await?;
         command::run(place, agent, &prompt(history), transcript).await
     };
-    let work = way_out.during(place.sandbox(), place.policy(agent), work);
+    let doors = place.doors;
+    let open = doors
+        .way_out
+        .serve_both(place.sandbox(), place.policy(agent), Some(&doors.gateway));
+    let work = async {
+        tokio::select! {
+            done = work => done,
+            never = open => match never {},
+        }
+    };
     keeper.keep(place.sandbox(), work).await.map_err(Broken::Stopped)?
 }
 

@@ -10,7 +10,8 @@ use super::super::Context;
 use super::super::exec::Broken;
 use super::super::home::Home;
 use super::super::keeper::Keeper;
-use super::super::way_out::{self, WayOut};
+use super::super::way_out;
+use super::Doors;
 use crate::egress::Policy;
 use crate::environment::Environment;
 use crate::sandbox::{Input, RunSpec, Sandbox};
@@ -21,6 +22,7 @@ const TURN_FILE: &str = "/tmp/.hothouse-turn.json";
 /// A program's place.
 pub(super) struct Place<'a> {
     pub(super) context: &'a Context,
+    pub(super) doors: &'a Doors,
     environment: &'a Environment,
     home: Home,
 }
@@ -30,7 +32,7 @@ impl<'a> Place<'a> {
     pub(super) async fn take(
         context: &'a Context,
         keeper: &mut Keeper,
-        way_out: &WayOut,
+        doors: &'a Doors,
         agent: &AgentDefinition,
         owner: Option<Owner>,
     ) -> Result<Self, Broken> {
@@ -41,11 +43,12 @@ impl<'a> Place<'a> {
         let home = Home::enter(context, keeper, environment, owner).await?;
         let place = Self {
             context,
+            doors,
             environment,
             home,
         };
         if !agent.egress.is_empty()
-            && let Err(error) = way_out.put_certificates(place.sandbox()).await
+            && let Err(error) = doors.way_out.put_certificates(place.sandbox()).await
         {
             place.home.give_up();
             return Err(error.into());
@@ -67,6 +70,7 @@ impl<'a> Place<'a> {
     pub(super) fn env(&self) -> Vec<(String, String)> {
         let mut env = self.environment.env.clone();
         env.extend(way_out::variables(&self.context.machine.egress));
+        env.extend(self.doors.gateway.variables());
         let job = &self.context.job;
         env.insert("HOTHOUSE_JOB_ID".to_owned(), job.id.to_string());
         env.insert("HOTHOUSE_TURN".to_owned(), TURN_FILE.to_owned());

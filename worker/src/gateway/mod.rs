@@ -1,0 +1,303 @@
+//! The model gateway: how programs in a sandbox reach a model.
+//!
+//! On a loopback port of the sandbox stands what looks like a provider, in both wires. Requests come out through the
+//! pipe by which the sandbox is driven; here they are checked, given the provider's key and passed on.
+//!
+//! # Invariants
+//! - No key of a provider is in anything that goes into the sandbox: neither in answers nor in what a provider says in
+//!   them about it. The program has a token that is good for one attempt, through that attempt's own tunnels.
+//! - What is checked is what is sent: a body that two readers could understand in two ways is refused.
+//! - A request goes byte for byte but for the model's name, where the program gave it with its provider, and the wish
+//!   for usage on the wire of Chat Completions. An answer comes byte for byte but for the usage that only the gateway asked for.
+//! - Every call that a provider counted is written down, whether the program stays to read it or not.
+//!
+//! # Not here
+//! What the wires mean is [`crate::model`]; everything else that a program may reach is [`crate::egress`].
+
+mod account;
+mod answer;
+mod call;
+mod check;
+mod frames;
+mod serve;
+mod splice;
+mod strict;
+mod tally;
+
+use std::convert::Infallible;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use common::message::Usage;
+use futures_util::{FutureExt, StreamExt};
+use http_body_util::{BodyExt, Full, Limited, StreamBody};
+use hyper::body::{Frame, Incoming};
+use hyper::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER};
+use hyper::{Request, Response, StatusCode};
+use subtle::ConstantTimeEq;
+use tokio::sync::Semaphore;
+
+use crate::executor::native::TurnSink;
+use crate::model::wire::{Route, Wire};
+use crate::model::{ModelName, Providers, RetryPolicy};
+use crate::sandbox::{Sandbox, Tunnel};
+use account::Account;
+use answer::Refusal;
+use call::{Answered, Content, Means};
+use check::Named;
+use serve::Body;
+
+pub use hothouse_protocol::GATEWAY_PORT;
+
+/// Longest request, bytes: what providers take.
+const BODY_MAX: usize = 32 << 20;
+
+/// Calls of one attempt at once; each may hold a request in memory.
+const CALLS_MAX: usize = 16;
+
+/// Headers that go on to the provider.
+const PASSED: [&str; 2] = ["anthropic-version", "anthropic-beta"];
+
+/// What an attempt may ask models for.
+#[derive(Clone, Debug)]
+pub struct Terms {
+    /// The agent's models, in order of preference.
+    pub models: Vec<ModelName>,
+    /// What requests may use beyond the model itself.
+    pub features: Vec<String>,
+    /// Who runs models for the tenant.
+    pub providers: Providers,
+    /// How a call is tried again before its first token.
+    pub retry: RetryPolicy,
+}
+
+/// The gateway of one attempt.
+pub struct Gateway {
+    token: String,
+    terms: Terms,
+    account: Arc<Account>,
+    calls: Semaphore,
+}
+
+impl std::fmt::Debug for Gateway {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Gateway")
+            .field("terms", &self.terms)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Gateway {
+    /// A gateway with a token of its own; `sink` hears what calls use.
+    pub fn new(terms: Terms, sink: Arc<dyn TurnSink>) -> Self {
+        Self {
+            token: format!("hothouse-{}", hex::encode(rand::random::<[u8; 32]>())),
+            terms,
+            account: Arc::new(Account::new(sink)),
+            calls: Semaphore::new(CALLS_MAX),
+        }
+    }
+
+    /// What a program presents as its key.
+    pub fn token(&self) -> &str {
+        &self.token
+    }
+
+    /// What all calls so far used.
+    pub fn usage(&self) -> Usage {
+        self.account.total()
+    }
+
+    /// The variables by which client libraries find the gateway.
+    pub fn variables(&self) -> Vec<(String, String)> {
+        let root = format!("http://127.0.0.1:{GATEWAY_PORT}");
+        let mut variables = vec![
+            ("ANTHROPIC_BASE_URL", root.clone()),
+            ("ANTHROPIC_API_KEY", self.token.clone()),
+            ("OPENAI_BASE_URL", format!("{root}/v1")),
+            ("OPENAI_API_KEY", self.token.clone()),
+        ];
+        if let Some(model) = self.terms.models.first() {
+            variables.push(("HOTHOUSE_MODEL", model.model().to_owned()));
+        }
+        variables
+            .into_iter()
+            .map(|(name, value)| (name.to_owned(), value))
+            .collect()
+    }
+
+    /// Serves the tunnels of a sandbox that has no other way out, until it is dropped, which closes them.
+    pub async fn serve(&self, sandbox: &Sandbox) -> Infallible {
+        match sandbox.tunnels() {
+            Some(tunnels) => tunnels.serve(|tunnel| self.connection(tunnel).boxed()).await,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Serves one connection of a program to its end. One to another port than the gateway's is closed.
+    pub async fn connection(&self, tunnel: Tunnel) {
+        if tunnel.port == GATEWAY_PORT {
+            serve::connection(tunnel, |request| self.answer(request)).await;
+        }
+    }
+
+    async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
+        let route = Route::of(request.method().as_str(), request.uri().path());
+        let answered = async {
+            self.check_token(request.headers())?;
+            match route {
+                None => Err(Refusal::new(
+                    404,
+                    "not_found_error",
+                    "there is no such route at this gateway",
+                )),
+                Some(Route::Models) => Ok(Answered {
+                    status: 200,
+                    content_type: "application/json".to_owned(),
+                    request_id: None,
+                    body: Content::Whole(answer::models(&self.terms.models)),
+                }),
+                Some(route) => self.call(route, request).await,
+            }
+        };
+        match answered.await {
+            Ok(answered) => good(answered),
+            Err(refusal) => bad(&refusal, route),
+        }
+    }
+
+    fn check_token(&self, headers: &HeaderMap) -> Result<(), Refusal> {
+        let bearer = headers
+            .get("authorization")
+            .and_then(|value| value.as_bytes().strip_prefix(b"Bearer "));
+        let mut given = headers
+            .get("x-api-key")
+            .map(HeaderValue::as_bytes)
+            .into_iter()
+            .chain(bearer);
+        if given.any(|given| bool::from(given.ct_eq(self.token.as_bytes()))) {
+            return Ok(());
+        }
+        Err(Refusal::new(
+            401,
+            "authentication_error",
+            "this is not the token of the attempt that runs here",
+        ))
+    }
+
+    async fn call(&self, route: Route, request: Request<Incoming>) -> Result<Answered, Refusal> {
+        let _place = self.calls.try_acquire().map_err(|_full| Refusal {
+            may_retry: true,
+            retry_after_s: Some(1),
+            ..Refusal::new(429, "rate_limit_error", format!("more than {CALLS_MAX} calls at once"))
+        })?;
+        if request.headers().contains_key(CONTENT_ENCODING) {
+            return Err(Refusal::new(
+                415,
+                "invalid_request_error",
+                "send the body without Content-Encoding",
+            ));
+        }
+        let passed = PASSED.iter().filter_map(|name| {
+            let value = request.headers().get(*name)?.to_str().ok()?;
+            Some(((*name).to_owned(), value.to_owned()))
+        });
+        let headers = passed.collect();
+        let body = read(request.into_body()).await?;
+        let malformed = |error: serde_json::Error| Refusal::new(400, "invalid_request_error", error.to_string());
+        let parsed = strict::parse(&body).map_err(malformed)?;
+        let asked = check::check(route, &parsed, Named(&self.terms.features))?;
+        drop(parsed);
+        let models = self.models(&asked.model, route)?;
+        let request = call::Request {
+            route,
+            asked,
+            headers,
+            body,
+            models,
+        };
+        let means = Means {
+            providers: &self.terms.providers,
+            retry: &self.terms.retry,
+            account: &self.account,
+        };
+        call::make(&request, means).await
+    }
+
+    /// The agent's models from the one that is asked for on, as far as their providers speak the route's wire.
+    fn models(&self, asked: &str, route: Route) -> Result<Vec<&ModelName>, Refusal> {
+        let listed = &self.terms.models;
+        let wire = if route == Route::ChatCompletions {
+            Wire::OpenAi
+        } else {
+            Wire::Anthropic
+        };
+        let speaks = |name: &&ModelName| {
+            let provider = self.terms.providers.of(name);
+            provider.map_or(true, |provider| provider.wire().is_none_or(|theirs| theirs == wire))
+        };
+        let is_it = |name: &ModelName| name.model() == asked || name.to_string() == asked;
+        let Some(at) = listed.iter().position(|name| is_it(name) && speaks(&name)) else {
+            let names: Vec<String> = listed.iter().map(ToString::to_string).collect();
+            let what = if listed.iter().any(is_it) {
+                "does not answer on this route"
+            } else {
+                "is not the agent's"
+            };
+            let message = format!(
+                "the model {asked:?} {what}; the agent's models are: {}",
+                names.join(", ")
+            );
+            return Err(Refusal::new(404, "not_found_error", message));
+        };
+        Ok(listed.iter().skip(at).filter(speaks).collect())
+    }
+}
+
+async fn read(body: Incoming) -> Result<Bytes, Refusal> {
+    match Limited::new(body, BODY_MAX).collect().await {
+        Ok(body) => Ok(body.to_bytes()),
+        Err(error) if error.is::<http_body_util::LengthLimitError>() => {
+            let message = format!("the request is longer than {BODY_MAX} bytes");
+            Err(Refusal::new(413, "request_too_large", message))
+        }
+        Err(error) => Err(Refusal::new(400, "invalid_request_error", error.to_string())),
+    }
+}
+
+fn good(answered: Answered) -> Response<Body> {
+    let body = match answered.body {
+        Content::Whole(bytes) => whole(bytes),
+        Content::Stream(stream) => StreamBody::new(stream.map(|bytes| bytes.map(Frame::data))).boxed_unsync(),
+    };
+    let mut response = Response::new(body);
+    *response.status_mut() = StatusCode::from_u16(answered.status).unwrap_or(StatusCode::BAD_GATEWAY);
+    let headers = response.headers_mut();
+    let texts = [
+        ("request-id", answered.request_id),
+        ("content-type", Some(answered.content_type)),
+    ];
+    for (name, value) in texts {
+        if let Some(Ok(value)) = value.map(|value| HeaderValue::from_str(&value)) {
+            headers.insert(name, value);
+        }
+    }
+    response
+}
+
+fn bad(refusal: &Refusal, route: Option<Route>) -> Response<Body> {
+    let mut response = Response::new(whole(refusal.body(route)));
+    *response.status_mut() = StatusCode::from_u16(refusal.status).unwrap_or(StatusCode::BAD_GATEWAY);
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    let advice = if refusal.may_retry { "true" } else { "false" };
+    headers.insert("x-should-retry", HeaderValue::from_static(advice));
+    if let Some(seconds) = refusal.retry_after_s {
+        headers.insert(RETRY_AFTER, seconds.into());
+    }
+    response
+}
+
+fn whole(bytes: Bytes) -> Body {
+    Full::new(bytes).map_err(|never| match never {}).boxed_unsync()
+}
