@@ -98,6 +98,11 @@ impl Attempts {
         &self.inner.clock
     }
 
+    /// Where attempts run, and what leads to them.
+    pub fn tracker(&self) -> &TaskTracker {
+        &self.inner.tracker
+    }
+
     /// What the worker holds.
     pub fn held(&self) -> &Held {
         &self.inner.held

@@ -154,7 +154,7 @@ mod tests {
     #[test]
     fn the_defaults_are_valid() {
         let config: Config = config::load(None, []).unwrap();
-        assert_eq!(config.worker.light_slots, 64);
+        assert_eq!(config.worker.light_slots, 256);
         assert!(config.worker.sandbox_slots() >= 2);
     }
 

@@ -1,4 +1,4 @@
-//! Claim: from the ready streams into a lease.
+//! Claim: from the backlogs into a lease.
 
 use std::time::Duration;
 
@@ -6,6 +6,9 @@ use super::{Error, Queue, Shard};
 use crate::ids::{JobId, WorkerId};
 use crate::job::spec::SlotClass;
 use crate::store::claim::Claim;
+
+/// Most jobs of one claim: while the script hands them out Redis answers nobody else, some five milliseconds.
+const AT_ONCE: u32 = 256;
 
 /// What a worker has room for.
 #[derive(Clone, Debug)]
@@ -56,7 +59,7 @@ pub struct Handout {
 }
 
 impl Queue {
-    /// Claims up to `want.free` jobs of one shard.
+    /// Claims up to `want.free` jobs of one shard; of many, a part.
     ///
     /// # Errors
     /// [`Error::Closed`] after a wipe, until running jobs have registered again.
@@ -73,11 +76,7 @@ impl Queue {
             .arg(worker.to_string())
             .arg(u64::try_from(self.inner.lease_ttl.as_millis()).unwrap_or(u64::MAX))
             .arg(self.clock_offset_ms())
-            .arg(if want.mode == Mode::Alone {
-                want.free.min(1)
-            } else {
-                want.free
-            })
+            .arg(want.free.min(if want.mode == Mode::Alone { 1 } else { AT_ONCE }))
             .arg(want.slot.as_str())
             .arg(list(&want.labels))
             .arg(list(&want.queues))

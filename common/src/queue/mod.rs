@@ -12,7 +12,6 @@
 //! | `p:<lane>:<tenant>` | sorted set: those of its jobs that wait at a gate |
 //! | `ring:<lane>`, `left:<lane>` | tenants by virtual time: those with a backlog, and those that left it ahead of the others |
 //! | `vt` | hash: the present virtual time of each lane, and of the lanes among each other |
-//! | `r:<lane>:<level>` | stream: admitted jobs, ready to be claimed |
 //! | `leases` | sorted set: job → when its lease passes, ms |
 //! | `limits` | hash: gate → limit of places, limit of starts, paused until; what operators set |
 //! | `h:<gate>`, `s:<gate>`, `w:<gate>` | set of jobs that hold a place, list of the last starts, sorted set of who waits |

@@ -186,10 +186,11 @@ fn every_key_of_a_script_begins_with_its_root() {
             "R ..".to_owned(),
             "IDX".to_owned(),
             "LEASES".to_owned(),
-            "ready(".to_owned(),
             "backlog(".to_owned(),
             "parked(".to_owned(),
             "lane.ring".to_owned(),
+            "turn.key".to_owned(),
+            "lane.turn.key".to_owned(),
             "TIMERS".to_owned(),
             "LIMITS".to_owned(),
         ];

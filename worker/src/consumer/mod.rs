@@ -1,29 +1,33 @@
 //! The claim loop: takes no more than it has slots for, and runs each attempt on the lifecycle's tracker.
 //!
 //! A slot is free again when its process has ended; the result may still be on its way to Postgres. Results on their
-//! way are bounded too, and when there are too many, claiming stops.
+//! way are bounded too, and when there are too many, claiming stops. While Postgres confirms one handout, Redis gives
+//! the next.
 
 pub mod cancels;
 pub mod heartbeat;
 pub mod held;
 pub mod solitude;
 
+use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use anyhow::Context as _;
 use common::health::Pulse;
-use common::ids::WorkerId;
+use common::ids::{JobId, WorkerId};
 use common::job::spec::SlotClass;
 use common::queue::{Error, Mode, Queue, Shard, Want};
 use common::store::Store;
-use common::store::claim::Claimed;
+use common::store::claim::{Claim, Claimed};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::attempt::Attempts;
 use crate::pool::Pool;
 use held::HeldAttempt;
-use solitude::{EMPTYING_MAX, Solitude};
+use solitude::{Company, EMPTYING_MAX, Solitude};
 
 /// How long an idle loop waits before it looks without having been woken.
 const IDLE: Duration = Duration::from_secs(1);
@@ -31,19 +35,25 @@ const IDLE: Duration = Duration::from_secs(1);
 /// How long a loop waits after Redis or Postgres did not answer.
 const PAUSE: Duration = Duration::from_millis(250);
 
+/// Handouts that Postgres confirms at once.
+const CONFIRMING_MAX: usize = 2;
+
 /// A slot with room for its result.
 type Room = (OwnedSemaphorePermit, OwnedSemaphorePermit);
 
 /// What came of a claim.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Debug, Default)]
 struct Taken {
-    /// Jobs that came, confirmed or not.
-    jobs: usize,
+    /// The jobs that came, while Postgres has the last word on them.
+    confirming: Option<Confirming>,
     /// When a limit by time may let more through.
     opens_in: Option<Duration>,
     /// A job waits for a worker that holds nothing else.
     is_called_alone: bool,
 }
+
+/// A handout that is being confirmed; an error when Postgres is away. It goes on when nobody waits for it.
+type Confirming = JoinHandle<anyhow::Result<()>>;
 
 /// One loop: one slot class in one shard.
 #[derive(Clone, Debug)]
@@ -76,6 +86,7 @@ impl Consumer {
     /// Claims until `stop`. `pulse` owes a claim that was answered, but while the slots are taken.
     pub async fn run(self, shard: Shard, pulse: Pulse, stop: CancellationToken) {
         let mut waker = self.queue.waker(shard);
+        let mut confirming = VecDeque::with_capacity(CONFIRMING_MAX);
         loop {
             pulse.owe();
             // Another worker may have what this one lacks; and a job that nobody claims loses nothing by waiting.
@@ -94,30 +105,40 @@ impl Consumer {
                         company = self.solitude.company(&pulse) => company,
                     };
                     let mode = if company.is_idle(self.attempts.held()) { Mode::Idle } else { Mode::Busy };
-                    self.claim(shard, room, mode).await
+                    self.claim(shard, room, mode, Some(company)).await
                 }
             };
-            if taken.is_ok() {
-                pulse.progress();
-            }
-            match taken {
-                Ok(taken) if taken.is_called_alone => self.alone(shard, &pulse, &stop).await,
-                Ok(taken) if taken.jobs == 0 => {
-                    let limit = taken.opens_in.map_or(IDLE, |opens_in| opens_in.min(IDLE));
+            let claimed = match taken {
+                Ok(taken) if taken.is_called_alone => {
+                    pulse.progress();
+                    self.alone(shard, &pulse, &stop).await;
+                    Ok(())
+                }
+                Ok(Taken {
+                    confirming: None,
+                    opens_in,
+                    ..
+                }) => {
+                    pulse.progress();
+                    let limit = opens_in.map_or(IDLE, |opens_in| opens_in.min(IDLE));
                     let woken = tokio::select! {
                         () = stop.cancelled() => return,
                         woken = waker.wait(limit) => woken,
                     };
-                    if let Err(error) = woken {
-                        tracing::debug!(%error, "cannot wait for work");
-                        tokio::time::sleep(PAUSE).await;
-                    }
+                    woken.map(drop).map_err(Into::into)
                 }
-                Ok(_) => {}
-                Err(error) => {
-                    tracing::debug!(error = %format!("{error:#}"), "cannot claim");
-                    tokio::time::sleep(PAUSE).await;
+                Ok(Taken {
+                    confirming: Some(handout),
+                    ..
+                }) => {
+                    confirming.push_back(handout);
+                    settled(&mut confirming).await.inspect(|()| pulse.progress())
                 }
+                Err(error) => Err(error),
+            };
+            if let Err(error) = claimed {
+                tracing::debug!(error = %format!("{error:#}"), "cannot claim");
+                tokio::time::sleep(PAUSE).await;
             }
         }
     }
@@ -147,7 +168,15 @@ impl Consumer {
             () = stop.cancelled() => return,
             room = self.room(pulse) => room,
         };
-        if let Err(error) = self.claim(shard, room, Mode::Alone).await {
+        let claimed = match self.claim(shard, room, Mode::Alone, None).await {
+            Ok(Taken {
+                confirming: Some(handout),
+                ..
+            }) => confirmed(handout).await,
+            Ok(_) => Ok(()),
+            Err(error) => Err(error),
+        };
+        if let Err(error) = claimed {
             tracing::debug!(error = %format!("{error:#}"), "cannot claim alone");
         }
         tokio::select! {
@@ -178,7 +207,14 @@ impl Consumer {
         room
     }
 
-    async fn claim(&self, shard: Shard, mut room: Vec<Room>, mode: Mode) -> anyhow::Result<Taken> {
+    /// Asks Redis, and lets Postgres confirm what came.
+    async fn claim(
+        &self,
+        shard: Shard,
+        mut room: Vec<Room>,
+        mode: Mode,
+        company: Option<Company>,
+    ) -> anyhow::Result<Taken> {
         let want = Want {
             free: u32::try_from(room.len()).unwrap_or(u32::MAX),
             slot: self.slot,
@@ -193,36 +229,51 @@ impl Consumer {
             Err(Error::Closed) => return Ok(Taken::default()),
             Err(error) => return Err(error.into()),
         };
-        let mut taken = Taken {
-            jobs: handout.claims.len(),
+        room.truncate(handout.claims.len());
+        let confirming = (!handout.claims.is_empty()).then(|| {
+            let consumer = self.clone();
+            self.attempts.tracker().spawn(async move {
+                let confirmed = consumer.confirm(shard, handout.claims, asked, room).await;
+                drop(company);
+                confirmed
+            })
+        });
+        Ok(Taken {
+            confirming,
             opens_in: handout.opens_in,
             is_called_alone: handout.is_called_alone,
-        };
-        if handout.claims.is_empty() {
-            return Ok(taken);
-        }
-        let claims = handout.claims;
+        })
+    }
+
+    /// Takes the attempts in Postgres, and starts those that are this worker's.
+    async fn confirm(
+        &self,
+        shard: Shard,
+        claims: Vec<Claim>,
+        asked: Instant,
+        mut room: Vec<Room>,
+    ) -> anyhow::Result<()> {
         if asked.elapsed() >= self.queue.lease_ttl() {
             anyhow::bail!("the claims were answered when their leases had passed");
         }
         // After an error the rows may be taken or not, so the leases are not dropped: they pass, and reclaim reads the rows.
         let now = self.attempts.clock().now();
         let claimed = self.store.claim(self.worker_id, &claims, now).await?;
-        let refused: Vec<_> = claims
-            .iter()
-            .map(|claim| (claim.job_id, claim.attempt))
-            .filter(|(id, _)| !claimed.iter().any(|claimed| claimed.job.id == *id))
-            .collect();
         metrics::counter!("hothouse_claims_total").increment(claimed.len() as u64);
-        taken.jobs = claimed.len().max(refused.len());
+        let taken: HashSet<JobId> = claimed.iter().map(|claimed| claimed.job.id).collect();
         for claimed in claimed {
             let Some(room) = room.pop() else { break };
             self.start(claimed, asked, room);
         }
+        let refused: Vec<_> = claims
+            .iter()
+            .map(|claim| (claim.job_id, claim.attempt))
+            .filter(|(id, _)| !taken.contains(id))
+            .collect();
         if let Err(error) = self.queue.drop_claims(shard, self.worker_id, &refused).await {
             tracing::debug!(%error, "unconfirmed claims pass by themselves");
         }
-        Ok(taken)
+        Ok(())
     }
 
     fn start(&self, claimed: Claimed, asked: Instant, room: (OwnedSemaphorePermit, OwnedSemaphorePermit)) {
@@ -233,4 +284,17 @@ impl Consumer {
         };
         self.attempts.spawn(claimed, held, asked, room);
     }
+}
+
+/// Forgets handouts that are confirmed, and waits for the oldest while there are too many.
+async fn settled(confirming: &mut VecDeque<Confirming>) -> anyhow::Result<()> {
+    while confirming.len() >= CONFIRMING_MAX || confirming.front().is_some_and(JoinHandle::is_finished) {
+        let Some(handout) = confirming.pop_front() else { break };
+        confirmed(handout).await?;
+    }
+    Ok(())
+}
+
+async fn confirmed(handout: Confirming) -> anyhow::Result<()> {
+    handout.await.context("confirming claims panicked")?
 }

@@ -1,22 +1,30 @@
 -- Ack: ends leases whose attempt is settled in Postgres.
--- KEYS[1] root. ARGV: seconds that the log is kept, then for each job: id, attempt, seq, keep (1: it is tried again and
--- keeps the places of its keys, 2: it waits and keeps its conversation's alone; 0: it has ended. One whose worker was
--- told to stop it keeps none: then Postgres has cancelled it).
+-- KEYS[1] root. ARGV: seconds that the log is kept, then for each job (1,000 at most): id, attempt, seq, keep (1: it is
+-- tried again and keeps the places of its keys, 2: it waits and keeps its conversation's alone; 0: it has ended. One
+-- whose worker was told to stop it keeps none: then Postgres has cancelled it).
 -- Returns how many leases it ended.
 -- Invariant: an attempt that is not the known one changes nothing.
 local KEPT = { ['1'] = KEYS_ONLY, ['2'] = CONVERSATION_ONLY }
-local ended, woken, hints = 0, false, {}
+local ended, woken, hints, over, told = 0, false, {}, {}, {}
+
+-- Whether a worker was told to stop a job; it is forgotten then. Most workers were told nothing.
+local function was_told(worker, job)
+  local cancels = R .. 'cancel:' .. worker
+  if told[worker] == nil then told[worker] = redis.call('EXISTS', cancels) == 1 end
+  return told[worker] and redis.call('SREM', cancels, job) == 1
+end
+
 for i = 2, #ARGV, 4 do
   local job, r, kept = ARGV[i], get(ARGV[i]), KEPT[ARGV[i + 3]]
   if r and leased(r) and r.attempt == tonumber(ARGV[i + 1]) then
-    redis.call('ZREM', LEASES, job)
-    local told = redis.call('SREM', R .. 'cancel:' .. r.extra, job)
-    if kept and told == 0 then
+    local is_over = was_told(r.extra, job) or not kept
+    if not is_over then
+      redis.call('ZREM', LEASES, job)
       woken = give_back(job, r, kept) or woken
       r.where, r.extra = 'd', ''
       put(job, r)
     else
-      redis.call('HDEL', IDX, job)
+      over[#over + 1] = job
       woken = give_back(job, r, NOTHING) or woken
     end
     ended = ended + 1
@@ -29,6 +37,10 @@ for i = 2, #ARGV, 4 do
   end
   redis.call('EXPIRE', R .. 'log:' .. job, ARGV[1])
   hints[#hints + 1] = job .. ':' .. ARGV[i + 2]
+end
+if #over > 0 then
+  redis.call('ZREM', LEASES, unpack(over))
+  redis.call('HDEL', IDX, unpack(over))
 end
 if #hints > 0 then redis.call('PUBLISH', R .. 'hints', table.concat(hints, ' ')) end
 if woken then wake() end

@@ -1,12 +1,12 @@
 -- Claim: takes up to the free slots of one slot class, each job into a lease. The lanes share the slots by their queues'
--- weights, the one that is furthest behind first; what a lane releases goes highest level first.
--- KEYS[1] root. ARGV: worker, lease ms, clock offset ms, free slots, slot (light|sandbox), the worker's labels as
+-- weights, the one that is furthest behind first; what is released is handed out highest level first.
+-- KEYS[1] root. ARGV: worker, lease ms, clock offset ms, free slots (1,000 at most), slot (light|sandbox), the worker's labels as
 -- ",a,b,", its queues as ",x,y," or "" for all, mode: busy, idle (the worker holds nothing), alone (it holds nothing, and
 -- claims nothing else until this job has ended).
 -- Returns -1 while the shard is closed (Redis is new: running jobs register first), else a flat list: ms until a gate
 -- may open (-1: none), 1 if the worker should come back alone; then for each job its id, attempt, 1 if it is a turn.
--- Invariant: one move from the ready stream into the lease; nothing blocks. A job that is claimed alone is claimed in
--- mode alone only.
+-- Invariant: one move from the backlog into the lease; nothing blocks. A job that is claimed alone is claimed in mode
+-- alone only.
 if redis.call('HGET', R .. 'gen', 'open') ~= '1' then return -1 end
 local worker, ttl, free, slot, labels, queues, mode = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[4]), ARGV[5], ARGV[6], ARGV[7], ARGV[8]
 local now, lanes, out = clock(ARGV[3]), {}, { -1, 0 }
@@ -45,12 +45,18 @@ for i = 1, #known, 2 do
   end
 end
 
-local touched, present = {}, 0
+local touched, present, levels, entries, leases = {}, 0, {}, {}, {}
 while free > 0 and #lanes > 0 do
   local first = 1
   for i = 2, #lanes do if lanes[i].at < lanes[first].at then first = i end end
   local lane = lanes[first]
-  if release(lane, now) then
+  local job, r = release(lane, now)
+  if job then
+    r.where, r.extra = 'l', worker
+    entries[#entries + 1], entries[#entries + 2] = job, text(r)
+    leases[#leases + 1], leases[#leases + 2] = now + ttl, job
+    levels[r.level] = levels[r.level] or {}
+    table.insert(levels[r.level], { job, r.attempt, string.find(r.holds, 'v:', 1, true) and 1 or 0 })
     touched[lane.name], present, free = lane, math.max(present, lane.at), free - 1
     lane.at = lane.at + 1 / lane.weight
   else
@@ -61,19 +67,15 @@ while free > 0 and #lanes > 0 do
 end
 if free > 0 and looks == 0 then wake() end
 
-for _, lane in pairs(touched) do
-  for level = 9, 0, -1 do
-    for _, entry in ipairs(lane.levels[level] and redis.call('XRANGE', ready(lane.name, level), '-', '+') or {}) do
-      local job = entry[2][2]
-      local r = get(job)
-      r.where, r.extra = 'l', worker
-      put(job, r)
-      redis.call('ZADD', LEASES, now + ttl, job)
-      for _, value in ipairs({ job, r.attempt, string.find(r.holds, 'v:', 1, true) and 1 or 0 }) do out[#out + 1] = value end
-    end
-    if lane.levels[level] then redis.call('DEL', ready(lane.name, level)) end
+if #leases > 0 then
+  redis.call('HSET', IDX, unpack(entries))
+  redis.call('ZADD', LEASES, unpack(leases))
+end
+for _, lane in pairs(touched) do close_lane(lane, present) end
+for level = 9, 0, -1 do
+  for _, claim in ipairs(levels[tostring(level)] or {}) do
+    for _, value in ipairs(claim) do out[#out + 1] = value end
   end
-  close_lane(lane, present)
 end
 local timer = redis.call('ZRANGE', TIMERS, 0, 0, 'WITHSCORES')[2]
 if timer then out[1] = math.max(0, timer - now) end

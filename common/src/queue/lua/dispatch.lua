@@ -8,11 +8,12 @@
 local cap, now, out, added = tonumber(ARGV[1]), clock(ARGV[2]), {}, false
 
 -- Whether there is room for a job; one that comes later may have to make some. `full` remembers the last that stays.
-local full = {}
+local full, room = {}, {}
 local function has_room(r)
   local key = r.lane .. ' ' .. r.tenant
   if full[key] and full[key] <= tonumber(r.score) then return false end
-  if redis.call('ZCARD', backlog(r)) + redis.call('ZCARD', parked(r)) < cap then return true end
+  room[key] = (room[key] or cap - redis.call('ZCARD', backlog(r)) - redis.call('ZCARD', parked(r))) - 1
+  if room[key] >= 0 then return true end
   full[key] = 0
   local last = redis.call('ZRANGE', backlog(r), -1, -1, 'WITHSCORES')
   if last[1] then full[key] = tonumber(last[2]) end

@@ -6,9 +6,13 @@
 local LIMITS, TIMERS, FOREVER = R .. 'limits', R .. 'timers', 9007199254740991
 local rows, is_limited = {}, nil
 
-local function limit(gate)
+local function has_limits()
   if is_limited == nil then is_limited = redis.call('EXISTS', LIMITS) == 1 end
-  if is_limited and rows[gate] == nil then
+  return is_limited
+end
+
+local function limit(gate)
+  if has_limits() and rows[gate] == nil then
     local m, n, w, u = string.match(redis.call('HGET', LIMITS, gate) or '', '^(%d+)|(%d+)|(%d+)|(%d+)$')
     rows[gate] = m and { name = gate, max = tonumber(m), rate = tonumber(n), window = tonumber(w), till = tonumber(u) } or false
   end

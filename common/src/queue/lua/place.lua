@@ -77,6 +77,7 @@ end
 -- had none yet, for it may have been let go to take one. Returns whether anybody was let go.
 local function give_back(job, r, kept)
   local woken = false
+  if r.holds == '' and not has_limits() then return woken end
   for _, gate in ipairs(gates_of(r)) do
     local had = gate.max > 0 and not string.find(gate.name, kept) and redis.call('SREM', R .. 'h:' .. gate.name, job) == 1
     if (had or r.where == 'b') and (gate.max == 0 or redis.call('SCARD', R .. 'h:' .. gate.name) < gate.max) then
@@ -98,6 +99,5 @@ local function take_out(job, r)
   elseif r.where == 'p' then
     redis.call('ZREM', R .. 'w:' .. r.extra, job)
     redis.call('ZREM', parked(r), job)
-  elseif r.where == 'r' then redis.call('XDEL', ready(r.lane, r.level), r.extra)
   elseif leased(r) or r.where == 'f' then redis.call('ZREM', LEASES, job) end
 end

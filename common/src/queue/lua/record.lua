@@ -1,8 +1,8 @@
 -- What is known of a dispatched job: one string in the index hash.
 --   where|attempt|tenant|lane|level|holds|score|extra
--- where: b backlog, p parked (extra: the gate it waits at), r ready (extra: stream entry), l leased (extra: worker),
---        o leased in the name of a worker that has not registered (extra: worker), f held back until the lease of the
---        attempt before has passed, d deferred (retrying or waiting in Postgres; it keeps its places).
+-- where: b backlog, p parked (extra: the gate it waits at), l leased (extra: worker), o leased in the name of a worker
+--        that has not registered (extra: worker), f held back until the lease of the attempt before has passed,
+--        d deferred (retrying or waiting in Postgres; it keeps its places).
 -- lane: queue/class, and a ! at its end for jobs that are claimed alone.
 -- holds: gate=max/rate/window, separated by commas. KEYS[1] is the shard's root; every other key begins with it, so all
 -- of them carry its hash tag and lie in one slot.
@@ -21,14 +21,15 @@ local function get(job)
   return { where = w, attempt = tonumber(a), tenant = t, lane = l, level = v, holds = h, score = s, extra = x }
 end
 
-local function put(job, r)
-  redis.call('HSET', IDX, job, table.concat({ r.where, r.attempt, r.tenant, r.lane, r.level, r.holds, r.score, r.extra }, '|'))
+local function text(r)
+  return table.concat({ r.where, r.attempt, r.tenant, r.lane, r.level, r.holds, r.score, r.extra }, '|')
 end
+
+local function put(job, r) redis.call('HSET', IDX, job, text(r)) end
 
 local function leased(r) return r.where == 'l' or r.where == 'o' end
 local function backlog(r) return R .. 'b:' .. r.lane .. ':' .. r.tenant end
 local function parked(r) return R .. 'p:' .. r.lane .. ':' .. r.tenant end
-local function ready(lane, level) return R .. 'r:' .. lane .. ':' .. level end
 local function wake() redis.call('XADD', R .. 'wake', 'MAXLEN', 1, '*', 'w', '1') end
 local function exactly(number) return string.format('%.17g', number) end
 

@@ -6,6 +6,6 @@ local reply = redis.call('HSCAN', IDX, ARGV[1], 'COUNT', ARGV[2])
 local out = { reply[1] }
 for i = 1, #reply[2], 2 do
   local where, holds = string.match(reply[2][i + 1], '^(%a)|%d+|[^|]*|[^|]*|%d|([^|]*)|')
-  if where == 'd' or (holds ~= '' and (where == 'b' or where == 'p' or where == 'r')) then out[#out + 1] = reply[2][i] end
+  if where == 'd' or (holds ~= '' and (where == 'b' or where == 'p')) then out[#out + 1] = reply[2][i] end
 end
 return out

@@ -38,13 +38,12 @@ impl Index {
         let mut expected: BTreeMap<String, BTreeSet<&str>> = BTreeMap::new();
         let mut held: BTreeMap<String, BTreeSet<&str>> = BTreeMap::new();
         for (job, (root, fields)) in &self.entries {
-            let [place, _attempt, tenant, lane, level, holds, _score, extra] = fields.as_slice() else {
+            let [place, _attempt, tenant, lane, _level, holds, _score, extra] = fields.as_slice() else {
                 return Err(format!("a record that cannot be read: {fields:?}"));
             };
             let key = match place.as_str() {
                 "b" => format!("{root}b:{lane}:{tenant}"),
                 "p" => format!("{root}w:{extra}"),
-                "r" => format!("{root}r:{lane}:{level}"),
                 "l" | "o" | "f" => format!("{root}leases"),
                 "d" => String::new(),
                 other => return Err(format!("an entry is {other}")),
@@ -63,7 +62,7 @@ impl Index {
                     format!("{lane} is no lane")
                 })?;
             }
-            if matches!(place.as_str(), "l" | "o" | "r") && !holds.is_empty() {
+            if matches!(place.as_str(), "l" | "o") && !holds.is_empty() {
                 let all = holds.split(',').filter_map(|hold| hold.split_once('='));
                 let has = |key: &str| {
                     let holders = self.sets.get(&format!("{root}h:{key}"));
