@@ -113,7 +113,7 @@ async fn a_paused_queue_releases_nothing_and_goes_on_when_it_is_resumed(pool: Pg
     let worker = env.worker();
     env.enqueue(&admitted).await;
     env.enqueue(&paused).await;
-    // The first is claimed, the second may already stand in the ready stream.
+    // The first is claimed, the second may already be released.
     assert_eq!(ids(&worker.claim(1).await), [admitted.id]);
     env.queue.set_paused(&["paused".to_owned()]).await.unwrap();
     env.enqueue(&other).await;
