@@ -7,12 +7,15 @@ use std::time::Duration;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 
+mod tools;
+
 use crate::egress::Rule;
 use crate::job::exec::is_name;
 use crate::job::invalid::InvalidField;
 use crate::job::spec::SlotClass;
 
 pub use crate::egress::Egress;
+pub use tools::{AgentTool, PATIENCE, PATIENCE_MAX, ToolPolicy};
 
 /// Longest instructions, bytes.
 pub const INSTRUCTIONS_BYTES_MAX: usize = 1024 * 1024;
@@ -20,8 +23,10 @@ pub const INSTRUCTIONS_BYTES_MAX: usize = 1024 * 1024;
 pub const LIST_MAX: usize = 100;
 /// Most steps of one run.
 pub const STEPS_MAX: u32 = 1_000;
-/// The tools that an agent can be given. `files` is `read`, `write` and `edit` together.
-pub const TOOLS: [&str; 6] = ["bash", "python", "files", "read", "write", "edit"];
+/// The tools that an agent can be given. `files` is `read`, `write`, `edit`, `list` and `search` together.
+pub const TOOLS: [&str; 9] = [
+    "bash", "python", "files", "read", "write", "edit", "list", "search", "fetch",
+];
 
 /// How an agent is run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -107,8 +112,9 @@ pub struct AgentDefinition {
     pub command: Option<Vec<String>>,
     /// Models as `provider/model`, in order of preference.
     pub models: Vec<String>,
-    /// Tools of a `native` agent: `bash`, `python`, `files`, `read`, `write`, `edit`.
-    pub tools: Vec<String>,
+    /// Tools of a `native` agent: `bash`, `python`, `files`, `read`, `write`, `edit`, `list`, `search`, `fetch`. Each is a
+    /// name, or `{"name": "bash", "policy": "ask"}` for one that runs only when a person says so.
+    pub tools: Vec<AgentTool>,
     /// What programs may ask of a provider beyond the model itself: a tool that the provider runs (`web_search`,
     /// `web_fetch`, `code_execution`), `mcp_servers`, `containers`, `url_sources`, `files`. Each is a way out of the sandbox.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -221,12 +227,17 @@ impl AgentDefinition {
 
     fn list_faults(&self) -> Vec<InvalidField> {
         let mut faults = Vec::new();
+        let tools: Vec<String> = self.tools.iter().map(|tool| tool.name.clone()).collect();
         let lists = [
             ("models", &self.models),
-            ("tools", &self.tools),
+            ("tools", &tools),
             ("provider_features", &self.provider_features),
             ("egress/allow", &self.egress.allow),
         ];
+        for (index, _) in self.tools.iter().enumerate().filter(|(_, tool)| tool.deadline_is_odd()) {
+            let detail = format!("is between 1s and {}", humantime::format_duration(PATIENCE_MAX));
+            faults.push(InvalidField::new(format!("/tools/{index}/deadline"), detail));
+        }
         for (name, list) in lists {
             if list.len() > LIST_MAX {
                 faults.push(InvalidField::new(
@@ -237,7 +248,9 @@ impl AgentDefinition {
             for (index, item) in list.iter().enumerate() {
                 let fault = match name {
                     "models" if !is_model(item) => "is provider/model, such as anthropic/claude-sonnet-4-5",
-                    "tools" if !TOOLS.contains(&item.as_str()) => "is one of bash, python, files, read, write, edit",
+                    "tools" if !TOOLS.contains(&item.as_str()) => {
+                        "is one of bash, python, files, read, write, edit, list, search, fetch"
+                    }
                     "provider_features" if !is_name(item) => "is a name, such as web_search",
                     "egress/allow" if item.parse::<Rule>().is_err() => {
                         "is a host with an optional port, such as *.example.org:443"

@@ -73,6 +73,7 @@ id!(/** A conversation. */ ConversationId);
 id!(/** A message of a conversation. */ MessageId);
 id!(/** A stored archive of a workspace. */ ArchiveId);
 id!(/** A cron schedule. */ ScheduleId);
+id!(/** A question to a person: may this tool run? */ ApprovalId);
 
 impl JobId {
     /// The id of the `place`-th of the jobs that `parent` submits at this moment: above the parent's, whatever the

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use common::clock::Clock;
 use common::ids::WorkerId;
+use common::job::approval::NewApproval;
 use common::job::decision::{self, Counts, Decision, Outcome};
 use common::job::event::{Event, EventBody};
 use common::job::{Failure, FailureCode, Job};
@@ -198,6 +199,7 @@ impl Inner {
                     chunk: None,
                     turn: None,
                     children: Vec::new(),
+                    approvals: Vec::new(),
                     seq,
                     ..settlement
                 };
@@ -218,7 +220,7 @@ impl Inner {
             cancel_requested: matches!(ended.outcome, Outcome::Cancelled),
         };
         let decision = decision::settle(ended.outcome, counts, rand::random(), now);
-        let (chunk, seq) = last_events(job, self.worker_id, unwritten, &decision, now);
+        let (chunk, seq) = last_events(job, self.worker_id, unwritten, &decision, &ended.approvals, now);
         let mut usage = job.usage.clone();
         usage.add(&ended.usage);
         // An attempt that is followed by another says everything again.
@@ -226,6 +228,7 @@ impl Inner {
         let messages = if is_over { ended.messages } else { Vec::new() };
         let turn = job.conversation_id.map(|id| TurnEnd {
             conversation_id: id,
+            answers: ended.answers,
             messages,
         });
         Settlement {
@@ -241,6 +244,7 @@ impl Inner {
             turn,
             parent_id: job.parent_id,
             children: ended.children,
+            approvals: ended.approvals,
         }
     }
 
@@ -259,6 +263,7 @@ fn last_events(
     worker_id: WorkerId,
     unwritten: Unwritten,
     decision: &Decision,
+    approvals: &[NewApproval],
     now: chrono::DateTime<chrono::Utc>,
 ) -> (Option<Chunk>, u64) {
     let mut seq = unwritten.last_seq + 1;
@@ -303,6 +308,18 @@ fn last_events(
                     discard_from_seq: job.seq,
                 },
             ));
+            seq += 1;
+        }
+        for asked in approvals {
+            let asked = asked.clone();
+            let body = EventBody::ApprovalRequested {
+                approval_id: asked.id,
+                tool_call_id: asked.tool_call_id,
+                name: asked.tool,
+                input: asked.input,
+                deadline: asked.deadline,
+            };
+            events.push(event(seq, now, body));
             seq += 1;
         }
         events.push(event(seq, now, body));

@@ -2,6 +2,7 @@
 //! `#[utoipa::path]`, and one line in [`resources`].
 
 mod agents;
+mod approvals;
 mod conversations;
 mod events;
 mod health;
@@ -79,6 +80,7 @@ fn resources() -> OpenApiRouter<App> {
         .merge(events::routes())
         .merge(agents::routes())
         .merge(conversations::routes())
+        .merge(approvals::routes())
         .merge(schedules::routes())
         .merge(tenants::routes())
         .merge(keys::routes())

@@ -16,4 +16,5 @@ mod lists;
 mod operating;
 mod schedule_policies;
 mod schedules;
+mod talk;
 mod tenancy;

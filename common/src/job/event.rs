@@ -4,8 +4,9 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::approval::ApprovalState;
 use super::failure::Failure;
-use crate::ids::WorkerId;
+use crate::ids::{ApprovalId, WorkerId};
 
 /// Events that a dead attempt may have numbered beyond what Postgres knows: a chunk is written at the latest when so
 /// many are unwritten, and whoever takes the job over goes on this far above the last written number. So no number is
@@ -78,6 +79,22 @@ pub enum EventBody {
         #[serde(rename = "for")]
         waits_for: String,
     },
+    #[serde(rename = "approval.requested")]
+    ApprovalRequested {
+        approval_id: ApprovalId,
+        tool_call_id: String,
+        name: String,
+        input: Value,
+        deadline: DateTime<Utc>,
+    },
+    #[serde(rename = "approval.answered")]
+    ApprovalAnswered {
+        approval_id: ApprovalId,
+        tool_call_id: String,
+        state: ApprovalState,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        comment: Option<String>,
+    },
     #[serde(rename = "retrying")]
     Retrying {
         next_attempt: u32,
@@ -126,6 +143,8 @@ impl EventBody {
             Self::ToolFinished { .. } => "tool.finished",
             Self::Usage { .. } => "usage",
             Self::Waiting { .. } => "waiting",
+            Self::ApprovalRequested { .. } => "approval.requested",
+            Self::ApprovalAnswered { .. } => "approval.answered",
             Self::Retrying { .. } => "retrying",
             Self::AttemptReset { .. } => "attempt_reset",
             Self::ResumeGap { .. } => "resume_gap",

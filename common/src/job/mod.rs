@@ -1,5 +1,6 @@
 //! A job and its life: pure types and decisions, no I/O.
 
+pub mod approval;
 pub mod decision;
 pub mod event;
 pub mod exec;

@@ -2,15 +2,15 @@
 
 use chrono::{DateTime, Utc};
 use serde_json::{Map, Value};
-use sqlx::Row;
 use sqlx::postgres::PgRow;
 use sqlx::types::Json;
+use sqlx::{AssertSqlSafe, Row};
 
 use super::admit::{has_strategies, refuse, supersede};
 use super::agents::json;
 use super::insert::{Accepted, Idempotency, Submission, insert_jobs, remember};
 use super::row::bigint;
-use super::turns::{after_open_turns, insert_message, is_busy};
+use super::turns::{after_open_turns, insert_message, is_busy, title};
 use super::{Error, Store};
 use crate::agent::AgentDefinition;
 use crate::ids::{AgentId, ConversationId, JobId, MessageId, TenantId};
@@ -38,6 +38,8 @@ pub struct Conversation {
     pub active_job_id: Option<JobId>,
     /// Position of the last message; 0 when there is none.
     pub position: u64,
+    /// The conversation whose beginning it repeats, and the message up to which it does.
+    pub branched_from: Option<(ConversationId, MessageId)>,
     /// When it was begun.
     pub created_at: DateTime<Utc>,
     /// When it last changed.
@@ -92,7 +94,10 @@ pub enum TurnAccepted {
     Gone,
 }
 
-fn conversation(row: &PgRow) -> Result<Conversation, Error> {
+/// The columns that [`message`] reads.
+pub(super) const MESSAGE_COLUMNS: &str = "id, position, role, parts, job_id, usage, created_at";
+
+pub(super) fn conversation(row: &PgRow) -> Result<Conversation, Error> {
     Ok(Conversation {
         id: row.try_get("id")?,
         tenant_id: row.try_get("tenant_id")?,
@@ -103,13 +108,16 @@ fn conversation(row: &PgRow) -> Result<Conversation, Error> {
         user_id: row.try_get("user_id")?,
         active_job_id: row.try_get("active_job_id")?,
         position: u64::try_from(row.try_get::<i64, _>("position")?).unwrap_or(0),
+        branched_from: row
+            .try_get::<Option<ConversationId>, _>("branched_from")?
+            .zip(row.try_get("branched_at")?),
         created_at: row.try_get("created_at")?,
         updated_at: row.try_get("updated_at")?,
     })
 }
 
 /// A message and its position.
-fn message(row: &PgRow) -> Result<(u64, Message), Error> {
+pub(super) fn message(row: &PgRow) -> Result<(u64, Message), Error> {
     let role = match row.try_get::<&str, _>("role")? {
         "assistant" => Role::Assistant,
         _ => Role::User,
@@ -176,7 +184,7 @@ impl Store {
             "select * from conversations c where tenant_id = $1 and deleted_at is null and ($2::uuid is null or id < $2)
                 and ($3::uuid is null or agent_id = $3) and ($4::text is null or user_id = $4)
                 and ($5::text is null or strpos(lower(title), lower($5)) > 0 or exists (select from messages m
-                    where m.conversation_id = c.id and strpos(lower(m.parts::text), lower($5)) > 0))
+                    where m.conversation_id = c.id and strpos(lower(m.said), lower($5)) > 0))
              order by id desc limit $6",
         )
         .bind(tenant_id)
@@ -241,15 +249,16 @@ impl Store {
     /// # Errors
     /// When Postgres is away.
     pub async fn messages(&self, id: ConversationId, after: u64, limit: u32) -> Result<Vec<(u64, Message)>, Error> {
-        let rows = sqlx::query(
-            "select id, position, role, parts, job_id, usage, created_at from messages
-             where conversation_id = $1 and position > $2 order by position limit $3",
-        )
-        .bind(id)
-        .bind(bigint(after))
-        .bind(i64::from(limit))
-        .fetch_all(self.pool())
-        .await?;
+        let sql = format!(
+            "select {MESSAGE_COLUMNS} from messages
+             where conversation_id = $1 and position > $2 order by position limit $3"
+        );
+        let rows = sqlx::query(AssertSqlSafe(sql))
+            .bind(id)
+            .bind(bigint(after))
+            .bind(i64::from(limit))
+            .fetch_all(self.pool())
+            .await?;
         rows.iter().map(message).collect()
     }
 
@@ -258,14 +267,12 @@ impl Store {
     /// # Errors
     /// When Postgres is away.
     pub async fn message(&self, id: ConversationId, message_id: MessageId) -> Result<Option<Message>, Error> {
-        let row = sqlx::query(
-            "select id, position, role, parts, job_id, usage, created_at from messages
-             where conversation_id = $1 and id = $2",
-        )
-        .bind(id)
-        .bind(message_id)
-        .fetch_optional(self.pool())
-        .await?;
+        let sql = format!("select {MESSAGE_COLUMNS} from messages where conversation_id = $1 and id = $2");
+        let row = sqlx::query(AssertSqlSafe(sql))
+            .bind(id)
+            .bind(message_id)
+            .fetch_optional(self.pool())
+            .await?;
         Ok(row.as_ref().map(message).transpose()?.map(|(_, message)| message))
     }
 
@@ -298,12 +305,14 @@ impl Store {
         } = turn;
         let mut tx = self.pool().begin().await?;
         let position: Option<i64> = sqlx::query_scalar(
-            "update conversations set position = position + 1, updated_at = $3
+            "update conversations set position = position + 1, updated_at = $3,
+                title = case when title = '' then $4 else title end
              where id = $1 and tenant_id = $2 and deleted_at is null returning position",
         )
         .bind(id)
         .bind(job.tenant_id)
         .bind(job.created_at)
+        .bind(title(&message))
         .fetch_optional(&mut *tx)
         .await?;
         let Some(position) = position else {

@@ -5,7 +5,9 @@
 
 pub mod admit;
 pub mod agents;
+pub mod approvals;
 pub mod attempts;
+pub mod branch;
 pub mod bulk;
 pub mod cancel;
 pub mod claim;
@@ -15,8 +17,10 @@ pub mod egress;
 mod error;
 pub mod events;
 pub mod fire;
+pub mod forget;
 pub mod insert;
 pub mod jobs;
+pub mod journal;
 pub mod keys;
 pub mod leaders;
 pub mod limits;
@@ -32,6 +36,7 @@ mod row;
 pub mod schedules;
 pub mod settle;
 pub mod statistics;
+pub mod steering;
 pub mod tenants;
 mod timed;
 mod turns;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use chrono::{DateTime, NaiveDate, Utc};
-use sqlx::AssertSqlSafe;
+use sqlx::{AssertSqlSafe, PgConnection};
 
 use super::{Error, Store};
 
@@ -105,14 +105,26 @@ impl Store {
         }
         let drop = format!("drop table if exists jobs_{day}, attempts_{day}, job_events_{day}");
         sqlx::query(AssertSqlSafe(drop)).execute(&mut *tx).await?;
-        sqlx::query(
-            "delete from egress_decisions where job_id >= uuid_floor($1::timestamp at time zone 'UTC')
-                and job_id < uuid_floor(($1 + 1)::timestamp at time zone 'UTC')",
-        )
-        .bind(date)
-        .execute(&mut *tx)
-        .await?;
+        forget_day(&mut tx, date).await?;
         tx.commit().await?;
         Ok(Dropped::Yes)
     }
+}
+
+/// Deletes what is kept beside the jobs of a day.
+async fn forget_day(tx: &mut PgConnection, day: NaiveDate) -> Result<(), Error> {
+    for table in [
+        "egress_decisions",
+        "journal",
+        "journal_begun",
+        "job_messages",
+        "approvals",
+    ] {
+        let delete = format!(
+            "delete from {table} where job_id >= uuid_floor($1::timestamp at time zone 'UTC')
+                and job_id < uuid_floor(($1 + 1)::timestamp at time zone 'UTC')"
+        );
+        sqlx::query(AssertSqlSafe(delete)).bind(day).execute(&mut *tx).await?;
+    }
+    Ok(())
 }

@@ -11,11 +11,14 @@ use super::admit::{Decided, admit_inserted};
 use super::events::{Chunk, insert_chunks};
 use super::insert::insert_jobs;
 use super::row::{bigint, int};
-use super::{Error, Store, wait};
-use crate::ids::{ConversationId, JobId, WorkerId};
+use super::steering::add_unheard;
+use super::turns::{NewMessage, write_message};
+use super::{Error, Store, approvals, wait};
+use crate::ids::{ConversationId, JobId, MessageId, WorkerId};
+use crate::job::approval::NewApproval;
 use crate::job::decision::Decision;
 use crate::job::{Failure, Job, NewJob, StateName, Usage};
-use crate::message::{Message, Role};
+use crate::message::Message;
 
 /// How an attempt ends.
 #[derive(Clone, Debug)]
@@ -44,6 +47,8 @@ pub struct Settlement {
     pub parent_id: Option<JobId>,
     /// Jobs that are submitted with the change, when the job waits for them.
     pub children: Vec<NewJob>,
+    /// What people are asked, when the job waits for their answer.
+    pub approvals: Vec<NewApproval>,
 }
 
 /// What a transaction of settlements changed.
@@ -72,6 +77,8 @@ impl Committed {
 pub struct TurnEnd {
     /// The conversation.
     pub conversation_id: ConversationId,
+    /// The message that it answers; none when it did not come to read it.
+    pub answers: Option<MessageId>,
     /// The messages, in order.
     pub messages: Vec<Message>,
 }
@@ -223,6 +230,9 @@ async fn follow_up(tx: &mut PgConnection, kept: &[(&Settlement, StateName)]) -> 
         }
     }
     insert_jobs(tx, &children).await?;
+    for (settlement, _) in kept.iter().filter(|(_, state)| *state == StateName::Waiting) {
+        approvals::insert(tx, settlement.job_id, &settlement.approvals).await?;
+    }
     let now = kept.iter().map(|(settlement, _)| settlement.finished_at).max();
     let Some(now) = now else { return Ok(Default::default()) };
     let decided = admit_inserted(tx, &children, now).await?;
@@ -300,49 +310,51 @@ async fn update(
         .collect())
 }
 
-/// JSON as text: sent as `jsonb`, which the library's own JSON type is, a NUL in it would be refused.
-fn json_text(value: &impl serde::Serialize) -> Result<String, Error> {
-    serde_json::to_string(value).map_err(|error| Error::Corrupt(error.to_string()))
-}
-
 /// A job that used nothing keeps a null.
 fn used(settlement: &Settlement) -> Option<Json<&Usage>> {
     (settlement.usage != Usage::default()).then_some(Json(&settlement.usage))
 }
 
-/// Adds a turn's messages after the last one, and frees the conversation when the job has ended.
+/// Adds a turn's messages after the last one, and frees the conversation when the job has ended. One that was deleted
+/// meanwhile takes nothing.
 async fn end_turn(tx: &mut PgConnection, settlement: &Settlement, turn: &TurnEnd, over: bool) -> Result<(), Error> {
     let added = i64::try_from(turn.messages.len()).unwrap_or(i64::MAX);
-    let last: Option<i64> = sqlx::query_scalar(
+    let freed: Option<(i64, Option<i64>, bool)> = sqlx::query_as(
         "update conversations set position = position + $2, updated_at = $3,
             active_job_id = case when $4 and active_job_id = $5 then null else active_job_id end
-         where id = $1 returning position",
+         where id = $1 and deleted_at is null
+         returning position, (select m.turn from messages m where m.conversation_id = $1 and m.id = $6),
+            $4 and exists (select from job_messages m where m.job_id = $5 and m.step is null)",
     )
     .bind(turn.conversation_id)
     .bind(added)
     .bind(settlement.finished_at)
     .bind(over)
     .bind(settlement.job_id)
+    .bind(turn.answers)
     .fetch_optional(&mut *tx)
     .await?;
-    let Some(last) = last else { return Ok(()) };
+    let Some((last, number, has_unheard)) = freed else {
+        return Ok(());
+    };
+    let number = number.unwrap_or(last - added + 1);
     for (position, message) in (last - added + 1..).zip(&turn.messages) {
-        sqlx::query(
-            "insert into messages (id, conversation_id, position, role, parts, job_id, usage, created_at)
-             values ($1, $2, $3, $4, $5::text::json, $6, $7::text::json, $8)",
+        let new = NewMessage {
+            conversation_id: turn.conversation_id,
+            position,
+            turn: number,
+            message,
+        };
+        write_message(tx, &new).await?;
+    }
+    if has_unheard {
+        add_unheard(
+            tx,
+            settlement.job_id,
+            turn.conversation_id,
+            number,
+            settlement.finished_at,
         )
-        .bind(message.id)
-        .bind(turn.conversation_id)
-        .bind(position)
-        .bind(match message.role {
-            Role::User => "user",
-            Role::Assistant => "assistant",
-        })
-        .bind(json_text(&message.parts)?)
-        .bind(settlement.job_id)
-        .bind(message.usage.as_ref().map(json_text).transpose()?)
-        .bind(message.created_at)
-        .execute(&mut *tx)
         .await?;
     }
     Ok(())

@@ -7,7 +7,10 @@ use uuid::{Timestamp, Uuid};
 use super::Error;
 use super::agents::json;
 use crate::ids::{ConversationId, JobId};
-use crate::message::Message;
+use crate::message::{Message, Role};
+
+/// Characters of a title that is made from a message.
+const TITLE_CHARS: usize = 80;
 
 /// An id above, and a time not before, those of the open turns, whoever's clock made them: a turn waits for those with
 /// lower ids, and the queue offers the oldest first.
@@ -67,23 +70,86 @@ pub(super) async fn is_busy(connection: &mut PgConnection, id: ConversationId) -
     .await?)
 }
 
-/// Adds a user's message at its position.
+/// Adds a user's message at its position, with which a turn begins.
 pub(super) async fn insert_message(
     connection: &mut PgConnection,
     id: ConversationId,
     position: i64,
     message: &Message,
 ) -> Result<(), Error> {
+    let new = NewMessage {
+        conversation_id: id,
+        position,
+        turn: position,
+        message,
+    };
+    write_message(connection, &new).await
+}
+
+/// A message about to be written.
+pub(super) struct NewMessage<'a> {
+    pub(super) conversation_id: ConversationId,
+    pub(super) position: i64,
+    /// Position of the message that its turn answers.
+    pub(super) turn: i64,
+    pub(super) message: &'a Message,
+}
+
+/// Adds a message. JSON goes as text: bound as JSON it would be checked as `jsonb`, which refuses NUL in strings.
+pub(super) async fn write_message(connection: &mut PgConnection, new: &NewMessage<'_>) -> Result<(), Error> {
+    let message = new.message;
     sqlx::query(
-        "insert into messages (id, conversation_id, position, role, parts, created_at)
-         values ($1, $2, $3, 'user', $4::text::json, $5)",
+        "insert into messages (id, conversation_id, position, turn, role, parts, said, job_id, usage, created_at)
+         values ($1, $2, $3, $4, $5, $6::text::json, $7, $8, $9::text::json, $10)",
     )
     .bind(message.id)
-    .bind(id)
-    .bind(position)
+    .bind(new.conversation_id)
+    .bind(new.position)
+    .bind(new.turn)
+    .bind(match message.role {
+        Role::User => "user",
+        Role::Assistant => "assistant",
+    })
     .bind(json(&message.parts)?)
+    .bind(message.text().replace('\0', "\u{fffd}"))
+    .bind(message.job_id)
+    .bind(message.usage.as_ref().map(json).transpose()?)
     .bind(message.created_at)
     .execute(connection)
     .await?;
     Ok(())
+}
+
+/// The title of a conversation that has none: the beginning of its first message.
+pub(super) fn title(message: &Message) -> String {
+    let text = message.text().replace('\0', "\u{fffd}");
+    let line = text
+        .lines()
+        .map(str::trim)
+        .find(|line| !line.is_empty())
+        .unwrap_or_default();
+    if line.chars().count() <= TITLE_CHARS {
+        return line.to_owned();
+    }
+    let cut: String = line.chars().take(TITLE_CHARS - 1).collect();
+    let whole_words = cut
+        .rsplit_once(' ')
+        .map(|(words, _)| words)
+        .filter(|words| words.len() * 2 > cut.len());
+    format!("{}…", whole_words.unwrap_or(&cut).trim_end())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_title_is_the_first_line_cut_between_words() {
+        let titled = |text: &str| title(&Message::user(text, DateTime::UNIX_EPOCH));
+        assert_eq!(titled("\n  Holiday plans \nfor May"), "Holiday plans");
+        assert_eq!(titled("   "), "");
+        let long = titled(&"word ".repeat(40));
+        assert!(long.ends_with("word…") && long.chars().count() <= TITLE_CHARS, "{long}");
+        assert_eq!(titled(&"é".repeat(100)).chars().count(), TITLE_CHARS);
+    }
 }

@@ -45,6 +45,18 @@ pub(super) async fn wake(tx: &mut PgConnection, parents: &[JobId], now: DateTime
     write(tx, parents, over, Woken::Children, now).await
 }
 
+/// Queues a waiting job whose last question was answered in this transaction, and answers it as it is then.
+pub(super) async fn answered(tx: &mut PgConnection, job_id: JobId, now: DateTime<Utc>) -> Result<Job, Error> {
+    let over = "waits_for ->> 'on' = 'answer' and not exists (select from approvals a
+        where a.job_id = jobs.id and a.state = 'open')";
+    if let Some(job) = write(tx, &[job_id], over, Woken::Answer, now).await?.into_iter().next() {
+        return Ok(job);
+    }
+    let sql = format!("select {} from jobs where id = $1", row::COLUMNS);
+    let row = sqlx::query(AssertSqlSafe(sql)).bind(job_id).fetch_one(tx).await?;
+    row::job(&row)
+}
+
 /// Queues those of the waiting jobs for which `condition` holds, and writes their `queued` event.
 async fn write(
     tx: &mut PgConnection,

@@ -157,10 +157,12 @@ impl TestWorker {
             finished_at: now,
             turn: job.conversation_id.map(|id| TurnEnd {
                 conversation_id: id,
+                answers: None,
                 messages: Vec::new(),
             }),
             parent_id: job.parent_id,
             children: Vec::new(),
+            approvals: Vec::new(),
         }
     }
 

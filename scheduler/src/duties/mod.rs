@@ -4,6 +4,7 @@
 //! dropped: each is a reconciler, and the next leader's tick begins again.
 
 mod fire;
+mod forget;
 mod orphans;
 mod outcomes;
 mod partitions;
@@ -68,6 +69,7 @@ fn start(running: &mut Running<'_>) {
     running.duty(orphans::Orphans::new(&deps));
     running.duty(partitions::Partitions::new(&deps));
     running.duty(retention::Retention::new(&deps));
+    running.duty(forget::Forget::new(&deps));
 }
 
 /// Runs the duties whenever this process leads, until `stop`.

@@ -114,6 +114,7 @@ async fn every_duty_says_what_it_did(pool: PgPool) {
         "reclaim",
         "redispatch",
         "retention",
+        "forget",
         "sweep",
     ];
     let duties = eventually(PATIENCE, "a report of each", || async {

@@ -199,6 +199,7 @@ async fn a_turn_is_taken_in_a_conversation(pool: PgPool) {
         metadata: serde_json::Map::new(),
         user_id: None,
         active_job_id: None,
+        branched_from: None,
         position: 0,
         created_at: now,
         updated_at: now,

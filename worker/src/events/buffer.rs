@@ -50,7 +50,7 @@ pub(super) struct Taken {
 }
 
 impl Sink {
-    pub(super) fn new(clock: Clock) -> Self {
+    pub(crate) fn new(clock: Clock) -> Self {
         Self {
             clock,
             shared: Arc::default(),

@@ -11,5 +11,5 @@ pub async fn run(turn: Turn, context: Context<'_>) -> TurnEnd {
         max_steps: turn.limits.max_steps.clamp(1, STEPS_MAX),
         ..turn.limits
     };
-    native::run(Turn { limits, ..turn }, context, &mut NoTools).await
+    native::run(Turn { limits, ..turn }, context, &NoTools).await
 }

@@ -4,7 +4,7 @@ use std::future::Future;
 use std::time::{Duration, Instant};
 
 use common::job::decision::Outcome;
-use common::job::{Failure, FailureCode, Usage};
+use common::job::{Failure, FailureCode};
 use tokio::sync::watch;
 
 use super::Ended;
@@ -23,13 +23,7 @@ impl Stopped {
             // A lost attempt settles nothing; the outcome is not used.
             Stop::Drain | Stop::Lost => Outcome::Interrupted,
         };
-        Ended {
-            outcome,
-            result: None,
-            usage: Usage::default(),
-            messages: Vec::new(),
-            children: Vec::new(),
-        }
+        Ended::with(outcome)
     }
 }
 

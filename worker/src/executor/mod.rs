@@ -17,7 +17,8 @@ use std::sync::Arc;
 
 use common::cancel::Canceller;
 use common::clock::Clock;
-use common::ids::WorkerId;
+use common::ids::{MessageId, WorkerId};
+use common::job::approval::NewApproval;
 use common::job::decision::Outcome;
 use common::job::{Failure, Job, Kind, NewJob, Usage, Wait};
 use common::message::Message;
@@ -97,29 +98,37 @@ pub struct Ended {
     pub messages: Vec<Message>,
     /// Jobs that are submitted when it waits.
     pub children: Vec<NewJob>,
+    /// The message of its conversation that a turn answers.
+    pub answers: Option<MessageId>,
+    /// What people are asked when it waits for their answer.
+    pub approvals: Vec<NewApproval>,
 }
 
 impl Ended {
-    /// Well, with a result.
-    pub fn succeeded(result: Vec<u8>) -> Self {
+    /// In this way, with nothing besides.
+    pub fn with(outcome: Outcome) -> Self {
         Self {
-            outcome: Outcome::Succeeded,
-            result: Some(result),
+            outcome,
+            result: None,
             usage: Usage::default(),
             messages: Vec::new(),
             children: Vec::new(),
+            answers: None,
+            approvals: Vec::new(),
+        }
+    }
+
+    /// Well, with a result.
+    pub fn succeeded(result: Vec<u8>) -> Self {
+        Self {
+            result: Some(result),
+            ..Self::with(Outcome::Succeeded)
         }
     }
 
     /// Not at all: the job is queued again, and nothing counts against it.
     pub fn given_back() -> Self {
-        Self {
-            outcome: Outcome::Interrupted,
-            result: None,
-            usage: Usage::default(),
-            messages: Vec::new(),
-            children: Vec::new(),
-        }
+        Self::with(Outcome::Interrupted)
     }
 
     /// Not yet: it gives up its worker, submits `children` in the same transaction, and goes on in another attempt when
@@ -127,27 +136,17 @@ impl Ended {
     /// [`Store::children`] what became of its children.
     pub fn waits(wait: Wait, children: Vec<NewJob>) -> Self {
         Self {
-            outcome: Outcome::Waits(wait),
-            result: None,
-            usage: Usage::default(),
-            messages: Vec::new(),
             children,
+            ..Self::with(Outcome::Waits(wait))
         }
     }
 
     /// Badly, without a result.
     pub fn failed(failure: Failure) -> Self {
-        let outcome = Outcome::Failed {
+        Self::with(Outcome::Failed {
             failure,
             retry_after: None,
-        };
-        Self {
-            outcome,
-            result: None,
-            usage: Usage::default(),
-            messages: Vec::new(),
-            children: Vec::new(),
-        }
+        })
     }
 }
 

@@ -22,10 +22,7 @@ pub(super) async fn run(mut context: Context) -> Ended {
     match ended {
         Ok(Ok(())) => done(),
         Ok(Err(_elapsed)) => Ended::failed(Failure::new(FailureCode::Timeout, "it took longer than its timeout")),
-        Err(Stop::Cancel) => Ended {
-            outcome: Outcome::Cancelled,
-            ..Ended::given_back()
-        },
+        Err(Stop::Cancel) => Ended::with(Outcome::Cancelled),
         Err(Stop::Drain | Stop::Lost) => Ended::given_back(),
     }
 }

@@ -124,6 +124,11 @@ impl Bench {
     /// The same with a job that is in Postgres already.
     pub(crate) async fn run_inserted(&self, job: &NewJob, stop: Option<(&str, Stop)>) -> Done {
         self.env.queue.dispatch(&[Dispatch::from_new(job)]).await.unwrap();
+        self.run_next(stop).await
+    }
+
+    /// Runs the next attempt that the queue hands out.
+    pub(crate) async fn run_next(&self, stop: Option<(&str, Stop)>) -> Done {
         let worker = self.env.worker();
         let want = Want {
             slot: SlotClass::Sandbox,
@@ -190,13 +195,20 @@ impl Bench {
 impl Done {
     /// Ends the attempt in the stores too, well, so that the next turn of its conversation may begin.
     pub(crate) async fn settle(&self) {
+        self.settle_as(Decision::Succeed).await;
+    }
+
+    /// Ends the attempt in the stores in this way.
+    pub(crate) async fn settle_as(&self, decision: Decision) {
         let claimed = Claimed {
             job: self.job.clone(),
             input: Vec::new(),
         };
-        let mut settlement = self.worker.settlement(&claimed, Decision::Succeed, &[]);
+        let mut settlement = self.worker.settlement(&claimed, decision, &[]);
+        settlement.approvals.clone_from(&self.ended.approvals);
         if let Some(turn) = &mut settlement.turn {
             turn.messages.clone_from(&self.ended.messages);
+            turn.answers = self.ended.answers;
         }
         assert!(self.worker.commit(&settlement).await);
         self.worker.ack(&claimed, &settlement).await;

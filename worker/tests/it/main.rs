@@ -11,6 +11,7 @@ mod pool;
 mod program;
 mod sandbox_bubblewrap;
 mod sandbox_link;
+mod turns;
 mod verify;
 mod workspaces;
 

@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -15,8 +16,8 @@ use futures_util::future::BoxFuture;
 use tokio_util::sync::CancellationToken;
 use worker::executor::chat;
 use worker::executor::native::{
-    Context, EventSink, Limits, Stop, ToolCall, ToolInput, ToolOutcome, Tools, ToolsLost, Turn, TurnEnd, TurnSink, run,
-    tool,
+    Context, EventSink, Limits, NoJournal, Resume, Stop, ToolCall, ToolInput, ToolOutcome, Tools, ToolsLost, Turn,
+    TurnEnd, TurnSink, run, tool,
 };
 use worker::model::{Providers, RetryPolicy, Settings, ToolDefinition};
 
@@ -30,15 +31,11 @@ impl Tools for Host {
         tool::definitions(["bash", "python"]).unwrap()
     }
 
-    fn call<'a>(
-        &'a mut self,
-        call: &'a ToolCall,
-        sink: &'a dyn TurnSink,
-    ) -> BoxFuture<'a, Result<ToolOutcome, ToolsLost>> {
+    fn call<'a>(&'a self, call: &'a ToolCall, sink: &'a dyn TurnSink) -> BoxFuture<'a, Result<ToolOutcome, ToolsLost>> {
         async move {
             let (program, code) = match ToolInput::parse(call) {
                 Ok(ToolInput::Bash { command, .. }) => ("bash", command),
-                Ok(ToolInput::Python { code }) => ("python3", code),
+                Ok(ToolInput::Python { code, .. }) => ("python3", code),
                 other => return Ok(ToolOutcome::error(format!("{other:?}"))),
             };
             let mut command = tokio::process::Command::new(program);
@@ -85,6 +82,8 @@ impl Bench {
             job_id: None,
             temperature: None,
             limits: Limits::default(),
+            asks: HashMap::new(),
+            resume: Resume::default(),
         };
         let sink = EventSink::new(|body| self.events.lock().unwrap().push(body));
         let retry = RetryPolicy {
@@ -97,11 +96,12 @@ impl Bench {
             retry: &retry,
             clock: &clock,
             sink: &sink,
+            journal: &NoJournal,
             cancel: &self.cancel,
         };
         match harness {
             "chat" => chat::run(turn, context).await,
-            _ => run(turn, context, &mut Host).await,
+            _ => run(turn, context, &Host).await,
         }
     }
 
@@ -142,7 +142,6 @@ async fn a_turn_runs_real_code_and_answers_with_what_it_printed() {
             "tool.started",
             "tool.output",
             "tool.finished",
-            "tool.started",
             "tool.output",
             "tool.finished",
             "message",

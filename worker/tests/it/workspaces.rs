@@ -25,7 +25,7 @@ fn agent(harness: Harness, command: Option<&str>) -> AgentDefinition {
     AgentDefinition {
         harness,
         models: vec!["scripted/demo".to_owned()],
-        tools: vec!["bash".to_owned()],
+        tools: vec!["bash".into()],
         command: command.map(|script| ["sh", "-c", script].map(str::to_owned).to_vec()),
         ..AgentDefinition::default()
     }
@@ -55,6 +55,7 @@ async fn conversation(bench: &Bench, pool: &PgPool) -> ConversationId {
         metadata: serde_json::Map::default(),
         user_id: None,
         active_job_id: None,
+        branched_from: None,
         position: 0,
         created_at: now,
         updated_at: now,

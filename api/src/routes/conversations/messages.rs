@@ -20,7 +20,7 @@ use crate::state::App;
 #[derive(ToSchema)]
 #[schema(as = Message)]
 #[expect(dead_code, reason = "only its schema is used; the type itself is common's")]
-pub(super) struct MessageDocument {
+pub(in crate::routes) struct MessageDocument {
     id: Uuid,
     /// `user` or `assistant`.
     role: String,

@@ -1,5 +1,7 @@
 //! Conversations: messages in order, and turns that answer them.
 
+mod branch;
+mod export;
 mod messages;
 mod turns;
 mod write;
@@ -18,6 +20,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 use uuid::Uuid;
 
+pub(in crate::routes) use messages::MessageDocument;
 pub(in crate::routes) use turns::{answering, said};
 
 use super::List;
@@ -31,6 +34,10 @@ pub(super) fn routes() -> OpenApiRouter<App> {
         .routes(routes!(write::create, list))
         .routes(routes!(get, write::update, write::delete))
         .routes(routes!(messages::messages))
+        .routes(routes!(branch::branch))
+        .routes(routes!(branch::edit))
+        .routes(routes!(branch::regenerate))
+        .routes(routes!(export::export))
         .routes(routes!(turns::submit))
         .routes(routes!(turns::cancel))
 }
@@ -51,8 +58,18 @@ struct ConversationView {
     user_id: Option<String>,
     /// The turn under way.
     active_job_id: Option<Uuid>,
+    /// The conversation whose beginning it repeats.
+    branched_from: Option<BranchedFrom>,
     created_at: DateTime<Utc>,
     updated_at: DateTime<Utc>,
+}
+
+/// Where a branch began.
+#[derive(Serialize, ToSchema)]
+struct BranchedFrom {
+    conversation_id: Uuid,
+    /// The message up to which it is repeated, or that was asked again.
+    message_id: Uuid,
 }
 
 impl From<Conversation> for ConversationView {
@@ -65,6 +82,10 @@ impl From<Conversation> for ConversationView {
             metadata: conversation.metadata,
             user_id: conversation.user_id,
             active_job_id: conversation.active_job_id.map(Uuid::from),
+            branched_from: conversation.branched_from.map(|(id, message_id)| BranchedFrom {
+                conversation_id: id.into(),
+                message_id: message_id.into(),
+            }),
             created_at: conversation.created_at,
             updated_at: conversation.updated_at,
         }

@@ -5,10 +5,11 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use common::ids::{ConversationId, JobId, MessageId};
-use common::job::{Kind, NewJob};
+use common::job::{Job, Kind, NewJob};
 use common::message::{Message, Part, Role};
 use common::queue::Dispatch;
 use common::store::conversations::{Conversation, NewTurn, TurnAccepted};
+use common::store::insert::Idempotency;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -162,43 +163,68 @@ pub(super) async fn submit(
     let (turn, fields): (TurnFields, JobFields) = split(body.text(), &["text", "parts", "if_busy"])?;
     let if_busy = turn.if_busy.unwrap_or_default();
     let message = Message::new(Role::User, said(turn.text, turn.parts, "")?, app.clock().now());
-    let job = job(&app, &caller, &conversation, fields, message.id).await?;
     let open = if if_busy == IfBusy::Interrupt {
         app.store().open_turns(caller.tenant_id(), id).await?
     } else {
         Vec::new()
     };
-    let new = NewTurn {
-        message: message.clone(),
-        job,
-        reject_if_busy: if_busy == IfBusy::Reject,
-        idempotency: key.fingerprint(body.bytes()),
-    };
-    match app.store().insert_turn(id, new).await? {
-        TurnAccepted::Inserted(job) => {
+    let rejects = if_busy == IfBusy::Reject;
+    let idempotency = key.fingerprint(body.bytes());
+    match take(&app, &caller, &conversation, message, (fields, rejects), idempotency).await? {
+        Taken::New(job, message) => {
             for job_id in open {
                 cancel_one(&app, &caller, job_id).await?;
             }
+            Ok(answer(job.id, JobView::accepted(&job), &message))
+        }
+        Taken::Before(job, message) => Ok(answer(job.id, JobView::new(&job), &message)),
+    }
+}
+
+/// A turn that was taken.
+pub(super) enum Taken {
+    /// By this request.
+    New(Box<NewJob>, Message),
+    /// By the first request with this key.
+    Before(Box<Job>, Message),
+}
+
+/// Adds a message and the job that answers it, and makes the job known. The flag: whether it is refused while another
+/// turn is open.
+///
+/// # Errors
+/// 404, 409 and 422 as for a turn.
+pub(super) async fn take(
+    app: &App,
+    caller: &Caller,
+    conversation: &Conversation,
+    message: Message,
+    (fields, reject_if_busy): (JobFields, bool),
+    idempotency: Option<Idempotency>,
+) -> Result<Taken, Problem> {
+    let new = NewTurn {
+        job: job(app, caller, conversation, fields, message.id).await?,
+        message: message.clone(),
+        reject_if_busy,
+        idempotency,
+    };
+    match app.store().insert_turn(conversation.id, new).await? {
+        TurnAccepted::Inserted(job) => {
             if job.spec.run_at.is_none_or(|run_at| run_at <= job.created_at) {
                 app.submitter().dispatch(vec![Dispatch::from_new(&job)]);
             }
             app.hub().announce(job.id);
-            Ok(answer(
-                job.id,
-                &TurnView {
-                    job: JobView::accepted(&job),
-                    message: &message,
-                },
-            ))
+            Ok(Taken::New(job, message))
         }
-        TurnAccepted::Repeated(job_id) => repeated(&app, &caller, &conversation, job_id).await,
+        TurnAccepted::Repeated(job_id) => repeated(app, caller, job_id).await,
         TurnAccepted::KeyReused => Err(idempotency::reused()),
         TurnAccepted::Busy => Err(Problem::new(Code::Conflict, "another turn of the conversation is open")),
         TurnAccepted::Gone => Err(Problem::not_found("conversation")),
     }
 }
 
-fn answer(job_id: JobId, view: &TurnView<'_>) -> Response {
+fn answer(job_id: JobId, job: JobView<'_>, message: &Message) -> Response {
+    let view = TurnView { job, message };
     let location = format!("{BASE}/jobs/{job_id}");
     (StatusCode::ACCEPTED, [(header::LOCATION, location)], Json(view)).into_response()
 }
@@ -231,19 +257,14 @@ async fn job(
 }
 
 /// The first request's job and message.
-async fn repeated(app: &App, caller: &Caller, conversation: &Conversation, job_id: JobId) -> Result<Response, Problem> {
+async fn repeated(app: &App, caller: &Caller, job_id: JobId) -> Result<Taken, Problem> {
     let detail = read_job(app, caller, job_id).await?;
     let stored: StoredTurn<serde::de::IgnoredAny> = serde_json::from_slice(&detail.input)
         .map_err(|_unreadable| Problem::new(Code::Internal, "the first turn cannot be read"))?;
-    let message = app.store().message(conversation.id, stored.message_id).await?;
-    let message = message.ok_or_else(|| Problem::not_found("message: the first one is gone"))?;
-    Ok(answer(
-        job_id,
-        &TurnView {
-            job: JobView::new(&detail.job),
-            message: &message,
-        },
-    ))
+    let gone = || Problem::not_found("message: the first one is gone");
+    let conversation_id = detail.job.conversation_id.ok_or_else(gone)?;
+    let message = app.store().message(conversation_id, stored.message_id).await?;
+    Ok(Taken::Before(Box::new(detail.job), message.ok_or_else(gone)?))
 }
 
 /// Stop the turn under way. The next one that waits goes on.

@@ -28,7 +28,7 @@ pub(super) struct ConversationRequest {
     agent_id: Option<String>,
     /// The agent that answers, where it is not a saved one.
     agent: Option<AgentDefinition>,
-    /// A title, at most 500 characters.
+    /// A title, at most 500 characters; the beginning of the first message where none is given.
     title: Option<String>,
     /// The submitter's own notes: at most 64 keys and 16 KiB.
     #[schema(value_type = Option<Object>)]
@@ -48,7 +48,11 @@ pub(super) struct ConversationChange {
     metadata: Option<Map<String, Value>>,
 }
 
-fn check(title: Option<&String>, metadata: Option<&Map<String, Value>>, user: Option<&String>) -> Result<(), Problem> {
+pub(super) fn check(
+    title: Option<&String>,
+    metadata: Option<&Map<String, Value>>,
+    user: Option<&String>,
+) -> Result<(), Problem> {
     let mut errors: Vec<FieldError> = metadata.into_iter().flat_map(metadata_faults).collect();
     if title.is_some_and(|title| title.contains('\0') || title.chars().count() > 500) {
         errors.push(FieldError::body("/title", "is at most 500 characters without NUL"));
@@ -95,6 +99,7 @@ pub(super) async fn create(
         metadata: request.metadata.unwrap_or_default(),
         user_id: request.user_id,
         active_job_id: None,
+        branched_from: None,
         position: 0,
         created_at: now,
         updated_at: now,
@@ -132,7 +137,10 @@ pub(super) async fn update(
     Ok(Json(ConversationView::from(changed)).into_response())
 }
 
-/// Delete a conversation and cancel its turns.
+/// Delete a conversation, cancel its turns, and forget everything that was said in it.
+///
+/// It is gone for readers at once; its messages, its jobs' input, results, logs and journals are removed when its last turn
+/// has stopped. What its turns used stays counted.
 #[utoipa::path(delete, path = "/conversations/{id}", tag = "conversations",
     params(("id" = String, Path, description = "The conversation")),
     responses((status = 204), (status = 404, body = Document, content_type = "application/problem+json")))]
@@ -151,5 +159,7 @@ pub(super) async fn delete(
     for job_id in app.store().open_turns(caller.tenant_id(), id).await? {
         cancel_one(&app, &caller, job_id).await?;
     }
+    // The scheduler forgets those whose turns are still under way.
+    app.store().forget_conversation(id, app.clock().now()).await?;
     Ok(StatusCode::NO_CONTENT.into_response())
 }

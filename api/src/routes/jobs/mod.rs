@@ -6,6 +6,7 @@ pub(crate) mod cancel;
 mod egress;
 mod filter;
 pub(crate) mod idempotency;
+mod messages;
 mod read;
 mod redrive;
 pub(crate) mod strategy;
@@ -42,6 +43,7 @@ pub(super) fn routes() -> OpenApiRouter<App> {
         .route("/jobs/{id}/artifacts/{*path}", axum::routing::get(artifacts::get))
         .routes(routes!(cancel::cancel))
         .routes(routes!(redrive::redrive))
+        .routes(routes!(messages::steer))
 }
 
 /// 202 with where the job is.

@@ -1,14 +1,20 @@
 //! `agent_run` and `chat_turn`: an agent's answer, by the harness that its definition names.
 
 pub(super) mod calls;
+mod journal;
+mod place;
+mod python;
 mod tools;
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
 use common::agent::{AgentDefinition, Harness, WorkspaceChoice};
-use common::ids::MessageId;
+use common::ids::{ApprovalId, MessageId};
+use common::job::approval::NewApproval;
 use common::job::decision::Outcome;
-use common::job::{Failure, FailureCode, Usage};
+use common::job::{Failure, FailureCode, Usage, Wait};
 use common::message::Message;
 use common::workspace::Owner;
 use serde::Deserialize;
@@ -16,12 +22,13 @@ use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
 use super::keeper::Stopped;
-use super::native::{self, EventSink, Limits, Stop, Turn, TurnEnd};
+use super::native::{self, EventSink, Limits, Question, Stop, Turn, TurnEnd};
 use super::{Context, Ended, chat, home, program};
 use crate::consumer::held;
 use crate::events::Say as _;
 use crate::model::ModelName;
 use calls::Calls;
+use journal::Kept;
 use tools::SandboxTools;
 
 /// The input of an `agent_run`.
@@ -65,7 +72,10 @@ pub(super) async fn turn(context: Context) -> Ended {
         )),
         Ok(history) => {
             let owner = Owner::Conversation(conversation_id);
-            answer(context, input.agent, history, Some(owner)).await
+            Ended {
+                answers: Some(input.message_id),
+                ..answer(context, input.agent, history, Some(owner)).await
+            }
         }
         Err(error) => {
             tracing::warn!(%error, "a conversation cannot be read");
@@ -111,6 +121,16 @@ async fn answer(context: Context, agent: AgentDefinition, history: Vec<Message>,
             "a model is not named provider/model",
         ));
     };
+    let context = Arc::new(context);
+    let journal = Kept::new(&context);
+    let resume = match journal.resume(has_files(&context, owner)).await {
+        Ok(resume) => resume,
+        Err(error) => {
+            tracing::warn!(%error, job_id = %context.job.id, "a journal cannot be read");
+            let message = "what an earlier attempt has done could not be read";
+            return Ended::failed(Failure::new(FailureCode::Internal, message));
+        }
+    };
     let turn = Turn {
         system: agent.instructions.clone(),
         history,
@@ -121,9 +141,11 @@ async fn answer(context: Context, agent: AgentDefinition, history: Vec<Message>,
             max_steps: agent.max_steps,
             ..Limits::default()
         },
+        asks: agent.asks(),
+        resume,
     };
     let cancel = CancellationToken::new();
-    let mut tools = match SandboxTools::new(&context, &agent, owner) {
+    let tools = match SandboxTools::new(&context, &agent, owner) {
         Ok(tools) => tools,
         Err(failure) => return Ended::failed(failure),
     };
@@ -136,12 +158,13 @@ async fn answer(context: Context, agent: AgentDefinition, history: Vec<Message>,
         retry: &context.machine.retry,
         clock: &context.clock,
         sink: &sink,
+        journal: &journal,
         cancel: &cancel,
     };
     let work = async {
         match agent.harness {
             Harness::Chat => Some(chat::run(turn, surroundings).await),
-            Harness::Native => Some(native::run(turn, surroundings, &mut tools).await),
+            Harness::Native => Some(native::run(turn, surroundings, &tools).await),
             Harness::ClaudeCode | Harness::Command => None,
         }
     };
@@ -155,10 +178,15 @@ async fn answer(context: Context, agent: AgentDefinition, history: Vec<Message>,
             Ended::failed(Failure::new(FailureCode::InvalidInput, message))
         }
         (Some(end), stopped) => {
-            let ended = ended(end, stopped.as_ref(), context.job.timeout_ms);
+            let ended = ended(end, stopped.as_ref(), &context);
             home::unless_unsaved(ended, left, &context.events)
         }
     }
+}
+
+/// Whether the files of `owner` are there for the next attempt.
+fn has_files(context: &Context, owner: Option<Owner>) -> bool {
+    owner.is_some() && context.machine.workspaces.is_configured()
 }
 
 /// Why a turn was cut short.
@@ -180,7 +208,7 @@ async fn until<T>(work: impl Future<Output = T>, context: &Context, cancel: &Can
     (work.await, Some(cut))
 }
 
-fn ended(end: TurnEnd, cut: Option<&Cut>, timeout_ms: u64) -> Ended {
+fn ended(end: TurnEnd, cut: Option<&Cut>, context: &Context) -> Ended {
     let usage = Usage {
         input_tokens: end.usage.input_tokens,
         output_tokens: end.usage.output_tokens,
@@ -191,21 +219,48 @@ fn ended(end: TurnEnd, cut: Option<&Cut>, timeout_ms: u64) -> Ended {
         failure,
         retry_after: end.stop.retry_after(),
     };
+    let mut approvals = Vec::new();
     let outcome = match (cut, &end.stop) {
         (Some(Cut::Stopped(stopped)), Stop::Cancelled) => stopped.ended().outcome,
         (Some(Cut::Timeout), Stop::Cancelled) => failed(Failure::new(
             FailureCode::Timeout,
-            format!("it took longer than {timeout_ms} ms"),
+            format!("it took longer than {} ms", context.job.timeout_ms),
         )),
+        (_, Stop::Asks(questions)) => {
+            let now = context.clock.now();
+            let until = questions.iter().map(|question| deadline(question, now)).min();
+            approvals = questions
+                .iter()
+                .filter(|question| question.asked_until.is_none())
+                .map(|question| asked(question, now))
+                .collect();
+            Outcome::Waits(Wait::answer().until(until.unwrap_or(now)))
+        }
         (_, stop) => stop.failure().map_or(Outcome::Succeeded, failed),
     };
     let result = json!({"text": end.text, "steps": end.steps});
     let result = serde_json::to_vec(&result).expect("strings and numbers are JSON");
     Ended {
-        outcome,
         result: Some(result),
         usage,
         messages: end.messages,
-        children: Vec::new(),
+        approvals,
+        ..Ended::with(outcome)
+    }
+}
+
+fn deadline(question: &Question, now: DateTime<Utc>) -> DateTime<Utc> {
+    question.asked_until.unwrap_or(now + question.patience)
+}
+
+fn asked(question: &Question, now: DateTime<Utc>) -> NewApproval {
+    NewApproval {
+        id: ApprovalId::new(),
+        call: (question.step, question.place, question.parent),
+        tool_call_id: question.call.id.clone(),
+        tool: question.call.name.clone(),
+        input: question.call.input.clone(),
+        created_at: now,
+        deadline: deadline(question, now),
     }
 }

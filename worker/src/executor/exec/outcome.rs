@@ -48,11 +48,9 @@ pub(super) fn ended(
         },
     };
     Ended {
-        outcome,
         result: Some(result),
         usage,
-        messages: Vec::new(),
-        children: Vec::new(),
+        ..Ended::with(outcome)
     }
 }
 

@@ -17,11 +17,7 @@ pub(super) struct Broken {
 
 impl Run<'_> {
     /// Asks the model. Its usage is reported and added up whatever comes of it.
-    pub(super) async fn ask(
-        &mut self,
-        request: &ModelRequest,
-        tools: &mut dyn Tools,
-    ) -> Result<(Finished, Usage), Broken> {
+    pub(super) async fn ask(&mut self, request: &ModelRequest, tools: &dyn Tools) -> Result<(Finished, Usage), Broken> {
         let (sink, cancel) = (self.context.sink, self.context.cancel);
         let (calls, usage) = (&mut self.calls, &mut self.usage);
         let mut on_setback = |setback: &Setback<'_>| {

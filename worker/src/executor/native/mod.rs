@@ -9,32 +9,40 @@
 //!   result, which says what happened.
 //! - What was streamed to a person and then cancelled is kept; what was streamed and then failed is not, because
 //!   another attempt says it again.
+//! - A call that has ended is in the [`Journal`] before anything follows from it, so no attempt makes it again.
 //! - A tool that fails is the model's affair and part of the conversation; a lost sandbox is the attempt's failure.
 //!
 //! # Not here
 //! The tools themselves are the caller's; what one failed call of a model means is [`crate::model::open()`].
 
 mod ask;
+mod calls;
 mod cut;
 pub mod edit;
+pub mod journal;
+pub mod resume;
 mod sink;
+mod step;
 pub mod tool;
 
-use std::collections::BTreeMap;
+use std::collections::HashMap;
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
 use common::clock::Clock;
 use common::ids::JobId;
 use common::job::failure::{Failure, FailureCode};
-use common::message::{Message, Part, Role, Usage, repair};
+use common::message::{Message, Role, Usage};
 use tokio_util::sync::CancellationToken;
 
 pub use cut::cut;
+pub use journal::{Journal, JournalLost, NoJournal};
+pub use resume::Resume;
 pub use sink::{CallUsage, EventSink, TurnSink};
 pub use tool::{NoTools, ToolCall, ToolInput, ToolOutcome, Tools, ToolsFailed, ToolsLost};
 
-use crate::model::answer::Finished;
-use crate::model::{Error, ModelName, ModelRequest, Providers, RetryPolicy, StopReason};
+use crate::model::{Error, ModelName, Providers, RetryPolicy, StopReason};
+use step::Run;
 
 /// One turn to take.
 #[derive(Clone, Debug)]
@@ -51,6 +59,10 @@ pub struct Turn {
     pub temperature: Option<f32>,
     /// Where it ends at the latest.
     pub limits: Limits,
+    /// Tools that run only when a person says so, and how long that may take.
+    pub asks: HashMap<String, Duration>,
+    /// What earlier attempts have done of it.
+    pub resume: Resume,
 }
 
 /// Where a turn ends at the latest.
@@ -62,6 +74,8 @@ pub struct Limits {
     pub max_output_tokens: u32,
     /// Most bytes of each tool's output that the model sees; the middle of more is left out.
     pub tool_output_bytes_max: usize,
+    /// Most tools of one answer that run at once.
+    pub parallel_tools_max: usize,
 }
 
 impl Default for Limits {
@@ -70,6 +84,7 @@ impl Default for Limits {
             max_steps: 50,
             max_output_tokens: 8_192,
             tool_output_bytes_max: 32 * 1024,
+            parallel_tools_max: 8,
         }
     }
 }
@@ -85,6 +100,8 @@ pub struct Context<'a> {
     pub clock: &'a Clock,
     /// Who is told what happens.
     pub sink: &'a dyn TurnSink,
+    /// Where finished calls are committed.
+    pub journal: &'a dyn Journal,
     /// Ends the turn at any point.
     pub cancel: &'a CancellationToken,
 }
@@ -125,19 +142,41 @@ pub enum Stop {
     Model(Error),
     /// The tools are gone.
     Tools(ToolsLost),
+    /// What it has done could not be written down.
+    Journal(JournalLost),
+    /// Calls need a person's permission. The turn goes on in another attempt, when there is an answer.
+    Asks(Vec<Question>),
+}
+
+/// A call that needs a person's permission, and has none.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Question {
+    /// The step of the call.
+    pub step: u32,
+    /// Its place among the calls of the step.
+    pub place: u32,
+    /// The attempt whose answer holds the call.
+    pub parent: u32,
+    /// The call.
+    pub call: ToolCall,
+    /// How long a person may take.
+    pub patience: Duration,
+    /// Until when, where it was asked before.
+    pub asked_until: Option<DateTime<Utc>>,
 }
 
 impl Stop {
     /// The failure that it means for the job; none when it answered or was cancelled.
     pub fn failure(&self) -> Option<Failure> {
         match self {
-            Self::Answered(_) | Self::Cancelled => None,
+            Self::Answered(_) | Self::Cancelled | Self::Asks(_) => None,
             Self::MaxSteps => Some(Failure::new(
                 FailureCode::MaxSteps,
                 "the agent took its last step without an answer",
             )),
             Self::Model(error) => Some(error.failure()),
             Self::Tools(lost) => Some(lost.failure()),
+            Self::Journal(lost) => Some(Failure::new(FailureCode::Internal, lost.to_string())),
         }
     }
 
@@ -151,19 +190,11 @@ impl Stop {
 }
 
 /// Takes a turn. Never fails by itself: how it went is in [`TurnEnd::stop`].
-pub async fn run(turn: Turn, context: Context<'_>, tools: &mut dyn Tools) -> TurnEnd {
-    let mut run = Run {
-        turn,
-        context,
-        messages: Vec::new(),
-        usage: Usage::default(),
-        calls: 0,
-        steps: 0,
-    };
+pub async fn run(turn: Turn, context: Context<'_>, tools: &dyn Tools) -> TurnEnd {
+    let mut run = Run::new(turn, context);
     let stop = loop {
-        match run.step(tools).await {
-            Some(stop) => break stop,
-            None => run.steps += 1,
+        if let Err(stop) = run.step(tools).await {
+            break stop;
         }
     };
     let text = run
@@ -178,155 +209,6 @@ pub async fn run(turn: Turn, context: Context<'_>, tools: &mut dyn Tools) -> Tur
         text: text.unwrap_or_default(),
         steps: run.steps,
         stop,
-    }
-}
-
-/// A turn under way.
-struct Run<'a> {
-    turn: Turn,
-    context: Context<'a>,
-    messages: Vec<Message>,
-    usage: Usage,
-    calls: u32,
-    steps: u32,
-}
-
-impl Run<'_> {
-    /// Asks once and runs what is called. None when there is more to do.
-    async fn step(&mut self, tools: &mut dyn Tools) -> Option<Stop> {
-        let request = match self.request(tools) {
-            Ok(request) => request,
-            Err(error) => return Some(Stop::Model(error)),
-        };
-        let (finished, usage) = match self.ask(&request, tools).await {
-            Ok(answered) => answered,
-            Err(ask::Broken {
-                partial,
-                error: Error::Cancelled,
-            }) => {
-                self.keep_cancelled(partial);
-                return Some(Stop::Cancelled);
-            }
-            Err(ask::Broken { error, .. }) => return Some(Stop::Model(error)),
-        };
-        let Finished {
-            parts,
-            faults,
-            stop_reason,
-            ..
-        } = finished;
-        let calls = tool::calls(&parts, &faults);
-        let is_last = self.steps + 1 >= self.turn.limits.max_steps;
-        self.say(Role::Assistant, parts, Some(usage));
-        if calls.is_empty() {
-            self.steps += 1;
-            return Some(Stop::Answered(stop_reason.unwrap_or(StopReason::EndTurn)));
-        }
-        let refusal =
-            is_last.then(|| format!("Not run: the limit of {} steps is reached.", self.turn.limits.max_steps));
-        let lost = self.call_all(&calls, &request, refusal, tools).await;
-        match lost {
-            Some(lost) => Some(Stop::Tools(lost)),
-            None if self.context.cancel.is_cancelled() => Some(Stop::Cancelled),
-            None if is_last => {
-                self.steps += 1;
-                Some(Stop::MaxSteps)
-            }
-            None => None,
-        }
-    }
-
-    fn request(&self, tools: &dyn Tools) -> Result<ModelRequest, Error> {
-        let history = self.turn.history.iter().chain(&self.messages).cloned().collect();
-        let messages = repair(history);
-        if messages.last().is_none_or(|message| message.role != Role::User) {
-            return Err(Error::NothingToAnswer);
-        }
-        Ok(ModelRequest {
-            system: self.turn.system.clone(),
-            messages,
-            tools: tools.definitions(),
-            max_output_tokens: self.turn.limits.max_output_tokens,
-            temperature: self.turn.temperature,
-            stop_sequences: Vec::new(),
-            attachments: BTreeMap::new(),
-        })
-    }
-
-    /// Runs the calls one after the other and says their results. With a `refusal`, none is run.
-    async fn call_all(
-        &mut self,
-        calls: &[tool::Asked],
-        request: &ModelRequest,
-        mut refusal: Option<String>,
-        tools: &mut dyn Tools,
-    ) -> Option<ToolsLost> {
-        let (sink, cancel) = (self.context.sink, self.context.cancel);
-        let mut results = Vec::with_capacity(calls.len());
-        let mut lost = None;
-        for tool::Asked { call, fault } in calls {
-            sink.tool_started(call);
-            let known = request.tools.iter().map(|tool| tool.name.as_str());
-            let outcome = match (&refusal, fault.clone().or_else(|| tool::unknown(&call.name, known))) {
-                (Some(refusal), _) => ToolOutcome::error(refusal.as_str()),
-                (None, Some(fault)) => ToolOutcome::error(fault),
-                (None, None) => match cancel.run_until_cancelled(tools.call(call, sink)).await {
-                    Some(Ok(outcome)) => outcome,
-                    Some(Err(gone)) => {
-                        lost = Some(gone);
-                        refusal = Some("Not run: the sandbox was lost.".to_owned());
-                        ToolOutcome::error("No result: the sandbox was lost while this call ran.")
-                    }
-                    None => {
-                        refusal = Some("Not run: the turn was cancelled.".to_owned());
-                        ToolOutcome::error("No result: the turn was cancelled while this call ran.")
-                    }
-                },
-            };
-            let ToolOutcome { output, is_error } = outcome;
-            let outcome = ToolOutcome {
-                output: cut(&output, self.turn.limits.tool_output_bytes_max),
-                is_error,
-            };
-            sink.tool_finished(&call.id, &outcome);
-            results.push(Part::ToolResult {
-                tool_call_id: call.id.clone(),
-                is_error,
-                output: outcome.output,
-            });
-        }
-        self.say(Role::User, results, None);
-        lost
-    }
-
-    /// Keeps what a person has seen of an answer that was cancelled. Its calls were not run, so they are not in it.
-    fn keep_cancelled(&mut self, partial: Option<(Finished, Usage)>) {
-        let Some((mut finished, usage)) = partial else { return };
-        finished.parts.retain(|part| !matches!(part, Part::ToolCall { .. }));
-        if finished
-            .parts
-            .iter()
-            .any(|part| part.as_text().is_some_and(|text| !text.trim().is_empty()))
-        {
-            finished.parts.push(Part::Status {
-                text: "cancelled".to_owned(),
-            });
-            self.say(Role::Assistant, finished.parts, Some(usage));
-        }
-    }
-
-    fn say(&mut self, role: Role, mut parts: Vec<Part>, usage: Option<Usage>) {
-        parts.retain(|part| part.as_text().is_none_or(|text| !text.trim().is_empty()));
-        if parts.is_empty() {
-            return;
-        }
-        let message = Message {
-            job_id: self.turn.job_id,
-            usage,
-            ..Message::new(role, parts, self.context.clock.now())
-        };
-        self.context.sink.message(&message);
-        self.messages.push(message);
     }
 }
 

@@ -9,6 +9,7 @@ use common::job::{Failure, FailureCode};
 use common::message::Part;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::TurnSink;
@@ -28,7 +29,7 @@ pub struct ToolCall {
 }
 
 /// What a tool answered.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ToolOutcome {
     /// What the model is shown.
     pub output: String,
@@ -74,25 +75,22 @@ impl ToolsLost {
 #[error("{}", .0.message)]
 pub struct ToolsFailed(pub Failure);
 
-/// Runs tools.
-pub trait Tools: Send {
+/// Runs tools; several at once.
+pub trait Tools: Send + Sync {
     /// The tools that there are; the model is offered these and no others.
     fn definitions(&self) -> Vec<ToolDefinition>;
 
     /// The model has begun to write a call of `name`: whatever takes time may be started now. Must not block.
-    fn prepare(&mut self, _name: &str) {}
+    fn prepare(&self, _name: &str) {}
 
     /// Runs one call. Output may be passed to `sink` while it comes; started and finished are said by the loop.
     ///
-    /// The future is dropped when the turn is cancelled: whatever it started must end with it.
+    /// The future is dropped when the turn is cancelled: whatever it started must end with it. The calls of one answer
+    /// run at once, and are begun in their order.
     ///
     /// # Errors
     /// [`ToolsLost`] when nothing can be run any more.
-    fn call<'a>(
-        &'a mut self,
-        call: &'a ToolCall,
-        sink: &'a dyn TurnSink,
-    ) -> BoxFuture<'a, Result<ToolOutcome, ToolsLost>>;
+    fn call<'a>(&'a self, call: &'a ToolCall, sink: &'a dyn TurnSink) -> BoxFuture<'a, Result<ToolOutcome, ToolsLost>>;
 }
 
 /// No tools at all.
@@ -105,7 +103,7 @@ impl Tools for NoTools {
     }
 
     fn call<'a>(
-        &'a mut self,
+        &'a self,
         call: &'a ToolCall,
         _sink: &'a dyn TurnSink,
     ) -> BoxFuture<'a, Result<ToolOutcome, ToolsLost>> {

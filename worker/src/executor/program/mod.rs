@@ -152,11 +152,11 @@ fn finished(done: Done, transcript: Transcript<'_>, timeout_ms: u64) -> Ended {
     let (messages, text) = transcript.finish(failure.as_ref().map(|failure| failure.message.as_str()));
     let duration_ms = u64::try_from(exit.wall.as_millis()).unwrap_or(u64::MAX);
     let result = json!({"text": text, "exit_code": exit.code, "signal": exit.signal, "duration_ms": duration_ms});
+    let outcome = failure.map_or(Outcome::Succeeded, |failure| Outcome::Failed {
+        failure,
+        retry_after: None,
+    });
     Ended {
-        outcome: failure.map_or(Outcome::Succeeded, |failure| Outcome::Failed {
-            failure,
-            retry_after: None,
-        }),
         result: serde_json::to_vec(&result).ok(),
         usage: Usage {
             cpu_ms: u64::try_from(exit.cpu.as_millis()).unwrap_or(u64::MAX),
@@ -164,6 +164,6 @@ fn finished(done: Done, transcript: Transcript<'_>, timeout_ms: u64) -> Ended {
             ..Usage::default()
         },
         messages,
-        children: Vec::new(),
+        ..Ended::with(outcome)
     }
 }

@@ -6,10 +6,11 @@ use crate::model::ToolDefinition;
 
 /// An agent names a tool that does not exist.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("there is no tool {0:?}; there are: bash, python, files (read, write, edit)")]
+#[error("there is no tool {0:?}; there are: bash, python, files (read, write, edit, list, search), fetch")]
 pub struct UnknownTool(pub String);
 
-/// The definitions of an agent's tools, in a fixed order. `files` stands for `read`, `write` and `edit`.
+/// The definitions of an agent's tools, in a fixed order. `files` stands for `read`, `write`,
+/// `edit`, `list` and `search`.
 ///
 /// # Errors
 /// [`UnknownTool`] names the first that does not exist.
@@ -19,7 +20,7 @@ pub fn definitions<T: AsRef<str>>(names: impl IntoIterator<Item = T>) -> Result<
     for name in names {
         let name = name.as_ref();
         let matches = |tool: &ToolDefinition| match name {
-            "files" => matches!(tool.name.as_str(), "read" | "write" | "edit"),
+            "files" => matches!(tool.name.as_str(), "read" | "write" | "edit" | "list" | "search"),
             name => tool.name == name,
         };
         if !all.iter().any(matches) {
@@ -54,8 +55,12 @@ fn all() -> Vec<ToolDefinition> {
         tool(
             "python",
             "Runs Python 3 in the workspace of this conversation and answers with what it printed and its exit code. \
-             Print what you want to see. Files stay from one call to the next.",
-            &json!({"code": text("The program.")}),
+             Print what you want to see. Variables and imports stay from one call to the next until your answer, files \
+             stay after it.",
+            &json!({
+                "code": text("The program."),
+                "timeout": {"type": "integer", "minimum": 1, "description": "Seconds after which it is interrupted."},
+            }),
             &["code"],
         ),
         tool(
@@ -79,6 +84,31 @@ fn all() -> Vec<ToolDefinition> {
                 "new": text("What stands there afterwards."),
             }),
             &["path", "old", "new"],
+        ),
+        tool(
+            "list",
+            "Lists what is in a folder, one entry a line: type (d folder, f file, l link), bytes, path. At most 1000.",
+            &json!({
+                "path": text("Path of the folder, relative to the workspace, which is the default."),
+                "depth": {"type": "integer", "minimum": 1, "maximum": 10, "description": "How many folders deep; 1."},
+            }),
+            &[],
+        ),
+        tool(
+            "search",
+            "Finds lines in text files below a folder and answers with file, line number and line. At most 300.",
+            &json!({
+                "pattern": text("An extended regular expression, as for grep -E."),
+                "path": text("Path of the folder or file, relative to the workspace, which is the default."),
+                "glob": text("Only files whose name matches, such as *.rs."),
+            }),
+            &["pattern"],
+        ),
+        tool(
+            "fetch",
+            "Fetches an address over HTTP and answers with status, type and text. Only hosts that this agent may reach.",
+            &json!({"url": text("The address, http or https.")}),
+            &["url"],
         ),
     ]
 }
@@ -108,7 +138,7 @@ mod tests {
     fn an_agents_tools_are_offered_once_and_in_one_order() {
         assert_eq!(
             names(&["files", "python", "edit", "python"]).unwrap(),
-            ["python", "read", "write", "edit"]
+            ["python", "read", "write", "edit", "list", "search"]
         );
         assert_eq!(names(&[]).unwrap(), Vec::<String>::new());
         assert_eq!(names(&["bash", "telnet"]), Err(UnknownTool("telnet".to_owned())));

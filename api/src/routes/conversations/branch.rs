@@ -1,0 +1,254 @@
+//! Branches: going on from an earlier message, with another question or for another answer. Nothing is lost by it.
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use common::ids::{ConversationId, JobId, MessageId};
+use common::message::{Message, Part, Role};
+use common::store::branch::BranchAt;
+use common::store::conversations::{Conversation, ConversationPatch};
+use common::store::insert::Idempotency;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::messages::MessageDocument;
+use super::turns::{Taken, said, take};
+use super::{ConversationView, read, write};
+use crate::auth::Caller;
+use crate::extract::{PathId, PathSteps, RawBody, ValidJson};
+use crate::job::{JobFields, JobView, fits, split};
+use crate::openapi::BASE;
+use crate::problem::{Code, Document, Problem};
+use crate::routes::created;
+use crate::routes::jobs::idempotency::Keyed;
+use crate::state::App;
+
+/// Where a conversation is left.
+#[derive(Default, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct BranchRequest {
+    /// The last message that is repeated. Required.
+    #[schema(required, nullable = false)]
+    message_id: Option<String>,
+    /// A title; that of the conversation.
+    title: Option<String>,
+}
+
+/// What is said instead of a message, besides the fields of a job: `text` or `parts`.
+#[derive(Default, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields, default)]
+struct EditFields {
+    /// The message as one text.
+    text: Option<String>,
+    /// The message as typed parts: `text` and `file`.
+    #[schema(value_type = Option<Vec<Object>>)]
+    parts: Option<Vec<Part>>,
+}
+
+/// The body of an edit.
+#[derive(ToSchema)]
+#[expect(
+    dead_code,
+    reason = "only its schema is used: serde cannot refuse unknown fields through flattened structs"
+)]
+pub(super) struct EditRequest {
+    #[serde(flatten)]
+    edit: EditFields,
+    #[serde(flatten)]
+    job: JobFields,
+}
+
+/// A branch and the turn that was taken in it.
+#[derive(Serialize)]
+struct BranchedView<'a> {
+    conversation: ConversationView,
+    job: JobView<'a>,
+    message: &'a Message,
+}
+
+/// A branch and the turn that was taken in it.
+#[derive(ToSchema)]
+#[schema(as = Branched)]
+#[expect(dead_code, reason = "only its schema is used")]
+pub(super) struct BranchedDocument {
+    /// The new conversation.
+    conversation: ConversationView,
+    /// The job that answers.
+    job: JobView<'static>,
+    /// The user's message.
+    message: MessageDocument,
+}
+
+/// Begin a conversation that repeats this one up to a message.
+#[utoipa::path(post, path = "/conversations/{id}/branch", tag = "conversations", request_body = BranchRequest,
+    params(("id" = String, Path, description = "The conversation")),
+    responses(
+        (status = 201, body = ConversationView),
+        (status = 404, body = Document, content_type = "application/problem+json"),
+        (status = 422, body = Document, content_type = "application/problem+json")))]
+pub(super) async fn branch(
+    State(app): State<App>,
+    caller: Caller,
+    PathId(id): PathId<ConversationId>,
+    ValidJson(request): ValidJson<BranchRequest>,
+) -> Result<Response, Problem> {
+    write::check(request.title.as_ref(), None, None)?;
+    let odd = |detail: &str| Problem::field("/message_id", detail.to_owned());
+    let message_id = request.message_id.ok_or_else(|| odd("is required"))?;
+    let message_id: MessageId = message_id.parse().map_err(|_garbage| odd("is no message's id"))?;
+    read(&app, &caller, id).await?;
+    let branch = make(&app, &caller, id, BranchAt::Behind(message_id)).await?;
+    let mut branch = branch.ok_or_else(|| odd("is no message of this conversation"))?;
+    if let Some(title) = request.title {
+        let patch = ConversationPatch {
+            title: Some(title),
+            ..ConversationPatch::default()
+        };
+        let named = app
+            .store()
+            .update_conversation(caller.tenant_id(), branch.id, &patch, app.clock().now());
+        branch = named.await?.unwrap_or(branch);
+    }
+    Ok(created(
+        &format!("/conversations/{}", branch.id),
+        &ConversationView::from(branch),
+    ))
+}
+
+/// Say something else instead of a message: in a branch, which is answered.
+#[utoipa::path(post, path = "/conversations/{id}/messages/{message_id}/edit", tag = "conversations",
+    request_body = EditRequest,
+    params(("id" = String, Path, description = "The conversation"),
+        ("message_id" = String, Path, description = "A message of the user"),
+        ("Idempotency-Key" = Option<String>, Header, description = "1 to 255 visible characters")),
+    responses(
+        (status = 202, body = BranchedDocument),
+        (status = 404, body = Document, content_type = "application/problem+json"),
+        (status = 409, body = Document, content_type = "application/problem+json"),
+        (status = 422, body = Document, content_type = "application/problem+json")))]
+pub(super) async fn edit(
+    State(app): State<App>,
+    caller: Caller,
+    PathId(id): PathId<ConversationId>,
+    steps: PathSteps,
+    key: Keyed,
+    body: RawBody,
+) -> Result<Response, Problem> {
+    fits(&app, body.text(), "/text")?;
+    let (edit, fields): (EditFields, JobFields) = split(body.text(), &["text", "parts"])?;
+    let parts = said(edit.text, edit.parts, "")?;
+    let (asked, is_it) = asked(&app, &caller, id, &steps).await?;
+    if !is_it {
+        let detail = "only a message with which a user begins a turn can be edited";
+        return Err(Problem::new(Code::Conflict, detail));
+    }
+    again(
+        &app,
+        &caller,
+        id,
+        asked.id,
+        parts,
+        (fields, key.fingerprint(body.bytes())),
+    )
+    .await
+}
+
+/// Answer again: in a branch, in which the same is asked.
+///
+/// The message is the user's or any of its answer.
+#[utoipa::path(post, path = "/conversations/{id}/messages/{message_id}/regenerate", tag = "conversations",
+    request_body = Option<JobFields>,
+    params(("id" = String, Path, description = "The conversation"),
+        ("message_id" = String, Path, description = "A message of the turn"),
+        ("Idempotency-Key" = Option<String>, Header, description = "1 to 255 visible characters")),
+    responses(
+        (status = 202, body = BranchedDocument),
+        (status = 404, body = Document, content_type = "application/problem+json"),
+        (status = 409, body = Document, content_type = "application/problem+json"),
+        (status = 422, body = Document, content_type = "application/problem+json")))]
+pub(super) async fn regenerate(
+    State(app): State<App>,
+    caller: Caller,
+    PathId(id): PathId<ConversationId>,
+    steps: PathSteps,
+    key: Keyed,
+    body: RawBody,
+) -> Result<Response, Problem> {
+    let fields = match body.is_empty() {
+        true => JobFields::default(),
+        false => crate::extract::from_json(body.text(), "")?,
+    };
+    let (asked, _) = asked(&app, &caller, id, &steps).await?;
+    let parts = asked.parts.clone();
+    again(
+        &app,
+        &caller,
+        id,
+        asked.id,
+        parts,
+        (fields, key.fingerprint(body.bytes())),
+    )
+    .await
+}
+
+/// The user's message of the turn that a path names a message of, and whether it is that one.
+async fn asked(app: &App, caller: &Caller, id: ConversationId, steps: &PathSteps) -> Result<(Message, bool), Problem> {
+    let absent = || Problem::not_found("message");
+    let message_id: MessageId = steps.get("message_id").parse().map_err(|_garbage| absent())?;
+    read(app, caller, id).await?;
+    let asked = app.store().asked_message(id, message_id).await?;
+    asked.filter(|(asked, _)| asked.role == Role::User).ok_or_else(absent)
+}
+
+/// Makes a branch before the turn of a message, and takes a turn in it.
+async fn again(
+    app: &App,
+    caller: &Caller,
+    id: ConversationId,
+    asked: MessageId,
+    parts: Vec<Part>,
+    (fields, idempotency): (JobFields, Option<Idempotency>),
+) -> Result<Response, Problem> {
+    let branch = make(app, caller, id, BranchAt::BeforeTurnOf(asked)).await?;
+    let branch = branch.ok_or_else(|| Problem::not_found("message"))?;
+    let message = Message::new(Role::User, parts, app.clock().now());
+    let taken = take(app, caller, &branch, message, (fields, false), idempotency).await;
+    let was_taken = matches!(taken, Ok(Taken::New(..)));
+    if !was_taken {
+        // Nobody knows of it.
+        let now = app.clock().now();
+        app.store()
+            .delete_conversation(caller.tenant_id(), branch.id, now)
+            .await?;
+    }
+    match taken? {
+        Taken::New(job, message) => {
+            let conversation = read(app, caller, branch.id).await?;
+            Ok(answer(job.id, conversation, JobView::accepted(&job), &message))
+        }
+        Taken::Before(job, message) => {
+            let id = job.conversation_id.ok_or_else(|| Problem::not_found("conversation"))?;
+            let conversation = read(app, caller, id).await?;
+            Ok(answer(job.id, conversation, JobView::new(&job), &message))
+        }
+    }
+}
+
+async fn make(app: &App, caller: &Caller, from: ConversationId, at: BranchAt) -> Result<Option<Conversation>, Problem> {
+    let of = (caller.tenant_id(), from);
+    Ok(app
+        .store()
+        .branch_conversation(of, at, ConversationId::new(), app.clock().now())
+        .await?)
+}
+
+fn answer(job_id: JobId, conversation: Conversation, job: JobView<'_>, message: &Message) -> Response {
+    let view = BranchedView {
+        conversation: ConversationView::from(conversation),
+        job,
+        message,
+    };
+    let location = format!("{BASE}/jobs/{job_id}");
+    (StatusCode::ACCEPTED, [(header::LOCATION, location)], Json(view)).into_response()
+}

@@ -1,0 +1,451 @@
+//! What people do with conversations: go on from an earlier message, say a word in between, take it along, forget it.
+
+use common::ids::{ConversationId, MessageId};
+use common::job::approval::NewApproval;
+use common::job::decision::Decision;
+use common::job::{StateName, Wait};
+use common::message::{Message, Part, Role};
+use common::store::claim::Claimed;
+use common::testing::{TestWorker, eventually};
+use reqwest::Method;
+use serde_json::{Value, json};
+use sqlx::PgPool;
+
+use crate::fixture::{Api, SOON, answer};
+
+/// A conversation with an agent that only talks; its path.
+async fn begun(api: &Api) -> String {
+    let made = api
+        .post(
+            "/conversations",
+            json!({"agent": {"harness": "chat", "models": ["scripted/echo"]}}),
+        )
+        .await
+        .expect(201);
+    format!("/conversations/{}", made["id"].as_str().unwrap())
+}
+
+async fn claim(worker: &TestWorker) -> Claimed {
+    eventually(SOON, "the turn is dispatched", async || worker.claim(1).await.pop()).await
+}
+
+/// Ends a turn with these answers.
+async fn end(api: &Api, worker: &TestWorker, claimed: &Claimed, decision: Decision, parts: Vec<(Role, Part)>) {
+    let input: Value = serde_json::from_slice(&claimed.input).unwrap();
+    let mut settlement = worker.settlement(claimed, decision, &[]);
+    let turn = settlement.turn.as_mut().unwrap();
+    turn.answers = Some(input["message_id"].as_str().unwrap().parse().unwrap());
+    let said = parts.into_iter().map(|(role, part)| Message {
+        job_id: Some(claimed.job.id),
+        ..Message::new(role, vec![part], api.env.clock.now())
+    });
+    turn.messages = said.collect();
+    assert!(worker.commit(&settlement).await);
+    worker.ack(claimed, &settlement).await;
+}
+
+/// Takes a turn whose answer is `reply`.
+async fn talk(api: &Api, path: &str, text: &str, reply: &str) -> Value {
+    let turn = api
+        .post(&format!("{path}/turns"), json!({"text": text}))
+        .await
+        .expect(202);
+    let worker = api.env.worker();
+    let claimed = claim(&worker).await;
+    end(
+        api,
+        &worker,
+        &claimed,
+        Decision::Succeed,
+        vec![(Role::Assistant, Part::text(reply))],
+    )
+    .await;
+    turn
+}
+
+async fn texts(api: &Api, path: &str) -> Vec<String> {
+    let messages = api.get(&format!("{path}/messages?limit=200")).await.expect(200);
+    let text = |message: &Value| message["parts"][0]["text"].as_str().unwrap_or("?").to_owned();
+    messages["data"].as_array().unwrap().iter().map(text).collect()
+}
+
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn a_branch_goes_on_from_any_message_and_loses_nothing(pool: PgPool) {
+    let api = Api::start(pool).await;
+    let path = begun(&api).await;
+    talk(&api, &path, "one", "first").await;
+    let second = talk(&api, &path, "two", "second").await;
+    talk(&api, &path, "three", "third").await;
+    let messages = api.get(&format!("{path}/messages")).await.expect(200);
+    let id = |at: usize| messages["data"][at]["id"].as_str().unwrap().to_owned();
+
+    let branch = api
+        .post(
+            &format!("{path}/branch"),
+            json!({"message_id": id(1), "title": "aside"}),
+        )
+        .await
+        .expect(201);
+    let branched = format!("/conversations/{}", branch["id"].as_str().unwrap());
+    assert_eq!(
+        (&branch["title"], &branch["branched_from"]["message_id"]),
+        (&json!("aside"), &json!(id(1)))
+    );
+    assert_eq!(texts(&api, &branched).await, ["one", "first"]);
+    talk(&api, &branched, "else", "other").await;
+    assert_eq!(texts(&api, &branched).await, ["one", "first", "else", "other"]);
+
+    // Another question instead of the second, and another answer to it: each in a branch, answered at once.
+    let edited = api
+        .post(
+            &format!("{path}/messages/{}/edit", id(2)),
+            json!({"text": "zwei", "priority": 7}),
+        )
+        .await
+        .expect(202);
+    assert_eq!(
+        (&edited["job"]["priority"], &edited["message"]["parts"][0]["text"]),
+        (&json!(7), &json!("zwei"))
+    );
+    let of_edit = format!("/conversations/{}", edited["conversation"]["id"].as_str().unwrap());
+    assert_eq!(texts(&api, &of_edit).await, ["one", "first", "zwei"]);
+    for at in [2, 3] {
+        let again = api.request(Method::POST, &format!("{path}/messages/{}/regenerate", id(at)));
+        let again = answer(again).await.expect(202);
+        let of_answer = format!("/conversations/{}", again["conversation"]["id"].as_str().unwrap());
+        assert_eq!(texts(&api, &of_answer).await, ["one", "first", "two"]);
+        let conversation: ConversationId = again["conversation"]["id"].as_str().unwrap().parse().unwrap();
+        let asked: MessageId = again["message"]["id"].as_str().unwrap().parse().unwrap();
+        let history = api.env.store.messages_until(conversation, asked).await.unwrap();
+        assert_eq!(
+            history.iter().map(Message::text).collect::<Vec<_>>(),
+            ["one", "first", "two"]
+        );
+    }
+    assert_eq!(
+        texts(&api, &path).await,
+        ["one", "first", "two", "second", "three", "third"]
+    );
+    assert_eq!(second["message"]["id"], json!(id(2)));
+
+    let edit = async |at: &str, body: Value| api.post(&format!("{path}/messages/{at}/edit"), body).await;
+    edit(&id(3), json!({"text": "x"})).await.is_problem(409, "conflict");
+    edit(&id(2), json!({})).await.is_problem(422, "invalid_request");
+    edit("garbage", json!({"text": "x"})).await.is_problem(404, "not_found");
+    let unknown = json!({"message_id": MessageId::new()});
+    api.post(&format!("{path}/branch"), unknown)
+        .await
+        .is_problem(422, "invalid_request");
+    api.post(&format!("{path}/branch"), json!({}))
+        .await
+        .is_problem(422, "invalid_request");
+}
+
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn an_edit_with_a_key_is_made_once(pool: PgPool) {
+    let api = Api::start(pool).await;
+    let path = begun(&api).await;
+    let turn = talk(&api, &path, "one", "first").await;
+    let edit = async || {
+        let at = format!("{path}/messages/{}/edit", turn["message"]["id"].as_str().unwrap());
+        let request = api.request(Method::POST, &at).header("idempotency-key", "k");
+        answer(request.json(&json!({"text": "eins"}))).await.expect(202)
+    };
+    let (first, again) = (edit().await, edit().await);
+    assert_eq!(first["job"]["id"], again["job"]["id"]);
+    assert_eq!(first["conversation"]["id"], again["conversation"]["id"]);
+    let all = api.get("/conversations").await.expect(200);
+    assert_eq!(all["data"].as_array().unwrap().len(), 2);
+}
+
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn a_message_that_waits_comes_after_the_answer_before_it(pool: PgPool) {
+    let api = Api::start(pool).await;
+    let path = begun(&api).await;
+    for text in ["one", "two"] {
+        api.post(&format!("{path}/turns"), json!({"text": text}))
+            .await
+            .expect(202);
+    }
+    let worker = api.env.worker();
+    for reply in ["first", "second"] {
+        let claimed = eventually(SOON, "the next turn", async || {
+            api.env.redispatch().await;
+            worker.claim(1).await.pop()
+        })
+        .await;
+        end(
+            &api,
+            &worker,
+            &claimed,
+            Decision::Succeed,
+            vec![(Role::Assistant, Part::text(reply))],
+        )
+        .await;
+    }
+    let exported = api.get(&format!("{path}/export")).await.expect(200);
+    let said: Vec<&str> = exported["messages"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|message| message["parts"][0]["text"].as_str().unwrap())
+        .collect();
+    assert_eq!(said, ["one", "first", "two", "second"]);
+    assert_eq!(
+        exported["conversation"]["title"], "one",
+        "a title is made of the first message"
+    );
+}
+
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn a_conversation_is_found_by_what_was_said_and_by_nothing_else(pool: PgPool) {
+    let api = Api::start(pool).await;
+    let path = begun(&api).await;
+    talk(&api, &path, "where is \"Lisbon\"?\u{0}", "in\nPortugal").await;
+    let found = async |query: &str| {
+        let page = api.get(&format!("/conversations?q={query}")).await.expect(200);
+        page["data"].as_array().unwrap().len()
+    };
+    assert_eq!(found("%22lisbon%22").await, 1, "a quote is a quote");
+    assert_eq!(found("in%0Aportugal").await, 1);
+    assert_eq!(found("type").await, 0, "the names of fields were not said");
+}
+
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn an_export_reads_well_and_names_its_format(pool: PgPool) {
+    let api = Api::start(pool).await;
+    let path = begun(&api).await;
+    talk(&api, &path, "hi", "hello").await;
+    let request = api.request(Method::GET, &format!("{path}/export?format=markdown"));
+    let text = request.send().await.unwrap();
+    assert_eq!(text.headers()["content-type"], "text/markdown; charset=utf-8");
+    assert!(
+        text.headers()["content-disposition"]
+            .to_str()
+            .unwrap()
+            .ends_with(".md\"")
+    );
+    let text = text.text().await.unwrap();
+    assert!(
+        text.starts_with("# hi\n\n## User\n") && text.contains("## Assistant\n") && text.contains("hello"),
+        "{text}"
+    );
+    api.get(&format!("{path}/export?format=pdf"))
+        .await
+        .is_problem(422, "invalid_request");
+}
+
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn a_word_to_a_turn_under_way_is_heard_once_or_kept(pool: PgPool) {
+    let api = Api::start(pool).await;
+    let path = begun(&api).await;
+    let turn = api
+        .post(&format!("{path}/turns"), json!({"text": "go"}))
+        .await
+        .expect(202);
+    let steering = format!("/jobs/{}/messages", turn["job"]["id"].as_str().unwrap());
+    let worker = api.env.worker();
+    let claimed = claim(&worker).await;
+    let said = api.post(&steering, json!({"text": "left"})).await.expect(202);
+    let fence = (claimed.job.attempt, worker.id);
+    let take = async |fence, step| api.env.store.take_messages(claimed.job.id, fence, step).await.unwrap();
+    assert!(
+        take((fence.0 + 1, worker.id), 1).await.is_empty(),
+        "another attempt takes nothing"
+    );
+    let taken = take(fence, 1).await;
+    assert_eq!(json!(taken[0].id), said["message"]["id"]);
+    assert!(take(fence, 2).await.is_empty());
+    let heard = api.env.store.heard_messages(claimed.job.id).await.unwrap();
+    assert_eq!((heard.len(), heard[0].step, heard[0].attempt), (1, 1, 1));
+
+    // What comes too late is said in the conversation, for the next turn.
+    api.post(&steering, json!({"text": "late\u{0}"})).await.expect(202);
+    end(
+        &api,
+        &worker,
+        &claimed,
+        Decision::Succeed,
+        vec![(Role::Assistant, Part::text("gone"))],
+    )
+    .await;
+    assert_eq!(texts(&api, &path).await, ["go", "gone", "late\u{0}"]);
+    api.post(&steering, json!({"text": "later"}))
+        .await
+        .is_problem(409, "conflict");
+    api.post(&steering, json!({})).await.is_problem(422, "invalid_request");
+    let noop = api.post("/jobs", json!({"kind": "noop"})).await.expect(202);
+    let to_noop = format!("/jobs/{}/messages", noop["id"].as_str().unwrap());
+    api.post(&to_noop, json!({"text": "x"}))
+        .await
+        .is_problem(409, "conflict");
+}
+
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn a_deleted_conversation_is_forgotten_when_its_last_turn_has_stopped(pool: PgPool) {
+    let api = Api::start(pool.clone()).await;
+    let path = begun(&api).await;
+    talk(&api, &path, "secret one", "secret answer").await;
+    let turn = api
+        .post(&format!("{path}/turns"), json!({"text": "secret two"}))
+        .await
+        .expect(202);
+    let worker = api.env.worker();
+    let claimed = claim(&worker).await;
+    assert_eq!(api.delete(&path).await.status, 204);
+    api.get(&path).await.is_problem(404, "not_found");
+    let store = &api.env.store;
+    assert!(
+        store.unforgotten_conversations(10).await.unwrap().is_empty(),
+        "a turn still reads it"
+    );
+    // The worker obeys, with what it had of an answer.
+    end(
+        &api,
+        &worker,
+        &claimed,
+        Decision::Cancel,
+        vec![(Role::Assistant, Part::text("secret half"))],
+    )
+    .await;
+    let [id] = store.unforgotten_conversations(10).await.unwrap()[..] else {
+        unreachable!("it is to be forgotten")
+    };
+    assert!(store.forget_conversation(id, api.env.clock.now()).await.unwrap());
+    assert!(!store.forget_conversation(id, api.env.clock.now()).await.unwrap());
+    let left: String = sqlx::query_scalar(
+        "select concat((select string_agg(m::text, ' ') from messages m), (select string_agg(c::text, ' ') from conversations c),
+            (select string_agg(convert_from(j.input, 'UTF8'), ' ') from jobs j))",
+    )
+    .fetch_one(&pool)
+    .await
+    .unwrap();
+    assert!(!left.contains("secret"), "{left}");
+    let job = api
+        .get(&format!("/jobs/{}", turn["job"]["id"].as_str().unwrap()))
+        .await
+        .expect(200);
+    assert_eq!(job["state"], "cancelled");
+}
+
+/// A turn that waits for two answers.
+async fn asking(api: &Api, path: &str) -> (Claimed, Vec<NewApproval>) {
+    api.post(&format!("{path}/turns"), json!({"text": "go"}))
+        .await
+        .expect(202);
+    let worker = api.env.worker();
+    let claimed = claim(&worker).await;
+    let now = api.env.clock.now();
+    let question = |place: u32| NewApproval {
+        id: common::ids::ApprovalId::new(),
+        call: (0, place, 1),
+        tool_call_id: format!("c{place}"),
+        tool: "bash".to_owned(),
+        input: json!({"command": "rm -rf /\u{0}"}),
+        created_at: now,
+        deadline: now + std::time::Duration::from_secs(60),
+    };
+    let asked = vec![question(0), question(1)];
+    let wait = Decision::Wait(Wait::answer().until(asked[0].deadline));
+    let mut settlement = worker.settlement(&claimed, wait, &[]);
+    settlement.approvals.clone_from(&asked);
+    assert!(worker.commit(&settlement).await);
+    worker.ack(&claimed, &settlement).await;
+    (claimed, asked)
+}
+
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn a_job_goes_on_when_its_last_question_is_answered(pool: PgPool) {
+    let api = Api::start(pool).await;
+    let path = begun(&api).await;
+    let (claimed, asked) = asking(&api, &path).await;
+    let open = api.get("/approvals?state=open").await.expect(200);
+    assert_eq!(open["data"].as_array().unwrap().len(), 2);
+    assert_eq!(
+        (&open["data"][0]["name"], &open["data"][0]["job_id"]),
+        (&json!("bash"), &json!(claimed.job.id))
+    );
+    let at = |place: usize| format!("/approvals/{}", asked[place].id);
+    api.post(&at(0), json!({})).await.is_problem(422, "invalid_request");
+    let answered = api.post(&at(0), json!({"approve": true})).await.expect(200);
+    assert_eq!(answered["state"], "approved");
+    assert_eq!(api.env.row(claimed.job.id).await.state.name(), StateName::Waiting);
+    api.post(&at(0), json!({"approve": true})).await.expect(200);
+    api.post(&at(0), json!({"approve": false}))
+        .await
+        .is_problem(409, "conflict");
+    api.post(&at(1), json!({"approve": false, "comment": "no"}))
+        .await
+        .expect(200);
+    let worker = api.env.worker();
+    let again = claim(&worker).await;
+    assert_eq!((again.job.id, again.job.attempt), (claimed.job.id, 2));
+    let events = api.env.events(again.job.tenant_id, again.job.id, 100).await;
+    let names: Vec<&str> = events.iter().map(|event| event.body.name()).collect();
+    let expected = [
+        "queued",
+        "started",
+        "waiting",
+        "approval.answered",
+        "approval.answered",
+        "queued",
+    ];
+    assert_eq!(names[..6], expected, "{names:?}");
+    let (all, closed) = api
+        .env
+        .store
+        .close_approvals(again.job.id, (2, worker.id), api.env.clock.now())
+        .await
+        .unwrap();
+    assert_eq!((all.len(), closed.len(), all[1].comment.as_deref()), (2, 0, Some("no")));
+    assert_eq!(api.get("/approvals?state=open").await.expect(200)["data"], json!([]));
+    // Another tenant sees none of it.
+    api.post(
+        &format!("/approvals/{}", common::ids::ApprovalId::new()),
+        json!({"approve": true}),
+    )
+    .await
+    .is_problem(404, "not_found");
+}
+
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn nobody_answers_for_ever_and_nobody_answers_a_job_that_has_ended(pool: PgPool) {
+    let api = Api::start(pool).await;
+    let path = begun(&api).await;
+    let (claimed, asked) = asking(&api, &path).await;
+    api.env.advance(std::time::Duration::from_secs(61));
+    assert_eq!(
+        api.get(&format!("/approvals/{}", asked[0].id)).await.expect(200)["state"],
+        "expired"
+    );
+    api.post(&format!("/approvals/{}", asked[0].id), json!({"approve": true}))
+        .await
+        .is_problem(409, "conflict");
+    assert_eq!(api.env.promote().await, [claimed.job.id]);
+    let worker = api.env.worker();
+    let again = claim(&worker).await;
+    let fence = (again.job.attempt, worker.id);
+    let (_, closed) = api
+        .env
+        .store
+        .close_approvals(again.job.id, fence, api.env.clock.now())
+        .await
+        .unwrap();
+    assert_eq!(closed.len(), 2);
+    assert!(worker.succeed(&again).await);
+
+    let (claimed, asked) = asking(&api, &path).await;
+    api.post(&format!("/jobs/{}/cancel", claimed.job.id), json!({}))
+        .await
+        .expect(202);
+    api.post(&format!("/approvals/{}", asked[0].id), json!({"approve": true}))
+        .await
+        .is_problem(409, "conflict");
+    assert_eq!(
+        api.get("/approvals?state=withdrawn").await.expect(200)["data"]
+            .as_array()
+            .unwrap()
+            .len(),
+        2
+    );
+}
