@@ -95,7 +95,7 @@ impl Kept {
              on it"
         };
         Ok(Some(format!(
-            "(The turn was interrupted after {done} of its steps and went on in a new sandbox: {gone}.)"
+            "This turn was interrupted after {done} of its steps and went on in a new sandbox: {gone}."
         )))
     }
 

@@ -106,13 +106,6 @@ impl<'a> Run<'a> {
             .map(|(_, message, is_said)| (message.clone(), *is_said))
             .collect();
         if self.finished.is_empty() {
-            if let Some(notice) = self.turn.resume.notice.take() {
-                let message = Message {
-                    job_id: self.turn.job_id,
-                    ..Message::user(notice, self.context.clock.now())
-                };
-                heard.insert(0, (message, false));
-            }
             let cancel = self.context.cancel;
             let new = cancel
                 .run_until_cancelled(self.context.journal.take_messages(step))
@@ -156,6 +149,14 @@ impl<'a> Run<'a> {
         Ok(answer)
     }
 
+    /// The instructions, and what the model must know about an interruption. Not a message: nobody said it, and it is about
+    /// this attempt alone.
+    fn system(&self) -> String {
+        let parts = [Some(self.turn.system.as_str()), self.turn.resume.notice.as_deref()];
+        let parts: Vec<&str> = parts.into_iter().flatten().filter(|part| !part.is_empty()).collect();
+        parts.join("\n\n")
+    }
+
     fn request(&self, tools: &dyn Tools) -> Result<ModelRequest, Error> {
         let history = self.turn.history.iter().chain(&self.messages).cloned().collect();
         let messages = repair(history);
@@ -163,7 +164,7 @@ impl<'a> Run<'a> {
             return Err(Error::NothingToAnswer);
         }
         Ok(ModelRequest {
-            system: self.turn.system.clone(),
+            system: self.system(),
             messages,
             tools: tools.definitions(),
             max_output_tokens: self.turn.limits.max_output_tokens,

@@ -9,7 +9,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::future::poll_fn;
 use std::pin::pin;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::task::Poll;
 
 use common::job::decision::Decision;
@@ -25,10 +25,14 @@ use serde_json::json;
 use sqlx::PgPool;
 use tokio_util::sync::CancellationToken;
 
-use super::super::super::native::{
+use super::*;
+use crate::executor::native::{
     self, CallUsage, Limits, Stop, ToolCall, ToolOutcome, Tools, ToolsLost, Turn, TurnEnd, TurnSink,
 };
-use super::*;
+use crate::model::policy::Account;
+use crate::model::scripted::Scripted;
+use crate::model::server::{Call, Reply};
+use crate::model::wire::Wire;
 use crate::model::{
     Error, ModelEvent, ModelProvider, ModelRequest, ModelStream, Providers, RetryPolicy, StopReason, ToolDefinition,
 };
@@ -53,7 +57,7 @@ impl World {
 
 /// A model that calls tools for some steps and then answers, and counts how often it is asked.
 #[derive(Debug)]
-struct Counting(std::sync::Arc<World>);
+struct Counting(Arc<World>, Scripted);
 
 impl ModelProvider for Counting {
     fn stream<'a>(&'a self, _model: &'a str, request: &'a ModelRequest) -> BoxFuture<'a, Result<ModelStream, Error>> {
@@ -94,6 +98,18 @@ impl ModelProvider for Counting {
             Ok(paced.boxed())
         }
         .boxed()
+    }
+
+    fn forward(&self, call: Call) -> BoxFuture<'_, Result<Reply, Error>> {
+        self.1.forward(call)
+    }
+
+    fn account(&self) -> &Account {
+        self.1.account()
+    }
+
+    fn wire(&self) -> Option<Wire> {
+        None
     }
 }
 
@@ -148,8 +164,8 @@ fn kept(env: &TestEnv, claimed: &Claimed, worker_id: WorkerId) -> Kept {
 }
 
 /// One attempt, dropped after so many polls.
-async fn attempt(kept: &Kept, world: &std::sync::Arc<World>, polls: usize) -> Option<TurnEnd> {
-    let counting = std::sync::Arc::new(Counting(std::sync::Arc::clone(world)));
+async fn attempt(kept: &Kept, world: &Arc<World>, polls: usize) -> Option<TurnEnd> {
+    let counting = Arc::new(Counting(Arc::clone(world), Scripted::built_in()));
     let providers = Providers::new([("count".to_owned(), counting as _)]);
     let (retry, cancel) = (RetryPolicy::default(), CancellationToken::new());
     let work = async {
@@ -199,7 +215,7 @@ async fn journaled(pool: &PgPool, job: &Job) -> BTreeMap<(u32, i64), i64> {
 
 /// Takes a turn with crashes until it ends; answers how many there were, and how many calls were made again.
 async fn crash(env: &TestEnv, pool: &PgPool, random: &mut StdRng) -> (u64, u64) {
-    let world = std::sync::Arc::new(World::default());
+    let world = Arc::new(World::default());
     let job: NewJob = env.job(JobSpec::new(Kind::AgentRun), b"{}".to_vec());
     env.enqueue(&job).await;
     let (mut crashes, mut reported) = (0, 0);
@@ -245,7 +261,7 @@ async fn crash(env: &TestEnv, pool: &PgPool, random: &mut StdRng) -> (u64, u64) 
     }
 }
 
-#[sqlx::test(migrator = "common::store::MIGRATOR")]
+#[sqlx::test(migrator = "store::MIGRATOR")]
 async fn no_call_in_the_journal_is_made_again_wherever_a_worker_dies(pool: PgPool) {
     let wanted = std::env::vars().find(|(name, _)| name == "HOTHOUSE_CRASH_POINTS");
     let wanted: u64 = wanted.map_or(300, |(_, count)| count.parse().unwrap());
