@@ -43,6 +43,10 @@ pub struct Http {
     pub body_max: usize,
     /// Longest input of one job, bytes.
     pub input_max: usize,
+    /// Longest file that is put into a workspace, bytes.
+    pub file_max: u64,
+    /// Most bytes of all files of a workspace together after one was put into it.
+    pub workspace_max: u64,
     /// How long a request may take.
     #[serde(with = "humantime_serde")]
     pub request_timeout: Duration,

@@ -9,6 +9,7 @@
 
 pub mod auth;
 pub mod config;
+mod download;
 pub mod extract;
 pub mod hub;
 pub mod job;

@@ -40,6 +40,8 @@ pub enum Code {
     ConcurrencyLimit,
     /// The thing was changed since the version that `If-Match` names.
     PreconditionFailed,
+    /// The range of a file begins behind its end.
+    RangeNotSatisfiable,
     /// The `Idempotency-Key` was used with another request.
     IdempotencyKeyReused,
     /// Too many requests.
@@ -54,7 +56,7 @@ pub enum Code {
 
 impl Code {
     /// Every code.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::MalformedBody,
         Self::InvalidRequest,
         Self::UnsupportedMediaType,
@@ -66,6 +68,7 @@ impl Code {
         Self::Conflict,
         Self::ConcurrencyLimit,
         Self::PreconditionFailed,
+        Self::RangeNotSatisfiable,
         Self::IdempotencyKeyReused,
         Self::RateLimited,
         Self::Unavailable,
@@ -114,6 +117,11 @@ impl Code {
                 StatusCode::PRECONDITION_FAILED,
                 "precondition_failed",
                 "It was changed since it was read",
+            ),
+            Self::RangeNotSatisfiable => (
+                StatusCode::RANGE_NOT_SATISFIABLE,
+                "range_not_satisfiable",
+                "The file has no such bytes",
             ),
             Self::IdempotencyKeyReused => (
                 StatusCode::UNPROCESSABLE_ENTITY,

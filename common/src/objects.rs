@@ -5,6 +5,7 @@
 use bytes::Bytes;
 use futures_util::{Stream, TryStreamExt as _};
 use object_store::buffered::BufWriter;
+use object_store::local::LocalFileSystem;
 use object_store::path::Path;
 use object_store::{GetOptions, GetRange, ObjectStore, ObjectStoreExt, PutPayload};
 use serde::{Deserialize, Serialize};
@@ -46,18 +47,29 @@ pub struct Objects {
 }
 
 impl Objects {
+    /// No place: nothing is kept.
+    pub fn none() -> Self {
+        Self { store: None }
+    }
+
     /// Opens the place that the settings name; a folder is made when it is not there.
     ///
     /// # Errors
     /// When the URL cannot be used.
     pub fn open(settings: &Settings) -> Result<Self, config::Error> {
         if settings.url.is_empty() {
-            return Ok(Self { store: None });
+            return Ok(Self::none());
         }
         let invalid = |error: &dyn std::fmt::Display| config::Error::Invalid(format!("objects.url: {error}"));
         let url = url::Url::parse(&settings.url).map_err(|error| invalid(&error))?;
         if url.scheme() == "file" {
             std::fs::create_dir_all(url.path()).map_err(|error| invalid(&error))?;
+            // Folders that become empty are deleted with the last object in them.
+            let store = LocalFileSystem::new().with_automatic_cleanup(true);
+            let prefix = Path::from_url_path(url.path()).map_err(|error| invalid(&error))?;
+            return Ok(Self {
+                store: Some((Arc::new(store), prefix)),
+            });
         }
         let environment = std::env::vars().filter(|(name, _)| name.starts_with("AWS_"));
         let (store, prefix) = object_store::parse_url_opts(&url, environment).map_err(|error| invalid(&error))?;
@@ -108,10 +120,10 @@ impl Objects {
     /// # Errors
     /// [`Error::NotFound`], or when the store does not answer; what breaks later comes through the stream.
     pub async fn stream(&self, key: &str) -> Result<impl Stream<Item = Result<Bytes, Error>> + Send + use<>, Error> {
-        Ok(self.read(key, None).await?.1)
+        self.read(key, None).await
     }
 
-    /// The size of an object, and its content as it comes, or a part of it.
+    /// The content of an object, or a part of it, as it comes.
     ///
     /// # Errors
     /// As [`Self::stream`].
@@ -119,7 +131,7 @@ impl Objects {
         &self,
         key: &str,
         range: Option<Range<u64>>,
-    ) -> Result<(u64, impl Stream<Item = Result<Bytes, Error>> + Send + use<>), Error> {
+    ) -> Result<impl Stream<Item = Result<Bytes, Error>> + Send + use<>, Error> {
         let (store, path) = self.at(key)?;
         let options = GetOptions {
             range: range.map(GetRange::Bounded),
@@ -129,7 +141,7 @@ impl Objects {
             object_store::Error::NotFound { .. } => Error::NotFound,
             other => Error::Store(other),
         })?;
-        Ok((found.meta.size, found.into_stream().map_err(Error::Store)))
+        Ok(found.into_stream().map_err(Error::Store))
     }
 
     /// The size of an object, bytes.
@@ -167,6 +179,33 @@ impl Objects {
             Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
             Err(error) => Err(Error::Store(error)),
         }
+    }
+}
+
+impl Objects {
+    /// Up to `limit` artifacts of jobs whose id is below `before`, by their keys.
+    ///
+    /// # Errors
+    /// When the store does not answer.
+    pub async fn artifacts_before(&self, before: JobId, limit: usize) -> Result<Vec<(JobId, String)>, Error> {
+        let (store, folder) = self.at("artifacts")?;
+        let mut listed = store.list(Some(&folder));
+        let mut found = Vec::new();
+        while let Some(meta) = listed.try_next().await.map_err(Error::Store)? {
+            let Some(names) = meta.location.prefix_match(&folder) else {
+                continue;
+            };
+            let names: Vec<String> = names.map(|name| name.as_ref().to_owned()).collect();
+            let job_id = names.first().and_then(|name| name.parse::<JobId>().ok());
+            let Some(job_id) = job_id else { continue };
+            if job_id < before {
+                found.push((job_id, format!("artifacts/{}", names.join("/"))));
+            }
+            if found.len() >= limit {
+                break;
+            }
+        }
+        Ok(found)
     }
 }
 

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use common::config::{self, Database, Error, Health, Leases, Redis, Settings};
+use common::objects;
 use common::telemetry::Telemetry;
 use serde::{Deserialize, Serialize};
 
@@ -20,6 +21,8 @@ pub struct Config {
     pub health: Health,
     /// Logs.
     pub telemetry: Telemetry,
+    /// Where artifacts and workspaces are.
+    pub objects: objects::Settings,
     /// Leading and firing.
     pub scheduler: Scheduler,
     /// Daily partitions.
@@ -74,6 +77,9 @@ pub struct Retention {
     /// Age after which a worker that was not heard of is forgotten.
     #[serde(with = "humantime_serde")]
     pub workers: Duration,
+    /// How long an archive of a workspace stays after a newer one has taken its place.
+    #[serde(with = "humantime_serde")]
+    pub workspace_archives: Duration,
 }
 
 impl Settings for Config {
@@ -103,6 +109,9 @@ impl Settings for Config {
         let kept = self.retention.jobs;
         if !kept.is_zero() && kept < self.retention.idempotency_keys {
             return invalid("retention.jobs must not be below retention.idempotency_keys, whose answers name the jobs");
+        }
+        if self.retention.workspace_archives < Duration::from_mins(10) {
+            return invalid("retention.workspace_archives must be at least 10m: uploads and downloads take time");
         }
         Ok(())
     }

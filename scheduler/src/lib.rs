@@ -14,6 +14,7 @@ use std::sync::Arc;
 use common::clock::Clock;
 use common::health::Health;
 use common::lifecycle::Lifecycle;
+use common::objects::Objects;
 use common::queue::Queue;
 use common::store::Store;
 use tokio_util::sync::CancellationToken;
@@ -29,6 +30,7 @@ use record::Recorder;
 /// When the configuration names no database or no Redis, or one that cannot be read.
 pub async fn run(config: Config, clock: Clock, lifecycle: Lifecycle, health: Health) -> anyhow::Result<()> {
     let store = Store::open(&config.database)?;
+    Objects::open(&config.objects)?;
     let queue = Queue::open(&config.redis, &config.leases)?;
     serve((store, queue), config, clock, lifecycle, health).await;
     Ok(())
@@ -45,7 +47,13 @@ pub async fn serve((store, queue): (Store, Queue), config: Config, clock: Clock,
         health.pulse("election", config.scheduler.leader_renew),
     );
     let recorder = Arc::new(Recorder::new(store.clone(), clock.clone()));
+    // It was opened before where anybody could be told.
+    let objects = Objects::open(&config.objects).unwrap_or_else(|error| {
+        tracing::error!(%error, "objects are not deleted");
+        Objects::none()
+    });
     let deps = Deps {
+        objects,
         store: store.clone(),
         queue,
         config: Arc::new(config),

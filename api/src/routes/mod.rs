@@ -5,6 +5,7 @@ mod agents;
 mod approvals;
 mod conversations;
 mod events;
+mod files;
 mod health;
 pub mod jobs;
 mod keys;
@@ -81,6 +82,7 @@ fn resources() -> OpenApiRouter<App> {
         .merge(agents::routes())
         .merge(conversations::routes())
         .merge(approvals::routes())
+        .merge(files::routes())
         .merge(schedules::routes())
         .merge(tenants::routes())
         .merge(keys::routes())

@@ -8,6 +8,7 @@ mod contract;
 mod conversations;
 mod events;
 mod faults;
+mod files;
 mod fixture;
 mod groups;
 mod jobs;

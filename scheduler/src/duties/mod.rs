@@ -3,6 +3,7 @@
 //! A duty is a type with [`Duty::tick`]; [`start`] lists them all. A tick that is under way when the lead is lost is
 //! dropped: each is a reconciler, and the next leader's tick begins again.
 
+mod artifacts;
 mod fire;
 mod forget;
 mod orphans;
@@ -14,11 +15,13 @@ mod redispatch;
 mod retention;
 mod stop;
 mod sweep;
+mod workspaces;
 
 use std::sync::Arc;
 
 use common::clock::Clock;
 use common::health::Health;
+use common::objects::Objects;
 use common::queue::Queue;
 use common::service::{self, Duty};
 use common::store::Store;
@@ -27,10 +30,12 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+pub use artifacts::Artifacts;
 pub use promote::Promote;
 pub use reclaim::Reclaim;
 pub use redispatch::Redispatch;
 pub use sweep::Sweep;
+pub use workspaces::Workspaces;
 
 use crate::config::Config;
 use crate::record::Recorder;
@@ -42,6 +47,8 @@ pub(crate) struct Deps {
     pub(crate) store: Store,
     /// Redis.
     pub(crate) queue: Queue,
+    /// Where artifacts and workspaces are.
+    pub(crate) objects: Objects,
     /// All settings.
     pub(crate) config: Arc<Config>,
     /// Time.
@@ -70,6 +77,16 @@ fn start(running: &mut Running<'_>) {
     running.duty(partitions::Partitions::new(&deps));
     running.duty(retention::Retention::new(&deps));
     running.duty(forget::Forget::new(&deps));
+    running.duty(Workspaces::new(
+        deps.store.clone(),
+        deps.objects.clone(),
+        deps.config.retention.workspace_archives,
+    ));
+    running.duty(Artifacts::new(
+        deps.store.clone(),
+        deps.objects.clone(),
+        deps.config.retention.jobs,
+    ));
 }
 
 /// Runs the duties whenever this process leads, until `stop`.

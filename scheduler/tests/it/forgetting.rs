@@ -3,9 +3,13 @@
 use std::time::Duration;
 
 use chrono::{Days, TimeDelta};
-use common::ids::JobId;
+use common::ids::{ArchiveId, JobId};
+use common::objects::{self, Objects, artifact_key};
+use common::service::Duty as _;
 use common::store::egress::Decision;
 use common::store::retention::Dropped;
+use common::workspace::archive_key;
+use scheduler::duties::{Artifacts, Workspaces};
 use sqlx::PgPool;
 use uuid::{NoContext, Timestamp, Uuid};
 
@@ -112,4 +116,62 @@ async fn old_keys_and_workers_are_forgotten_and_young_ones_are_not(pool: PgPool)
         .await
         .unwrap();
     assert_eq!(left, ["1", "1"]);
+}
+
+fn objects() -> (Objects, tempfile::TempDir) {
+    let folder = tempfile::tempdir().unwrap();
+    let url = format!("file://{}", folder.path().display());
+    (Objects::open(&objects::Settings { url }).unwrap(), folder)
+}
+
+async fn is_there(objects: &Objects, key: &str) -> bool {
+    objects.get(key).await.is_ok()
+}
+
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn archives_that_no_workspace_has_are_deleted_when_their_time_is_over(pool: PgPool) {
+    let fixture = Fixture::new(pool).await;
+    let env = &fixture.env;
+    let (objects, _folder) = objects();
+    let duty = Workspaces::new(env.store.clone(), objects.clone(), Duration::from_hours(1));
+    let id = ArchiveId::new();
+    env.store
+        .begin_archive(env.tenant_id, id, env.clock.now())
+        .await
+        .unwrap();
+    objects
+        .put(&archive_key(id), bytes::Bytes::from_static(b"x"))
+        .await
+        .unwrap();
+    assert_eq!(duty.tick(env.clock.now()).await.unwrap().changed, 0);
+    assert!(is_there(&objects, &archive_key(id)).await);
+    env.advance(Duration::from_secs(3_601));
+    assert_eq!(duty.tick(env.clock.now()).await.unwrap().changed, 1);
+    assert!(!is_there(&objects, &archive_key(id)).await);
+    assert_eq!(duty.tick(env.clock.now()).await.unwrap().changed, 0);
+}
+
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn artifacts_go_with_the_day_of_their_job(pool: PgPool) {
+    let fixture = Fixture::new(pool).await;
+    let env = &fixture.env;
+    let (objects, _folder) = objects();
+    let then = env.clock.now() - TimeDelta::days(40);
+    let seconds = u64::try_from(then.timestamp()).unwrap();
+    let old = JobId(Uuid::new_v7(Timestamp::from_unix(NoContext, seconds, 0)));
+    let keys = [old, JobId::new()].map(|id| artifact_key(id, 1, "x"));
+    for key in &keys {
+        objects.put(key, bytes::Bytes::from_static(b"x")).await.unwrap();
+    }
+    let tick = async |days: u64| {
+        let duty = Artifacts::new(env.store.clone(), objects.clone(), Duration::from_hours(24 * days));
+        duty.tick(env.clock.now()).await.unwrap().changed
+    };
+    assert_eq!((tick(0).await, tick(50).await), (0, 0), "kept for ever, and for longer");
+    let day = then.date_naive();
+    env.store.ensure_partitions(day, day).await.unwrap();
+    assert_eq!(tick(30).await, 0, "the day is still there");
+    assert_eq!(env.store.drop_partitions(day, PATIENCE).await.unwrap(), Dropped::Yes);
+    assert_eq!(tick(30).await, 1);
+    assert!(!is_there(&objects, &keys[0]).await && is_there(&objects, &keys[1]).await);
 }

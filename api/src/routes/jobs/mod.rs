@@ -40,6 +40,7 @@ pub(super) fn routes() -> OpenApiRouter<App> {
         .routes(routes!(read::get))
         .routes(routes!(read::attempts))
         .routes(routes!(egress::list))
+        .routes(routes!(artifacts::list))
         .route("/jobs/{id}/artifacts/{*path}", axum::routing::get(artifacts::get))
         .routes(routes!(cancel::cancel))
         .routes(routes!(redrive::redrive))
