@@ -24,7 +24,7 @@ doctor: ## Say what is missing on this machine and how to get it
 test: ## Every test, with Redis, Postgres and Docker of its own (ARGS="-p worker")
 	@scripts/test.sh $(ARGS)
 
-torture: ## Kill, freeze, wipe and cut real processes, then prove that nothing broke (SEED=1 SECONDS=600 FAULTS=kills)
+torture: ## Kill, freeze, wipe and cut real processes, then prove that nothing broke (SEED=1 SECONDS=600 FAULTS=kills|freeze)
 	@SEED="$(SEED)" SECONDS_LONG="$(SECONDS)" FAULTS="$(FAULTS)" scripts/torture.sh
 
 lint: ## Formatting, file rules and clippy, without any service

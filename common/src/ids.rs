@@ -76,6 +76,13 @@ id!(/** A cron schedule. */ ScheduleId);
 id!(/** A question to a person: may this tool run? */ ApprovalId);
 
 impl JobId {
+    /// Below every id that is made at this moment or later.
+    pub fn first_of(at: DateTime<Utc>) -> Self {
+        Self(Uuid::from_u128(
+            u128::try_from(at.timestamp_millis()).unwrap_or(0) << 80,
+        ))
+    }
+
     /// The id of the `place`-th of the jobs that `parent` submits at this moment: above the parent's, whatever the
     /// clocks of two machines say, and in the order of the places, of which an id tells 4,096 apart.
     pub fn child_of(parent: Self, at: DateTime<Utc>, place: usize) -> Self {

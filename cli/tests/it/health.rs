@@ -17,7 +17,7 @@ async fn ready(address: &str) -> Option<(u16, Value)> {
 }
 
 /// Waits for an answer of this status in which these parts stall.
-async fn says(address: &str, status: u16, stalled: &[&str]) {
+pub(crate) async fn says(address: &str, status: u16, stalled: &[&str]) {
     let is_it = |answer: &(u16, Value)| {
         let parts = answer.1["parts"].as_array().unwrap();
         let stalls = |name: &&str| parts.iter().any(|part| part["name"] == **name && part["ok"] == false);

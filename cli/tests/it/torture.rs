@@ -8,6 +8,7 @@
 //! | [`witness`] | what the kernel shows of the jobs' programs |
 //! | [`collect`] | rows, logs and leftovers when it is over |
 //! | [`history`] | the rules, pure |
+//! | [`frozen`] | a storm of one fault: a worker stands still for longer than its leases |
 //! | [`backlog`] | a storm of one fault: Redis is wiped under a long backlog |
 //!
 //! `make torture SEED=… SECONDS=…` repeats a storm: the same faults at the same times. What they meet depends on the
@@ -18,6 +19,7 @@ mod client;
 mod collect;
 mod faults;
 mod follow;
+mod frozen;
 mod history;
 mod plan;
 mod rig;

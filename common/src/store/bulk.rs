@@ -3,7 +3,7 @@
 //! Both deeds leave a mark on what they acted on (`cancel_requested_at`, `redriven_as`) and leave out what bears it, so a
 //! caller repeats the call until a batch comes back short, and repeating it after a crash does nothing twice.
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use sqlx::{AssertSqlSafe, PgConnection, Postgres, QueryBuilder};
 use uuid::Uuid;
 
@@ -59,7 +59,14 @@ impl Store {
                 query.push(", finished_at = ").push_bind(now);
             }
             query.push(
-                " from found where jobs.id = found.id returning jobs.id, jobs.seq, jobs.state, jobs.parent_id,
+                " from found where jobs.id = found.id",
+            );
+            if let Some(at) = filter.created_before {
+                // As in the filter: partitions of days to come need no plan.
+                query.push(" and jobs.id < ").push_bind(JobId::first_of(at + TimeDelta::days(1)));
+            }
+            query.push(
+                " returning jobs.id, jobs.seq, jobs.state, jobs.parent_id,
                     jobs.conversation_id
                  ), freed as (
                     update conversations c set active_job_id = null from changed

@@ -1,6 +1,6 @@
 //! Listing jobs, newest first, by filters and a cursor.
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use sqlx::{Postgres, QueryBuilder};
 
 use super::row::{self, COLUMNS};
@@ -60,6 +60,10 @@ impl Filter {
         }
         if let Some(at) = self.created_before {
             query.push(" and created_at < ").push_bind(at);
+            // The same for the ids, by which partitions are told apart; clocks may differ, but not by a day.
+            query
+                .push(" and id < ")
+                .push_bind(JobId::first_of(at + TimeDelta::days(1)));
         }
         if let Some(user) = &self.user_id {
             query.push(" and user_id = ").push_bind(user.clone());

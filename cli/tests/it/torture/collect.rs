@@ -14,6 +14,7 @@ use super::history::{Attempt, Event, Row};
 use super::rig::{Rig, WARM};
 use super::{say, witness};
 use crate::cluster::{KEY, eventually};
+use crate::health;
 
 /// How long everything may take to come to rest: what a worker left that was killed at its start is removed when it was not
 /// heard of for a minute.
@@ -270,4 +271,8 @@ pub(super) async fn ready(rig: &Rig) {
     }
     let redis = rig.redis.lock().await;
     eventually(REST, "Redis is built", || redis.is_open().then_some(())).await;
+    drop(redis);
+    for address in rig.health_addresses().await {
+        health::says(&address, 200, &[]).await;
+    }
 }

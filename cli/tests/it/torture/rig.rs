@@ -28,12 +28,18 @@ pub(super) struct Rig {
     /// To Postgres and to Redis, for each process.
     wires: Vec<[Proxy; 2]>,
     database: String,
+    settings: Vec<(&'static str, String)>,
     _alone: MutexGuard<'static, ()>,
 }
 
 impl Rig {
     /// Starts everything and waits until it can work.
     pub(super) async fn start() -> Self {
+        Self::start_with(|_| Vec::new()).await
+    }
+
+    /// The same with further settings of every process, which are told the rig's folder.
+    pub(super) async fn start_with(settings: impl FnOnce(&Path) -> Vec<(&'static str, String)>) -> Self {
         let alone = ALONE.lock().await;
         let folder = std::env::temp_dir().join(format!("hothouse_torture_{}", Uuid::now_v7().simple()));
         std::fs::create_dir_all(folder.join("tmp")).unwrap();
@@ -49,6 +55,7 @@ impl Rig {
             processes: Vec::new(),
             wires: Vec::new(),
             database: postgres.url(DATABASE),
+            settings: settings(&folder),
             folder,
             postgres: Mutex::new(postgres),
             redis: Mutex::new(redis),
@@ -66,7 +73,11 @@ impl Rig {
         let postgres = Proxy::tcp((local.clone(), self.postgres.get_mut().port())).await;
         let redis = Proxy::tcp((local, self.redis.get_mut().port())).await;
         let mut env = self.environment();
+        let health = format!("127.0.0.1:{}", process::free_port());
+        env.extend(self.settings.iter().cloned());
         env.extend([
+            ("HOTHOUSE_WORKER__HEALTH_ADDRESS", health.clone()),
+            ("HOTHOUSE_SCHEDULER__HEALTH_ADDRESS", health),
             (
                 "HOTHOUSE_DATABASE__URL",
                 format!("postgres://hothouse@127.0.0.1:{}/{DATABASE}", postgres.port()),
@@ -133,6 +144,16 @@ impl Rig {
             (psql(&database, "select count(*) from workers") == [WORKERS.to_string()]).then_some(())
         })
         .await;
+    }
+
+    /// Where processes that are no APIs say how they are doing, by their numbers.
+    pub(super) async fn health_addresses(&self) -> Vec<String> {
+        let mut addresses = Vec::new();
+        for process in &self.processes[APIS..] {
+            let process = process.lock().await;
+            addresses.push(process.setting("HOTHOUSE_WORKER__HEALTH_ADDRESS").to_owned());
+        }
+        addresses
     }
 
     /// The wire of a process.

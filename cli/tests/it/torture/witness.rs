@@ -141,7 +141,8 @@ pub(super) fn stat(process: &Path) -> Option<Vec<String>> {
     Some(text.rsplit_once(')')?.1.split_whitespace().map(str::to_owned).collect())
 }
 
-fn uptime() -> f64 {
+/// Seconds since the machine began.
+pub(super) fn uptime() -> f64 {
     let text = fs::read_to_string("/proc/uptime").unwrap();
     text.split(' ').next().unwrap().parse().unwrap()
 }

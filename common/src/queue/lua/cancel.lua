@@ -1,10 +1,10 @@
 -- Cancel: forgets jobs that nobody holds, or tells their holders.
 -- KEYS[1] root. ARGV: for each job: id, seq of the change, 1 to forget it even where it is leased (it has ended in
 -- Postgres). Returns how many of them were known.
-local known, woken = 0, false
+local known, woken, hints = 0, false, {}
 for i = 1, #ARGV, 3 do
   local job, r = ARGV[i], get(ARGV[i])
-  redis.call('PUBLISH', R .. 'hints', job .. ':' .. ARGV[i + 1])
+  hints[#hints + 1] = job .. ':' .. ARGV[i + 1]
   if r then known = known + 1 end
   if r and leased(r) and ARGV[i + 2] ~= '1' then
     local set = R .. 'cancel:' .. r.extra
@@ -17,5 +17,6 @@ for i = 1, #ARGV, 3 do
     woken = give_back(job, r, NOTHING) or woken
   end
 end
+if #hints > 0 then redis.call('PUBLISH', R .. 'hints', table.concat(hints, ' ')) end
 if woken then wake() end
 return known
