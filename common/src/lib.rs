@@ -18,6 +18,7 @@ pub mod lifecycle;
 pub mod log;
 pub mod message;
 pub mod metrics;
+pub mod money;
 pub mod objects;
 pub mod queue;
 pub mod schedule;

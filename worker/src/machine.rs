@@ -22,6 +22,8 @@ use crate::driver::docker::{self, DockerDriver};
 use crate::egress;
 use crate::environment::{self, Environments};
 use crate::executor::{Machine, Means};
+use crate::model::Policy;
+use crate::model::books::Books;
 use crate::pool::{self, IsAlive, Pool};
 use crate::sandbox;
 use crate::verify::Bench;
@@ -52,7 +54,8 @@ pub(crate) async fn open(
         objects,
         providers,
         egress: Arc::new(means(&config.egress)?),
-        retry: config.model.retry.clone(),
+        policy: Policy::shared(config.model.retry.clone(), queue.clone()),
+        books: Books::open(&config.model, store.clone()).context("the [model] settings")?,
     };
     Ok((machine, choose(&config.sandbox).await?))
 }

@@ -18,6 +18,7 @@ use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{AgentId, ApiKeyId, ConversationId, JobId, ScheduleId, TenantId, WorkerId};
+use crate::money::Usd;
 
 pub use failure::{Failure, FailureCode};
 pub use retry::Backoff;
@@ -54,8 +55,11 @@ impl Usage {
         self.sandbox_ms += other.sandbox_ms;
         self.cpu_ms += other.cpu_ms;
         self.memory_peak_bytes = self.memory_peak_bytes.max(other.memory_peak_bytes);
-        if self.cost_usd.is_empty() {
-            self.cost_usd.clone_from(&other.cost_usd);
+        let (ours, theirs) = (self.cost_usd.parse::<Usd>(), other.cost_usd.parse::<Usd>());
+        match (ours, theirs) {
+            (Ok(ours), Ok(theirs)) => self.cost_usd = (ours + theirs).to_string(),
+            (Err(_), Ok(_)) => self.cost_usd.clone_from(&other.cost_usd),
+            (_, Err(_)) => {}
         }
     }
 }

@@ -27,6 +27,8 @@ pub enum WaitFor {
     },
     /// Somebody's answer, which is brought by [`crate::store::Store::resume`].
     Answer,
+    /// The end of a model provider's pause, or a place among its calls: the deadline says when to try again.
+    Provider,
 }
 
 /// How many children a job waits for.
@@ -67,6 +69,14 @@ impl Wait {
         }
     }
 
+    /// A wait until a model's provider may be asked again.
+    pub fn provider(until: DateTime<Utc>) -> Self {
+        Self {
+            waits_for: WaitFor::Provider,
+            deadline: Some(until),
+        }
+    }
+
     /// The same wait, no longer than until `deadline`.
     pub fn until(self, deadline: DateTime<Utc>) -> Self {
         Self {
@@ -82,6 +92,7 @@ impl WaitFor {
         match self {
             Self::Children { .. } => "children",
             Self::Answer => "answer",
+            Self::Provider => "provider",
         }
     }
 }

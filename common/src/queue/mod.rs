@@ -23,6 +23,7 @@
 //! | `probe` | written to see whether writes go through; gone at once |
 //! | `cancel:<worker>` | set of jobs that a worker should stop |
 //! | `log:<job>` | stream: the tail of a job's event log |
+//! | `m:<account>…` | what is known of a model provider's key: see `accounts.rs` |
 //! | `hints`, `cancels` | pub/sub: `job:seq`; losing one loses nothing |
 //!
 //! # Invariants
@@ -30,6 +31,7 @@
 //! - A job is in one place only, and the index names it.
 //! - While `gen` is missing or closed nothing is claimed: Redis was wiped, and running jobs register first.
 
+mod accounts;
 mod adopt;
 mod claim;
 mod dispatch;
@@ -52,6 +54,7 @@ use std::time::Duration;
 
 use deadpool_redis::{Connection, Pool, Runtime};
 
+pub use accounts::{Admission, CallAsk, CallReport, OPEN as CIRCUIT_OPEN, Obstacle, PLACE_TTL};
 pub use claim::{Handout, Mode, Want};
 pub use dispatch::{Dispatch, Dispatched};
 pub use error::Error;

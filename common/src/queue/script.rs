@@ -25,6 +25,8 @@ pub(super) struct Scripts {
     pub(super) stray: Script,
     pub(super) limit: Script,
     pub(super) why: Script,
+    pub(super) admit: Script,
+    pub(super) report: Script,
 }
 
 impl Scripts {
@@ -45,6 +47,8 @@ impl Scripts {
             stray: script!("record", "stray"),
             limit: script!("record", "gate", "place", "limit"),
             why: script!("record", "gate", "why"),
+            admit: script!("record", "admit"),
+            report: script!("record", "report"),
         }
     }
 }

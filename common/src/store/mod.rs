@@ -8,6 +8,7 @@ pub mod agents;
 pub mod approvals;
 pub mod attempts;
 pub mod branch;
+pub mod budgets;
 pub mod bulk;
 pub mod cancel;
 pub mod claim;

@@ -3,7 +3,9 @@
 #![expect(clippy::unwrap_used, reason = "a helper of a test fails as the test does")]
 #![expect(clippy::large_futures, reason = "a test's own future may be large")]
 
+mod accounts;
 mod alone;
+mod budgets;
 mod bulk;
 mod cancel;
 mod fairness;

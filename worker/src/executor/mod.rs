@@ -15,6 +15,7 @@ mod workspace;
 
 use std::sync::Arc;
 
+use common::agent::AgentDefinition;
 use common::cancel::Canceller;
 use common::clock::Clock;
 use common::ids::{MessageId, WorkerId};
@@ -30,7 +31,8 @@ use tokio::sync::watch;
 use crate::consumer::held::Orders;
 use crate::environment::Environments;
 use crate::events::Sink;
-use crate::model::{Providers, RetryPolicy};
+use crate::model::books::Books;
+use crate::model::{self, Caller, Policy, Providers};
 use crate::pool::Pool;
 pub use way_out::Means;
 
@@ -53,11 +55,25 @@ pub struct Machine {
     pub providers: Arc<Providers>,
     /// The way out of sandboxes.
     pub egress: Arc<Means>,
-    /// How a model is asked again before its first token.
-    pub retry: RetryPolicy,
+    /// What all calls of models share.
+    pub policy: Policy,
+    /// Prices and budgets.
+    pub books: Books,
 }
 
 impl Machine {
+    /// With what an attempt calls models: its tenant's providers, and books of its own.
+    ///
+    /// # Errors
+    /// When Postgres does not say what may be spent.
+    pub async fn caller(&self, job: &Job, agent: &AgentDefinition, clock: &Clock) -> Result<Caller, model::Error> {
+        Ok(Caller {
+            providers: self.providers.for_tenant(job.tenant_id),
+            policy: self.policy.clone(),
+            ledger: self.books.ledger(job, &agent.budget, clock).await?,
+        })
+    }
+
     /// Ends every sandbox.
     pub async fn shutdown(&self) {
         if let Some(pool) = &self.pool {
@@ -155,8 +171,8 @@ pub async fn execute(context: Context) -> Ended {
     match context.job.kind {
         Kind::Noop => noop::run(context).await,
         Kind::Exec => Box::pin(exec::run(context)).await,
-        Kind::AgentRun => agent::run(context).await,
-        Kind::ChatTurn => agent::turn(context).await,
+        Kind::AgentRun => Box::pin(agent::run(context)).await,
+        Kind::ChatTurn => Box::pin(agent::turn(context)).await,
         Kind::Group => group::run(context).await,
     }
 }

@@ -5,45 +5,42 @@ use std::sync::{Arc, Mutex, PoisonError};
 use common::message::Usage;
 
 use crate::executor::native::{CallUsage, TurnSink};
-use crate::model::ModelName;
+use crate::model::{Error, ModelName, OpenCall, Setback};
 
-/// The account of one attempt.
+/// The account of one attempt: it adds up, and tells whoever follows the job. The ledger writes.
 pub(super) struct Account {
     sink: Arc<dyn TurnSink>,
-    state: Mutex<(u32, Usage)>,
+    total: Mutex<Usage>,
 }
 
 impl Account {
     pub(super) fn new(sink: Arc<dyn TurnSink>) -> Self {
         Self {
             sink,
-            state: Mutex::default(),
+            total: Mutex::default(),
         }
     }
 
-    /// Writes a call down; one that used nothing was none.
-    pub(super) fn write(&self, model: &ModelName, usage: Usage) {
-        if usage == Usage::default() {
-            return;
-        }
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+    /// Ends a call that used so much.
+    pub(super) fn end(&self, call: OpenCall, model: &ModelName, error: Option<&Error>, usage: Usage) {
+        let mut total = self.total.lock().unwrap_or_else(PoisonError::into_inner);
         // Under the lock, so that events come in the order of their numbers.
-        self.sink.usage(&CallUsage {
-            call: state.0,
-            model: model.clone(),
-            usage,
-        });
-        state.0 += 1;
-        state.1 += usage;
+        let charged = call.end(error, usage);
+        self.sink.usage(&CallUsage::new(model, usage, charged));
+        *total += usage;
     }
 
-    /// Tells whoever follows the job.
-    pub(super) fn tell(&self, detail: &str) {
-        self.sink.status("model", Some(detail));
+    /// Takes a call that failed before its first token.
+    pub(super) fn setback(&self, setback: &Setback<'_>) {
+        self.sink.status("model", Some(&setback.to_string()));
+        if let Some((usage, charged)) = setback.spent {
+            self.sink.usage(&CallUsage::new(setback.model, usage, charged));
+            *self.total.lock().unwrap_or_else(PoisonError::into_inner) += usage;
+        }
     }
 
     /// What all calls so far used.
     pub(super) fn total(&self) -> Usage {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).1
+        *self.total.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -69,6 +69,8 @@ impl From<&Error> for Refusal {
                 // The program's own token is fine: it must not look for another.
                 Reason::Authentication | Reason::Server => (502, "api_error"),
             },
+            Error::Budget { .. } | Error::Unpriced { .. } => (402, "billing_error"),
+            Error::Held { .. } => (429, "rate_limit_error"),
             Error::Timeout { .. } => (504, "timeout_error"),
             Error::UnknownProvider { .. } | Error::NoModel => (404, "not_found_error"),
             _ => (502, "api_error"),

@@ -3,7 +3,10 @@
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
-use futures_util::{Stream, StreamExt, stream};
+use common::message::Usage;
+use futures_util::future::BoxFuture;
+use futures_util::{FutureExt, Stream, StreamExt, stream};
+use tokio_util::sync::CancellationToken;
 
 use super::account::Account;
 use super::answer::Refusal;
@@ -11,9 +14,10 @@ use super::check::Asked;
 use super::frames::Frames;
 use super::splice::replaced;
 use super::tally::Tally;
+use crate::model::ledger::Size;
 use crate::model::server::{Bytestream, Call, Reply};
 use crate::model::wire::{Route, Wire};
-use crate::model::{Error, ModelName, Providers, RetryPolicy};
+use crate::model::{Ask, Begun, Caller, Error, Failed, ModelName, ModelProvider, OpenCall, Setback, begin};
 
 /// What makes a provider of Chat Completions report usage at the end of a stream.
 const WITH_USAGE: &str = r#"{"include_usage":true}"#;
@@ -31,8 +35,7 @@ pub(super) struct Request<'a> {
 /// What calls are made with.
 #[derive(Clone, Copy)]
 pub(super) struct Means<'a> {
-    pub(super) providers: &'a Providers,
-    pub(super) retry: &'a RetryPolicy,
+    pub(super) caller: &'a Caller,
     pub(super) account: &'a Arc<Account>,
 }
 
@@ -60,22 +63,29 @@ impl Request<'_> {
         }
     }
 
+    fn bytes(&self) -> u64 {
+        u64::try_from(self.body.len()).unwrap_or(u64::MAX)
+    }
+
     /// Whether the gateway asks for usage where the program did not.
     fn hides_usage(&self) -> bool {
         self.wire() == Wire::OpenAi && self.asked.is_stream && !self.asked.wants_usage
     }
 
     /// The call as `model` gets it: byte for byte, but for the model's name and the wish for usage.
-    fn call(&self, model: &ModelName) -> Option<Call> {
+    fn call(&self, model: &ModelName) -> Result<Call, Error> {
+        let malformed = || Error::Malformed {
+            what: "the request is no JSON object".to_owned(),
+        };
         let mut body = self.body.clone();
         if self.asked.model != model.model() {
-            let name = serde_json::to_string(model.model()).ok()?;
-            body = replaced(&body, "model", &name)?;
+            let name = serde_json::Value::from(model.model()).to_string();
+            body = replaced(&body, "model", &name).ok_or_else(malformed)?;
         }
         if self.hides_usage() {
-            body = replaced(&body, "stream_options", WITH_USAGE)?;
+            body = replaced(&body, "stream_options", WITH_USAGE).ok_or_else(malformed)?;
         }
-        Some(Call {
+        Ok(Call {
             route: self.route,
             headers: self.headers.clone(),
             body,
@@ -86,59 +96,96 @@ impl Request<'_> {
 /// Asks the first model, and after it the others, until one begins to answer. Only before the first token: what the
 /// program has read cannot be taken back.
 pub(super) async fn make(request: &Request<'_>, means: Means<'_>) -> Result<Answered, Refusal> {
-    let mut models = request.models.iter();
-    let mut model = *models.next().ok_or_else(|| Refusal::from(&Error::NoModel))?;
-    let mut retries = 0;
-    loop {
-        let error = match begin(request, model, means).await {
-            Ok(answered) => return Ok(answered),
-            Err(error) => error,
-        };
-        metrics::counter!("hothouse_model_setbacks_total", "provider" => model.provider().to_owned()).increment(1);
-        let said = error.failure().message;
-        if let Some(pause) = means.retry.pause(retries, &error, rand::random()) {
-            means
-                .account
-                .tell(&format!("{model}: {said}; trying again in {} ms", pause.as_millis()));
-            tokio::time::sleep(pause).await;
-            retries += 1;
-        } else if let Some(next) = models.next().filter(|_| error.may_fall_back()) {
-            means.account.tell(&format!("{model}: {said}; asking {next} instead"));
-            (model, retries) = (*next, 0);
-        } else {
-            means.account.tell(&format!("{model}: {said}"));
-            return Err(Refusal::from(&error));
+    if !request.route.is_answered_by_a_model() {
+        return plain(request, means).await.map_err(|error| Refusal::from(&error));
+    }
+    let models: Vec<ModelName> = request.models.iter().map(|model| (*model).clone()).collect();
+    let mut on_setback = |setback: &Setback<'_>| means.account.setback(setback);
+    // Nobody cancels it: a program that goes away drops it.
+    let cancel = CancellationToken::new();
+    let begun = Box::pin(begin(means.caller, &models, request, &mut on_setback, &cancel)).await;
+    let Begun { model, answer, open } = begun.map_err(|error| Refusal::from(&error))?;
+    let Beginning { head, first } = answer;
+    let body = match first {
+        First::Whole(body, usage) => {
+            means.account.end(open, &model, None, usage);
+            Content::Whole(body)
         }
+        First::Stream(frames, relay) => {
+            let metered = Metered {
+                relay,
+                open: Some((open, Arc::clone(means.account), model)),
+            };
+            Content::Stream(stream::iter(frames.into_iter().map(Ok)).chain(rest(metered)).boxed())
+        }
+    };
+    Ok(Answered { body, ..head })
+}
+
+/// A call that no model answers, and that costs nothing: asked once.
+async fn plain(request: &Request<'_>, means: Means<'_>) -> Result<Answered, Error> {
+    let model = request.models.first().ok_or(Error::NoModel)?;
+    let reply = means.caller.providers.of(model)?.forward(request.call(model)?).await?;
+    let head = head_of(&reply);
+    let body = Content::Whole(whole(reply.body).await?);
+    Ok(Answered { body, ..head })
+}
+
+/// How an answer begins.
+pub(super) struct Beginning {
+    head: Answered,
+    first: First,
+}
+
+enum First {
+    /// All of it, and what it used.
+    Whole(Bytes, Usage),
+    /// What came up to its first content, and where the rest is.
+    Stream(Vec<Bytes>, Relay),
+}
+
+impl Ask for Request<'_> {
+    type Answer = Beginning;
+
+    fn size(&self) -> Size {
+        Size {
+            input_bytes: self.bytes(),
+            output_tokens_max: self.asked.output_tokens_max,
+            shrinks: false,
+        }
+    }
+
+    fn ask<'a>(
+        &'a self,
+        provider: &'a dyn ModelProvider,
+        model: &'a ModelName,
+        _output_tokens_max: u32,
+    ) -> BoxFuture<'a, Result<Beginning, Failed>> {
+        async move {
+            let call = self.call(model).map_err(|error| (error, None))?;
+            let reply = provider.forward(call).await.map_err(|error| (error, None))?;
+            let head = head_of(&reply);
+            let tally = Tally::new(model, self.wire(), self.bytes(), self.hides_usage());
+            let first = if reply.is_stream() {
+                first_content(reply, tally).await?
+            } else {
+                let body = whole(reply.body).await.map_err(|error| (error, None))?;
+                let usage = tally.of_document(&body);
+                First::Whole(body, usage)
+            };
+            Ok(Beginning { head, first })
+        }
+        .boxed()
     }
 }
 
-async fn begin(request: &Request<'_>, model: &ModelName, means: Means<'_>) -> Result<Answered, Error> {
-    let provider = means.providers.of(model)?;
-    let call = request.call(model).ok_or_else(|| Error::Malformed {
-        what: "the request is no JSON object".to_owned(),
-    })?;
-    let reply = provider.forward(call).await?;
-    let tally = request
-        .route
-        .is_answered_by_a_model()
-        .then(|| Tally::new(means.account, model, request.wire(), request.hides_usage()));
-    let (status, content_type, request_id) = (reply.status, reply.content_type.clone(), reply.request_id.clone());
-    let body = match tally {
-        Some(tally) if reply.is_stream() => stream_on(reply, tally, means.account, model).await?,
-        tally => {
-            let body = whole(reply.body).await?;
-            if let Some(tally) = tally {
-                tally.document(&body);
-            }
-            Content::Whole(body)
-        }
-    };
-    Ok(Answered {
-        status,
-        content_type,
-        request_id,
-        body,
-    })
+fn head_of(reply: &Reply) -> Answered {
+    Answered {
+        status: reply.status,
+        content_type: reply.content_type.clone(),
+        request_id: reply.request_id.clone(),
+        body: Content::Whole(Bytes::new()),
+    }
 }
 
 /// All of a body; its length is watched where it comes from.
@@ -150,8 +197,8 @@ async fn whole(mut bytes: Bytestream) -> Result<Bytes, Error> {
     Ok(body.freeze())
 }
 
-/// The answer from its first content on, with what came before it.
-async fn stream_on(reply: Reply, tally: Tally, account: &Account, model: &ModelName) -> Result<Content, Error> {
+/// A stream up to its first content.
+async fn first_content(reply: Reply, tally: Tally) -> Result<First, Failed> {
     let mut relay = Relay {
         bytes: reply.body,
         frames: Frames::default(),
@@ -164,18 +211,14 @@ async fn stream_on(reply: Reply, tally: Tally, account: &Account, model: &ModelN
             Some(Ok((frame, is_content))) => {
                 head.push(frame);
                 if is_content {
-                    let head = stream::iter(head.into_iter().map(Ok));
-                    return Ok(Content::Stream(head.chain(rest(relay)).boxed()));
+                    return Ok(First::Stream(head, relay));
                 }
             }
             Some(Err(error)) => break error,
             None => break Error::Cut(None),
         }
     };
-    if let Some(usage) = relay.tally.failed() {
-        account.write(model, usage);
-    }
-    Err(error)
+    Err((error, relay.tally.known()))
 }
 
 /// A stream that is read frame by frame.
@@ -228,19 +271,54 @@ impl Relay {
     }
 }
 
+/// A stream under way. Dropping it ends the call with what was used so far: a program that goes away in the middle has
+/// used what it has used.
+struct Metered {
+    relay: Relay,
+    open: Option<(OpenCall, Arc<Account>, ModelName)>,
+}
+
+impl Metered {
+    fn end(&mut self, error: Option<&Error>) {
+        if let Some((call, account, model)) = self.open.take() {
+            account.end(call, &model, error, self.relay.tally.usage());
+        }
+    }
+}
+
+impl Drop for Metered {
+    fn drop(&mut self) {
+        self.end(Some(&Error::Cancelled));
+    }
+}
+
 /// What follows the first content: every frame as it came, errors that frames report included.
-fn rest(relay: Relay) -> impl Stream<Item = Result<Bytes, Error>> {
-    stream::unfold(relay, |mut relay| async move {
+fn rest(metered: Metered) -> impl Stream<Item = Result<Bytes, Error>> {
+    stream::unfold(metered, |mut metered| async move {
         loop {
-            return match relay.frame().await {
-                Some(Ok(frame)) => match relay.tally.frame(&frame) {
+            return match metered.relay.frame().await {
+                Some(Ok(frame)) => match metered.relay.tally.frame(&frame) {
                     Ok(seen) if seen.is_hidden => continue,
-                    _ => Some((Ok(frame), relay)),
+                    Ok(_) => Some((Ok(frame), metered)),
+                    Err(error) => {
+                        metered.end(Some(&error));
+                        Some((Ok(frame), metered))
+                    }
                 },
-                Some(Err(error)) => Some((Err(error), relay)),
-                None if relay.tally.is_whole() => None,
+                Some(Err(error)) => {
+                    metered.end(Some(&error));
+                    Some((Err(error), metered))
+                }
+                None if metered.relay.tally.is_whole() => {
+                    metered.end(None);
+                    None
+                }
                 // The end of a cut answer must not look like the end of a whole one.
-                None => Some((Err(Error::Cut(None)), relay)),
+                None => {
+                    let error = Error::Cut(None);
+                    metered.end(Some(&error));
+                    Some((Err(error), metered))
+                }
             };
         }
     })

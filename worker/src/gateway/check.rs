@@ -39,6 +39,19 @@ pub(super) struct Asked {
     pub(super) is_stream: bool,
     /// Whether the program itself asked for usage at the end of Chat Completions' events.
     pub(super) wants_usage: bool,
+    /// Tokens that may be written, of all choices together.
+    pub(super) output_tokens_max: u32,
+}
+
+/// Tokens of an answer to a request that names no limit: more than providers write then.
+const OUTPUT_TOKENS_UNSAID: u32 = 65_536;
+
+/// The most that may be written, for the budget.
+fn output_tokens_max(body: &Value) -> u32 {
+    let number = |name: &str| body[name].as_u64().map(|n| u32::try_from(n).unwrap_or(u32::MAX));
+    let most = number("max_tokens").max(number("max_completion_tokens"));
+    most.unwrap_or(OUTPUT_TOKENS_UNSAID)
+        .saturating_mul(number("n").unwrap_or(1).max(1))
 }
 
 /// Why a request is not passed on.
@@ -108,6 +121,7 @@ pub(super) fn check(route: Route, body: &Value, named: Named<'_>) -> Result<Aske
     }
     Ok(Asked {
         model: model.to_owned(),
+        output_tokens_max: output_tokens_max(body),
         is_stream,
         wants_usage: body["stream_options"]["include_usage"] == true,
     })

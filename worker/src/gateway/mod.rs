@@ -38,8 +38,9 @@ use subtle::ConstantTimeEq;
 use tokio::sync::Semaphore;
 
 use crate::executor::native::TurnSink;
+use crate::model::ledger::Spent;
 use crate::model::wire::{Route, Wire};
-use crate::model::{ModelName, Providers, RetryPolicy};
+use crate::model::{Caller, ModelName};
 use crate::sandbox::{Sandbox, Tunnel};
 use account::Account;
 use answer::Refusal;
@@ -65,10 +66,8 @@ pub struct Terms {
     pub models: Vec<ModelName>,
     /// What requests may use beyond the model itself.
     pub features: Vec<String>,
-    /// Who runs models for the tenant.
-    pub providers: Providers,
-    /// How a call is tried again before its first token.
-    pub retry: RetryPolicy,
+    /// With what models are called.
+    pub caller: Caller,
 }
 
 /// The gateway of one attempt.
@@ -106,6 +105,11 @@ impl Gateway {
     /// What all calls so far used.
     pub fn usage(&self) -> Usage {
         self.account.total()
+    }
+
+    /// Waits until every call that has ended is written down, and answers what they cost.
+    pub async fn spent(&self) -> Spent {
+        self.terms.caller.ledger.end().await
     }
 
     /// The variables by which client libraries find the gateway.
@@ -217,8 +221,7 @@ impl Gateway {
             models,
         };
         let means = Means {
-            providers: &self.terms.providers,
-            retry: &self.terms.retry,
+            caller: &self.terms.caller,
             account: &self.account,
         };
         call::make(&request, means).await
@@ -233,7 +236,7 @@ impl Gateway {
             Wire::Anthropic
         };
         let speaks = |name: &&ModelName| {
-            let provider = self.terms.providers.of(name);
+            let provider = self.terms.caller.providers.of(name);
             provider.map_or(true, |provider| provider.wire().is_none_or(|theirs| theirs == wire))
         };
         let is_it = |name: &ModelName| name.model() == asked || name.to_string() == asked;

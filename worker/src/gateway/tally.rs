@@ -1,24 +1,18 @@
 //! Counting what passes: the usage that a provider reports, of an answer that goes on to the program as it came.
 
-use std::sync::Arc;
-
 use bytes::Bytes;
 use common::message::Usage;
 use serde_json::Value;
 
-use super::account::Account;
 use super::frames;
 use crate::model::wire::{Decoder, Wire};
 use crate::model::{Answer, Error, ModelName};
 
-/// One answer's count. Dropping it writes the call down, with what nobody counted estimated: a program that goes away
-/// in the middle has used what it has used.
+/// One answer's count.
 pub(super) struct Tally {
-    account: Arc<Account>,
-    model: ModelName,
     wire: Wire,
     decoder: Decoder,
-    answer: Option<Answer>,
+    answer: Answer,
     is_readable: bool,
     /// Whether usage at the end was asked for by the gateway alone, and is kept from the program.
     hides_usage: bool,
@@ -34,13 +28,12 @@ pub(super) struct Seen {
 }
 
 impl Tally {
-    pub(super) fn new(account: &Arc<Account>, model: &ModelName, wire: Wire, hides_usage: bool) -> Self {
+    /// Nothing yet, of an answer to a request of so many bytes.
+    pub(super) fn new(model: &ModelName, wire: Wire, request_bytes: u64, hides_usage: bool) -> Self {
         Self {
-            account: Arc::clone(account),
-            model: model.clone(),
             wire,
             decoder: Decoder::new(wire),
-            answer: Some(Answer::new(model.provider())),
+            answer: Answer::new(model.provider()).to_request_of(request_bytes),
             is_readable: true,
             hides_usage,
         }
@@ -63,10 +56,8 @@ impl Tally {
             is_content: events.iter().any(crate::model::ModelEvent::is_content),
             is_hidden: self.hides_usage && self.wire == Wire::OpenAi && is_usage_alone(&data),
         };
-        if let Some(answer) = &mut self.answer {
-            for event in events {
-                answer.push(event);
-            }
+        for event in events {
+            self.answer.push(event);
         }
         Ok(seen)
     }
@@ -75,37 +66,35 @@ impl Tally {
     pub(super) fn is_whole(&mut self) -> bool {
         if self.is_readable && !self.decoder.is_over() {
             // Some servers leave out the last word.
-            let end = self.decoder.end();
-            if let (Ok(event), Some(answer)) = (end, &mut self.answer) {
-                answer.push(event);
-                return true;
-            }
-            return false;
+            return match self.decoder.end() {
+                Ok(event) => {
+                    self.answer.push(event);
+                    true
+                }
+                Err(_) => false,
+            };
         }
         true
     }
 
-    /// Takes an answer that is one document.
-    pub(super) fn document(mut self, body: &Bytes) {
-        self.answer = None;
-        let usage = serde_json::from_slice::<Value>(body)
-            .ok()
-            .and_then(|answer| self.wire.usage_of(&answer));
-        self.account.write(&self.model, usage.unwrap_or_default());
+    /// What was used so far: as the provider says, and estimated where it does not.
+    pub(super) fn usage(&self) -> Usage {
+        self.answer.usage()
     }
 
-    /// What was used before it failed; it is written down by whoever asks.
-    pub(super) fn failed(mut self) -> Option<Usage> {
-        let usage = self.answer.take().map(|answer| answer.finish().usage);
-        usage.filter(|usage| *usage != Usage::default())
+    /// What was used, if anything of it is known.
+    pub(super) fn known(&self) -> Option<Usage> {
+        self.answer.is_begun().then(|| self.usage())
     }
-}
 
-impl Drop for Tally {
-    fn drop(&mut self) {
-        if let Some(answer) = self.answer.take() {
-            self.account.write(&self.model, answer.finish().usage);
-        }
+    /// What an answer that is one document used; estimated when it does not say.
+    pub(super) fn of_document(&self, body: &Bytes) -> Usage {
+        let answer = serde_json::from_slice::<Value>(body).ok();
+        let reported = answer.and_then(|answer| self.wire.usage_of(&answer));
+        reported.unwrap_or_else(|| Usage {
+            output_tokens: u64::try_from(body.len().div_ceil(4)).unwrap_or(u64::MAX),
+            ..self.usage()
+        })
     }
 }
 

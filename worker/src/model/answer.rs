@@ -3,10 +3,8 @@
 use common::message::{Part, Usage};
 use serde_json::{Value, json};
 
+use super::ledger::BYTES_PER_TOKEN;
 use super::{ModelEvent, StopReason};
-
-/// Bytes of text that count as one token where nobody counted.
-const BYTES_PER_TOKEN: u64 = 4;
 
 /// An answer while it comes in.
 #[derive(Debug)]
@@ -14,6 +12,8 @@ pub struct Answer {
     provider: String,
     blocks: Vec<Block>,
     usage: Usage,
+    is_counted: bool,
+    input_bytes: u64,
     bytes: u64,
     stop_reason: Option<StopReason>,
 }
@@ -62,9 +62,22 @@ impl Answer {
             provider: provider.into(),
             blocks: Vec::new(),
             usage: Usage::default(),
+            is_counted: false,
+            input_bytes: 0,
             bytes: 0,
             stop_reason: None,
         }
+    }
+
+    /// The same, to a request of so many bytes: what nobody counts is estimated from them.
+    #[must_use]
+    pub fn to_request_of(self, input_bytes: u64) -> Self {
+        Self { input_bytes, ..self }
+    }
+
+    /// Whether anything came, or was counted.
+    pub fn is_begun(&self) -> bool {
+        self.is_counted || self.bytes > 0
     }
 
     /// Takes in the next event.
@@ -105,7 +118,10 @@ impl Answer {
                     *is_whole = true;
                 }
             }
-            ModelEvent::Usage(snapshot) => self.usage.merge_snapshot(&snapshot),
+            ModelEvent::Usage(snapshot) => {
+                self.is_counted = true;
+                self.usage.merge_snapshot(&snapshot);
+            }
             ModelEvent::End { stop_reason } => self.stop_reason = Some(stop_reason),
         }
     }
@@ -113,12 +129,7 @@ impl Answer {
     /// The answer as far as it came. Calls that were not whole are left out, reasoning that was not is without proof,
     /// and what the provider had no time to count is estimated.
     pub fn finish(self) -> Finished {
-        let mut usage = self.usage;
-        let estimate = self.bytes.div_ceil(BYTES_PER_TOKEN);
-        if self.stop_reason.is_none() && usage.output_tokens < estimate {
-            usage.output_tokens = estimate;
-            usage.estimated = true;
-        }
+        let usage = self.usage();
         let mut parts = Vec::with_capacity(self.blocks.len());
         let mut faults = Vec::new();
         for block in self.blocks {
@@ -150,6 +161,21 @@ impl Answer {
             usage,
             stop_reason: self.stop_reason,
         }
+    }
+
+    /// What the call used as far as it came: what the provider reported, and an estimate of what it did not.
+    pub fn usage(&self) -> Usage {
+        let mut usage = self.usage;
+        let estimate = self.bytes.div_ceil(BYTES_PER_TOKEN);
+        if (self.stop_reason.is_none() || !self.is_counted) && usage.output_tokens < estimate {
+            usage.output_tokens = estimate;
+            usage.estimated = true;
+        }
+        if !self.is_counted && self.input_bytes > 0 {
+            usage.input_tokens = self.input_bytes.div_ceil(BYTES_PER_TOKEN);
+            usage.estimated = true;
+        }
+        usage
     }
 
     fn count(&mut self, text: &str) {

@@ -4,6 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use common::job::failure::{Failure, FailureCode};
+use common::queue::Obstacle;
 
 /// Why a model call failed.
 #[derive(Debug, thiserror::Error)]
@@ -59,9 +60,43 @@ pub enum Error {
         /// What is wrong with it.
         what: String,
     },
+    /// The account of the model is to be left alone for a while: nothing was asked.
+    #[error("calls of {provider} have to wait for {wait:?}: {}", why(*by))]
+    Held {
+        /// The provider.
+        provider: String,
+        /// What stands in the way.
+        by: Obstacle,
+        /// How long, as far as is known.
+        wait: Duration,
+    },
+    /// The call may cost more than is left of a budget: nothing was asked.
+    #[error("the budget is used up: {left}")]
+    Budget {
+        /// What is left, and what of it the call would need.
+        left: String,
+    },
+    /// A budget in dollars is set, and nobody knows what the model costs.
+    #[error("the price of {model} is not known, so a budget in dollars cannot be kept")]
+    Unpriced {
+        /// The model.
+        model: String,
+    },
+    /// What a call needs beside its provider is away.
+    #[error("the budget cannot be asked")]
+    Books(#[source] Box<common::store::Error>),
     /// Somebody asked to stop.
     #[error("cancelled")]
     Cancelled,
+}
+
+fn why(by: Obstacle) -> &'static str {
+    match by {
+        Obstacle::Pause => "the provider asked for a pause",
+        Obstacle::Circuit => "its calls keep failing",
+        Obstacle::Calls => "as many as may be are under way",
+        Obstacle::Tokens => "the tokens of this minute are used up",
+    }
 }
 
 /// What was waited for when time ran out.
@@ -157,13 +192,17 @@ impl Error {
     /// What this means for the next step.
     pub fn class(&self) -> Class {
         match self {
-            Self::Connect(_) | Self::Cut(_) | Self::Malformed { .. } => Class::Transient,
+            Self::Connect(_) | Self::Cut(_) | Self::Malformed { .. } | Self::Held { .. } | Self::Books(_) => {
+                Class::Transient
+            }
             Self::Timeout { .. } => Class::Timeout,
             Self::Cancelled => Class::Cancelled,
             Self::Name { .. }
             | Self::UnknownProvider { .. }
             | Self::NoModel
             | Self::NothingToAnswer
+            | Self::Budget { .. }
+            | Self::Unpriced { .. }
             | Self::Settings { .. } => Class::Permanent,
             Self::Refused(refusal) => refusal.class(),
         }
@@ -173,6 +212,17 @@ impl Error {
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::Refused(refusal) => refusal.retry_after,
+            Self::Held { wait, .. } => Some(*wait),
+            _ => None,
+        }
+    }
+
+    /// How long nothing is to be asked, when that is a matter of waiting alone and nobody's failure: the provider's limits,
+    /// or ours of its account.
+    pub fn wait(&self) -> Option<Duration> {
+        match self {
+            Self::Held { wait, .. } => Some(*wait),
+            Self::Refused(refusal) if refusal.reason == Reason::RateLimited => refusal.retry_after,
             _ => None,
         }
     }
@@ -181,6 +231,7 @@ impl Error {
     pub fn may_fall_back(&self) -> bool {
         match self {
             Self::Cancelled | Self::Name { .. } | Self::NoModel | Self::NothingToAnswer => false,
+            Self::Budget { .. } | Self::Books(_) => false,
             Self::Refused(refusal) => refusal.reason != Reason::InvalidRequest,
             _ => true,
         }
@@ -190,6 +241,7 @@ impl Error {
     pub fn failure(&self) -> Failure {
         let code = match (self, self.class()) {
             (Self::NothingToAnswer, _) => FailureCode::InvalidInput,
+            (Self::Budget { .. }, _) => FailureCode::BudgetExceeded,
             (_, Class::Permanent) => FailureCode::ModelRefused,
             (_, Class::Transient | Class::Timeout | Class::Cancelled) => FailureCode::ModelFailed,
         };

@@ -14,18 +14,21 @@
 
 pub mod answer;
 pub mod anthropic;
+pub mod books;
 pub mod error;
 pub mod event;
+pub mod ledger;
 mod open;
 pub mod openai;
 pub mod policy;
+pub mod price;
 mod refusal;
 pub mod request;
-pub mod retry;
 pub mod scripted;
 pub mod server;
 pub mod settings;
 mod sse;
+mod streamed;
 pub mod wire;
 
 use std::collections::BTreeMap;
@@ -43,10 +46,12 @@ use wire::Wire;
 pub use answer::Answer;
 pub use error::{Class, Error};
 pub use event::{ModelEvent, StopReason};
-pub use open::{Next, Opened, Setback, open};
+pub(crate) use open::{Ask, Begun, Failed, begin};
+pub use open::{Caller, Next, OpenCall, Setback};
+pub use policy::{Policy, RetryPolicy};
 pub use request::{Attachment, ModelName, ModelRequest, ToolDefinition};
-pub use retry::RetryPolicy;
 pub use settings::Settings;
+pub use streamed::{Opened, open};
 
 /// The events of one answer, in order. It ends after [`ModelEvent::End`] or after the first error.
 pub type ModelStream = BoxStream<'static, Result<ModelEvent, Error>>;

@@ -1,20 +1,45 @@
-//! Asking until somebody answers: retries and fallback, before the first token only.
+//! Asking until somebody answers: admission, budget, retries and fallback, before the first token only.
+//!
+//! One loop for everybody who calls models. What is asked is an [`Ask`]: a request of ours, streamed as events, or a call
+//! of somebody else's, passed on as it is.
 
+use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
+use common::clock::Clock;
 use common::message::Usage;
-use futures_util::{StreamExt, stream};
+use futures_util::future::BoxFuture;
 use tokio_util::sync::CancellationToken;
 
-use super::{Error, ModelEvent, ModelName, ModelRequest, ModelStream, Providers, RetryPolicy};
+use super::ledger::{BYTES_PER_TOKEN, Charged, Entry, Ledger, Size};
+use super::policy::{Pass, Policy, RetryPolicy};
+use super::price::Prices;
+use super::{Error, ModelName, ModelProvider, Providers};
 
-/// An answer that has begun.
-#[expect(missing_debug_implementations, reason = "a stream has nothing to show")]
-pub struct Opened {
-    /// The model that answers.
-    pub model: ModelName,
-    /// Its answer, whole.
-    pub stream: ModelStream,
+/// With what calls are made. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Caller {
+    /// Who runs the models.
+    pub providers: Providers,
+    /// What all calls share.
+    pub policy: Policy,
+    /// The books of the attempt.
+    pub ledger: Ledger,
+}
+
+impl Caller {
+    /// One that shares nothing and whose books nobody reads, with the built-in prices.
+    ///
+    /// # Errors
+    /// When the built-in prices cannot be read, which a test rules out.
+    pub fn alone(providers: Providers, retry: RetryPolicy, clock: Clock) -> Result<Self, Error> {
+        Ok(Self {
+            providers,
+            policy: Policy::alone(retry),
+            ledger: Ledger::unkept(Arc::new(Prices::open(None)?), clock),
+        })
+    }
 }
 
 /// A call that failed before its first token, and what is done about it.
@@ -24,10 +49,22 @@ pub struct Setback<'a> {
     pub model: &'a ModelName,
     /// Why it failed.
     pub error: &'a Error,
-    /// What the provider reported to have counted before it failed: money spent all the same.
-    pub usage: Option<Usage>,
+    /// What the provider reported to have counted before it failed, money spent all the same, and what it was charged.
+    pub spent: Option<(Usage, Charged)>,
     /// What comes next.
     pub next: Next<'a>,
+}
+
+impl fmt::Display for Setback<'_> {
+    /// In words for the one who follows the turn.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}; ", self.model, self.error.failure().message)?;
+        match self.next {
+            Next::Retry { pause } => write!(f, "trying again in {} ms", pause.as_millis()),
+            Next::FallBack { to } => write!(f, "asking {to} instead"),
+            Next::GiveUp => f.write_str("giving up"),
+        }
+    }
 }
 
 /// What comes after a call that failed before its first token.
@@ -47,53 +84,100 @@ pub enum Next<'a> {
     GiveUp,
 }
 
+/// Why a call failed before its first token, and the usage that was reported until then.
+pub(crate) type Failed = (Error, Option<Usage>);
+
+/// Something to ask.
+pub(crate) trait Ask: Sync {
+    /// An answer that has begun.
+    type Answer;
+
+    /// How large it is at most.
+    fn size(&self) -> Size;
+
+    /// Asks once, for an answer of at most so many tokens, and returns at the first one.
+    fn ask<'a>(
+        &'a self,
+        provider: &'a dyn ModelProvider,
+        model: &'a ModelName,
+        output_tokens_max: u32,
+    ) -> BoxFuture<'a, Result<Self::Answer, Failed>>;
+}
+
+/// An answer that has begun, and what must be told when it ends.
+#[derive(Debug)]
+pub(crate) struct Begun<T> {
+    pub(crate) model: ModelName,
+    pub(crate) answer: T,
+    pub(crate) open: OpenCall,
+}
+
+/// A call under way. Dropping it writes an estimate and says nothing of the provider.
+#[derive(Debug)]
+pub struct OpenCall {
+    pass: Pass,
+    entry: Entry,
+}
+
+impl OpenCall {
+    /// Tokens that the answer may have, after the budget had its say.
+    pub fn output_tokens_max(&self) -> u32 {
+        self.entry.output_tokens_max()
+    }
+
+    /// Ends it: how, and what it used.
+    pub fn end(self, error: Option<&Error>, usage: Usage) -> Charged {
+        self.pass.end(error, Some(&usage));
+        self.entry.close(usage)
+    }
+}
+
 /// Asks the first of `models`, and after it the others, until one begins to answer.
 ///
 /// Every failed call is told to `on_setback` before what comes next. `cancel` ends it at any point.
 ///
 /// # Errors
 /// That of the last model asked, [`Error::NoModel`] for an empty list, or [`Error::Cancelled`].
-pub async fn open(
-    providers: &Providers,
+pub(crate) async fn begin<A: Ask>(
+    caller: &Caller,
     models: &[ModelName],
-    request: &ModelRequest,
-    policy: &RetryPolicy,
+    ask: &A,
     on_setback: &mut (dyn FnMut(&Setback<'_>) + Send),
     cancel: &CancellationToken,
-) -> Result<Opened, Error> {
+) -> Result<Begun<A::Answer>, Error> {
     let mut rest = models.iter();
     let mut model = rest.next().ok_or(Error::NoModel)?;
+    let mut patience = Patience::new(caller.policy.retry().retry_after_max);
     let mut retries = 0;
     loop {
-        let asked = cancel.run_until_cancelled(first_token(providers, model, request)).await;
-        let (error, usage) = match asked {
+        let failed = match cancel.run_until_cancelled(once(caller, model, ask)).await {
             None => return Err(Error::Cancelled),
-            Some(Ok(stream)) => {
-                return Ok(Opened {
-                    model: model.clone(),
-                    stream,
-                });
+            Some(Ok((answer, open))) => {
+                let model = model.clone();
+                return Ok(Begun { model, answer, open });
             }
             Some(Err(failed)) => failed,
         };
-        let next = match policy.pause(retries, &error, rand::random()) {
+        let (error, spent) = failed;
+        let held = match &error {
+            Error::Held { wait, .. } => patience.for_another(*wait),
+            _ => None,
+        };
+        let retried = || caller.policy.retry().pause(retries, &error, rand::random());
+        let next = match held.or_else(retried) {
             Some(pause) => Next::Retry { pause },
             None if error.may_fall_back() => rest.next().map_or(Next::GiveUp, |to| Next::FallBack { to }),
             None => Next::GiveUp,
         };
-        tracing::warn!(%model, error = &error as &dyn std::error::Error, ?next, "a model call failed before its answer");
-        metrics::counter!("hothouse_model_setbacks_total", "provider" => model.provider().to_owned()).increment(1);
-        on_setback(&Setback {
-            model,
-            error: &error,
-            usage,
-            next,
-        });
+        // Waiting for one's turn is no setback, and under a limit it is what most calls do.
+        if held.is_none() {
+            tell(model, &error, spent, next, on_setback);
+        }
         match next {
             Next::GiveUp => return Err(error),
             Next::FallBack { to } => (model, retries) = (to, 0),
             Next::Retry { pause } => {
-                retries += 1;
+                retries += u32::from(held.is_none());
                 if cancel.run_until_cancelled(tokio::time::sleep(pause)).await.is_none() {
                     return Err(Error::Cancelled);
                 }
@@ -102,32 +186,69 @@ pub async fn open(
     }
 }
 
-/// The answer once its first content is there, with what came before it; else the error and the usage reported so far.
-async fn first_token(
-    providers: &Providers,
+fn tell(
     model: &ModelName,
-    request: &ModelRequest,
-) -> Result<ModelStream, (Error, Option<Usage>)> {
-    let provider = providers.of(model).map_err(|error| (error, None))?;
-    let mut rest = provider
-        .stream(model.model(), request)
-        .await
-        .map_err(|error| (error, None))?;
-    let mut usage: Option<Usage> = None;
-    let mut head = Vec::new();
-    loop {
-        let event = match rest.next().await {
-            None => return Err((Error::Cut(None), usage)),
-            Some(Err(error)) => return Err((error, usage)),
-            Some(Ok(event)) => event,
-        };
-        if let ModelEvent::Usage(snapshot) = &event {
-            usage.get_or_insert_default().merge_snapshot(snapshot);
+    error: &Error,
+    spent: Option<(Usage, Charged)>,
+    next: Next<'_>,
+    on_setback: &mut (dyn FnMut(&Setback<'_>) + Send),
+) {
+    tracing::warn!(%model, error = error as &dyn std::error::Error, ?next, "a model call failed before its answer");
+    metrics::counter!("hothouse_model_setbacks_total", "provider" => model.provider().to_owned()).increment(1);
+    on_setback(&Setback {
+        model,
+        error,
+        spent,
+        next,
+    });
+}
+
+/// One try: admitted, held against the budget, asked.
+async fn once<A: Ask>(
+    caller: &Caller,
+    model: &ModelName,
+    ask: &A,
+) -> Result<(A::Answer, OpenCall), (Error, Option<(Usage, Charged)>)> {
+    let nothing = |error| (error, None);
+    let provider = caller.providers.of(model).map_err(nothing)?;
+    let size = ask.size();
+    let tokens = size.input_bytes.div_ceil(BYTES_PER_TOKEN);
+    let admitted = caller.policy.admit(provider.account(), model.model(), tokens).await;
+    let pass = admitted.map_err(nothing)?;
+    let entry = caller.ledger.open(model, size).await.map_err(nothing)?;
+    let open = OpenCall { pass, entry };
+    match ask.ask(provider, model, open.output_tokens_max()).await {
+        Ok(answer) => Ok((answer, open)),
+        Err((error, usage)) => {
+            let OpenCall { pass, entry } = open;
+            pass.end(Some(&error), usage.as_ref());
+            // Of a call that failed before it reported anything nothing is known.
+            let spent = match usage {
+                Some(usage) => Some((usage, entry.close(usage))),
+                None => {
+                    entry.release();
+                    None
+                }
+            };
+            Err((error, spent))
         }
-        let is_content = event.is_content();
-        head.push(Ok(event));
-        if is_content {
-            return Ok(stream::iter(head).chain(rest).boxed());
-        }
+    }
+}
+
+/// How long calls wait in place for their account.
+struct Patience {
+    left: Duration,
+}
+
+impl Patience {
+    fn new(longest: Duration) -> Self {
+        Self { left: longest }
+    }
+
+    /// The wait and a little more, so that not everybody comes back at once; none when patience is at its end.
+    fn for_another(&mut self, wait: Duration) -> Option<Duration> {
+        let wait = wait + wait.max(Duration::from_millis(20)).mul_f64(rand::random::<f64>() / 4.0);
+        self.left = self.left.checked_sub(wait)?;
+        Some(wait)
     }
 }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use common::clock::Clock;
 use common::config::Secret;
 use futures_util::FutureExt as _;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -13,7 +14,7 @@ use super::{Attempt, Group, Verdict};
 use crate::executor::native::EventSink;
 use crate::gateway::{Gateway, Terms};
 use crate::model::server::ServerSettings;
-use crate::model::{self, RetryPolicy};
+use crate::model::{self, Caller, RetryPolicy};
 use crate::sandbox::{Output, RunSpec};
 
 /// How every key of an attempt begins; what follows is random, and no program is told.
@@ -154,14 +155,14 @@ fn gateway(canary: &str, address: std::net::SocketAddr) -> Result<Gateway, model
         openai: server,
         ..model::Settings::default()
     };
+    let retry = RetryPolicy {
+        retries_max: 0,
+        ..RetryPolicy::default()
+    };
     let terms = Terms {
         models: vec!["anthropic/any".parse()?, "openai/any".parse()?],
         features: Vec::new(),
-        providers: settings.providers()?,
-        retry: RetryPolicy {
-            retries_max: 0,
-            ..RetryPolicy::default()
-        },
+        caller: Caller::alone(settings.providers()?, retry, Clock::system())?,
     };
     Ok(Gateway::new(terms, Arc::new(EventSink::new(|_nobody_listens| {}))))
 }

@@ -92,7 +92,8 @@ impl Bench {
                 settings: Settings::default(),
                 certificates: bytes::Bytes::new(),
             }),
-            retry: models.retry.clone(),
+            policy: model::Policy::shared(models.retry.clone(), env.queue.clone()),
+            books: model::books::Books::open(&models, env.store.clone()).unwrap(),
         };
         Self {
             env,

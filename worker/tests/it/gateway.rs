@@ -7,6 +7,7 @@ use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use common::clock::Clock;
 use common::job::event::EventBody;
 use common::message::Usage;
 use serde_json::{Value, json};
@@ -15,7 +16,7 @@ use worker::gateway::{Gateway, Terms};
 use worker::model::scripted::Scripted;
 use worker::model::scripted::frame::Frame;
 use worker::model::scripted::script::Script;
-use worker::model::{self, ModelName, ModelProvider, Providers, RetryPolicy};
+use worker::model::{self, Caller, ModelName, ModelProvider, Providers, RetryPolicy};
 use worker::sandbox::{Output, PutFiles, RunSpec, Sandbox};
 
 use crate::conformance::Subject;
@@ -79,14 +80,14 @@ fn gateway(models: &[&str], providers: Providers) -> (Gateway, Arc<Mutex<Vec<Eve
     let said = Arc::new(Mutex::new(Vec::new()));
     let heard = Arc::clone(&said);
     let sink = EventSink::new(move |body| heard.lock().unwrap().push(body));
+    let retry = RetryPolicy {
+        backoff_initial: Duration::from_millis(1),
+        ..RetryPolicy::default()
+    };
     let terms = Terms {
         models: names(models),
         features: Vec::new(),
-        providers,
-        retry: RetryPolicy {
-            backoff_initial: Duration::from_millis(1),
-            ..RetryPolicy::default()
-        },
+        caller: Caller::alone(providers, retry, Clock::system()).unwrap(),
     };
     (Gateway::new(terms, Arc::new(sink)), said)
 }

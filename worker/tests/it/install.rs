@@ -202,7 +202,8 @@ impl Bench {
                 settings: egress,
                 certificates: "a certificate\n".into(),
             }),
-            retry: model::RetryPolicy::default(),
+            policy: model::Policy::alone(model::RetryPolicy::default()),
+            books: model::books::Books::open(&model::Settings::default(), env.store.clone()).unwrap(),
         };
         Self {
             env,

@@ -19,7 +19,7 @@ use worker::executor::native::{
     Context, EventSink, Limits, NoJournal, Resume, Stop, ToolCall, ToolInput, ToolOutcome, Tools, ToolsLost, Turn,
     TurnEnd, TurnSink, run, tool,
 };
-use worker::model::{Providers, RetryPolicy, Settings, ToolDefinition};
+use worker::model::{Caller, Providers, RetryPolicy, Settings, ToolDefinition};
 
 use crate::model_server::{Canned, ModelServer};
 
@@ -91,9 +91,9 @@ impl Bench {
             ..RetryPolicy::default()
         };
         let clock = Clock::system();
+        let caller = Caller::alone(self.providers.clone(), retry, clock.clone()).unwrap();
         let context = Context {
-            providers: &self.providers,
-            retry: &retry,
+            caller: &caller,
             clock: &clock,
             sink: &sink,
             journal: &NoJournal,

@@ -25,6 +25,7 @@ async fn waiting(app: &App, job: &Job) -> String {
             Err(_away) => "its jobs".to_owned(),
         },
         Some(WaitFor::Answer) => "an answer".to_owned(),
+        Some(WaitFor::Provider) => "its model's provider, which is to be left alone for a while".to_owned(),
         None => "something else must end first".to_owned(),
     }
 }

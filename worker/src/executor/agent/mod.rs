@@ -1,6 +1,5 @@
 //! `agent_run` and `chat_turn`: an agent's answer, by the harness that its definition names.
 
-pub(super) mod calls;
 mod journal;
 mod place;
 mod python;
@@ -16,6 +15,7 @@ use common::job::approval::NewApproval;
 use common::job::decision::Outcome;
 use common::job::{Failure, FailureCode, Usage, Wait};
 use common::message::Message;
+use common::money::Usd;
 use common::workspace::Owner;
 use serde::Deserialize;
 use serde_json::json;
@@ -27,7 +27,6 @@ use super::{Context, Ended, chat, home, program};
 use crate::consumer::held;
 use crate::events::Say as _;
 use crate::model::ModelName;
-use calls::Calls;
 use journal::Kept;
 use tools::SandboxTools;
 
@@ -149,13 +148,14 @@ async fn answer(context: Context, agent: AgentDefinition, history: Vec<Message>,
         Ok(tools) => tools,
         Err(failure) => return Ended::failed(failure),
     };
-    let calls = Calls::begin(&context);
+    let caller = match Box::pin(context.machine.caller(&context.job, &agent, &context.clock)).await {
+        Ok(caller) => caller,
+        Err(error) => return Ended::failed(error.failure()),
+    };
     let events = context.events.clone();
-    let sink = calls.watching(EventSink::new(move |body| events.say(body)));
-    let providers = context.machine.providers.for_tenant(context.job.tenant_id);
+    let sink = EventSink::new(move |body| events.say(body));
     let surroundings = native::Context {
-        providers: &providers,
-        retry: &context.machine.retry,
+        caller: &caller,
         clock: &context.clock,
         sink: &sink,
         journal: &journal,
@@ -170,15 +170,14 @@ async fn answer(context: Context, agent: AgentDefinition, history: Vec<Message>,
     };
     let (end, stopped) = until(work, &context, &cancel).await;
     let left = tools.end().await;
-    drop(sink);
-    calls.end().await;
+    let spent = caller.ledger.end().await;
     match (end, stopped) {
         (None, _) => {
             let message = "this version does not run agents of the harness claude_code";
             Ended::failed(Failure::new(FailureCode::InvalidInput, message))
         }
         (Some(end), stopped) => {
-            let ended = ended(end, stopped.as_ref(), &context);
+            let ended = ended(end, stopped.as_ref(), &context, spent.cost);
             home::unless_unsaved(ended, left, &context.events)
         }
     }
@@ -208,11 +207,16 @@ async fn until<T>(work: impl Future<Output = T>, context: &Context, cancel: &Can
     (work.await, Some(cut))
 }
 
-fn ended(end: TurnEnd, cut: Option<&Cut>, context: &Context) -> Ended {
+fn ended(end: TurnEnd, cut: Option<&Cut>, context: &Context, cost: Usd) -> Ended {
     let usage = Usage {
         input_tokens: end.usage.input_tokens,
         output_tokens: end.usage.output_tokens,
         cached_input_tokens: end.usage.cached_input_tokens,
+        cost_usd: if cost == Usd::ZERO {
+            String::new()
+        } else {
+            cost.to_string()
+        },
         ..Usage::default()
     };
     let failed = |failure: Failure| Outcome::Failed {
@@ -236,7 +240,11 @@ fn ended(end: TurnEnd, cut: Option<&Cut>, context: &Context) -> Ended {
                 .collect();
             Outcome::Waits(Wait::answer().until(until.unwrap_or(now)))
         }
-        (_, stop) => stop.failure().map_or(Outcome::Succeeded, failed),
+        (_, stop) => match (stop.wait(), stop.failure()) {
+            // Others' limits are nobody's failure: the job comes back when its time has come.
+            (Some(wait), Some(_)) => Outcome::Waits(Wait::provider(context.clock.now() + wait)),
+            (_, failure) => failure.map_or(Outcome::Succeeded, failed),
+        },
     };
     let result = json!({"text": end.text, "steps": end.steps});
     let result = serde_json::to_vec(&result).expect("strings and numbers are JSON");

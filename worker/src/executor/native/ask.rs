@@ -5,7 +5,7 @@ use futures_util::StreamExt;
 
 use super::{CallUsage, Run, Tools};
 use crate::model::answer::Finished;
-use crate::model::{Answer, Error, ModelEvent, ModelRequest, Next, Setback, open};
+use crate::model::{Answer, Error, ModelEvent, ModelRequest, Setback, StopReason, open};
 
 /// A call that did not come to its end.
 pub(super) struct Broken {
@@ -19,25 +19,19 @@ impl Run<'_> {
     /// Asks the model. Its usage is reported and added up whatever comes of it.
     pub(super) async fn ask(&mut self, request: &ModelRequest, tools: &dyn Tools) -> Result<(Finished, Usage), Broken> {
         let (sink, cancel) = (self.context.sink, self.context.cancel);
-        let (calls, usage) = (&mut self.calls, &mut self.usage);
+        let total = &mut self.usage;
         let mut on_setback = |setback: &Setback<'_>| {
-            sink.status("model", Some(&explain(setback)));
-            // A call that failed before it reported anything has no number of its own: nothing is known of it.
-            if let Some(spent) = setback.usage {
-                sink.usage(&CallUsage {
-                    call: *calls,
-                    model: setback.model.clone(),
-                    usage: spent,
-                });
-                *calls += 1;
-                *usage += spent;
+            sink.status("model", Some(&setback.to_string()));
+            if let Some((spent, charged)) = setback.spent {
+                sink.usage(&CallUsage::new(setback.model, spent, charged));
+                *total += spent;
             }
         };
-        let (providers, retry) = (self.context.providers, self.context.retry);
-        let opened = open(providers, &self.turn.models, request, retry, &mut on_setback, cancel).await;
+        let opened = open(self.context.caller, &self.turn.models, request, &mut on_setback, cancel).await;
         let mut opened = opened.map_err(|error| Broken { partial: None, error })?;
+        let is_cut_short = opened.call.output_tokens_max() < request.max_output_tokens;
 
-        let mut answer = Answer::new(opened.model.provider());
+        let mut answer = Answer::new(opened.model.provider()).to_request_of(request.bytes());
         let error = loop {
             match cancel.run_until_cancelled(opened.stream.next()).await {
                 None => break Some(Error::Cancelled),
@@ -56,33 +50,22 @@ impl Run<'_> {
         };
         let finished = answer.finish();
         let spent = finished.usage;
-        sink.usage(&CallUsage {
-            call: self.calls,
-            model: opened.model,
-            usage: spent,
-        });
-        self.calls += 1;
+        let error = error.or_else(|| finished.stop_reason.is_none().then_some(Error::Cut(None)));
+        let charged = opened.call.end(error.as_ref(), spent);
+        sink.usage(&CallUsage::new(&opened.model, spent, charged));
         self.usage += spent;
+        let error = error.or_else(|| {
+            let is_full = is_cut_short && finished.stop_reason == Some(StopReason::MaxTokens);
+            is_full.then(|| Error::Budget {
+                left: "the answer has all the tokens that were left".to_owned(),
+            })
+        });
         match error {
-            None if finished.stop_reason.is_some() => Ok((finished, spent)),
-            None => Err(Broken {
-                partial: Some((finished, spent)),
-                error: Error::Cut(None),
-            }),
+            None => Ok((finished, spent)),
             Some(error) => Err(Broken {
                 partial: Some((finished, spent)),
                 error,
             }),
         }
     }
-}
-
-/// A setback in words for the one who follows the turn.
-fn explain(setback: &Setback<'_>) -> String {
-    let next = match setback.next {
-        Next::Retry { pause } => format!("trying again in {} ms", pause.as_millis()),
-        Next::FallBack { to } => format!("asking {to} instead"),
-        Next::GiveUp => "giving up".to_owned(),
-    };
-    format!("{}: {}; {next}", setback.model, setback.error.failure().message)
 }

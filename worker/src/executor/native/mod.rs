@@ -41,7 +41,7 @@ pub use resume::Resume;
 pub use sink::{CallUsage, EventSink, TurnSink};
 pub use tool::{NoTools, ToolCall, ToolInput, ToolOutcome, Tools, ToolsFailed, ToolsLost};
 
-use crate::model::{Error, ModelName, Providers, RetryPolicy, StopReason};
+use crate::model::{Caller, Error, ModelName, StopReason};
 use step::Run;
 
 /// One turn to take.
@@ -92,10 +92,8 @@ impl Default for Limits {
 /// What a turn is taken with.
 #[derive(Clone, Copy)]
 pub struct Context<'a> {
-    /// Who runs the models.
-    pub providers: &'a Providers,
-    /// How a call is tried again before its first token.
-    pub retry: &'a RetryPolicy,
+    /// With what models are called.
+    pub caller: &'a Caller,
     /// What time it is.
     pub clock: &'a Clock,
     /// Who is told what happens.
@@ -109,7 +107,7 @@ pub struct Context<'a> {
 impl std::fmt::Debug for Context<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Context")
-            .field("providers", self.providers)
+            .field("caller", self.caller)
             .finish_non_exhaustive()
     }
 }
@@ -177,6 +175,14 @@ impl Stop {
             Self::Model(error) => Some(error.failure()),
             Self::Tools(lost) => Some(lost.failure()),
             Self::Journal(lost) => Some(Failure::new(FailureCode::Internal, lost.to_string())),
+        }
+    }
+
+    /// How long to wait when that is all that is to be done: no failure, only a provider's limit.
+    pub fn wait(&self) -> Option<Duration> {
+        match self {
+            Self::Model(error) => error.wait(),
+            _ => None,
         }
     }
 

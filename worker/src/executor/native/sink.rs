@@ -2,11 +2,13 @@
 
 use common::job::event::EventBody;
 use common::message::{Message, Usage};
+use common::money::Usd;
 use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::{ToolCall, ToolOutcome};
 use crate::model::ModelName;
+use crate::model::ledger::Charged;
 
 /// Is told what happens in a turn, in order. Methods must not block: they hand on, or drop and count.
 pub trait TurnSink: Send + Sync {
@@ -39,6 +41,20 @@ pub struct CallUsage {
     /// Its tokens.
     #[serde(flatten)]
     pub usage: Usage,
+    /// What it cost, US dollars; none when no price is known.
+    pub cost_usd: Option<Usd>,
+}
+
+impl CallUsage {
+    /// What a call of `model` used and was charged.
+    pub fn new(model: &ModelName, usage: Usage, charged: Charged) -> Self {
+        Self {
+            call: charged.call,
+            model: model.clone(),
+            usage,
+            cost_usd: charged.cost,
+        }
+    }
 }
 
 fn as_text<S: serde::Serializer>(model: &ModelName, serializer: S) -> Result<S::Ok, S::Error> {

@@ -20,7 +20,6 @@ pub(super) struct Run<'a> {
     pub(super) context: Context<'a>,
     pub(super) messages: Vec<Message>,
     pub(super) usage: Usage,
-    pub(super) calls: u32,
     pub(super) steps: u32,
     /// The attempt that got the last answer.
     pub(super) parent: Option<u32>,
@@ -37,7 +36,6 @@ impl<'a> Run<'a> {
             context,
             messages: Vec::new(),
             usage: Usage::default(),
-            calls: 0,
             steps: 0,
             parent: None,
             finished,

@@ -13,9 +13,9 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::model::ToolDefinition;
 use crate::model::scripted::Scripted;
 use crate::model::scripted::script::Script;
+use crate::model::{Providers, RetryPolicy, ToolDefinition};
 
 /// Keeps what it is told as lines, and cancels at the line that the test names.
 #[derive(Default)]
@@ -125,10 +125,10 @@ async fn take(turn: Turn, rules: Value, notes: &Notes) -> TurnEnd {
         ..RetryPolicy::default()
     };
     let clock = Clock::from_fn(|| DateTime::UNIX_EPOCH);
+    let caller = Caller::alone(providers, retry, clock.clone()).unwrap();
     let cancel = notes.cancel.clone();
     let context = Context {
-        providers: &providers,
-        retry: &retry,
+        caller: &caller,
         clock: &clock,
         sink: notes,
         journal: &NoJournal,

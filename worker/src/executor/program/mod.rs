@@ -22,10 +22,10 @@ use common::agent::AgentDefinition;
 use common::job::decision::Outcome;
 use common::job::{Failure, FailureCode, Usage};
 use common::message::{Message, Role};
+use common::money::Usd;
 use common::workspace::Owner;
 use serde_json::json;
 
-use super::agent::calls::Calls;
 use super::exec::{Broken, outcome};
 use super::keeper::Keeper;
 use super::native::EventSink;
@@ -48,9 +48,8 @@ pub(super) async fn answer(
     let begun = Instant::now();
     let events = context.events.clone();
     let sink = EventSink::new(move |body| events.say(body));
-    let calls = Calls::begin(&context);
-    let gateway = match terms(&context, &agent) {
-        Ok(terms) => Gateway::new(terms, Arc::new(calls.watching(sink.clone()))),
+    let gateway = match Box::pin(terms(&context, &agent)).await {
+        Ok(terms) => Gateway::new(terms, Arc::new(sink.clone())),
         Err(failure) => return Ended::failed(failure),
     };
     let mut transcript = Transcript::new(&sink, &context.clock, context.job.id);
@@ -69,8 +68,7 @@ pub(super) async fn answer(
     let Doors { way_out, gateway } = doors;
     way_out.end().await;
     let used = gateway.usage();
-    drop(gateway);
-    calls.end().await;
+    let spent = gateway.spent().await;
     let mut ended = match done {
         Ok(done) => finished(done, transcript, context.job.timeout_ms),
         Err(Broken::Stopped(stopped)) => Ended {
@@ -86,6 +84,9 @@ pub(super) async fn answer(
     ended.usage.input_tokens = used.input_tokens;
     ended.usage.output_tokens = used.output_tokens;
     ended.usage.cached_input_tokens = used.cached_input_tokens;
+    if spent.cost != Usd::ZERO {
+        ended.usage.cost_usd = spent.cost.to_string();
+    }
     ended.usage.sandbox_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
     home::unless_unsaved(ended, left, &context.events)
 }
@@ -97,14 +98,17 @@ struct Doors {
 }
 
 /// What the agent's program may ask models for.
-fn terms(context: &Context, agent: &AgentDefinition) -> Result<Terms, Failure> {
+async fn terms(context: &Context, agent: &AgentDefinition) -> Result<Terms, Failure> {
     let models: Result<Vec<ModelName>, _> = agent.models.iter().map(|name| name.parse()).collect();
     let refused = |error: crate::model::Error| Failure::new(FailureCode::InvalidInput, error.to_string());
     Ok(Terms {
         models: models.map_err(refused)?,
         features: agent.provider_features.clone(),
-        providers: context.machine.providers.for_tenant(context.job.tenant_id),
-        retry: context.machine.retry.clone(),
+        caller: context
+            .machine
+            .caller(&context.job, agent, &context.clock)
+            .await
+            .map_err(|error| error.failure())?,
     })
 }
 

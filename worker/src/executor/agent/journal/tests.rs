@@ -34,7 +34,8 @@ use crate::model::scripted::Scripted;
 use crate::model::server::{Call, Reply};
 use crate::model::wire::Wire;
 use crate::model::{
-    Error, ModelEvent, ModelProvider, ModelRequest, ModelStream, Providers, RetryPolicy, StopReason, ToolDefinition,
+    Caller, Error, ModelEvent, ModelProvider, ModelRequest, ModelStream, Providers, RetryPolicy, StopReason,
+    ToolDefinition,
 };
 
 /// Steps with tools before the answer, and the calls of each.
@@ -167,7 +168,8 @@ fn kept(env: &TestEnv, claimed: &Claimed, worker_id: WorkerId) -> Kept {
 async fn attempt(kept: &Kept, world: &Arc<World>, polls: usize) -> Option<TurnEnd> {
     let counting = Arc::new(Counting(Arc::clone(world), Scripted::built_in()));
     let providers = Providers::new([("count".to_owned(), counting as _)]);
-    let (retry, cancel) = (RetryPolicy::default(), CancellationToken::new());
+    let caller = Caller::alone(providers, RetryPolicy::default(), kept.clock.clone()).unwrap();
+    let cancel = CancellationToken::new();
     let work = async {
         let resume = kept.resume(false).await.unwrap();
         let turn = Turn {
@@ -181,8 +183,7 @@ async fn attempt(kept: &Kept, world: &Arc<World>, polls: usize) -> Option<TurnEn
             resume,
         };
         let context = native::Context {
-            providers: &providers,
-            retry: &retry,
+            caller: &caller,
             clock: &kept.clock,
             sink: &Deaf,
             journal: kept,

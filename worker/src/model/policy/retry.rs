@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::error::{Class, Error, Phase};
+use crate::model::error::{Class, Error, Phase};
 
 /// How a call that failed before its first token is tried again.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -41,6 +41,8 @@ impl RetryPolicy {
     /// `retries` were made already; `random` is in 0 to 1 and spreads the pause over its whole length (full jitter).
     pub fn pause(&self, retries: u32, error: &Error, random: f64) -> Option<Duration> {
         let is_worth_it = match (error.class(), error) {
+            // Nothing was tried.
+            (_, Error::Held { .. }) => false,
             (Class::Transient, _) => true,
             // Half a minute or more is gone already when the other two phases time out.
             (Class::Timeout, Error::Timeout { phase, .. }) => *phase == Phase::Connect,

@@ -1,0 +1,356 @@
+//! Budgets: what calls of models may still cost. The upper bound of each call is held before it is made, and given back
+//! in the statement that writes what it used ([`Store::insert_usage`]).
+//!
+//! # Invariants
+//! - What is spent and what is held are read in one statement, under a lock of the budget: together they never exceed it,
+//!   however many calls ask at once.
+//! - A hold is a row with an end, so that a call whose worker died holds nothing for ever.
+
+use std::time::Duration;
+
+use chrono::{DateTime, Datelike, NaiveDate, Utc};
+use serde::{Deserialize, Serialize};
+use sqlx::{PgConnection, Row};
+use uuid::Uuid;
+
+use super::row::{bigint, int};
+use super::usage::amount;
+use super::{Error, Store};
+use crate::ids::{JobId, TenantId};
+use crate::job::Job;
+use crate::money::Usd;
+
+/// How long a hold lasts when nobody settles it: longer than any call.
+const HOLD_TTL: Duration = Duration::from_hours(1);
+
+/// What may be spent; none is no limit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Amounts {
+    /// US dollars.
+    pub cost: Option<Usd>,
+    /// Tokens that models write.
+    pub output_tokens: Option<u64>,
+}
+
+impl Amounts {
+    /// Whether nothing is limited.
+    pub fn is_unlimited(&self) -> bool {
+        self.cost.is_none() && self.output_tokens.is_none()
+    }
+
+    /// What is left of these when so much is gone.
+    fn less(self, cost: Usd, output_tokens: u64) -> Self {
+        Self {
+            cost: self.cost.map(|limit| limit.saturating_sub(cost)),
+            output_tokens: self.output_tokens.map(|limit| limit.saturating_sub(output_tokens)),
+        }
+    }
+
+    /// The smaller of both in each.
+    fn min(self, other: Self) -> Self {
+        Self {
+            cost: self.cost.into_iter().chain(other.cost).min(),
+            output_tokens: self.output_tokens.into_iter().chain(other.output_tokens).min(),
+        }
+    }
+}
+
+/// How long a tenant's budget lasts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+pub enum Window {
+    /// A day of UTC.
+    Day,
+    /// A month of UTC.
+    Month,
+    /// For ever.
+    Total,
+}
+
+impl Window {
+    /// Its first day, when it is `now`.
+    pub fn began_on(self, now: DateTime<Utc>) -> NaiveDate {
+        let today = now.date_naive();
+        match self {
+            Self::Day => today,
+            Self::Month => today.with_day(1).unwrap_or(today),
+            Self::Total => NaiveDate::default(),
+        }
+    }
+
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Day => "day",
+            Self::Month => "month",
+            Self::Total => "total",
+        }
+    }
+}
+
+/// What all of a tenant's calls may spend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TenantBudget {
+    /// How much.
+    pub amounts: Amounts,
+    /// Within what time.
+    pub window: Window,
+}
+
+/// The upper bound of a call about to be made.
+#[derive(Clone, Copy, Debug)]
+pub struct Hold {
+    /// Names it.
+    pub id: Uuid,
+    /// What it costs at most.
+    pub cost: Usd,
+    /// What it writes at most, tokens.
+    pub output_tokens: u64,
+}
+
+/// The budgets that a call is held against.
+#[derive(Clone, Copy, Debug)]
+pub struct Budgets {
+    /// Of its job.
+    pub job: Amounts,
+    /// Of its tenant.
+    pub tenant: Option<TenantBudget>,
+}
+
+impl Store {
+    /// Holds a call's upper bound against its budgets. `fit` is told what is left and answers the hold that fits in it, or
+    /// `None` when none does; then nothing is held and what is left is the answer.
+    ///
+    /// # Errors
+    /// When Postgres is away: then nothing is held.
+    pub async fn hold_budget(
+        &self,
+        job: &Job,
+        budgets: Budgets,
+        now: DateTime<Utc>,
+        fit: impl FnOnce(Amounts) -> Option<Hold> + Send,
+    ) -> Result<Result<Hold, Amounts>, Error> {
+        self.within(async {
+            let mut tx = self.pool().begin().await?;
+            // A hold that is lost with Postgres's own crash is of a call that ends with this process's connection.
+            sqlx::query("set local synchronous_commit = off")
+                .execute(&mut *tx)
+                .await?;
+            let mut left = Amounts::default();
+            // The tenant's lock is taken first everywhere.
+            if let Some(tenant) = budgets.tenant {
+                left = left.min(left_of_tenant(&mut tx, job.tenant_id, tenant, now).await?);
+            }
+            if !budgets.job.is_unlimited() {
+                left = left.min(left_of_job(&mut tx, job, budgets.job, now).await?);
+            }
+            let Some(hold) = fit(left) else { return Ok(Err(left)) };
+            let expires_at = now + HOLD_TTL;
+            sqlx::query(
+                "insert into budget_holds (id, tenant_id, job_id, attempt, cost_usd, output_tokens, expires_at)
+                 values ($1, $2, $3, $4, $5::text::numeric, $6, $7)",
+            )
+            .bind(hold.id)
+            .bind(job.tenant_id)
+            .bind(job.id)
+            .bind(int(job.attempt))
+            .bind(hold.cost.to_string())
+            .bind(bigint(hold.output_tokens))
+            .bind(expires_at)
+            .execute(&mut *tx)
+            .await?;
+            tx.commit().await?;
+            Ok(Ok(hold))
+        })
+        .await
+    }
+
+    /// Gives a hold back whose call used nothing.
+    ///
+    /// # Errors
+    /// When Postgres is away: it ends by its time.
+    pub async fn release_budget(&self, id: Uuid) -> Result<(), Error> {
+        sqlx::query("delete from budget_holds where id = $1")
+            .bind(id)
+            .execute(self.pool())
+            .await?;
+        Ok(())
+    }
+
+    /// Deletes up to `limit` holds whose time is over; answers how many.
+    ///
+    /// # Errors
+    /// When Postgres is away.
+    pub async fn delete_budget_holds(&self, now: DateTime<Utc>, limit: u32) -> Result<u64, Error> {
+        let done = sqlx::query(
+            "delete from budget_holds where id in (select id from budget_holds where expires_at < $1 limit $2)",
+        )
+        .bind(now)
+        .bind(i64::from(limit))
+        .execute(self.pool())
+        .await?;
+        Ok(done.rows_affected())
+    }
+
+    /// The budget of a tenant.
+    ///
+    /// # Errors
+    /// When Postgres is away.
+    pub async fn tenant_budget(&self, id: TenantId) -> Result<Option<TenantBudget>, Error> {
+        let row = sqlx::query(
+            "select budget_cost_usd::text as cost, budget_output_tokens as output, budget_window from tenants
+             where id = $1 and budget_window is not null",
+        )
+        .bind(id)
+        .fetch_optional(self.pool())
+        .await?;
+        let Some(row) = row else { return Ok(None) };
+        let cost: Option<&str> = row.try_get("cost")?;
+        let output: Option<i64> = row.try_get("output")?;
+        Ok(Some(TenantBudget {
+            amounts: Amounts {
+                cost: cost.map(amount).transpose()?,
+                output_tokens: output.and_then(|n| u64::try_from(n).ok()),
+            },
+            window: match row.try_get::<&str, _>("budget_window")? {
+                "day" => Window::Day,
+                "month" => Window::Month,
+                _ => Window::Total,
+            },
+        }))
+    }
+
+    /// Sets the budget of a tenant, or removes it; answers false when there is no such tenant.
+    ///
+    /// # Errors
+    /// When Postgres is away.
+    pub async fn set_tenant_budget(&self, id: TenantId, budget: Option<TenantBudget>) -> Result<bool, Error> {
+        let budget = budget.filter(|budget| !budget.amounts.is_unlimited());
+        let done = sqlx::query(
+            "update tenants set budget_cost_usd = $2::text::numeric, budget_output_tokens = $3, budget_window = $4
+             where id = $1",
+        )
+        .bind(id)
+        .bind(
+            budget
+                .and_then(|budget| budget.amounts.cost)
+                .map(|cost| cost.to_string()),
+        )
+        .bind(budget.and_then(|budget| budget.amounts.output_tokens).map(bigint))
+        .bind(budget.map(|budget| budget.window.as_str()))
+        .execute(self.pool())
+        .await?;
+        Ok(done.rows_affected() == 1)
+    }
+
+    /// What a tenant has spent in the window that began on a day, as its budget counts.
+    ///
+    /// # Errors
+    /// When Postgres is away.
+    pub async fn tenant_spent(&self, id: TenantId, began_on: NaiveDate) -> Result<(Usd, u64), Error> {
+        let (cost, output): (String, i64) = sqlx::query_as(
+            "select coalesce(sum(cost_usd), 0)::text, coalesce(sum(output_tokens), 0)::bigint from usage
+             where tenant_id = $1 and at >= $2::timestamp at time zone 'UTC'",
+        )
+        .bind(id)
+        .bind(began_on)
+        .fetch_one(self.pool())
+        .await?;
+        Ok((amount(&cost)?, u64::try_from(output).unwrap_or(0)))
+    }
+}
+
+async fn lock(connection: &mut PgConnection, of: Uuid) -> Result<(), Error> {
+    sqlx::query("select pg_advisory_xact_lock(hashtextextended('budget:' || $1::text, 0))")
+        .bind(of)
+        .execute(connection)
+        .await?;
+    Ok(())
+}
+
+/// What is left of a job's budget. What an earlier attempt held is not counted: its worker is gone, and what it used, if
+/// anybody knows, is a fact by now.
+async fn left_of_job(
+    connection: &mut PgConnection,
+    job: &Job,
+    amounts: Amounts,
+    now: DateTime<Utc>,
+) -> Result<Amounts, Error> {
+    let JobId(id) = job.id;
+    lock(&mut *connection, id).await?;
+    let (cost, output): (String, i64) = sqlx::query_as(
+        "select sum(cost_usd)::text, sum(output_tokens)::bigint from (
+            select 0::numeric as cost_usd, 0::bigint as output_tokens
+            union all select coalesce(cost_usd, 0), output_tokens from usage where job_id = $1
+            union all select cost_usd, output_tokens from budget_holds
+            where job_id = $1 and attempt >= $2 and expires_at > $3
+         ) as all_of_it",
+    )
+    .bind(id)
+    .bind(int(job.attempt))
+    .bind(now)
+    .fetch_one(connection)
+    .await?;
+    Ok(amounts.less(amount(&cost)?, u64::try_from(output).unwrap_or(0)))
+}
+
+async fn left_of_tenant(
+    connection: &mut PgConnection,
+    tenant_id: TenantId,
+    budget: TenantBudget,
+    now: DateTime<Utc>,
+) -> Result<Amounts, Error> {
+    lock(&mut *connection, tenant_id.uuid()).await?;
+    let began_on = budget.window.began_on(now);
+    let spent: Option<(String, i64)> = left(&mut *connection, tenant_id, began_on, now).await?;
+    let (cost, output) = match spent {
+        Some(spent) => spent,
+        None => {
+            begin_window(&mut *connection, tenant_id, began_on).await?;
+            left(connection, tenant_id, began_on, now)
+                .await?
+                .ok_or_else(|| Error::Corrupt("a window that was begun is not there".to_owned()))?
+        }
+    };
+    Ok(budget.amounts.less(amount(&cost)?, u64::try_from(output).unwrap_or(0)))
+}
+
+/// What is spent and held in a window, in one statement; none when nobody has looked at the window yet.
+async fn left(
+    connection: &mut PgConnection,
+    tenant_id: TenantId,
+    began_on: NaiveDate,
+    now: DateTime<Utc>,
+) -> Result<Option<(String, i64)>, Error> {
+    Ok(sqlx::query_as(
+        "select (b.cost_usd + h.cost_usd)::text, (b.output_tokens + h.output_tokens)::bigint
+         from budgets b, (
+            select coalesce(sum(cost_usd), 0) as cost_usd, coalesce(sum(output_tokens), 0) as output_tokens
+            from budget_holds where tenant_id = $1 and expires_at > $3
+         ) h where b.tenant_id = $1 and b.began_on = $2",
+    )
+    .bind(tenant_id)
+    .bind(began_on)
+    .bind(now)
+    .fetch_optional(connection)
+    .await?)
+}
+
+/// Reckons what was spent in a window before anybody looked. The table is locked against inserts for that one statement:
+/// a fact that is committed meanwhile would be in neither.
+async fn begin_window(connection: &mut PgConnection, tenant_id: TenantId, began_on: NaiveDate) -> Result<(), Error> {
+    sqlx::query("lock table usage in share mode")
+        .execute(&mut *connection)
+        .await?;
+    sqlx::query(
+        "insert into budgets (tenant_id, began_on, cost_usd, output_tokens)
+         select $1, $2, coalesce(sum(cost_usd), 0), coalesce(sum(output_tokens), 0) from usage
+         where tenant_id = $1 and at >= $2::timestamp at time zone 'UTC'
+         on conflict do nothing",
+    )
+    .bind(tenant_id)
+    .bind(began_on)
+    .execute(connection)
+    .await?;
+    Ok(())
+}

@@ -1,0 +1,192 @@
+//! Budgets and the facts that they are reckoned from.
+
+use chrono::{DateTime, Duration, Utc};
+use common::job::Job;
+use common::message::Usage;
+use common::money::Usd;
+use common::store::Store;
+use common::store::budgets::{Amounts, Budgets, Hold, TenantBudget, Window};
+use common::store::usage::{By, Call};
+use common::testing::TestEnv;
+use sqlx::PgPool;
+use tokio::task::JoinSet;
+use uuid::Uuid;
+
+fn usd(text: &str) -> Usd {
+    text.parse().unwrap()
+}
+
+fn dollars(text: &str) -> Amounts {
+    Amounts {
+        cost: Some(usd(text)),
+        output_tokens: None,
+    }
+}
+
+fn of_job(amounts: Amounts) -> Budgets {
+    Budgets {
+        job: amounts,
+        tenant: None,
+    }
+}
+
+fn of_tenant(amounts: Amounts) -> Budgets {
+    Budgets {
+        job: Amounts::default(),
+        tenant: Some(TenantBudget {
+            amounts,
+            window: Window::Month,
+        }),
+    }
+}
+
+/// Holds so much, if it is left.
+async fn hold(store: &Store, job: &Job, budgets: Budgets, cost: &str, now: DateTime<Utc>) -> Result<Hold, Amounts> {
+    let cost = usd(cost);
+    let wanted = Hold {
+        id: Uuid::now_v7(),
+        cost,
+        output_tokens: 10,
+    };
+    let fit = |left: Amounts| {
+        let fits = left.cost.is_none_or(|left| left >= cost) && left.output_tokens.is_none_or(|left| left >= 10);
+        fits.then_some(wanted)
+    };
+    store.hold_budget(job, budgets, now, fit).await.unwrap()
+}
+
+fn used(call: u32, cost: &str, hold: Option<&Hold>, at: DateTime<Utc>) -> Call {
+    Call {
+        call,
+        provider: "anthropic".to_owned(),
+        model: "claude-x".to_owned(),
+        usage: Usage {
+            input_tokens: 100,
+            cached_input_tokens: 40,
+            cache_write_short_tokens: 20,
+            cache_write_long_tokens: 10,
+            output_tokens: 7,
+            reasoning_tokens: 3,
+            estimated: false,
+        },
+        cost: Some(usd(cost)),
+        price: Some("{}".to_owned()),
+        at,
+        hold: hold.map(|hold| hold.id),
+        window: Some(Window::Month.began_on(at)),
+    }
+}
+
+async fn job(env: &TestEnv) -> Job {
+    let job = env.noop();
+    env.insert(&job).await;
+    env.row(job.id).await
+}
+
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn a_thousand_calls_at_once_never_hold_more_than_there_is(pool: PgPool) {
+    let env = TestEnv::new(pool).await;
+    let (job, now) = (job(&env).await, env.clock.now());
+    for budgets in [of_job(dollars("1")), of_tenant(dollars("1"))] {
+        let mut asking = JoinSet::new();
+        for _ in 0..1_000 {
+            let (store, job) = (env.store.clone(), job.clone());
+            asking.spawn(async move { hold(&store, &job, budgets, "0.03", now).await });
+        }
+        let held: Vec<Hold> = asking.join_all().await.into_iter().flatten().collect();
+        assert_eq!(held.len(), 33);
+        for hold in held {
+            env.store.release_budget(hold.id).await.unwrap();
+        }
+    }
+}
+
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn what_was_used_takes_the_place_of_what_was_held(pool: PgPool) {
+    let env = TestEnv::new(pool).await;
+    let (job, now) = (job(&env).await, env.clock.now());
+    for (number, budgets) in [of_job(dollars("1")), of_tenant(dollars("1.2"))]
+        .into_iter()
+        .enumerate()
+    {
+        let number = u32::try_from(number).unwrap();
+        let first = hold(&env.store, &job, budgets, "0.9", now).await.unwrap();
+        let left = hold(&env.store, &job, budgets, "0.9", now).await.unwrap_err();
+        assert_eq!(left.cost, Some(usd("0.1")));
+        let call = used(number, "0.2", Some(&first), now);
+        env.store.insert_usage(&job, &call).await.unwrap();
+        env.store.insert_usage(&job, &call).await.unwrap();
+        let left = hold(&env.store, &job, budgets, "2", now).await.unwrap_err();
+        assert_eq!(left.cost, Some(usd("0.8")), "a repeated fact is one fact");
+    }
+}
+
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn a_window_counts_what_was_spent_before_the_budget_was_set_and_not_what_was_before_it(pool: PgPool) {
+    let env = TestEnv::new(pool).await;
+    let (job, now) = (job(&env).await, env.clock.now());
+    env.store.insert_usage(&job, &used(0, "0.25", None, now)).await.unwrap();
+    env.store
+        .insert_usage(&job, &used(1, "5", None, now - Duration::days(40)))
+        .await
+        .unwrap();
+    let left = hold(&env.store, &job, of_tenant(dollars("1")), "2", now)
+        .await
+        .unwrap_err();
+    assert_eq!(left.cost, Some(usd("0.75")));
+    let next_month = now + Duration::days(32);
+    let left = hold(&env.store, &job, of_tenant(dollars("1")), "2", next_month).await;
+    assert_eq!(left.unwrap_err().cost, Some(usd("1")));
+}
+
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn a_hold_ends_by_its_time_and_one_of_an_earlier_attempt_counts_no_more(pool: PgPool) {
+    let env = TestEnv::new(pool).await;
+    let (mut job, now) = (job(&env).await, env.clock.now());
+    let budgets = of_job(dollars("1"));
+    job.attempt = 1;
+    hold(&env.store, &job, budgets, "1", now).await.unwrap();
+    assert!(hold(&env.store, &job, budgets, "1", now).await.is_err());
+    job.attempt = 2;
+    hold(&env.store, &job, budgets, "1", now).await.unwrap();
+    assert!(hold(&env.store, &job, budgets, "1", now).await.is_err());
+    let later = now + Duration::hours(2);
+    hold(&env.store, &job, budgets, "1", later).await.unwrap();
+    assert_eq!(env.store.delete_budget_holds(later, 100).await.unwrap(), 2);
+}
+
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn usage_adds_up_by_everything_that_is_asked(pool: PgPool) {
+    let env = TestEnv::new(pool).await;
+    let (job, now) = (job(&env).await, env.clock.now());
+    let unpriced = Call {
+        cost: None,
+        price: None,
+        model: "nobody-knows".to_owned(),
+        ..used(1, "0", None, now)
+    };
+    env.store.insert_usage(&job, &used(0, "0.5", None, now)).await.unwrap();
+    env.store.insert_usage(&job, &unpriced).await.unwrap();
+    let times = (now - Duration::hours(1), now + Duration::hours(1));
+    let by = |by| env.store.usage_by(Some(job.tenant_id), times, by);
+    let models = by(By::Model).await.unwrap();
+    let keys: Vec<_> = models.iter().filter_map(|(key, _)| key.as_deref()).collect();
+    assert_eq!(keys, ["anthropic/claude-x", "anthropic/nobody-knows"]);
+    for one in [By::Tenant, By::User, By::Agent, By::Day] {
+        let groups = by(one).await.unwrap();
+        assert_eq!(groups.len(), 1, "{one:?}");
+        let total = &groups[0].1;
+        assert_eq!((total.calls, total.unpriced_calls, total.estimated_calls), (2, 1, 0));
+        assert_eq!(
+            (total.input_tokens, total.cached_input_tokens, total.cache_write_tokens),
+            (200, 80, 60)
+        );
+        assert_eq!(
+            (total.output_tokens, total.reasoning_tokens, total.cost),
+            (14, 6, usd("0.5"))
+        );
+    }
+    assert_eq!(env.store.usage_by(None, (now, now), By::Day).await.unwrap(), []);
+    let of_jobs = env.store.usage_of_jobs(&[job.id]).await.unwrap();
+    assert_eq!(of_jobs[&job.id].calls, 2);
+}

@@ -1,0 +1,86 @@
+//! The books of a worker: what every attempt's [`Ledger`] is opened with.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use common::agent::Budget;
+use common::clock::Clock;
+use common::ids::TenantId;
+use common::job::Job;
+use common::store::Store;
+use common::store::budgets::{Amounts, TenantBudget};
+use tokio::time::Instant;
+
+use super::ledger::Ledger;
+use super::price::Prices;
+use super::{Error, Settings};
+
+/// How long a tenant's budget is believed to be what it was: reading it is a round trip before each turn.
+const BELIEVED: Duration = Duration::from_secs(5);
+
+/// Tenants that are remembered; all are forgotten when there are more.
+const TENANTS_MAX: usize = 10_000;
+
+/// The books. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Books {
+    store: Store,
+    prices: Arc<Prices>,
+    tenants: Arc<Mutex<HashMap<TenantId, (Instant, Option<TenantBudget>)>>>,
+}
+
+impl Books {
+    /// Books with the prices that settings name.
+    ///
+    /// # Errors
+    /// [`Error::Settings`] when the file of prices is wrong.
+    pub fn open(settings: &Settings, store: Store) -> Result<Self, Error> {
+        let file = settings.prices.as_deref().filter(|file| !file.as_os_str().is_empty());
+        Ok(Self {
+            store,
+            prices: Arc::new(Prices::open(file)?),
+            tenants: Arc::default(),
+        })
+    }
+
+    /// The books of an attempt whose agent has this budget.
+    ///
+    /// # Errors
+    /// [`Error::Books`] when Postgres does not say what the tenant may spend.
+    pub async fn ledger(&self, job: &Job, budget: &Budget, clock: &Clock) -> Result<Ledger, Error> {
+        let of_job = Amounts {
+            // What an agent's definition says was validated when it was saved.
+            cost: budget.max_cost_usd.as_deref().and_then(|text| text.parse().ok()),
+            output_tokens: budget.max_output_tokens,
+        };
+        let tenant = self.tenant(job.tenant_id).await?;
+        let basis = (Arc::clone(&self.prices), clock.clone());
+        Ok(Ledger::begin(basis, self.store.clone(), job.clone(), of_job, tenant))
+    }
+
+    async fn tenant(&self, id: TenantId) -> Result<Option<TenantBudget>, Error> {
+        let known = self
+            .tenants
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(&id)
+            .copied();
+        if let Some((at, budget)) = known
+            && at.elapsed() < BELIEVED
+        {
+            return Ok(budget);
+        }
+        let budget = self
+            .store
+            .tenant_budget(id)
+            .await
+            .map_err(|error| Error::Books(Box::new(error)))?;
+        let mut tenants = self.tenants.lock().unwrap_or_else(PoisonError::into_inner);
+        if tenants.len() >= TENANTS_MAX {
+            tenants.clear();
+        }
+        tenants.insert(id, (Instant::now(), budget));
+        Ok(budget)
+    }
+}
