@@ -10,7 +10,7 @@
 #
 # DOCKER_HOST            the engine
 # HOTHOUSE_CACHE         where finished roots are kept (default .hothouse/cache)
-# HOTHOUSE_ENVIRONMENTS  where NAME.toml is looked for (default environments)
+# HOTHOUSE_ENVIRONMENTS  where NAME.toml is looked for before environments/
 # HOTHOUSE_BASE          "pull" or "debootstrap" to try only that way
 set -euo pipefail
 
@@ -141,8 +141,51 @@ pull_base() {
     docker image inspect "$base" >/dev/null 2>&1 || timeout 20 docker pull --quiet "$base" >/dev/null 2>&1
 }
 
+# Puts packages on top of another environment's root. What the build needs of this host is lent to the container and
+# not copied: its certificates, and its mirrors where the root has none of its own.
+extend_root() {
+    local inside=/run/hothouse-build lent=()
+    work=$(mktemp -d "$cache/extend.XXXXXX")
+    cp "$images/provision.sh" "$images/run-typescript" "$work/"
+    # In a file, since the variables of a container stay in its image.
+    printf "export SYSTEM='%s' PIP='%s' NPM='%s'\n" "$system" "$pip" "$npm" >"$work/env"
+    local certificates=${SSL_CERT_FILE:-/etc/ssl/certs/ca-certificates.crt}
+    if [ -r "$certificates" ]; then
+        cp -L "$certificates" "$work/certificates.pem"
+        for variable in SSL_CERT_FILE CURL_CA_BUNDLE REQUESTS_CA_BUNDLE PIP_CERT NODE_EXTRA_CA_CERTS; do
+            echo "export $variable=$inside/certificates.pem" >>"$work/env"
+        done
+    fi
+    local has_mirrors='grep -qrs . /etc/apt/sources.list /etc/apt/sources.list.d'
+    if command -v apt-get >/dev/null &&
+        ! docker run --rm --network none --entrypoint sh "$from_tag" -c "$has_mirrors"; then
+        # shellcheck source=/dev/null
+        . /etc/os-release
+        apt_sources | awk -F'|' '{print "deb", $1, $2, $3}' >"$work/sources.list"
+        printf 'Acquire::https::CAInfo "%s/certificates.pem";\n' "$inside" >"$work/apt.conf"
+        echo "export APT_CONFIG=$inside/apt.conf" >>"$work/env"
+        lent=(--volume "$work/sources.list:/etc/apt/sources.list:ro")
+    fi
+    say "packages on $from_tag"
+    local container
+    # The pages' folder is gone from the root, and some packages fail to set themselves up without it.
+    container=$(docker create --network host --user 0 --volume "$work:$inside:ro" "${lent[@]}" \
+        --entrypoint sh "$from_tag" -c "mkdir -p /usr/share/man/man1 && . $inside/env && exec sh $inside/provision.sh")
+    if ! docker start --attach "$container" >"$work/log" 2>&1; then
+        docker rm --force "$container" >/dev/null
+        die "the packages do not install: $(tail -n 20 "$work/log")"
+    fi
+    docker commit "$container" "$root_tag" >/dev/null
+    docker rm --force "$container" >/dev/null
+    rm -rf "$work"
+}
+
 make_root() {
     if docker image inspect "$root_tag" >/dev/null 2>&1; then
+        return
+    fi
+    if [ -n "$from" ]; then
+        extend_root
         return
     fi
     if [ -s "$kept" ]; then
@@ -180,7 +223,12 @@ make_image() {
 }
 name=$1
 init=${2:-}
-toml=${HOTHOUSE_ENVIRONMENTS:-$repository/environments}/$name.toml
+# The folder of an environment's file: that of one's own, else the one that comes with Hothouse.
+environment_folder() {
+    local own=${HOTHOUSE_ENVIRONMENTS:-$repository/environments}
+    if [ -r "$own/$1.toml" ]; then echo "$own"; else echo "$repository/environments"; fi
+}
+toml=$(environment_folder "$name")/$name.toml
 [ -r "$toml" ] || die "there is no environment $name: $toml is missing"
 [ -z "$init" ] || [ -x "$init" ] || die "the init $init is missing: build it first"
 docker version >/dev/null 2>&1 || die "no Docker engine answers at ${DOCKER_HOST:-the default address}"
@@ -190,10 +238,14 @@ trap '[ -z "$work" ] || rm -rf --one-file-system "$work"' EXIT
 
 base=$(packages base | xargs)
 base=${base:-debian:bookworm-slim}
+from=$(packages from | xargs)
+from_tag=
+# The root below, built first when it is not there; its tag is part of what this one is made of.
+[ -z "$from" ] || from_tag=$(HOTHOUSE_ENVIRONMENTS=$(environment_folder "$from") "$0" "$from" | tail -n 1)
 system=$(packages system | xargs)
 pip=$(packages pip | xargs)
 npm=$(packages npm | xargs)
-root_hash=$( (echo "$base|$system|$pip|$npm" && cat "$images"/{provision.sh,run-typescript}) | sha256sum | cut -c1-16)
+root_hash=$( (echo "${from_tag:-$base}|$system|$pip|$npm" && cat "$images"/{provision.sh,run-typescript}) | sha256sum | cut -c1-16)
 root_tag=hothouse/$name-root:$root_hash
 kept=$cache/$name-root-$root_hash.tar
 # Two builds of one root at once would do the work twice.

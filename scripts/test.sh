@@ -73,7 +73,9 @@ if [ -z "${HOTHOUSE_TEST_IMAGE:-}" ]; then
     (
         export DOCKER_HOST=$HOTHOUSE_TEST_DOCKER_HOST
         scripts/image.sh default
+        scripts/image.sh claude-code
         until [ -s "$state/init" ]; do sleep 0.2; done
+        scripts/image.sh claude-code "$(cat "$state/init")" >/dev/null
         scripts/image.sh default "$(cat "$state/init")"
     ) >"$state/image" 2>"$state/image.log" </dev/null 9>&- &
     image=$!
