@@ -215,10 +215,10 @@ impl AgentDefinition {
                 "/command",
                 "contains NUL, which an argument cannot hold",
             )),
-            Harness::Chat | Harness::Native if self.command.is_some() => {
+            Harness::Chat | Harness::Native | Harness::ClaudeCode if self.command.is_some() => {
                 Some(InvalidField::new("/command", "needs harness command"))
             }
-            Harness::Chat | Harness::Native if self.models.is_empty() => {
+            Harness::Chat | Harness::Native | Harness::ClaudeCode if self.models.is_empty() => {
                 Some(InvalidField::new("/models", "names at least one model"))
             }
             _ => None,

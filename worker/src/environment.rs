@@ -23,6 +23,9 @@ const BUILT_IN: &str = include_str!("../../environments/default.toml");
 /// The name of the environment of jobs that name none.
 pub const DEFAULT: &str = "default";
 
+/// The name of the environment that has the Claude Code command line.
+pub const CLAUDE_CODE: &str = "claude-code";
+
 /// One environment.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -16,6 +16,11 @@ use crate::sandbox::{self, Sandbox};
 pub(super) struct Stopped(pub(super) Stop);
 
 impl Stopped {
+    /// Whether the attempt belongs to somebody else by now.
+    pub(super) fn is_lost(self) -> bool {
+        matches!(self.0, Stop::Lost)
+    }
+
     /// How the attempt ends then.
     pub(super) fn ended(self) -> Ended {
         let outcome = match self.0 {

@@ -102,6 +102,17 @@ impl Gateway {
         &self.token
     }
 
+    /// The first model whose provider speaks Anthropic Messages.
+    pub fn anthropic_model(&self) -> Option<&ModelName> {
+        self.terms.models.iter().find(|name| self.speaks(name, Wire::Anthropic))
+    }
+
+    fn speaks(&self, name: &ModelName, wire: Wire) -> bool {
+        // Of one that is not set up the error says so.
+        let provider = self.terms.caller.providers.of(name);
+        provider.map_or(true, |provider| provider.wire().is_none_or(|theirs| theirs == wire))
+    }
+
     /// What all calls so far used.
     pub fn usage(&self) -> Usage {
         self.account.total()
@@ -235,10 +246,7 @@ impl Gateway {
         } else {
             Wire::Anthropic
         };
-        let speaks = |name: &&ModelName| {
-            let provider = self.terms.caller.providers.of(name);
-            provider.map_or(true, |provider| provider.wire().is_none_or(|theirs| theirs == wire))
-        };
+        let speaks = |name: &&ModelName| self.speaks(name, wire);
         let is_it = |name: &ModelName| name.model() == asked || name.to_string() == asked;
         let Some(at) = listed.iter().position(|name| is_it(name) && speaks(&name)) else {
             let names: Vec<String> = listed.iter().map(ToString::to_string).collect();

@@ -37,7 +37,7 @@ async fn bench(pool: &PgPool) -> (Bench, ConversationId) {
     (bench, talk)
 }
 
-async fn conversation(bench: &Bench, pool: &PgPool) -> ConversationId {
+pub(crate) async fn conversation(bench: &Bench, pool: &PgPool) -> ConversationId {
     let env = &bench.env;
     sqlx::query("insert into tenants (id, name, created_at) values ($1, $2, now()) on conflict do nothing")
         .bind(env.tenant_id)
@@ -65,7 +65,7 @@ async fn conversation(bench: &Bench, pool: &PgPool) -> ConversationId {
 }
 
 /// A turn in which an agent runs a script.
-async fn turn_of(
+pub(crate) async fn turn_of(
     bench: &Bench,
     talk: ConversationId,
     agent: &AgentDefinition,

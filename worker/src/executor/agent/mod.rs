@@ -110,7 +110,7 @@ fn unreadable(error: &serde_json::Error) -> Ended {
 
 /// Answers with an agent whose programs work on the files of `owner`.
 async fn answer(context: Context, agent: AgentDefinition, history: Vec<Message>, owner: Option<Owner>) -> Ended {
-    if agent.harness == Harness::Command {
+    if matches!(agent.harness, Harness::Command | Harness::ClaudeCode) {
         return Box::pin(program::answer(context, agent, history, owner)).await;
     }
     let models: Result<Vec<ModelName>, _> = agent.models.iter().map(|name| name.parse()).collect();

@@ -6,14 +6,14 @@ use common::agent::AgentDefinition;
 use common::job::event::EventBody;
 use common::job::{Failure, FailureCode};
 
-use super::super::exec::Broken;
+use super::super::exec::{Broken, outcome};
 use super::super::text::Decoder;
 use super::Done;
 use super::place::Place;
 use super::protocol::Answer;
 use super::transcript::Transcript;
 use crate::events::Say;
-use crate::sandbox::{self, Channel, Input, Output, RunSpec};
+use crate::sandbox::{Channel, Input, Output, RunSpec};
 
 /// What stands for the prompt among a command's arguments.
 const PROMPT: &str = "{prompt}";
@@ -41,22 +41,8 @@ pub(super) async fn run(
         keep_bytes: None,
         ..RunSpec::new(argv)
     };
-    let mut running = match place.sandbox().run(spec).await {
-        Ok(running) => running,
-        Err(error @ (sandbox::Error::Refused(_) | sandbox::Error::TooLarge { .. })) if !error.is_transient() => {
-            return Err(Failure::new(
-                FailureCode::InvalidInput,
-                format!("the command does not start: {error}"),
-            )
-            .into());
-        }
-        Err(error) => return Err(error.into()),
-    };
+    let mut running = place.start(spec).await?;
     let events = &place.context.events;
-    events.say(EventBody::Status {
-        phase: "running".to_owned(),
-        detail: None,
-    });
     let (mut answer, mut complaints) = (Answer::default(), Decoder::default());
     while let Some(output) = running.next().await {
         match output {
@@ -71,9 +57,16 @@ pub(super) async fn run(
     }
     stderr(complaints.finish(), events);
     answer.finish(transcript, events);
+    let exit = running.wait().await?;
+    let complaint = answer.complaint();
+    let failure = outcome::failure(&exit, place.context.job.timeout_ms).map(|failure| match complaint {
+        Some(complaint) => Failure::new(failure.code, format!("{}: {complaint}", failure.message)),
+        None => failure,
+    });
     Ok(Done {
-        exit: running.wait().await?,
-        complaint: answer.complaint(),
+        exit,
+        failure,
+        steps: 0,
     })
 }
 

@@ -1,4 +1,4 @@
-//! Agents that are programs: `command`, any program that reads a prompt and prints an answer.
+//! Agents that are programs: `command`, any program that reads a prompt and prints an answer, and `claude_code`.
 //!
 //! The program runs in its environment's sandbox as an `exec` job's does, with the agent's way out. What it prints
 //! becomes the turn's events and messages; how it ends is how the attempt ends. It reaches the agent's models through the
@@ -9,6 +9,7 @@
 //!   it together is bounded.
 //! - A turn that is stopped keeps what was said before; its processes are dead before the attempt settles.
 
+mod claude;
 mod command;
 mod lines;
 mod place;
@@ -18,15 +19,16 @@ mod transcript;
 use std::sync::Arc;
 use std::time::Instant;
 
-use common::agent::AgentDefinition;
+use common::agent::{AgentDefinition, Harness};
 use common::job::decision::Outcome;
 use common::job::{Failure, FailureCode, Usage};
 use common::message::{Message, Role};
 use common::money::Usd;
 use common::workspace::Owner;
 use serde_json::json;
+use tokio_util::sync::CancellationToken;
 
-use super::exec::{Broken, outcome};
+use super::exec::Broken;
 use super::keeper::Keeper;
 use super::native::EventSink;
 use super::way_out::WayOut;
@@ -70,7 +72,7 @@ pub(super) async fn answer(
     let used = gateway.usage();
     let spent = gateway.spent().await;
     let mut ended = match done {
-        Ok(done) => finished(done, transcript, context.job.timeout_ms),
+        Ok(done) => finished(done, transcript),
         Err(Broken::Stopped(stopped)) => Ended {
             messages: transcript.finish(Some("cancelled")).0,
             ..stopped.ended()
@@ -112,10 +114,13 @@ async fn terms(context: &Context, agent: &AgentDefinition) -> Result<Terms, Fail
     })
 }
 
-/// How a program ended, and what it said of that itself.
+/// How a program ended.
 struct Done {
     exit: Exit,
-    complaint: Option<String>,
+    /// What that means for the turn; none when it did well.
+    failure: Option<Failure>,
+    /// Calls of a model, as the program counts them; 0 when it does not.
+    steps: u64,
 }
 
 async fn attempt(
@@ -124,9 +129,13 @@ async fn attempt(
     (agent, history): (&AgentDefinition, &[Message]),
     transcript: &mut Transcript<'_>,
 ) -> Result<Done, Broken> {
+    let stop = CancellationToken::new();
     let work = async {
         place.put_turn(agent, history).await?;
-        command::run(place, agent, &prompt(history), transcript).await
+        match agent.harness {
+            Harness::ClaudeCode => claude::run(place, (agent, history), transcript, &stop).await,
+            _ => command::run(place, agent, &prompt(history), transcript).await,
+        }
     };
     let doors = place.doors;
     let open = doors
@@ -138,7 +147,18 @@ async fn attempt(
             never = open => match never {},
         }
     };
-    keeper.keep(place.sandbox(), work).await.map_err(Broken::Stopped)?
+    tokio::pin!(work);
+    match keeper.keep(place.sandbox(), &mut work).await {
+        Ok(done) => done,
+        Err(stopped) => {
+            // It may say its last words, so that its own transcript ends well; then it is killed.
+            if agent.harness == Harness::ClaudeCode && !stopped.is_lost() {
+                stop.cancel();
+                drop(tokio::time::timeout(claude::INTERRUPT_MAX, work).await);
+            }
+            Err(Broken::Stopped(stopped))
+        }
+    }
 }
 
 /// What the user said last.
@@ -147,15 +167,12 @@ fn prompt(history: &[Message]) -> String {
     last.map(Message::text).unwrap_or_default()
 }
 
-fn finished(done: Done, transcript: Transcript<'_>, timeout_ms: u64) -> Ended {
-    let Done { exit, complaint } = done;
-    let failure = outcome::failure(&exit, timeout_ms).map(|failure| match complaint {
-        Some(complaint) => Failure::new(failure.code, format!("{}: {complaint}", failure.message)),
-        None => failure,
-    });
+fn finished(done: Done, transcript: Transcript<'_>) -> Ended {
+    let Done { exit, failure, steps } = done;
     let (messages, text) = transcript.finish(failure.as_ref().map(|failure| failure.message.as_str()));
     let duration_ms = u64::try_from(exit.wall.as_millis()).unwrap_or(u64::MAX);
-    let result = json!({"text": text, "exit_code": exit.code, "signal": exit.signal, "duration_ms": duration_ms});
+    let result = json!({"text": text, "steps": steps, "exit_code": exit.code, "signal": exit.signal,
+        "duration_ms": duration_ms});
     let outcome = failure.map_or(Outcome::Succeeded, |failure| Outcome::Failed {
         failure,
         retry_after: None,

@@ -1,6 +1,7 @@
 //! Where an agent's program runs: a sandbox, what it finds there, and what it may reach.
 
-use common::agent::AgentDefinition;
+use common::agent::{AgentDefinition, Harness};
+use common::job::event::EventBody;
 use common::job::{Failure, FailureCode};
 use common::message::Message;
 use common::workspace::Owner;
@@ -13,8 +14,9 @@ use super::super::keeper::Keeper;
 use super::super::way_out;
 use super::Doors;
 use crate::egress::Policy;
-use crate::environment::Environment;
-use crate::sandbox::{Input, RunSpec, Sandbox};
+use crate::environment::{self, Environment};
+use crate::events::Say;
+use crate::sandbox::{self, Input, RunSpec, Running, Sandbox};
 
 /// Where a program finds the whole conversation and its instructions; beside the workspace, which is the user's.
 const TURN_FILE: &str = "/tmp/.hothouse-turn.json";
@@ -36,7 +38,11 @@ impl<'a> Place<'a> {
         agent: &AgentDefinition,
         owner: Option<Owner>,
     ) -> Result<Self, Broken> {
-        let name = agent.environment.as_str();
+        let name = match agent.harness {
+            // The default has no command line; one that has it is named the same everywhere.
+            Harness::ClaudeCode if agent.environment == environment::DEFAULT => environment::CLAUDE_CODE,
+            _ => agent.environment.as_str(),
+        };
         let Some(environment) = context.machine.environments.get(name) else {
             return Err(Failure::new(FailureCode::InvalidInput, format!("there is no environment {name:?}")).into());
         };
@@ -93,6 +99,23 @@ impl<'a> Place<'a> {
         }
         let message = "the conversation does not fit into the sandbox's /tmp";
         Err(Failure::new(FailureCode::DiskFull, message).into())
+    }
+
+    /// Starts a program of the agent.
+    pub(super) async fn start(&self, spec: RunSpec) -> Result<Running, Broken> {
+        let running = match self.sandbox().run(spec).await {
+            Ok(running) => running,
+            Err(error @ (sandbox::Error::Refused(_) | sandbox::Error::TooLarge { .. })) if !error.is_transient() => {
+                let message = format!("the program does not start: {error}");
+                return Err(Failure::new(FailureCode::InvalidInput, message).into());
+            }
+            Err(error) => return Err(error.into()),
+        };
+        self.context.events.say(EventBody::Status {
+            phase: "running".to_owned(),
+            detail: None,
+        });
+        Ok(running)
     }
 
     /// Leaves the sandbox.

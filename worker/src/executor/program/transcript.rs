@@ -138,6 +138,11 @@ impl<'a> Transcript<'a> {
         });
     }
 
+    /// Something that a person may want to know.
+    pub(super) fn status(&self, phase: &str, detail: &str) {
+        self.sink.status(phase, Some(detail));
+    }
+
     /// The messages, and the text of the last answer. `note` says why it ended, when it did not end well.
     pub(super) fn finish(mut self, note: Option<&str>) -> (Vec<Message>, String) {
         if self.dropped > 0 {

@@ -37,7 +37,14 @@ pub fn read(wire: Wire, body: &[u8]) -> Result<Asked, String> {
     match wire {
         Wire::Anthropic => {
             request.system = text_of(&body["system"]);
-            request.messages = messages.iter().map(anthropic).collect::<Result<_, _>>()?;
+            for message in messages {
+                // Instructions in the middle of a conversation, as newer clients send them.
+                if message["role"] == "system" {
+                    request.system = format!("{}\n{}", request.system, text_of(&message["content"]));
+                } else {
+                    request.messages.push(anthropic(message)?);
+                }
+            }
         }
         Wire::OpenAi => openai(messages, &mut request)?,
     }
