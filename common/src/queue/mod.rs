@@ -11,7 +11,7 @@
 //! | `b:<lane>:<tenant>` | sorted set: a tenant's backlog in a lane |
 //! | `p:<lane>:<tenant>` | sorted set: those of its jobs that wait at a gate |
 //! | `ring:<lane>`, `left:<lane>` | tenants by virtual time: those with a backlog, and those that left it ahead of the others |
-//! | `vt` | hash: the present virtual time of each lane, and of the lanes among each other |
+//! | `vt` | hash: the present virtual time of each lane, and of the lanes among each other; arrivals in each lane (`<lane>#`) |
 //! | `leases` | sorted set: job → when its lease passes, ms |
 //! | `limits` | hash: gate → limit of places, limit of starts, paused until; what operators set |
 //! | `h:<gate>`, `s:<gate>`, `w:<gate>` | set of jobs that hold a place, list of the last starts, sorted set of who waits |

@@ -79,6 +79,25 @@ async fn one_job_does_not_wait_behind_the_backlog_of_another_tenant(pool: PgPool
 }
 
 #[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn one_job_does_not_wait_for_the_first_round_of_many_tenants(pool: PgPool) {
+    let env = TestEnv::new(pool).await;
+    for _ in 0..200 {
+        fill(&env, TenantId::new(), 3, 5).await;
+    }
+    let worker = env.worker();
+    assert_eq!(worker.take(&light(20)).await.unwrap().len(), 20);
+    let singles = [TenantId::new(), TenantId::new(), TenantId::new()];
+    for single in singles {
+        fill(&env, single, 1, 5).await;
+    }
+    for (number, single) in singles.into_iter().enumerate() {
+        assert_eq!(backlog(&env, single).await, 1, "those that come later wait for {number}");
+        assert_eq!(worker.take(&light(1)).await.unwrap().len(), 1);
+        assert_eq!(backlog(&env, single).await, 0, "{number} is next");
+    }
+}
+
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
 async fn equal_tenants_get_equal_shares_of_any_backlog(pool: PgPool) {
     let env = TestEnv::new(pool).await;
     let (large, small) = (TenantId::new(), TenantId::new());

@@ -34,12 +34,15 @@ local function wake() redis.call('XADD', R .. 'wake', 'MAXLEN', 1, '*', 'w', '1'
 local function exactly(number) return string.format('%.17g', number) end
 
 -- Puts a tenant into the lane's ring, just before the lane's present virtual time, so that somebody who has been away
--- does not wait for a round of all others; but not before its own time when it left, so that leaving gains nothing. One
--- that waits at its own gate stays there.
+-- does not wait for a round of all others; but not before its own time when it left, so that leaving gains nothing.
+-- Those who enter at the same time, or while nothing has been released yet, do so in the order of their arrival. One that
+-- waits at its own gate stays there.
 local function enter(lane, tenant)
   local ring = R .. 'ring:' .. lane
   if redis.call('ZSCORE', ring, tenant) or redis.call('SISMEMBER', R .. 'w:t:' .. tenant, lane) == 1 then return end
-  local at = tonumber(redis.call('HGET', R .. 'vt', lane) or 0) - 0.0001
+  local present = redis.call('HGET', R .. 'vt', lane)
+  local arrival = redis.call('HINCRBY', R .. 'vt', lane .. '#', 1) % 50000
+  local at = tonumber(present or 0) - (present and 1e-4 or 0) + arrival * 1e-9
   at = math.max(at, tonumber(redis.call('ZSCORE', R .. 'left:' .. lane, tenant) or at))
   redis.call('ZADD', ring, exactly(at), tenant)
   redis.call('ZADD', R .. 'lanes', 'NX', redis.call('HGET', R .. 'vt', '*') or '0', lane)

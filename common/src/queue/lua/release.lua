@@ -83,7 +83,7 @@ local function close_lane(lane, present)
     redis.call('ZADD', R .. 'lanes', exactly(lane.at), lane.name)
     redis.call('ZREMRANGEBYSCORE', R .. 'left:' .. lane.name, '-inf', exactly(lane.present))
   else
-    redis.call('HDEL', R .. 'vt', lane.name)
+    redis.call('HDEL', R .. 'vt', lane.name, lane.name .. '#')
     redis.call('DEL', R .. 'left:' .. lane.name)
     redis.call('ZREM', R .. 'lanes', lane.name)
     if redis.call('EXISTS', R .. 'lanes') == 0 then redis.call('DEL', R .. 'vt') end
