@@ -47,6 +47,9 @@ enum Command {
     /// List, save and run agents
     #[command(alias = "agent")]
     Agents(commands::agents::Args),
+    /// List and answer what agents ask before they run a tool
+    #[command(alias = "approval")]
+    Approvals(commands::approvals::Args),
     /// List, save, fire and carry schedules
     #[command(alias = "schedule")]
     Schedules(commands::schedules::Args),
@@ -117,6 +120,7 @@ async fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Cancel(args) => commands::cancel::run(args, globals).await,
         Command::Chat(args) => commands::chat::run(args, globals).await,
         Command::Agents(args) => commands::agents::run(args, globals).await,
+        Command::Approvals(args) => commands::approvals::run(args, globals).await,
         Command::Queues(args) => commands::queues::run(args, globals).await,
         Command::Workers(args) => commands::workers::run(args, globals).await,
         Command::Tenants(args) => commands::tenants::run(args, globals).await,

@@ -449,3 +449,57 @@ async fn nobody_answers_for_ever_and_nobody_answers_a_job_that_has_ended(pool: P
         2
     );
 }
+
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn a_conversation_becomes_an_agent_and_its_versions_are_compared(pool: PgPool) {
+    let api = Api::start(pool).await;
+    let path = begun(&api).await;
+    talk(&api, &path, "answer in rhymes", "of course").await;
+    let draft = api
+        .post(&format!("{path}/agent"), json!({"dry_run": true}))
+        .await
+        .expect(200);
+    assert!(
+        draft["instructions"].as_str().unwrap().contains("- answer in rhymes"),
+        "{draft}"
+    );
+    assert_eq!(
+        (&draft["harness"], &draft["name"]),
+        (&json!("chat"), &json!("answer in rhymes"))
+    );
+    assert_eq!(api.get("/agents").await.expect(200)["data"], json!([]));
+    let agent = api
+        .post(&format!("{path}/agent"), json!({"name": "poet"}))
+        .await
+        .expect(201);
+    let at = format!("/agents/{}", agent["id"].as_str().unwrap());
+    api.patch(&at, json!({"instructions": "Rhyme.", "max_steps": 3}))
+        .await
+        .expect(200);
+    let diff = api.get(&format!("{at}/versions/1/diff/2")).await.expect(200);
+    let fields: Vec<&Value> = diff["changes"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|change| &change["field"])
+        .collect();
+    assert_eq!(fields, ["instructions", "max_steps"]);
+    assert_eq!(
+        diff["changes"][0]["lines"].as_array().unwrap().last().unwrap(),
+        "+Rhyme."
+    );
+    api.get(&format!("{at}/versions/1/diff/9"))
+        .await
+        .is_problem(404, "not_found");
+    api.get(&format!("{at}/versions/x/diff/1"))
+        .await
+        .is_problem(404, "not_found");
+    // A tool that asks is written as it was given, and an odd one is named.
+    let tools = json!(["bash", {"name": "python", "policy": "ask", "deadline": "2h"}]);
+    let saved = json!({"name": "careful", "models": ["scripted/demo"], "tools": tools});
+    assert_eq!(api.post("/agents", saved).await.expect(201)["tools"], tools);
+    let odd = json!({"name": "odd", "models": ["scripted/demo"], "tools": [{"name": "telnet", "policy": "ask", "deadline": "0s"}]});
+    let refused = api.post("/agents", odd).await;
+    refused.is_problem(422, "invalid_request");
+    assert_eq!(refused.places(), ["/tools/0/deadline", "/tools/0"]);
+}

@@ -34,6 +34,35 @@ enum Action {
         #[arg(value_name = "FILE")]
         file: PathBuf,
     },
+    /// List the versions of an agent
+    Versions {
+        #[arg(value_name = "AGENT")]
+        agent: String,
+    },
+    /// Show what changed between two versions of an agent
+    Diff {
+        #[arg(value_name = "AGENT")]
+        agent: String,
+        #[arg(value_name = "FROM")]
+        from: u32,
+        #[arg(value_name = "TO")]
+        to: u32,
+    },
+    /// Make an earlier version of an agent the current one again
+    Rollback {
+        #[arg(value_name = "AGENT")]
+        agent: String,
+        #[arg(value_name = "VERSION")]
+        version: u32,
+    },
+    /// Save a conversation as an agent
+    FromConversation {
+        #[arg(value_name = "CONVERSATION")]
+        conversation: Uuid,
+        /// Its name; the conversation's title
+        #[arg(short, long)]
+        name: Option<String>,
+    },
     /// Run an agent once, without a conversation, and show what it does
     Run {
         #[arg(value_name = "AGENT")]
@@ -68,6 +97,34 @@ pub(crate) async fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCod
             let agent: Value = client.post_once(&["agents"], &read_json(&file)?).await?;
             output::record(globals.json, &agent)?;
         }
+        Some(Action::Versions { agent }) => {
+            let id = find(&client, &agent).await?.to_string();
+            let versions = client.list(&["agents", &id, "versions"], &[], usize::MAX).await?;
+            output::records(
+                globals.json,
+                &versions,
+                ["version", "created_at", "harness", "models", "name"],
+            )?;
+        }
+        Some(Action::Diff { agent, from, to }) => {
+            let id = find(&client, &agent).await?.to_string();
+            let (from, to) = (from.to_string(), to.to_string());
+            let diff: Value = client
+                .get(&["agents", &id, "versions", &from, "diff", &to], &[])
+                .await?;
+            show_diff(&diff, globals.json)?;
+        }
+        Some(Action::Rollback { agent, version }) => {
+            let id = find(&client, &agent).await?.to_string();
+            let body = json!({ "version": version });
+            let agent: Value = client.post_once(&["agents", &id, "rollback"], &body).await?;
+            output::record(globals.json, &agent)?;
+        }
+        Some(Action::FromConversation { conversation, name }) => {
+            let path = ["conversations", &conversation.to_string(), "agent"];
+            let agent: Value = client.post_once(&path, &json!({ "name": name })).await?;
+            output::record(globals.json, &agent)?;
+        }
         Some(Action::Run { agent, input, job }) => {
             let id = find(&client, &agent).await?;
             let mut body = job.to_fields();
@@ -91,6 +148,29 @@ pub(super) async fn find(client: &Client, agent: &str) -> anyhow::Result<Uuid> {
         (Some(_), Some(_)) => bail!("several agents are named `{agent}`: give the id, see `hothouse agents`"),
         (None, _) => bail!("no agent is named `{agent}`: see `hothouse agents`"),
     }
+}
+
+/// Field by field, texts as their lines.
+fn show_diff(diff: &Value, is_json: bool) -> anyhow::Result<()> {
+    if is_json {
+        return Ok(output::json(diff)?);
+    }
+    for change in diff.get("changes").and_then(Value::as_array).into_iter().flatten() {
+        output::line(format!("{}:", output::field(change, "field")))?;
+        let lines = change.get("lines").and_then(Value::as_array);
+        match lines {
+            Some(lines) => {
+                for line in lines.iter().filter_map(Value::as_str) {
+                    output::line(line)?;
+                }
+            }
+            None => {
+                output::line(format!("-{}", change.get("from").unwrap_or(&Value::Null)))?;
+                output::line(format!("+{}", change.get("to").unwrap_or(&Value::Null)))?;
+            }
+        }
+    }
+    Ok(())
 }
 
 fn read_json(path: &Path) -> anyhow::Result<Value> {

@@ -131,6 +131,13 @@ impl Show {
                 output::error_text("\n");
             }
             "tool.output" => output::error_text(event.text("text")),
+            "approval.requested" => {
+                let id = event.text("approval_id");
+                output::note(format_args!(
+                    "it asks whether {} may run: `hothouse approvals approve {id}`, or `deny`",
+                    event.text("name")
+                ));
+            }
             "failed" => output::note(logs::failure(event)),
             "cancelled" => output::note("cancelled"),
             _ => {}

@@ -1,6 +1,7 @@
 //! One file a command.
 
 pub(crate) mod agents;
+pub(crate) mod approvals;
 pub(crate) mod bench;
 pub(crate) mod cancel;
 pub(crate) mod chat;

@@ -2,7 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests are tests")]
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -83,6 +83,7 @@ impl Bench {
             temperature: None,
             limits: Limits::default(),
             asks: HashMap::new(),
+            attachments: BTreeMap::new(),
             resume: Resume::default(),
         };
         let sink = EventSink::new(|body| self.events.lock().unwrap().push(body));

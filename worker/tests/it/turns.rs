@@ -338,3 +338,24 @@ async fn a_word_in_between_is_heard_before_the_next_step(pool: PgPool) {
     );
     bench.end().await;
 }
+
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn files_go_in_with_a_run(pool: PgPool) {
+    let (bench, _folder) = bench(
+        pool,
+        &json!([
+            {"when": {"step": 0}, "reply": [call("python", &json!({"code": "print(open('d/in.txt').read(), open('a.gif','rb').read())"}))]},
+            {"reply": [{"text": "{{output}}"}]},
+        ]),
+    )
+    .await;
+    let agent = json!({"models": ["scripted/test"], "tools": ["python"]});
+    let files = json!([{"path": "d/in.txt", "content": "given"}, {"path": "a.gif", "content_base64": "R0lGODlh"}]);
+    let input = json!({"input": "go", "agent": agent, "files": files});
+    let done = bench.run(&bench.job(JobSpec::new(Kind::AgentRun), &input)).await;
+    assert!(
+        done.result()["text"].as_str().unwrap().contains("given b'GIF89a'"),
+        "{done:?}"
+    );
+    bench.end().await;
+}

@@ -1,5 +1,7 @@
 //! Agents: saved, versioned definitions, and single runs of them.
 
+mod diff;
+mod draft;
 mod run;
 mod versions;
 mod write;
@@ -30,6 +32,8 @@ pub(super) fn routes() -> OpenApiRouter<App> {
         .routes(routes!(versions::list_versions))
         .routes(routes!(versions::get_version))
         .routes(routes!(versions::rollback))
+        .routes(routes!(diff::diff))
+        .routes(routes!(draft::draft))
         .routes(routes!(run::run))
 }
 

@@ -81,6 +81,8 @@ pub(super) struct BranchedDocument {
 }
 
 /// Begin a conversation that repeats this one up to a message.
+///
+/// Its files are those that the conversation has now.
 #[utoipa::path(post, path = "/conversations/{id}/branch", tag = "conversations", request_body = BranchRequest,
     params(("id" = String, Path, description = "The conversation")),
     responses(
@@ -236,11 +238,14 @@ async fn again(
 }
 
 async fn make(app: &App, caller: &Caller, from: ConversationId, at: BranchAt) -> Result<Option<Conversation>, Problem> {
-    let of = (caller.tenant_id(), from);
-    Ok(app
-        .store()
-        .branch_conversation(of, at, ConversationId::new(), app.clock().now())
-        .await?)
+    let (tenant_id, now) = (caller.tenant_id(), app.clock().now());
+    let id = ConversationId::new();
+    let branch = app.store().branch_conversation((tenant_id, from), at, id, now).await?;
+    if branch.is_some() {
+        // The files as they are now: no version of before is kept.
+        app.store().branch_workspace(tenant_id, (from, id), now).await?;
+    }
+    Ok(branch)
 }
 
 fn answer(job_id: JobId, conversation: Conversation, job: JobView<'_>, message: &Message) -> Response {

@@ -92,7 +92,7 @@ impl From<Conversation> for ConversationView {
     }
 }
 
-async fn read(app: &App, caller: &Caller, id: ConversationId) -> Result<Conversation, Problem> {
+pub(in crate::routes) async fn read(app: &App, caller: &Caller, id: ConversationId) -> Result<Conversation, Problem> {
     let found = app.store().conversation(caller.tenant_id(), id).await?;
     found.ok_or_else(|| Problem::not_found("conversation"))
 }

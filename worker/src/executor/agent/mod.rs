@@ -1,10 +1,12 @@
 //! `agent_run` and `chat_turn`: an agent's answer, by the harness that its definition names.
 
+mod files;
 mod journal;
 mod place;
 mod python;
 mod tools;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,6 +15,7 @@ use common::agent::{AgentDefinition, Harness, WorkspaceChoice};
 use common::ids::{ApprovalId, MessageId};
 use common::job::approval::NewApproval;
 use common::job::decision::Outcome;
+use common::job::exec::InputFile;
 use common::job::{Failure, FailureCode, Usage, Wait};
 use common::message::Message;
 use common::money::Usd;
@@ -26,7 +29,8 @@ use super::native::{self, EventSink, Limits, Question, Stop, Turn, TurnEnd};
 use super::{Context, Ended, chat, home, program};
 use crate::consumer::held;
 use crate::events::Say as _;
-use crate::model::ModelName;
+use crate::model::{Attachment, ModelName};
+use files::{Given, images_of};
 use journal::Kept;
 use tools::SandboxTools;
 
@@ -35,6 +39,9 @@ use tools::SandboxTools;
 struct RunInput {
     input: String,
     agent: AgentDefinition,
+    /// Files that are put into its workspace.
+    #[serde(default)]
+    files: Vec<InputFile>,
     /// Whether it works in its agent's workspace.
     #[serde(default)]
     workspace: WorkspaceChoice,
@@ -73,7 +80,7 @@ pub(super) async fn turn(context: Context) -> Ended {
             let owner = Owner::Conversation(conversation_id);
             Ended {
                 answers: Some(input.message_id),
-                ..answer(context, input.agent, history, Some(owner)).await
+                ..answer(context, input.agent, Task::of(history, Some(owner))).await
             }
         }
         Err(error) => {
@@ -90,12 +97,15 @@ pub(super) async fn turn(context: Context) -> Ended {
 pub(super) async fn run(context: Context) -> Ended {
     match serde_json::from_slice::<RunInput>(&context.input) {
         Ok(input) => {
-            let history = vec![Message::user(input.input, context.clock.now())];
+            let given = Given::new(&input.files);
+            let mut asked = Message::user(input.input, context.clock.now());
+            asked.parts.extend(given.parts());
+            let history = vec![asked];
             let owner = match input.workspace {
                 WorkspaceChoice::Agent => context.job.agent_id.map(Owner::Agent),
                 WorkspaceChoice::None => None,
             };
-            answer(context, input.agent, history, owner).await
+            answer(context, input.agent, Task { history, owner, given }).await
         }
         Err(error) => unreadable(&error),
     }
@@ -108,10 +118,38 @@ fn unreadable(error: &serde_json::Error) -> Ended {
     ))
 }
 
-/// Answers with an agent whose programs work on the files of `owner`.
-async fn answer(context: Context, agent: AgentDefinition, history: Vec<Message>, owner: Option<Owner>) -> Ended {
+/// What an agent is to answer, and on what its programs work.
+struct Task {
+    history: Vec<Message>,
+    /// Whose files its programs work on.
+    owner: Option<Owner>,
+    /// Files that are put beside them.
+    given: Given,
+}
+
+impl Task {
+    fn of(history: Vec<Message>, owner: Option<Owner>) -> Self {
+        Self {
+            history,
+            owner,
+            given: Given::default(),
+        }
+    }
+
+    /// The images that the model is shown.
+    async fn images(&self, context: &Context) -> BTreeMap<String, Attachment> {
+        let mut images = match self.owner {
+            Some(owner) => images_of(context, owner, &self.history).await,
+            None => BTreeMap::new(),
+        };
+        images.extend(self.given.images());
+        images
+    }
+}
+
+async fn answer(context: Context, agent: AgentDefinition, task: Task) -> Ended {
     if matches!(agent.harness, Harness::Command | Harness::ClaudeCode) {
-        return Box::pin(program::answer(context, agent, history, owner)).await;
+        return Box::pin(program::answer(context, agent, task.history, task.owner)).await;
     }
     let models: Result<Vec<ModelName>, _> = agent.models.iter().map(|name| name.parse()).collect();
     let Ok(models) = models else {
@@ -121,6 +159,8 @@ async fn answer(context: Context, agent: AgentDefinition, history: Vec<Message>,
         ));
     };
     let context = Arc::new(context);
+    let attachments = task.images(&context).await;
+    let Task { history, owner, given } = task;
     let journal = Kept::new(&context);
     let resume = match journal.resume(has_files(&context, owner)).await {
         Ok(resume) => resume,
@@ -130,6 +170,9 @@ async fn answer(context: Context, agent: AgentDefinition, history: Vec<Message>,
             return Ended::failed(Failure::new(FailureCode::Internal, message));
         }
     };
+    // Those that an attempt before has worked on are in the workspace.
+    let was_given = has_files(&context, owner) && resume.steps.iter().any(|step| !step.ran_by.is_empty());
+    let given = if was_given { Given::default() } else { given };
     let turn = Turn {
         system: agent.instructions.clone(),
         history,
@@ -141,10 +184,11 @@ async fn answer(context: Context, agent: AgentDefinition, history: Vec<Message>,
             ..Limits::default()
         },
         asks: agent.asks(),
+        attachments,
         resume,
     };
     let cancel = CancellationToken::new();
-    let tools = match SandboxTools::new(&context, &agent, owner) {
+    let tools = match SandboxTools::new(&context, &agent, owner, &given) {
         Ok(tools) => tools,
         Err(failure) => return Ended::failed(failure),
     };

@@ -3,6 +3,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use bytes::Bytes;
 use common::agent::AgentDefinition;
 use common::job::{Failure, FailureCode};
 use common::workspace::Owner;
@@ -18,11 +19,13 @@ use super::super::keeper::Keeper;
 use super::super::native::tool::definitions;
 use super::super::native::{ToolCall, ToolInput, ToolOutcome, Tools, ToolsFailed, ToolsLost, TurnSink};
 use super::super::way_out::{self, WayOut};
+use super::files::Given;
 use super::place::Place;
 use super::python::Python;
 use crate::egress::Policy;
 use crate::environment::Environment;
 use crate::model::ToolDefinition;
+use crate::sandbox::{self, PutFiles, Sandbox};
 
 /// The tools of one turn.
 pub(super) struct SandboxTools {
@@ -39,8 +42,10 @@ struct Sandboxed {
     env: Vec<(String, String)>,
     owner: Option<Owner>,
     home: OnceCell<Arc<Home>>,
-    /// Set once the operator's certificates are in it, where it has a way out.
-    is_open: OnceCell<()>,
+    /// Files that are put into it, a tar stream.
+    given: Option<Bytes>,
+    /// Set once those files are in it, and the operator's certificates where it has a way out.
+    is_furnished: OnceCell<()>,
     keeper: Mutex<JoinSet<()>>,
     python: Python,
     /// One at a time: each reads a file and writes it.
@@ -51,8 +56,13 @@ struct Sandboxed {
 }
 
 impl SandboxTools {
-    /// The tools of a turn whose files are `owner`'s.
-    pub(super) fn new(context: &Arc<Context>, agent: &AgentDefinition, owner: Option<Owner>) -> Result<Self, Failure> {
+    /// The tools of a turn whose files are `owner`'s, and those that it was given.
+    pub(super) fn new(
+        context: &Arc<Context>,
+        agent: &AgentDefinition,
+        owner: Option<Owner>,
+        given: &Given,
+    ) -> Result<Self, Failure> {
         let machine = &context.machine;
         let refuse = |message: String| Failure::new(FailureCode::InvalidInput, message);
         let definitions = definitions(&agent.tools).map_err(|error| refuse(error.to_string()))?;
@@ -65,13 +75,17 @@ impl SandboxTools {
             None if definitions.is_empty() => Vec::new(),
             None => return Err(refuse(format!("there is no environment {:?}", agent.environment))),
         };
+        let given = given
+            .archive()
+            .map_err(|error| refuse(format!("the files cannot be packed: {error}")))?;
         let place = Sandboxed {
             context: Arc::clone(context),
             environment: environment.cloned(),
             env,
             owner,
             home: OnceCell::new(),
-            is_open: OnceCell::new(),
+            given: given.map(Bytes::from),
+            is_furnished: OnceCell::new(),
             keeper: Mutex::default(),
             python: Python::default(),
             writing: tokio::sync::Mutex::default(),
@@ -117,13 +131,19 @@ impl Sandboxed {
     /// The turn's sandbox; the first call takes it, and from then on it lives as long as the lease.
     async fn home(&self) -> Result<&Arc<Home>, ToolsLost> {
         let home = self.home.get_or_try_init(|| self.enter()).await?;
-        if self.has_egress {
-            let put = self
-                .is_open
-                .get_or_try_init(|| self.way_out.put_certificates(home.sandbox()));
-            put.await.map_err(|error| ToolsLost(Box::new(error)))?;
-        }
+        let furnished = self.is_furnished.get_or_try_init(|| self.furnish(home.sandbox()));
+        furnished.await.map_err(|error| ToolsLost(Box::new(error)))?;
         Ok(home)
+    }
+
+    async fn furnish(&self, sandbox: &Sandbox) -> Result<(), sandbox::Error> {
+        if let Some(archive) = &self.given {
+            sandbox.put_files(archive.clone(), PutFiles::default()).await?;
+        }
+        if self.has_egress {
+            self.way_out.put_certificates(sandbox).await?;
+        }
+        Ok(())
     }
 
     async fn enter(&self) -> Result<Arc<Home>, ToolsLost> {

@@ -23,6 +23,7 @@ use crate::pool::Slot;
 use crate::sandbox::{self, Exit, Input, PutFiles, RunSpec, Sandbox};
 use output::Collected;
 use plan::Plan;
+pub(super) use plan::archive;
 
 /// From the polite signal to the one that cannot be refused.
 const GRACE: Duration = Duration::from_secs(1);

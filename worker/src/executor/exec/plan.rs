@@ -110,7 +110,7 @@ fn json_len(value: &impl serde::Serialize) -> usize {
     serde_json::to_vec(value).map_or(usize::MAX / 4, |text| text.len())
 }
 
-fn archive(files: &[(String, Vec<u8>)]) -> std::io::Result<Vec<u8>> {
+pub(in crate::executor) fn archive(files: &[(String, Vec<u8>)]) -> std::io::Result<Vec<u8>> {
     if files.is_empty() {
         return Ok(Vec::new());
     }

@@ -25,7 +25,7 @@ mod sink;
 mod step;
 pub mod tool;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
@@ -41,7 +41,7 @@ pub use resume::Resume;
 pub use sink::{CallUsage, EventSink, TurnSink};
 pub use tool::{NoTools, ToolCall, ToolInput, ToolOutcome, Tools, ToolsFailed, ToolsLost};
 
-use crate::model::{Caller, Error, ModelName, StopReason};
+use crate::model::{Attachment, Caller, Error, ModelName, StopReason};
 use step::Run;
 
 /// One turn to take.
@@ -61,6 +61,8 @@ pub struct Turn {
     pub limits: Limits,
     /// Tools that run only when a person says so, and how long that may take.
     pub asks: HashMap<String, Duration>,
+    /// Images among the files that messages name, by their path.
+    pub attachments: BTreeMap<String, Attachment>,
     /// What earlier attempts have done of it.
     pub resume: Resume,
 }
@@ -220,3 +222,6 @@ pub async fn run(turn: Turn, context: Context<'_>, tools: &dyn Tools) -> TurnEnd
 
 #[cfg(test)]
 mod tests;
+
+#[cfg(test)]
+mod wires;

@@ -168,7 +168,7 @@ impl<'a> Run<'a> {
             max_output_tokens: self.turn.limits.max_output_tokens,
             temperature: self.turn.temperature,
             stop_sequences: Vec::new(),
-            attachments: BTreeMap::new(),
+            attachments: self.turn.attachments.clone(),
         })
     }
 

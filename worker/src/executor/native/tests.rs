@@ -1,6 +1,6 @@
 //! The tool loop against the scripted provider: what it does, and what is left when it is stopped anywhere.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -112,6 +112,7 @@ fn turn(text: &str) -> Turn {
             ..Limits::default()
         },
         asks: HashMap::new(),
+        attachments: BTreeMap::new(),
         resume: Resume::default(),
     }
 }

@@ -180,6 +180,7 @@ async fn attempt(kept: &Kept, world: &Arc<World>, polls: usize) -> Option<TurnEn
             temperature: None,
             limits: Limits::default(),
             asks: HashMap::new(),
+            attachments: BTreeMap::new(),
             resume,
         };
         let context = native::Context {
@@ -262,6 +263,7 @@ async fn crash(env: &TestEnv, pool: &PgPool, random: &mut StdRng) -> (u64, u64) 
     }
 }
 
+#[expect(clippy::print_stdout, reason = "how much was made again is what one runs it for")]
 #[sqlx::test(migrator = "store::MIGRATOR")]
 async fn no_call_in_the_journal_is_made_again_wherever_a_worker_dies(pool: PgPool) {
     let wanted = std::env::vars().find(|(name, _)| name == "HOTHOUSE_CRASH_POINTS");
