@@ -8,7 +8,7 @@ macro_rules! script {
     };
 }
 
-/// All scripts. Each begins with `record.lua`, and with `gate.lua` and `place.lua` where places change hands.
+/// All scripts. Each begins with `record.lua`, and with `gate.lua` and what it needs of the others where places change hands.
 pub(super) struct Scripts {
     pub(super) dispatch: Script,
     pub(super) claim: Script,
@@ -32,20 +32,20 @@ pub(super) struct Scripts {
 impl Scripts {
     pub(super) fn new() -> Self {
         Self {
-            dispatch: script!("record", "gate", "place", "dispatch"),
-            claim: script!("record", "gate", "place", "release", "claim"),
+            dispatch: script!("record", "gate", "waiter", "back", "dispatch"),
+            claim: script!("record", "gate", "waiter", "place", "lane", "release", "claim"),
             heartbeat: script!("record", "heartbeat"),
-            register: script!("record", "gate", "place", "register"),
-            ack: script!("record", "gate", "place", "ack"),
-            cancel: script!("record", "gate", "place", "cancel"),
-            drop: script!("record", "gate", "place", "drop"),
-            expired: script!("record", "gate", "place", "expired"),
+            register: script!("record", "gate", "waiter", "place", "back", "register"),
+            ack: script!("record", "gate", "waiter", "back", "ack"),
+            cancel: script!("record", "gate", "waiter", "back", "cancel"),
+            drop: script!("record", "gate", "waiter", "back", "drop"),
+            expired: script!("record", "gate", "waiter", "back", "expired"),
             append: script!("record", "append"),
-            adopt: script!("record", "gate", "place", "adopt"),
+            adopt: script!("record", "gate", "waiter", "place", "back", "adopt"),
             generation: script!("record", "generation"),
             open: script!("record", "open"),
             stray: script!("record", "stray"),
-            limit: script!("record", "gate", "place", "limit"),
+            limit: script!("record", "gate", "waiter", "limit"),
             why: script!("record", "gate", "why"),
             admit: script!("record", "admit"),
             report: script!("record", "report"),

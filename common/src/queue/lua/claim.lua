@@ -8,7 +8,8 @@
 -- Invariant: one move from the backlog into the lease; nothing blocks. A job that is claimed alone is claimed in mode
 -- alone only.
 if redis.call('HGET', R .. 'gen', 'open') ~= '1' then return -1 end
-local worker, ttl, free, slot, labels, queues, mode = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[4]), ARGV[5], ARGV[6], ARGV[7], ARGV[8]
+local ttl, free = tonumber(ARGV[2]), tonumber(ARGV[4])
+local want = { worker = ARGV[1], slot = ARGV[5], labels = ARGV[6], queues = ARGV[7], mode = ARGV[8] }
 local now, lanes, out = clock(ARGV[3]), {}, { -1, 0 }
 looks = free * 8 + 64
 
@@ -17,31 +18,13 @@ for _, name in ipairs(redis.call('ZRANGEBYSCORE', TIMERS, '-inf', now, 'LIMIT', 
   let_go(name)
 end
 
-local function fits(queue, class)
-  local is_mine = string.match(class, '^[^+!]*') == slot and (queues == '' or string.find(queues, ',' .. queue .. ',', 1, true))
-  for label in string.gmatch(class, '%+([^+!]+)') do
-    is_mine = is_mine and string.find(labels, ',' .. label .. ',', 1, true)
-  end
-  return is_mine
-end
-
--- Whether the worker should empty itself for a lane of jobs that are claimed alone; one busy worker at a time does.
-local function is_called(name, queue)
-  if mode == 'alone' or redis.call('EXISTS', R .. 'ring:' .. name) == 0 then return false end
-  if redis.call('SISMEMBER', R .. 'paused', queue) == 1 then return false end
-  local called = redis.call('GET', R .. 'alone:' .. name)
-  if mode == 'idle' then return called ~= '-' end
-  if not called then redis.call('SET', R .. 'alone:' .. name, worker, 'PX', 30000) end
-  return not called or called == worker
-end
-
 local known = redis.call('ZRANGE', R .. 'lanes', 0, -1, 'WITHSCORES')
 for i = 1, #known, 2 do
   local queue, class = string.match(known[i], '^([^/]*)/(.*)$')
   local is_alone = string.sub(class, -1) == '!'
-  if fits(queue, class) then
-    if is_alone and is_called(known[i], queue) then out[2] = 1 end
-    if is_alone == (mode == 'alone') then lanes[#lanes + 1] = open_lane(known[i], known[i + 1]) end
+  if fits(want, queue, class) then
+    if is_alone and is_called(want, known[i], queue) then out[2] = 1 end
+    if is_alone == (want.mode == 'alone') then lanes[#lanes + 1] = open_lane(known[i], known[i + 1]) end
   end
 end
 
@@ -52,7 +35,7 @@ while free > 0 and #lanes > 0 do
   local lane = lanes[first]
   local job, r = release(lane, now)
   if job then
-    r.where, r.extra = 'l', worker
+    r.where, r.extra = 'l', want.worker
     entries[#entries + 1], entries[#entries + 2] = job, text(r)
     leases[#leases + 1], leases[#leases + 2] = now + ttl, job
     levels[r.level] = levels[r.level] or {}
@@ -60,7 +43,7 @@ while free > 0 and #lanes > 0 do
     touched[lane.name], present, free = lane, math.max(present, lane.at), free - 1
     lane.at = lane.at + 1 / lane.weight
   else
-    if mode == 'alone' and not touched[lane.name] then redis.call('SET', R .. 'alone:' .. lane.name, '-', 'PX', 10000) end
+    if want.mode == 'alone' and not touched[lane.name] then redis.call('SET', R .. 'alone:' .. lane.name, '-', 'PX', 10000) end
     touched[lane.name] = touched[lane.name] or lane
     table.remove(lanes, first)
   end

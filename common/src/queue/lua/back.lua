@@ -1,0 +1,34 @@
+-- Back: giving places back, and taking jobs out of where they are.
+
+-- What a job keeps when places are given back, as a pattern of gates: the places of agents, queues and tenants are for
+-- jobs that run, those of keys and conversations also for jobs that run again.
+local NOTHING, KEYS_ONLY, CONVERSATION_ONLY = '^$', '^[cv]:', '^v:'
+
+-- Gives back a job's places, but for those in `kept` (a pattern of gates), and lets the next in line try; also where it
+-- had none yet, for it may have been let go to take one. Returns whether anybody was let go.
+local function give_back(job, r, kept)
+  local woken = false
+  if r.holds == '' and not has_limits() then return woken end
+  for _, gate in ipairs(gates_of(r)) do
+    local had = gate.max > 0 and not string.find(gate.name, kept) and redis.call('SREM', R .. 'h:' .. gate.name, job) == 1
+    if (had or r.where == 'b') and (gate.max == 0 or redis.call('SCARD', R .. 'h:' .. gate.name) < gate.max) then
+      woken = let_go(gate.name) or woken
+    end
+  end
+  for _, name in ipairs({ 't:' .. r.tenant, 'q:' .. string.match(r.lane, '^[^/]*') }) do
+    if limit(name) and redis.call('SREM', R .. 'h:' .. name, job) == 1 then
+      let_go(name)
+      woken = true
+    end
+  end
+  return woken
+end
+
+-- Takes a job out of wherever it is, but for its places and its index entry.
+local function take_out(job, r)
+  if r.where == 'b' then redis.call('ZREM', backlog(r), job)
+  elseif r.where == 'p' then
+    redis.call('ZREM', R .. 'w:' .. r.extra, job)
+    redis.call('ZREM', parked(r), job)
+  elseif leased(r) or r.where == 'f' then redis.call('ZREM', LEASES, job) end
+end
