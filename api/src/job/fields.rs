@@ -6,7 +6,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use common::job::exec::is_name;
 use common::job::spec::JobSpec;
-use common::job::{Backoff, Concurrency, FailureCode, Kind, Rate, Strategy};
+use common::job::{Backoff, Concurrency, Kind, Rate, RetryRule, Strategy};
 use common::store::tenants::Tenant;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -51,9 +51,10 @@ pub struct JobFields {
     /// How long it waits between failures.
     #[schema(value_type = Option<BackoffFields>)]
     pub backoff: Option<Backoff>,
-    /// Error codes that are retried although they usually are not.
+    /// Error codes that are retried although they usually are not, and with a `!` before them those that are not although
+    /// they usually are: `["timeout", "!sandbox_failed"]`. With `!worker_lost` a job whose worker dies fails.
     #[schema(value_type = Option<Vec<String>>)]
-    pub retry_on: Option<Vec<FailureCode>>,
+    pub retry_on: Option<Vec<RetryRule>>,
     /// How many jobs of one key may run at once.
     pub concurrency: Option<ConcurrencyFields>,
     /// How many jobs of one key may start within a window of time.
@@ -149,7 +150,7 @@ impl JobFields {
                 .retry_on
                 .unwrap_or_default()
                 .iter()
-                .map(|code| code.as_str().to_owned())
+                .map(ToString::to_string)
                 .collect(),
             concurrency: self.concurrency.and_then(ConcurrencyFields::into_concurrency),
             rate: rate.flatten(),

@@ -74,9 +74,10 @@ pub struct JobRequest {
     /// How long it waits between failures.
     #[schema(value_type = Option<super::fields::BackoffFields>)]
     backoff: Option<common::job::Backoff>,
-    /// Error codes that are retried although they usually are not.
+    /// Error codes that are retried although they usually are not, and with a `!` before them those that are not although
+    /// they usually are: `["timeout", "!sandbox_failed"]`. With `!worker_lost` a job whose worker dies fails.
     #[schema(value_type = Option<Vec<String>>)]
-    retry_on: Option<Vec<common::job::FailureCode>>,
+    retry_on: Option<Vec<common::job::RetryRule>>,
     /// How many jobs of one key may run at once.
     concurrency: Option<ConcurrencyFields>,
     /// How many jobs of one key may start within a window of time.

@@ -158,6 +158,12 @@ async fn without_redis_jobs_are_accepted_and_found_later(pool: PgPool) {
         api.get(&format!("/jobs/{cancelled}?wait=10s")).await.expect(200)["state"],
         "cancelled"
     );
+    crate::operating::register(&api, &[]).await;
+    let reason = api.get(&format!("/jobs/{job}")).await.expect(200)["waiting_for"].clone();
+    assert!(
+        reason.as_str().unwrap().starts_with("Redis, which does not answer"),
+        "{reason}"
+    );
     let ready = answer(api.bare(Method::GET, "/readyz")).await.expect(200);
     assert_eq!(
         (&ready["status"], &ready["redis"]),

@@ -407,3 +407,18 @@ async fn what_a_sandbox_connected_to_is_listed_in_pages_and_written_once(pool: P
     api.get(&format!("/jobs/{}/egress", JobId::new())).await.expect(404);
     api.get(&format!("/jobs/{job}/egress?limit=x")).await.expect(422);
 }
+
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn what_is_tried_again_is_said_by_code(pool: PgPool) {
+    let api = Api::start(pool).await;
+    let rules = json!(["timeout", "!sandbox_failed", "!worker_lost"]);
+    let id = api.submit(json!({"kind": "noop", "retry_on": rules})).await;
+    assert_eq!(api.get(&format!("/jobs/{id}")).await.expect(200)["retry_on"], rules);
+    for bad in ["banana", "!banana", "!", "!!timeout"] {
+        let refused = api
+            .post("/jobs", json!({"kind": "noop", "retry_on": ["timeout", bad]}))
+            .await;
+        refused.is_problem(422, "invalid_request");
+        assert_eq!(refused.places(), ["/retry_on/1"], "{}", refused.body);
+    }
+}

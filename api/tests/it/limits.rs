@@ -264,6 +264,8 @@ async fn keys_are_paused_and_resumed(pool: PgPool) {
     })
     .await;
     assert!(worker.claim(1).await.is_empty());
+    let reason = api.get(&format!("/jobs/{id}")).await.expect(200)["waiting_for"].to_string();
+    assert!(!reason.contains("rate limit"), "{reason}");
     assert_eq!(api.delete("/paused-keys?key=a%20b%2Fc").await.status, 204);
     eventually(SOON, "it starts", async || worker.claim(1).await.pop()).await;
     api.delete("/paused-keys?key=a%20b%2Fc")

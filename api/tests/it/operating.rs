@@ -54,20 +54,26 @@ async fn a_paused_queue_gives_nothing_until_it_is_resumed(pool: PgPool) {
     }
 }
 
-#[sqlx::test(migrator = "common::store::MIGRATOR")]
-async fn workers_are_shown_while_they_live_and_can_be_drained(pool: PgPool) {
-    let api = Api::start(pool).await;
+/// A worker with two light slots and these labels.
+pub(crate) async fn register(api: &Api, labels: &[&str]) -> Worker {
     let worker = Worker {
         id: WorkerId::new(),
         name: "w".to_owned(),
         version: "1".to_owned(),
         slots: BTreeMap::from([("light".to_owned(), 2)]),
-        labels: vec!["gpu".to_owned()],
+        labels: labels.iter().map(|label| (*label).to_owned()).collect(),
         queues: Vec::new(),
         driver: "docker".to_owned(),
         started_at: api.env.clock.now(),
     };
     api.env.store.register_worker(&worker).await.unwrap();
+    worker
+}
+
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn workers_are_shown_while_they_live_and_can_be_drained(pool: PgPool) {
+    let api = Api::start(pool).await;
+    let worker = register(&api, &["gpu"]).await;
     let shown = api.get("/workers").await.expect(200)["data"][0].clone();
     assert_eq!(
         (&shown["id"], &shown["slots"], &shown["draining_at"], &shown["state"]),

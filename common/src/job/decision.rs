@@ -5,7 +5,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 
 use super::failure::{Failure, FailureCode};
-use super::retry::Backoff;
+use super::retry::{Backoff, RetryRule};
 use super::wait::Wait;
 
 /// Workers that may die under a job before it is held to be what kills them.
@@ -46,7 +46,7 @@ pub struct Counts<'a> {
     pub max_attempts: u32,
     /// How long it waits between failures.
     pub backoff: Backoff,
-    /// Error codes that are retried although they usually are not.
+    /// What is tried again otherwise than usual: see [`RetryRule`].
     pub retry_on: &'a [String],
     /// Whether somebody asked to cancel it.
     pub cancel_requested: bool,
@@ -79,7 +79,7 @@ pub fn settle(outcome: Outcome, counts: Counts<'_>, spread: f64, now: DateTime<U
         Outcome::Interrupted => Decision::GiveBack,
         Outcome::Failed { failure, retry_after } => {
             let failures = counts.failures.saturating_add(1);
-            let retryable = failure.code.is_transient() || counts.retry_on.iter().any(|c| c == failure.code.as_str());
+            let retryable = RetryRule::allow(counts.retry_on, failure.code);
             if counts.cancel_requested {
                 Decision::Cancel
             } else if retryable && failures < counts.max_attempts {
@@ -99,6 +99,9 @@ pub fn settle(outcome: Outcome, counts: Counts<'_>, spread: f64, now: DateTime<U
 pub fn reclaim(counts: Counts<'_>) -> Decision {
     if counts.cancel_requested {
         Decision::Cancel
+    } else if !RetryRule::allow(counts.retry_on, FailureCode::WorkerLost) {
+        let message = "the worker that ran it died, and it is not to run twice";
+        Decision::Fail(Failure::new(FailureCode::WorkerLost, message))
     } else if counts.losses.saturating_add(1) >= LOSSES_MAX {
         let message = format!("{LOSSES_MAX} workers died while they ran this job");
         Decision::Fail(Failure::new(FailureCode::Poisoned, message))
@@ -201,6 +204,16 @@ mod tests {
     }
 
     #[test]
+    fn a_job_that_is_not_to_run_twice_fails_with_its_worker() {
+        let rules = ["!worker_lost".to_owned()];
+        let counts = Counts {
+            retry_on: &rules,
+            ..counts(0)
+        };
+        assert!(matches!(reclaim(counts), Decision::Fail(f) if f.code == FailureCode::WorkerLost));
+    }
+
+    #[test]
     fn the_third_lost_worker_poisons() {
         assert_eq!(reclaim(Counts { losses: 1, ..counts(0) }), Decision::GiveBack);
         assert!(
@@ -215,15 +228,20 @@ mod tests {
         fn a_retry_keeps_to_all_its_rules(
             code in proptest::sample::select(FailureCode::ALL.to_vec()),
             named in proptest::sample::subsequence(FailureCode::ALL.to_vec(), 0..=3),
+            never in proptest::sample::subsequence(FailureCode::ALL.to_vec(), 0..=3),
             (failures, max_attempts) in (0_u32..6, 1_u32..6),
             wait_ms in proptest::option::of(0_u64..1_000_000),
             (spread, cancel_requested) in (0.0_f64..=1.0, proptest::bool::ANY),
         ) {
-            let retry_on: Vec<String> = named.iter().map(|code| code.as_str().to_owned()).collect();
+            let rules = named.iter().map(|code| RetryRule::On(*code));
+            let retry_on: Vec<String> = rules
+                .chain(never.iter().map(|code| RetryRule::Never(*code)))
+                .map(|rule| rule.to_string())
+                .collect();
             let counts = Counts { max_attempts, retry_on: &retry_on, cancel_requested, ..counts(failures) };
             let retry_after = wait_ms.map(Duration::from_millis);
             let outcome = Outcome::Failed { failure: Failure::new(code, "x"), retry_after };
-            let may = (code.is_transient() || named.contains(&code)) && failures + 1 < max_attempts;
+            let may = RetryRule::allow(&retry_on, code) && failures + 1 < max_attempts;
             match settle(outcome, counts, spread, now()) {
                 Decision::Cancel => prop_assert!(cancel_requested),
                 Decision::RetryAt(at, failure) => {

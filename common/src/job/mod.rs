@@ -21,7 +21,7 @@ use crate::ids::{AgentId, ApiKeyId, ConversationId, JobId, ScheduleId, TenantId,
 use crate::money::Usd;
 
 pub use failure::{Failure, FailureCode};
-pub use retry::Backoff;
+pub use retry::{Backoff, RetryRule};
 pub use spec::{Concurrency, Kind, Rate, Strategy};
 pub use state::{InvalidTransition, JobEvent, JobState, StateName};
 pub use wait::{Wait, WaitFor, Woken};
@@ -93,7 +93,7 @@ pub struct Job {
     pub max_attempts: u32,
     /// How long it waits between failures.
     pub backoff: Backoff,
-    /// Error codes that are retried although they usually are not.
+    /// What is tried again otherwise than usual: see [`RetryRule`](crate::job::RetryRule).
     pub retry_on: Vec<String>,
     /// Longest duration of one attempt, ms, from the start of its process.
     pub timeout_ms: u64,

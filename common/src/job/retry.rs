@@ -1,8 +1,60 @@
-//! Backoff: how long a job waits between failures.
+//! What is tried again, and how long a job waits between failures.
 
+use std::fmt;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+
+use super::failure::FailureCode;
+
+/// One rule of a job's `retry_on`: a code that is tried again although it usually is not, or, with a `!` before it, one
+/// that is not although it usually is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum RetryRule {
+    /// Failures with this code are tried again.
+    On(FailureCode),
+    /// Failures with this code are final.
+    Never(FailureCode),
+}
+
+impl RetryRule {
+    /// Whether a failure with this code may be tried again under a job's rules. One that stands under both is not.
+    pub fn allow(rules: &[String], code: FailureCode) -> bool {
+        let has = |rule: Self| rules.contains(&rule.to_string());
+        (code.is_transient() || has(Self::On(code))) && !has(Self::Never(code))
+    }
+}
+
+impl fmt::Display for RetryRule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::On(code) => f.write_str(code.as_str()),
+            Self::Never(code) => write!(f, "!{}", code.as_str()),
+        }
+    }
+}
+
+impl From<RetryRule> for String {
+    fn from(rule: RetryRule) -> Self {
+        rule.to_string()
+    }
+}
+
+impl TryFrom<String> for RetryRule {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let (name, rule): (&str, fn(FailureCode) -> Self) = match text.strip_prefix('!') {
+            Some(name) => (name, Self::Never),
+            None => (&text, Self::On),
+        };
+        FailureCode::parse(name).map(rule).ok_or_else(|| {
+            let codes: Vec<&str> = FailureCode::ALL.iter().map(|code| code.as_str()).collect();
+            format!("{name} is no error code: {}", codes.join(", "))
+        })
+    }
+}
 
 /// Exponential backoff with full jitter: the nth delay is uniform between 0 and `initial × factor^(n-1)`, at most `max`.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -52,6 +104,28 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn a_rule_adds_a_code_or_takes_it_away() {
+        let rules = ["nonzero_exit", "!sandbox_failed", "timeout", "!timeout"].map(str::to_owned);
+        let allowed = FailureCode::ALL
+            .into_iter()
+            .filter(|code| RetryRule::allow(&rules, *code));
+        let usual = FailureCode::ALL.into_iter().filter(|code| code.is_transient());
+        let mut expected: Vec<_> = usual.filter(|code| *code != FailureCode::SandboxFailed).collect();
+        expected.insert(0, FailureCode::NonzeroExit);
+        assert_eq!(allowed.collect::<Vec<_>>(), expected);
+        for code in FailureCode::ALL {
+            for rule in [RetryRule::On(code), RetryRule::Never(code)] {
+                assert_eq!(RetryRule::try_from(rule.to_string()), Ok(rule));
+            }
+        }
+        assert!(
+            RetryRule::try_from("!banana".to_owned())
+                .unwrap_err()
+                .starts_with("banana is no error code")
+        );
+    }
 
     #[test]
     fn the_bound_doubles_up_to_its_maximum() {

@@ -166,7 +166,7 @@ pub struct JobSpec {
     pub max_attempts: u32,
     /// How long it waits between failures.
     pub backoff: Backoff,
-    /// Error codes that are retried although they usually are not.
+    /// What is tried again otherwise than usual: see [`RetryRule`](crate::job::RetryRule).
     pub retry_on: Vec<String>,
     /// Its concurrency key.
     pub concurrency: Option<Concurrency>,

@@ -31,7 +31,7 @@ pub enum Place {
         by: Shut,
         /// When it may open by itself; none when a place must be given back first, or somebody must resume it.
         until: Option<DateTime<Utc>>,
-        /// Whether somebody must resume it.
+        /// Whether it is paused, until then or until somebody resumes it.
         is_paused: bool,
         /// Jobs before it.
         ahead: u64,
@@ -79,13 +79,13 @@ impl Queue {
         let mut invocation = self.inner.scripts.why.key(self.root(self.shard_of(tenant_id)));
         invocation.arg(job_id.to_string()).arg(self.clock_offset_ms());
         let reply: Vec<String> = invocation.invoke_async(&mut self.connection().await?).await?;
-        let [place, gate, at, ahead, alone] = reply.as_slice() else {
+        let [place, gate, at, ahead, alone, paused] = reply.as_slice() else {
             return Ok(None);
         };
         let ahead = ahead.parse().unwrap_or(0);
         let at_ms: u64 = at.parse().unwrap_or(0);
-        let is_paused = at_ms >= FOREVER_MS;
-        let until = i64::try_from(at_ms).ok().filter(|at| *at > 0 && !is_paused);
+        let is_paused = paused == "1";
+        let until = i64::try_from(at_ms).ok().filter(|_| at_ms > 0 && at_ms < FOREVER_MS);
         let place = match (place.as_str(), Shut::of(gate)) {
             ("l" | "o", _) => Place::Leased,
             ("d", _) => return Ok(None),

@@ -149,3 +149,21 @@ async fn a_takeover_is_decided_once(pool: PgPool) {
     let taken = usize::from(one.unwrap().is_some()) + usize::from(other.unwrap().is_some());
     assert_eq!(taken + usize::from(settled), 1);
 }
+
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn a_job_that_is_not_to_run_twice_fails_with_its_worker(pool: PgPool) {
+    let env = TestEnv::new(pool).await;
+    let mut job = env.noop();
+    job.spec.retry_on = vec!["!worker_lost".to_owned()];
+    env.enqueue(&job).await;
+    let dead = env.worker();
+    let held = dead.one().await;
+    env.advance(env.queue.lease_ttl());
+    assert_eq!(env.reclaim().await[0].losses, 1);
+    let row = env.row(job.id).await;
+    assert_matches!(row.state, JobState::Failed { .. });
+    assert_eq!(row.error.unwrap().code, FailureCode::WorkerLost);
+    assert!(!dead.succeed(&held).await, "what it comes back with is refused");
+    assert_eq!(ids(&env.worker().claim(1).await), []);
+    assert_eq!(env.leftovers().await, Vec::<String>::new());
+}

@@ -1,6 +1,6 @@
 //! Why a job is not running.
 
-use chrono::SecondsFormat;
+use chrono::{DateTime, SecondsFormat, Utc};
 use common::job::{Job, JobState, WaitFor};
 use common::queue::{Place, Shut, Why};
 use common::store::workers::{SILENT_AFTER, Worker, WorkerStatus};
@@ -45,10 +45,10 @@ async fn queued(app: &App, job: &Job) -> Option<String> {
             return Some("an earlier turn of its conversation".to_owned());
         }
     }
-    let why = app.queue().why(job.tenant_id, job.id).await.ok()?;
-    Some(match why {
-        Some(why) => sentence(job, &why),
-        None => "a free slot; it is not in Redis yet".to_owned(),
+    Some(match app.queue().why(job.tenant_id, job.id).await {
+        Ok(Some(why)) => sentence(job, &why),
+        Ok(None) => "a free slot; it is not in Redis yet".to_owned(),
+        Err(_away) => "Redis, which does not answer: nothing starts until it does".to_owned(),
     })
 }
 
@@ -91,36 +91,51 @@ fn sentence(job: &Job, why: &Why) -> String {
         ),
         Place::Backlog { ahead } => format!("a free slot; position {} in the queue", ahead + 1),
         Place::Shut {
-            by: Shut::Tenant,
+            by,
             is_paused: true,
+            until,
             ..
-        } => "its tenant is paused".to_owned(),
-        Place::Shut {
-            by, is_paused: true, ..
-        } => format!("{} is paused", gate(job, *by)),
+        } => {
+            let what = match by {
+                Shut::Tenant => "its tenant".to_owned(),
+                Shut::Rate => format!("rate key {}", key(job, *by)),
+                by => gate(job, *by),
+            };
+            let end = until
+                .map(|until| format!(" until {}", clock(until)))
+                .unwrap_or_default();
+            format!("{what} is paused{end}")
+        }
         Place::Shut {
             by,
             until: Some(until),
             ahead,
             ..
-        } => format!(
-            "{} until {}; position {}",
-            gate(job, *by),
-            until.to_rfc3339_opts(SecondsFormat::Millis, true),
-            ahead + 1
-        ),
+        } => format!("{} until {}; position {}", gate(job, *by), clock(*until), ahead + 1),
         Place::Shut { by, ahead, .. } => format!("{}; position {}", gate(job, *by), ahead + 1),
     }
 }
 
+fn clock(at: DateTime<Utc>) -> String {
+    at.to_rfc3339_opts(SecondsFormat::Millis, true)
+}
+
+/// The key of a job that a gate is of.
+fn key(job: &Job, by: Shut) -> &str {
+    let key = match by {
+        Shut::Rate => job.rate.as_ref().map(|rate| &rate.key),
+        _ => job.concurrency.as_ref().map(|key| &key.key),
+    };
+    key.map(String::as_str).unwrap_or_default()
+}
+
 fn gate(job: &Job, by: Shut) -> String {
-    let key = |key: Option<&String>| key.map(String::as_str).unwrap_or_default().to_owned();
     match by {
         Shut::Tenant => "the limit of its tenant".to_owned(),
         Shut::Queue => format!("the limit of queue {}", job.queue),
         Shut::Agent(_) => "the limit of its agent".to_owned(),
-        Shut::Concurrency => format!("concurrency key {}", key(job.concurrency.as_ref().map(|key| &key.key))),
-        Shut::Rate => format!("rate limit of key {}", key(job.rate.as_ref().map(|rate| &rate.key))),
+        Shut::Concurrency => format!("concurrency key {}", key(job, by)),
+        Shut::Rate => format!("rate limit of key {}", key(job, by)),
         Shut::Conversation(_) => "an earlier turn of its conversation".to_owned(),
     }
 }
