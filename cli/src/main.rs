@@ -65,6 +65,8 @@ enum Command {
     /// List, make and end API keys (admin keys only)
     #[command(alias = "key")]
     Keys(commands::keys::Args),
+    /// Serve scripted models over HTTP, for anybody's tests
+    Scripted(commands::scripted::Args),
     /// Check the configuration of the servers
     Config(commands::config::Args),
     /// Measure this installation
@@ -126,6 +128,7 @@ async fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Tenants(args) => commands::tenants::run(args, globals).await,
         Command::Schedules(args) => commands::schedules::run(args, globals).await,
         Command::Keys(args) => commands::keys::run(args, globals).await,
+        Command::Scripted(args) => commands::scripted::run(args, globals).await,
         Command::Config(args) => commands::config::run(args, globals).await,
         Command::Bench(args) => commands::bench::run(args, globals).await,
         Command::Verify(args) => commands::verify::run(args, globals).await,

@@ -9,6 +9,7 @@ use common::job::group::GroupInput;
 use common::job::{Backoff, Concurrency, Failure, Job, JobState, Kind, NewJob, Rate, StateName, Usage};
 use common::store::attempts::Attempt;
 use common::store::jobs::JobDetail;
+use common::store::usage::Totals;
 use serde::Serialize;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
@@ -253,6 +254,20 @@ impl<'a> JobView<'a> {
             waiting_for,
             ..Self::new(&detail.job)
         }
+    }
+
+    /// The same with what its calls of models used: facts of every attempt, those that were lost included.
+    pub fn metered(mut self, totals: Option<&Totals>) -> Self {
+        if let Some(totals) = totals {
+            self.usage = UsageView {
+                input_tokens: totals.input_tokens,
+                output_tokens: totals.output_tokens,
+                cached_input_tokens: totals.cached_input_tokens,
+                cost_usd: totals.cost.to_string(),
+                ..self.usage
+            };
+        }
+        self
     }
 
     /// A job as it is at the moment of its insertion.

@@ -3,6 +3,7 @@
 
 mod agents;
 mod approvals;
+mod budgets;
 mod conversations;
 mod events;
 mod files;
@@ -13,6 +14,7 @@ pub(crate) mod limits;
 mod operating;
 mod schedules;
 mod tenants;
+mod usage;
 
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware::{from_fn_with_state, map_response};
@@ -85,6 +87,8 @@ fn resources() -> OpenApiRouter<App> {
         .merge(files::routes())
         .merge(schedules::routes())
         .merge(tenants::routes())
+        .merge(budgets::routes())
+        .merge(usage::routes())
         .merge(keys::routes())
         .merge(limits::routes())
         .merge(operating::routes())

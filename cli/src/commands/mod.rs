@@ -15,6 +15,7 @@ pub(crate) mod many;
 pub(crate) mod queues;
 pub(crate) mod run;
 pub(crate) mod schedules;
+pub(crate) mod scripted;
 pub(crate) mod tenants;
 pub(crate) mod up;
 pub(crate) mod verify;

@@ -44,9 +44,10 @@ impl Duty for Retention {
             .await?;
         let workers = self.store.delete_workers(now - self.settings.workers, BATCH).await?;
         let pauses = self.store.delete_key_pauses(now, BATCH).await?;
+        let holds = self.store.delete_budget_holds(now, BATCH).await?;
         Ok(Report {
-            changed: keys + workers + pauses,
-            more: [keys, workers, pauses].contains(&u64::from(BATCH)),
+            changed: keys + workers + pauses + holds,
+            more: [keys, workers, pauses, holds].contains(&u64::from(BATCH)),
         })
     }
 }

@@ -18,5 +18,6 @@ mod workspaces;
 
 mod model_anthropic;
 mod model_openai;
+mod model_policy;
 mod model_server;
 mod model_turn;

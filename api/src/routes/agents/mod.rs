@@ -20,6 +20,7 @@ use utoipa_axum::routes;
 use uuid::Uuid;
 
 use super::List;
+use super::usage::TotalsView;
 use crate::auth::Caller;
 use crate::extract::{Params, PathId};
 use crate::problem::{Document, Problem};
@@ -118,9 +119,36 @@ async fn list(State(app): State<App>, caller: Caller, mut params: Params) -> Res
     Ok(Json(List::page(agents, limit, |agent| agent.id, AgentView::from)).into_response())
 }
 
-/// Read an agent.
+/// An agent and what its runs and turns amount to.
+#[derive(Serialize, ToSchema)]
+struct AgentDetail {
+    #[serde(flatten)]
+    agent: AgentView,
+    /// Of all its versions together.
+    totals: AgentTotals,
+}
+
+/// What the runs and turns of an agent amount to.
+#[derive(Serialize, ToSchema)]
+struct AgentTotals {
+    /// Runs and turns that are still kept.
+    runs: u64,
+    /// Those of them that failed.
+    failures: u64,
+    #[serde(flatten)]
+    usage: TotalsView,
+}
+
+/// Read an agent, and its running totals.
 #[utoipa::path(get, path = "/agents/{id}", tag = "agents", params(("id" = String, Path, description = "The agent")),
-    responses((status = 200, body = AgentView), (status = 404, body = Document, content_type = "application/problem+json")))]
+    responses((status = 200, body = AgentDetail), (status = 404, body = Document, content_type = "application/problem+json")))]
 async fn get(State(app): State<App>, caller: Caller, PathId(id): PathId<AgentId>) -> Result<Response, Problem> {
-    Ok(Json(AgentView::from(read(&app, &caller, id).await?)).into_response())
+    let agent = AgentView::from(read(&app, &caller, id).await?);
+    let (runs, failures) = app.store().runs_of_agent(caller.tenant_id(), id).await?;
+    let totals = AgentTotals {
+        runs,
+        failures,
+        usage: app.store().usage_of_agent(id).await?.into(),
+    };
+    Ok(Json(AgentDetail { agent, totals }).into_response())
 }

@@ -24,6 +24,7 @@ pub(in crate::routes) use messages::MessageDocument;
 pub(in crate::routes) use turns::{answering, said};
 
 use super::List;
+use super::usage::TotalsView;
 use crate::auth::Caller;
 use crate::extract::{Params, PathId};
 use crate::problem::{Document, Problem};
@@ -119,10 +120,21 @@ async fn list(State(app): State<App>, caller: Caller, mut params: Params) -> Res
     Ok(Json(List::page(conversations, limit, |one| one.id, ConversationView::from)).into_response())
 }
 
-/// Read a conversation.
+/// A conversation and what its turns used.
+#[derive(Serialize, ToSchema)]
+struct ConversationDetail {
+    #[serde(flatten)]
+    conversation: ConversationView,
+    /// Of all its turns' calls of models.
+    usage: TotalsView,
+}
+
+/// Read a conversation, and what its turns used.
 #[utoipa::path(get, path = "/conversations/{id}", tag = "conversations",
     params(("id" = String, Path, description = "The conversation")),
-    responses((status = 200, body = ConversationView), (status = 404, body = Document, content_type = "application/problem+json")))]
+    responses((status = 200, body = ConversationDetail), (status = 404, body = Document, content_type = "application/problem+json")))]
 async fn get(State(app): State<App>, caller: Caller, PathId(id): PathId<ConversationId>) -> Result<Response, Problem> {
-    Ok(Json(ConversationView::from(read(&app, &caller, id).await?)).into_response())
+    let conversation = ConversationView::from(read(&app, &caller, id).await?);
+    let usage = app.store().usage_of_conversation(id).await?.into();
+    Ok(Json(ConversationDetail { conversation, usage }).into_response())
 }

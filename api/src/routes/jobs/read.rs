@@ -1,5 +1,6 @@
 //! `GET /jobs`, `GET /jobs/{id}` and its attempts.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use axum::Json;
@@ -7,8 +8,9 @@ use axum::extract::State;
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use common::ids::JobId;
-use common::job::JobState;
+use common::job::{Job, JobState, Kind};
 use common::store::jobs::JobDetail;
+use common::store::usage::Totals;
 use tokio::time::Instant;
 
 use super::filter::{self, ListQuery};
@@ -36,7 +38,9 @@ pub(super) async fn list(State(app): State<App>, caller: Caller, mut params: Par
     params.finish()?;
     let jobs = app.store().list(caller.tenant_id(), &filter, before, limit + 1).await?;
     let more = jobs.len() > limit as usize;
-    let data: Vec<JobView<'_>> = jobs.iter().take(limit as usize).map(JobView::new).collect();
+    let usage = metered(&app, &jobs).await?;
+    let view = |job| JobView::new(job).metered(usage.get(&job.id));
+    let data: Vec<JobView<'_>> = jobs.iter().take(limit as usize).map(view).collect();
     let last = jobs.get((limit as usize).saturating_sub(1)).filter(|_| more);
     let next_cursor = last.map(|job| crate::extract::Cursor::encode(job.id));
     Ok(Json(List { data, next_cursor }).into_response())
@@ -68,8 +72,19 @@ pub(super) async fn get(
         _ => read(&app, &caller, id).await?,
     };
     let waiting_for = waiting::reason(&app, &detail.job).await;
-    let body = to_json(&JobView::detailed(&detail, waiting_for));
+    let usage = metered(&app, std::slice::from_ref(&detail.job)).await?;
+    let body = to_json(&JobView::detailed(&detail, waiting_for).metered(usage.get(&id)));
     Ok(([(header::CONTENT_TYPE, "application/json")], body).into_response())
+}
+
+/// What calls of models used, of those jobs that make any.
+async fn metered(app: &App, jobs: &[Job]) -> Result<HashMap<JobId, Totals>, Problem> {
+    let calls = |job: &&Job| matches!(job.kind, Kind::AgentRun | Kind::ChatTurn) && job.attempt > 0;
+    let ids: Vec<JobId> = jobs.iter().filter(calls).map(|job| job.id).collect();
+    if ids.is_empty() {
+        return Ok(HashMap::new());
+    }
+    Ok(app.store().usage_of_jobs(&ids).await?)
 }
 
 /// The caller's job.
