@@ -123,3 +123,54 @@ async fn workers_are_shown_while_they_live_and_can_be_drained(pool: PgPool) {
         .await
         .is_problem(404, "not_found");
 }
+
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn usage_is_added_up_and_a_budget_says_what_is_spent(pool: PgPool) {
+    let api = Api::start(pool).await;
+    assert_eq!(api.get("/usage?by=model").await.expect(200)["data"], json!([]));
+    for bad in ["by=week", "from=yesterday", "to=-999999-01-01", "x=1"] {
+        api.get(&format!("/usage?{bad}")).await.expect(422);
+    }
+    let by_day = api.get("/usage?from=2026-01-01&to=2026-01-02T00:00:00Z&by=day").await;
+    assert_eq!(by_day.expect(200)["data"], json!([]));
+
+    let tenant = api.post("/tenants", json!({"name": "spender"})).await.expect(201);
+    let path = format!("/tenants/{}/budget", tenant["id"].as_str().unwrap());
+    let none = api.get(&path).await.expect(200);
+    assert_eq!(
+        (&none["max_cost_usd"], &none["spent_cost_usd"]),
+        (&json!(null), &json!("0"))
+    );
+    let set = api
+        .put(
+            &path,
+            json!({"max_cost_usd": "25.50", "max_output_tokens": null, "window": "month"}),
+        )
+        .await
+        .expect(200);
+    assert_eq!(
+        (&set["max_cost_usd"], &set["window"]),
+        (&json!("25.5"), &json!("month"))
+    );
+    assert_eq!(api.get(&path).await.expect(200), set);
+    for bad in [
+        json!({"max_cost_usd": "much", "window": "day"}),
+        json!({"max_cost_usd": "-1", "window": "day"}),
+        json!({"max_output_tokens": u64::MAX, "window": "day"}),
+        json!({"max_cost_usd": "1", "window": "week"}),
+    ] {
+        api.put(&path, bad).await.expect(422);
+    }
+    let gone = "/tenants/01890000-0000-7000-8000-000000000000/budget";
+    api.put(gone, json!({"max_cost_usd": "1", "window": "day"}))
+        .await
+        .expect(404);
+    api.get(gone).await.expect(404);
+    let removed = api
+        .put(
+            &path,
+            json!({"max_cost_usd": null, "max_output_tokens": null, "window": "day"}),
+        )
+        .await;
+    assert_eq!(removed.expect(200)["window"], json!(null));
+}

@@ -15,6 +15,7 @@ mod sandbox;
 mod scheduler;
 mod submit;
 mod throughput;
+mod turns;
 mod wire;
 
 use std::process::ExitCode;
@@ -49,14 +50,21 @@ enum Measurement {
     Fairness(fairness::Args),
     /// One program at a time in a warm sandbox, beside `docker run` of the same image
     Sandbox(sandbox::Args),
+    /// Turns of conversations: what is between the provider and a person, and what turns at once cost
+    Turns(turns::Args),
     /// Schedules at scale, on a private Postgres and Redis
     Scheduler(scheduler::Args),
 }
 
 impl Args {
-    /// Whether this is a server that is measured, and not the client that measures.
+    /// Whether this is a server too, and not only the client that measures.
     pub(crate) fn serves(&self) -> bool {
-        matches!(&self.measurement, Measurement::Scheduler(args) if args.serves())
+        match &self.measurement {
+            Measurement::Scheduler(args) => args.serves(),
+            // It is the model's provider too.
+            Measurement::Turns(_) => true,
+            _ => false,
+        }
     }
 }
 
@@ -98,6 +106,7 @@ impl Measurement {
             Self::Pickup(_) => "pickup",
             Self::Fairness(_) => "fairness",
             Self::Sandbox(_) => "sandbox",
+            Self::Turns(_) => "turns",
             Self::Scheduler(_) => "scheduler",
         }
     }
@@ -110,6 +119,7 @@ impl Measurement {
             Self::Pickup(args) => pickup::run(args, client, queue, report).await,
             Self::Fairness(args) => fairness::run(args, client, queue, report).await,
             Self::Sandbox(args) => sandbox::run(args, client, queue, report).await,
+            Self::Turns(args) => turns::run(args, client, queue, report).await,
             // It needs no server, so it has been run before one was asked for.
             Self::Scheduler(_) => Ok(()),
         }

@@ -34,6 +34,9 @@ use files::{Given, images_of};
 use journal::Kept;
 use tools::SandboxTools;
 
+/// A job does not come back sooner from waiting for a provider: that costs a commit and a claim.
+const WAIT_MIN: Duration = Duration::from_secs(1);
+
 /// The input of an `agent_run`.
 #[derive(Deserialize)]
 struct RunInput {
@@ -286,7 +289,7 @@ fn ended(end: TurnEnd, cut: Option<&Cut>, context: &Context, cost: Usd) -> Ended
         }
         (_, stop) => match (stop.wait(), stop.failure()) {
             // Others' limits are nobody's failure: the job comes back when its time has come.
-            (Some(wait), Some(_)) => Outcome::Waits(Wait::provider(context.clock.now() + wait)),
+            (Some(wait), Some(_)) => Outcome::Waits(Wait::provider(context.clock.now() + wait.max(WAIT_MIN))),
             (_, failure) => failure.map_or(Outcome::Succeeded, failed),
         },
     };

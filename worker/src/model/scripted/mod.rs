@@ -31,7 +31,7 @@ use self::perform::{Step, perform};
 pub use self::read::{Asked, read};
 pub use self::recording::Recording;
 use self::script::Script;
-pub use self::serve::serve;
+pub use self::serve::{SENT_US, serve};
 use super::error::{Reason, Refusal};
 use super::policy::Account;
 use super::server::{Call, Reply};
