@@ -56,6 +56,9 @@ enum Command {
     /// List, pause and resume queues
     #[command(alias = "queue")]
     Queues(commands::queues::Args),
+    /// List and build environments: what sandboxes hold
+    #[command(alias = "environments")]
+    Env(commands::env::Args),
     /// List and drain workers (admin keys only)
     #[command(alias = "worker")]
     Workers(commands::workers::Args),
@@ -124,6 +127,7 @@ async fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Agents(args) => commands::agents::run(args, globals).await,
         Command::Approvals(args) => commands::approvals::run(args, globals).await,
         Command::Queues(args) => commands::queues::run(args, globals).await,
+        Command::Env(args) => commands::env::run(args, globals).await,
         Command::Workers(args) => commands::workers::run(args, globals).await,
         Command::Tenants(args) => commands::tenants::run(args, globals).await,
         Command::Schedules(args) => commands::schedules::run(args, globals).await,

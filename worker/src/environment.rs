@@ -1,6 +1,6 @@
 //! Environments: what a sandbox holds and how large it is.
 //!
-//! One file `environments/NAME.toml` each; `default` is built in, and a file of that name takes its place. What is
+//! One file `environments/NAME.toml` each; three come along, and a file of the same name takes the place of one. What is
 //! said here is fixed when a sandbox starts, long before a job claims it, so nothing about a job belongs here.
 //!
 //! # Not here
@@ -15,10 +15,17 @@ use serde::Deserialize;
 
 use crate::driver::Profile;
 
+mod offer;
 mod size;
 mod validate;
 
 const BUILT_IN: &str = include_str!("../../environments/default.toml");
+
+/// Those that come along and are there once their images are built.
+const MORE: [(&str, &str); 2] = [
+    ("polyglot.toml", include_str!("../../environments/polyglot.toml")),
+    ("claude-code.toml", include_str!("../../environments/claude-code.toml")),
+];
 
 /// The name of the environment of jobs that name none.
 pub const DEFAULT: &str = "default";
@@ -81,6 +88,8 @@ pub struct Install {
 pub struct Packages {
     /// The image below, when a registry gives it.
     pub base: Option<String>,
+    /// The environment whose root is below, instead.
+    pub from: Option<String>,
     /// Packages of the distribution.
     pub system: Vec<String>,
     /// Packages for pip.
@@ -221,10 +230,20 @@ impl Default for Warm {
     }
 }
 
-/// The built-in environment and those of a folder's `*.toml` files.
+/// Whether an environment of this name comes along.
+pub fn comes_along(name: &str) -> bool {
+    let file = format!("{name}.toml");
+    name == DEFAULT || MORE.iter().any(|(more, _)| *more == file)
+}
+
+/// The environments that come along and those of a folder's `*.toml` files, which come before them.
 pub fn load(folder: Option<&Path>) -> Result<Environments, Error> {
     let built_in = Environment::built_in();
     let mut environments = Environments::from([(built_in.name.clone(), Arc::new(built_in))]);
+    for (file, text) in MORE {
+        let more = Environment::parse(text, Path::new(file)).expect("a test reads those that come along");
+        environments.insert(more.name.clone(), Arc::new(more));
+    }
     let Some(folder) = folder else {
         return Ok(environments);
     };
@@ -308,6 +327,11 @@ mod tests {
             ("name = 'mine'\n[env]\n'A=B' = 'c'", "env"),
             ("name = 'mine'\n[packages]\nsystem = ['-o x']", "packages.system"),
             ("name = 'mine'\n[packages]\npip = ['a;b']", "packages.pip"),
+            ("name = 'mine'\n[packages]\nfrom = '../default'", "packages.from"),
+            (
+                "name = 'mine'\n[packages]\nfrom = 'default'\nbase = 'debian'",
+                "packages.from",
+            ),
             (
                 "name = 'mine'\n[languages.r]\nfile = '../x'\ncommand = ['R', '{file}']",
                 "languages.r.file",
@@ -330,7 +354,8 @@ mod tests {
         std::fs::write(folder.join("notes.md"), "no environment").unwrap();
         let environments = load(Some(&folder)).unwrap();
         std::fs::remove_dir_all(&folder).unwrap();
-        assert_eq!(environments.keys().collect::<Vec<_>>(), ["default", "other"]);
+        let names: Vec<_> = environments.keys().collect();
+        assert_eq!(names, ["claude-code", "default", "other", "polyglot"]);
         assert_eq!(environments["default"].warm.size, 1);
         assert_matches!(load(Some(&folder)), Err(Error::Read { .. }));
     }

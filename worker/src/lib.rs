@@ -11,6 +11,7 @@ pub mod executor;
 pub mod gateway;
 mod machine;
 pub mod model;
+mod offer;
 pub mod pool;
 pub mod presence;
 mod run;

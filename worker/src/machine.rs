@@ -120,6 +120,19 @@ pub async fn benches(settings: &Sandboxes, name: Option<&str>) -> anyhow::Result
         environments.retain(|known, _| known == name);
         anyhow::ensure!(!environments.is_empty(), "there is no environment {name:?}");
     }
+    if name.is_none() {
+        // What comes along and is not built serves nobody, and has nothing to be broken.
+        let mut missing = Vec::new();
+        for (known, environment) in environments
+            .iter()
+            .filter(|(known, _)| known.as_str() != environment::DEFAULT)
+        {
+            if environment::comes_along(known) && driver.image_id(&environment.image()).await?.is_none() {
+                missing.push(known.clone());
+            }
+        }
+        environments.retain(|known, _| !missing.contains(known));
+    }
     let bench = |environment| Bench::new(Arc::clone(&driver), environment, demands(driver.as_ref()));
     Ok((environments.into_values().map(bench).collect(), driver.name()))
 }

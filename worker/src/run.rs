@@ -28,6 +28,7 @@ use crate::consumer::solitude::Solitude;
 use crate::consumer::{Consumer, cancels};
 use crate::executor::Machine;
 use crate::machine;
+use crate::offer;
 use crate::presence::{PRESENCE, Presence};
 use crate::settle::Settler;
 
@@ -72,6 +73,11 @@ pub async fn run(config: Config, clock: Clock, lifecycle: Lifecycle, health: Hea
     tracing::info!(%worker_id, name = registration.name, driver = name, ?slots, "worker started");
     if let Some(driver) = driver {
         machine::fill(&mut machine, driver, &config.sandbox, worker_id, &clock, &lifecycle);
+    }
+    if let Some(pool) = machine.pool.clone() {
+        let served = (Arc::clone(&machine.environments), pool);
+        let offer = offer::run(store.clone(), worker_id, served, lifecycle.soft().clone());
+        lifecycle.spawn_infallible("offer", offer);
     }
     let running = Running {
         worker_id,

@@ -5,6 +5,7 @@ mod agents;
 mod approvals;
 mod budgets;
 mod conversations;
+mod environments;
 mod events;
 mod files;
 mod health;
@@ -92,6 +93,7 @@ fn resources() -> OpenApiRouter<App> {
         .merge(keys::routes())
         .merge(limits::routes())
         .merge(operating::routes())
+        .merge(environments::routes())
 }
 
 /// Every documented route, without layers.

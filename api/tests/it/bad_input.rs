@@ -92,7 +92,7 @@ async fn a_wrong_field_is_a_422_that_names_it(pool: PgPool) {
         (with("metadata", json!({"a": "x".repeat(17_000)})), "/metadata"),
         (with("input", json!([])), "/input"),
         (with("input", json!("text")), "/input"),
-        (exec(json!({"language": "cobol", "code": ""})), "/input/language"),
+        (exec(json!({"language": "no language", "code": ""})), "/input/language"),
         (exec(json!({"language": "python"})), "/input/code"),
         (exec(json!({"language": "python", "code": 1})), "/input/code"),
         (exec(json!({"language": "python", "code": "", "cod": ""})), "/input/cod"),

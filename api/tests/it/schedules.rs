@@ -127,7 +127,7 @@ async fn a_wrong_field_is_a_422_that_names_it(pool: PgPool) {
             vec!["/job/input/env/A"],
         ),
         (
-            with("job", json!({"kind": "exec", "input": {"language": "cobol"}})),
+            with("job", json!({"kind": "exec", "input": {"language": "no language"}})),
             vec!["/job/input/language"],
         ),
         (with("job", json!(1)), vec!["/job"]),

@@ -8,6 +8,7 @@ pub(crate) mod chat;
 pub(crate) mod config;
 pub(crate) mod doctor;
 pub(crate) mod down;
+pub(crate) mod env;
 pub(crate) mod jobs;
 pub(crate) mod keys;
 pub(crate) mod logs;

@@ -101,7 +101,7 @@ pub(crate) fn find_init(given: Option<PathBuf>) -> anyhow::Result<PathBuf> {
 }
 
 /// The source tree that this program is called from, or was built in.
-fn repository() -> Option<PathBuf> {
+pub(crate) fn repository() -> Option<PathBuf> {
     let here = std::env::current_dir().ok();
     let built_in = std::env::current_exe().ok();
     let ancestors = here.iter().chain(&built_in).flat_map(|path| path.ancestors());

@@ -3,6 +3,8 @@
 //! The API refuses what [`ExecInput::validate`] names, so a worker that reads a stored input may rely on it.
 
 use std::collections::BTreeMap;
+use std::fmt;
+use std::str::FromStr;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -28,30 +30,61 @@ pub const ARGS_BYTES_MAX: usize = 1024 * 1024;
 /// Longest path or pattern, bytes.
 pub const PATH_BYTES_MAX: usize = 1024;
 
-/// A language whose programs can be run by name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+/// Longest name of a language, bytes.
+pub const LANGUAGE_BYTES_MAX: usize = 32;
+
+/// A language whose programs can be run by name; which there are is the environment's to say.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
-pub enum Language {
-    /// Python 3.
-    Python,
-    /// JavaScript, on Node.
-    Javascript,
-    /// TypeScript, on Node.
-    Typescript,
-    /// Bash.
-    Bash,
+pub struct Language(String);
+
+/// A text that no language can be called.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NoLanguage;
+
+impl fmt::Display for NoLanguage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "is the name of a language, such as python: 1 to {LANGUAGE_BYTES_MAX} lower case letters, digits, + # _ or -"
+        )
+    }
 }
 
+impl std::error::Error for NoLanguage {}
+
 impl Language {
-    /// The name as it is written in JSON.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Python => "python",
-            Self::Javascript => "javascript",
-            Self::Typescript => "typescript",
-            Self::Bash => "bash",
+    /// Its name.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl TryFrom<String> for Language {
+    type Error = NoLanguage;
+
+    fn try_from(name: String) -> Result<Self, NoLanguage> {
+        let is_fine = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"+#_-".contains(&byte);
+        if (1..=LANGUAGE_BYTES_MAX).contains(&name.len()) && name.bytes().all(is_fine) {
+            Ok(Self(name))
+        } else {
+            Err(NoLanguage)
         }
+    }
+}
+
+impl FromStr for Language {
+    type Err = NoLanguage;
+
+    fn from_str(name: &str) -> Result<Self, NoLanguage> {
+        name.to_owned().try_into()
+    }
+}
+
+impl From<Language> for String {
+    fn from(language: Language) -> Self {
+        language.0
     }
 }
 
@@ -75,7 +108,7 @@ pub struct Package<'a> {
 
 impl<'a> Package<'a> {
     /// Reads an item of a job in `language`; `None` when nothing says which tool installs it.
-    pub fn parse(text: &'a str, language: Option<Language>) -> Option<Self> {
+    pub fn parse(text: &'a str, language: Option<&Language>) -> Option<Self> {
         let package = |installer, name| Some(Self { installer, name });
         if let Some(name) = text.strip_prefix("pip:") {
             return package(Installer::Pip, name);
@@ -83,10 +116,10 @@ impl<'a> Package<'a> {
         if let Some(name) = text.strip_prefix("npm:") {
             return package(Installer::Npm, name);
         }
-        match language? {
-            Language::Python => package(Installer::Pip, text),
-            Language::Javascript | Language::Typescript => package(Installer::Npm, text),
-            Language::Bash => None,
+        match language?.as_str() {
+            "python" => package(Installer::Pip, text),
+            "javascript" | "typescript" => package(Installer::Npm, text),
+            _ => None,
         }
     }
 }
@@ -292,7 +325,7 @@ impl ExecInput {
         faults.limit("/install", self.install.len(), INSTALL_MAX);
         let odd = |c: char| c.is_whitespace() || c.is_control();
         for (index, text) in self.install.iter().enumerate() {
-            match Package::parse(text, self.language) {
+            match Package::parse(text, self.language.as_ref()) {
                 None => faults.add(
                     format!("/install/{index}"),
                     "needs pip: or npm: before it, or language python, javascript or typescript",

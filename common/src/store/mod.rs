@@ -15,6 +15,7 @@ pub mod claim;
 pub mod conversations;
 pub mod duties;
 pub mod egress;
+pub mod environments;
 mod error;
 pub mod events;
 pub mod fire;

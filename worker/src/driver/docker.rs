@@ -144,6 +144,17 @@ impl SandboxDriver for DockerDriver {
         self.list_containers().boxed()
     }
 
+    fn image_id<'a>(&'a self, image: &'a str) -> BoxFuture<'a, Result<Option<String>, Error>> {
+        async move {
+            match self.client().await?.inspect_image(image).await {
+                Ok(found) => Ok(found.id),
+                Err(e) if error::is_gone(&e) => Ok(None),
+                Err(e) => Err(error::unavailable(&e)),
+            }
+        }
+        .boxed()
+    }
+
     fn check(&self) -> BoxFuture<'_, Result<(), Error>> {
         async {
             let ping = self.client().await?.ping().await;

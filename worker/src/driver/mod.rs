@@ -159,6 +159,11 @@ pub trait SandboxDriver: Send + Sync + fmt::Debug {
     /// All sandboxes of this driver on this machine, those of dead workers too.
     fn list(&self) -> BoxFuture<'_, Result<Vec<Found>, Error>>;
 
+    /// What the name of an image stands for now; none when there is no such image, or the driver has none.
+    fn image_id<'a>(&'a self, _image: &'a str) -> BoxFuture<'a, Result<Option<String>, Error>> {
+        Box::pin(std::future::ready(Ok(None)))
+    }
+
     /// Whether the driver can work here and now.
     fn check(&self) -> BoxFuture<'_, Result<(), Error>>;
 }

@@ -70,6 +70,12 @@ fn check(environment: &Environment, path: &Path) -> Result<(), Wrong> {
 }
 
 fn packages(packages: &Packages) -> Result<(), Wrong> {
+    if packages.from.as_deref().is_some_and(|name| !is_name(name)) {
+        return refuse("packages.from", "must be the name of an environment");
+    }
+    if packages.from.is_some() && packages.base.is_some() {
+        return refuse("packages.from", "cannot be combined with packages.base");
+    }
     for (key, names) in [
         ("system", &packages.system),
         ("pip", &packages.pip),

@@ -37,6 +37,7 @@ mod plan;
 mod proof;
 mod reaper;
 mod refill;
+mod rollover;
 mod shelf;
 mod slot;
 
@@ -100,6 +101,8 @@ pub struct EnvironmentStatus {
     pub name: String,
     /// The image it starts.
     pub image: String,
+    /// What the image's name stood for when it was looked at last.
+    pub image_id: Option<String>,
     /// Sandboxes that are ready.
     pub warm: u32,
     /// In use.
@@ -181,6 +184,7 @@ impl Pool {
             ended: CancellationToken::new(),
         });
         lifecycle.spawn_infallible("pool refill", refill::run(Arc::clone(&inner)));
+        lifecycle.spawn_infallible("pool rollover", rollover::run(Arc::clone(&inner)));
         let reaper = reaper::run(Arc::clone(&inner), settings.cleanup_interval);
         lifecycle.spawn_infallible("pool reaper", reaper);
         Self(inner)
@@ -207,6 +211,11 @@ impl Pool {
     /// does not answer any more.
     pub async fn check_out_kept(&self, environment: &str, owner: &KeptFor) -> Option<(Slot, u64)> {
         check_out::kept(&self.0, environment, owner).await
+    }
+
+    /// Looks at the images once, which also happens by itself: what is warm of an older one is retired.
+    pub async fn roll_over(&self) {
+        rollover::tick(&self.0).await;
     }
 
     /// What there is of each environment, by name.
@@ -269,6 +278,7 @@ fn status(shelf: &Shelf) -> EnvironmentStatus {
     EnvironmentStatus {
         name: shelf.environment.name.clone(),
         image: shelf.environment.image(),
+        image_id: shelf.image_id(),
         warm: counts.warm,
         leased: counts.leased,
         kept: counts.kept,

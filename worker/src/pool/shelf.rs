@@ -83,6 +83,7 @@ struct State {
     counts: Counts,
     recent: Recent,
     cold_starts: u64,
+    image_id: Option<String>,
     last_error: Option<LastError>,
     // The last failure, when trying again does not help.
     refusal: Option<Arc<Error>>,
@@ -188,6 +189,26 @@ impl Shelf {
         let kept = state.kept.pop_front().map(|kept| kept.warm);
         let warm = kept.or_else(|| state.warm.pop_front())?;
         Some((warm, Retiring::counted(self, &mut state.counts)))
+    }
+
+    /// What the image's name stood for when it was looked at last.
+    pub(super) fn image_id(&self) -> Option<String> {
+        self.lock().image_id.clone()
+    }
+
+    /// Takes the warm ones off when the image's name stands for another one than before.
+    pub(super) fn roll_over(self: &Arc<Self>, image_id: Option<String>) -> Vec<(Warm, Retiring)> {
+        let mut state = self.lock();
+        // An image that is gone for a moment is not another one.
+        let is_other = image_id.is_some() && state.image_id.is_some() && state.image_id != image_id;
+        state.image_id = image_id.or(state.image_id.take());
+        if !is_other {
+            return Vec::new();
+        }
+        let old: Vec<_> = state.warm.drain(..).collect();
+        old.into_iter()
+            .map(|warm| (warm, Retiring::counted(self, &mut state.counts)))
+            .collect()
     }
 
     /// Takes those off that are dead, too old, or idle beyond the floor; all of them when `everything` goes.

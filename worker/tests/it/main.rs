@@ -6,6 +6,7 @@ mod conformance;
 mod docker;
 mod egress;
 mod egress_server;
+mod environments;
 mod gateway;
 mod install;
 mod pool;

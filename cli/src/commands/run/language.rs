@@ -9,6 +9,11 @@ pub(super) fn by_ending(path: &Path) -> Option<&'static str> {
         "js" | "mjs" | "cjs" => Some("javascript"),
         "ts" | "mts" | "cts" => Some("typescript"),
         "sh" | "bash" => Some("bash"),
+        "c" => Some("c"),
+        "cc" | "cpp" | "cxx" => Some("cpp"),
+        "go" => Some("go"),
+        "java" => Some("java"),
+        "rb" => Some("ruby"),
         _ => None,
     }
 }
@@ -29,17 +34,20 @@ pub(super) fn by_shebang(code: &str) -> Option<&'static str> {
         "node" | "nodejs" => Some("javascript"),
         "ts-node" | "tsx" => Some("typescript"),
         "bash" | "sh" | "dash" => Some("bash"),
+        "ruby" => Some("ruby"),
         _ => None,
     }
 }
 
 /// The ending that a file in this language has.
-pub(super) fn ending(language: &str) -> &'static str {
+pub(super) fn ending(language: &str) -> &str {
     match language {
         "python" => "py",
         "javascript" => "js",
         "typescript" => "ts",
         "bash" => "sh",
+        "c" | "cpp" | "go" | "java" => language,
+        "ruby" => "rb",
         _ => "txt",
     }
 }
@@ -51,7 +59,7 @@ mod tests {
     #[test]
     fn endings_name_languages() {
         let named =
-            ["a.py", "b/c.MJS", "d.ts", "e.sh", "Makefile", "f.rb", ".py"].map(|name| by_ending(Path::new(name)));
+            ["a.py", "b/c.MJS", "d.ts", "e.sh", "Makefile", "f.tcl", ".py"].map(|name| by_ending(Path::new(name)));
         assert_eq!(
             named,
             [

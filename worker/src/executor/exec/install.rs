@@ -55,7 +55,7 @@ pub(super) fn steps(input: &ExecInput, environment: &Environment) -> Result<Vec<
         let packages = input
             .install
             .iter()
-            .filter_map(|text| Package::parse(text, input.language));
+            .filter_map(|text| Package::parse(text, input.language.as_ref()));
         packages
             .filter(move |package| package.installer == installer)
             .map(|package| package.name.to_owned())
@@ -74,8 +74,9 @@ pub(super) fn steps(input: &ExecInput, environment: &Environment) -> Result<Vec<
 
 /// Variables by which the program finds what was installed.
 pub(super) fn variables(input: &ExecInput, path: Option<&str>) -> Vec<(String, String)> {
-    let is_pip =
-        |text: &String| Package::parse(text, input.language).is_some_and(|package| package.installer == Installer::Pip);
+    let is_pip = |text: &String| {
+        Package::parse(text, input.language.as_ref()).is_some_and(|package| package.installer == Installer::Pip)
+    };
     if !input.install.iter().any(is_pip) {
         return Vec::new();
     }
@@ -275,8 +276,6 @@ impl<'a> Progress<'a> {
 mod tests {
     use std::path::Path;
 
-    use common::job::exec::Language;
-
     use super::*;
 
     struct Nobody;
@@ -289,9 +288,9 @@ mod tests {
         Environment::parse(&format!("name = 'mine'\n{text}"), Path::new("mine.toml")).unwrap()
     }
 
-    fn input(language: Option<Language>, install: &[&str]) -> ExecInput {
+    fn input(language: Option<&str>, install: &[&str]) -> ExecInput {
         ExecInput {
-            language,
+            language: language.map(|name| name.parse().unwrap()),
             install: install.iter().map(|&text| text.to_owned()).collect(),
             ..ExecInput::default()
         }
@@ -299,7 +298,7 @@ mod tests {
 
     #[test]
     fn packages_are_refused_where_no_registry_is_named() {
-        let python = input(Some(Language::Python), &["six"]);
+        let python = input(Some("python"), &["six"]);
         let error = steps(&python, &environment("")).unwrap_err();
         assert_eq!(error.code, FailureCode::InstallFailed);
         assert!(steps(&input(None, &[]), &environment("")).unwrap().is_empty());
@@ -311,7 +310,7 @@ mod tests {
             "[install]\nallow = ['packages.example.org']\npip_index = 'http://packages.example.org:8080/simple'\n\
              npm_registry = 'https://packages.example.org/npm'",
         );
-        let all = input(Some(Language::Python), &["six==1.17", "npm:@a/b@1", "pip:x"]);
+        let all = input(Some("python"), &["six==1.17", "npm:@a/b@1", "pip:x"]);
         let [pip, npm] = &steps(&all, &environment).unwrap()[..] else {
             panic!("two steps")
         };
@@ -330,9 +329,9 @@ mod tests {
 
     #[test]
     fn python_finds_what_pip_installed() {
-        let env = variables(&input(Some(Language::Python), &["six"]), Some("/bin"));
+        let env = variables(&input(Some("python"), &["six"]), Some("/bin"));
         assert_eq!(env[1].1, format!("{PYTHON_BASE}/bin:/bin"));
-        assert!(variables(&input(Some(Language::Javascript), &["a"]), Some("/bin")).is_empty());
+        assert!(variables(&input(Some("javascript"), &["a"]), Some("/bin")).is_empty());
     }
 
     #[test]

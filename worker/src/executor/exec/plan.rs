@@ -37,7 +37,7 @@ pub(super) fn plan(input: &ExecInput, environment: &Environment, means: &Means) 
             .ok_or_else(|| refuse(format!("file {:?} has no content", file.path)))?;
         files.push((file.path.clone(), bytes));
     }
-    let argv = match (&input.command, input.language) {
+    let argv = match (&input.command, &input.language) {
         (Some(command), _) => command.iter().chain(&input.args).cloned().collect(),
         (None, Some(language)) => {
             let unknown = || {
@@ -128,7 +128,7 @@ pub(in crate::executor) fn archive(files: &[(String, Vec<u8>)]) -> std::io::Resu
 #[cfg(test)]
 mod tests {
     use super::*;
-    use common::job::exec::{InputFile, Language};
+    use common::job::exec::InputFile;
 
     fn environment() -> Environment {
         Environment::built_in()
@@ -137,7 +137,7 @@ mod tests {
     #[test]
     fn code_becomes_the_languages_file() {
         let input = ExecInput {
-            language: Some(Language::Python),
+            language: Some("python".parse().unwrap()),
             code: Some("print(1)\0".to_owned()),
             args: vec!["a b".to_owned()],
             ..ExecInput::default()
@@ -156,7 +156,7 @@ mod tests {
         let grows = "\u{1}".repeat(PAYLOAD_MAX / 4);
         for code in [long, grows] {
             let input = ExecInput {
-                language: Some(Language::Python),
+                language: Some("python".parse().unwrap()),
                 code: Some(code.clone()),
                 ..ExecInput::default()
             };
