@@ -201,7 +201,7 @@ impl Shelf {
         let mut state = self.lock();
         // An image that is gone for a moment is not another one.
         let is_other = image_id.is_some() && state.image_id.is_some() && state.image_id != image_id;
-        state.image_id = image_id.or(state.image_id.take());
+        state.image_id = image_id.or_else(|| state.image_id.take());
         if !is_other {
             return Vec::new();
         }

@@ -1,6 +1,6 @@
 //! The model gateway from inside real sandboxes: plain HTTP, and the client libraries that people use.
 
-#![expect(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on fails")]
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

@@ -123,6 +123,6 @@ impl<'a> Place<'a> {
     /// # Errors
     /// When the workspace was not saved.
     pub(super) async fn leave(self) -> Result<(), Failure> {
-        self.home.leave().await
+        Box::pin(self.home.leave()).await
     }
 }

@@ -98,7 +98,6 @@ impl Stream {
             let word = |name: &str| block[name].as_str().unwrap_or_default();
             match (word("type"), helper_of) {
                 ("text", Some(call)) => transcript.tool_output(call, &format!("{}\n", word("text"))),
-                (_, Some(_)) => {}
                 // The pieces of one block come before it, and those of the next after it.
                 ("text", None) if !std::mem::take(&mut self.has_text) => transcript.text(word("text")),
                 ("thinking", None) if !std::mem::take(&mut self.has_thinking) => transcript.reasoning(word("thinking")),
