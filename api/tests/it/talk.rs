@@ -343,7 +343,7 @@ async fn asking(api: &Api, path: &str) -> (Claimed, Vec<NewApproval>) {
         tool: "bash".to_owned(),
         input: json!({"command": "rm -rf /\u{0}"}),
         created_at: now,
-        deadline: now + std::time::Duration::from_secs(60),
+        deadline: now + std::time::Duration::from_mins(1),
     };
     let asked = vec![question(0), question(1)];
     let wait = Decision::Wait(Wait::answer().until(asked[0].deadline));

@@ -158,16 +158,12 @@ fn show_diff(diff: &Value, is_json: bool) -> anyhow::Result<()> {
     for change in diff.get("changes").and_then(Value::as_array).into_iter().flatten() {
         output::line(format!("{}:", output::field(change, "field")))?;
         let lines = change.get("lines").and_then(Value::as_array);
-        match lines {
-            Some(lines) => {
-                for line in lines.iter().filter_map(Value::as_str) {
-                    output::line(line)?;
-                }
-            }
-            None => {
-                output::line(format!("-{}", change.get("from").unwrap_or(&Value::Null)))?;
-                output::line(format!("+{}", change.get("to").unwrap_or(&Value::Null)))?;
-            }
+        for line in lines.into_iter().flatten().filter_map(Value::as_str) {
+            output::line(line)?;
+        }
+        if lines.is_none() {
+            output::line(format!("-{}", change.get("from").unwrap_or(&Value::Null)))?;
+            output::line(format!("+{}", change.get("to").unwrap_or(&Value::Null)))?;
         }
     }
     Ok(())

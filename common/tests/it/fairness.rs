@@ -91,7 +91,11 @@ async fn one_job_does_not_wait_for_the_first_round_of_many_tenants(pool: PgPool)
         fill(&env, single, 1, 5).await;
     }
     for (number, single) in singles.into_iter().enumerate() {
-        assert_eq!(backlog(&env, single).await, 1, "those that come later wait for {number}");
+        assert_eq!(
+            backlog(&env, single).await,
+            1,
+            "those that come later wait for {number}"
+        );
         assert_eq!(worker.take(&light(1)).await.unwrap().len(), 1);
         assert_eq!(backlog(&env, single).await, 0, "{number} is next");
     }

@@ -33,7 +33,7 @@ async fn bench(pool: PgPool, rules: &Value) -> (Bench, TempDir) {
 
 fn run_of(bench: &Bench, tools: &Value) -> NewJob {
     let mut spec = JobSpec::new(Kind::AgentRun);
-    spec.timeout = Duration::from_secs(60);
+    spec.timeout = Duration::from_mins(1);
     let agent = json!({"models": ["scripted/test"], "tools": tools});
     bench.job(spec, &json!({"input": "go", "agent": agent}))
 }

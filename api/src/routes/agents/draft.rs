@@ -101,7 +101,7 @@ fn drawn(instructions: &str, messages: &[Message]) -> String {
             continue;
         }
         room -= item.len() + 3;
-        items.push_str(&format!("- {item}\n"));
+        items.extend(["- ", item.as_str(), "\n"]);
     }
     if items.is_empty() {
         return text;

@@ -177,9 +177,10 @@ pub(super) async fn regenerate(
     key: Keyed,
     body: RawBody,
 ) -> Result<Response, Problem> {
-    let fields = match body.is_empty() {
-        true => JobFields::default(),
-        false => crate::extract::from_json(body.text(), "")?,
+    let fields = if body.is_empty() {
+        JobFields::default()
+    } else {
+        crate::extract::from_json(body.text(), "")?
     };
     let (asked, _) = asked(&app, &caller, id, &steps).await?;
     let parts = asked.parts.clone();

@@ -1,7 +1,5 @@
 //! A whole conversation as a file: JSON for programs, Markdown for people. It is written page by page.
 
-use std::fmt::Write as _;
-
 use axum::body::Body;
 use axum::extract::State;
 use axum::http::{HeaderValue, header};
@@ -62,7 +60,7 @@ pub(super) async fn export(
     let messages = messages(app.store().clone(), id);
     let body = match format {
         Format::Json => Body::from_stream(as_json(conversation, messages)),
-        Format::Markdown => Body::from_stream(as_markdown(conversation, messages)),
+        Format::Markdown => Body::from_stream(as_markdown(&conversation.title, messages)),
     };
     let mut response = Response::new(body);
     let headers = response.headers_mut();
@@ -112,11 +110,11 @@ fn as_json(
         .chain(stream::iter([Ok(Bytes::from_static(b"\n]}\n"))]))
 }
 
-fn as_markdown(
-    conversation: Conversation,
-    pages: impl Stream<Item = Page> + Send,
-) -> impl Stream<Item = Result<Bytes, store::Error>> + Send {
-    let title = match conversation.title.trim() {
+fn as_markdown<S: Stream<Item = Page> + Send>(
+    title: &str,
+    pages: S,
+) -> impl Stream<Item = Result<Bytes, store::Error>> + Send + use<S> {
+    let title = match title.trim() {
         "" => "Conversation",
         title => title,
     };
@@ -135,35 +133,37 @@ fn markdown(message: &Message) -> String {
         Role::Assistant => format!("## Assistant\n\n*{at}*\n\n"),
     };
     for part in &message.parts {
-        match part {
-            Part::Text { text: said } => text.push_str(&format!("{}\n\n", said.trim_end())),
-            Part::Reasoning { text: said, .. } if said.trim().is_empty() => {}
-            Part::Reasoning { text: said, .. } => {
-                let quoted: String = said.trim().lines().map(|line| format!("> {line}\n")).collect();
-                text.push_str(&format!("{quoted}\n"));
-            }
-            Part::ToolCall { name, input, .. } => {
-                let input = serde_json::to_string_pretty(input).unwrap_or_default();
-                text.push_str(&format!("**Calls `{name}`**\n\n{}", fenced("json", &input)));
-            }
-            Part::ToolResult { is_error, output, .. } => {
-                let what = if *is_error { "Failed" } else { "Result" };
-                text.push_str(&format!("**{what}**\n\n{}", fenced("", output)));
-            }
-            Part::File { path, .. } => text.push_str(&format!("[file: {path}]\n\n")),
-            Part::Status { text: said } => text.push_str(&format!("*{said}*\n\n")),
-        }
+        text.push_str(&block(part));
+        text.push_str("\n\n");
     }
     text
+}
+
+fn block(part: &Part) -> String {
+    match part {
+        Part::Text { text: said } => said.trim_end().to_owned(),
+        Part::Reasoning { text: said, .. } => {
+            let quoted: Vec<String> = said.trim().lines().map(|line| format!("> {line}")).collect();
+            quoted.join("\n")
+        }
+        Part::ToolCall { name, input, .. } => {
+            let input = serde_json::to_string_pretty(input).unwrap_or_default();
+            format!("**Calls `{name}`**\n\n{}", fenced("json", &input))
+        }
+        Part::ToolResult { is_error, output, .. } => {
+            let what = if *is_error { "Failed" } else { "Result" };
+            format!("**{what}**\n\n{}", fenced("", output))
+        }
+        Part::File { path, .. } => format!("[file: {path}]"),
+        Part::Status { text: said } => format!("*{said}*"),
+    }
 }
 
 /// A block whose fence is longer than any in it.
 fn fenced(language: &str, text: &str) -> String {
     let longest = text.split(|c| c != '`').map(str::len).max().unwrap_or(0);
     let fence = "`".repeat(longest.max(2) + 1);
-    let mut block = String::new();
-    write!(block, "{fence}{language}\n{}\n{fence}\n\n", text.trim_end()).expect("writing into a string cannot fail");
-    block
+    format!("{fence}{language}\n{}\n{fence}", text.trim_end())
 }
 
 #[cfg(test)]

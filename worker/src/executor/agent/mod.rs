@@ -83,7 +83,7 @@ pub(super) async fn turn(context: Context) -> Ended {
             let owner = Owner::Conversation(conversation_id);
             Ended {
                 answers: Some(input.message_id),
-                ..answer(context, input.agent, Task::of(history, Some(owner))).await
+                ..Box::pin(answer(context, input.agent, Task::of(history, Some(owner)))).await
             }
         }
         Err(error) => {
@@ -108,7 +108,7 @@ pub(super) async fn run(context: Context) -> Ended {
                 WorkspaceChoice::Agent => context.job.agent_id.map(Owner::Agent),
                 WorkspaceChoice::None => None,
             };
-            answer(context, input.agent, Task { history, owner, given }).await
+            Box::pin(answer(context, input.agent, Task { history, owner, given })).await
         }
         Err(error) => unreadable(&error),
     }
@@ -154,47 +154,13 @@ async fn answer(context: Context, agent: AgentDefinition, task: Task) -> Ended {
     if matches!(agent.harness, Harness::Command | Harness::ClaudeCode) {
         return Box::pin(program::answer(context, agent, task.history, task.owner)).await;
     }
-    let models: Result<Vec<ModelName>, _> = agent.models.iter().map(|name| name.parse()).collect();
-    let Ok(models) = models else {
-        return Ended::failed(Failure::new(
-            FailureCode::InvalidInput,
-            "a model is not named provider/model",
-        ));
-    };
     let context = Arc::new(context);
-    let attachments = task.images(&context).await;
-    let Task { history, owner, given } = task;
     let journal = Kept::new(&context);
-    let resume = match journal.resume(has_files(&context, owner)).await {
-        Ok(resume) => resume,
-        Err(error) => {
-            tracing::warn!(%error, job_id = %context.job.id, "a journal cannot be read");
-            let message = "what an earlier attempt has done could not be read";
-            return Ended::failed(Failure::new(FailureCode::Internal, message));
-        }
-    };
-    // Those that an attempt before has worked on are in the workspace.
-    let was_given = has_files(&context, owner) && resume.steps.iter().any(|step| !step.ran_by.is_empty());
-    let given = if was_given { Given::default() } else { given };
-    let turn = Turn {
-        system: agent.instructions.clone(),
-        history,
-        models,
-        job_id: Some(context.job.id),
-        temperature: None,
-        limits: Limits {
-            max_steps: agent.max_steps,
-            ..Limits::default()
-        },
-        asks: agent.asks(),
-        attachments,
-        resume,
-    };
-    let cancel = CancellationToken::new();
-    let tools = match SandboxTools::new(&context, &agent, owner, &given) {
-        Ok(tools) => tools,
+    let (turn, tools) = match prepare(&context, &agent, task, &journal).await {
+        Ok(prepared) => prepared,
         Err(failure) => return Ended::failed(failure),
     };
+    let cancel = CancellationToken::new();
     let caller = match Box::pin(context.machine.caller(&context.job, &agent, &context.clock)).await {
         Ok(caller) => caller,
         Err(error) => return Ended::failed(error.failure()),
@@ -216,7 +182,7 @@ async fn answer(context: Context, agent: AgentDefinition, task: Task) -> Ended {
         }
     };
     let (end, stopped) = until(work, &context, &cancel).await;
-    let left = tools.end().await;
+    let left = Box::pin(tools.end()).await;
     let spent = caller.ledger.end().await;
     match (end, stopped) {
         (None, _) => {
@@ -228,6 +194,44 @@ async fn answer(context: Context, agent: AgentDefinition, task: Task) -> Ended {
             home::unless_unsaved(ended, left, &context.events)
         }
     }
+}
+
+/// The turn, with what attempts before have done of it, and its tools.
+async fn prepare(
+    context: &Arc<Context>,
+    agent: &AgentDefinition,
+    task: Task,
+    journal: &Kept,
+) -> Result<(Turn, SandboxTools), Failure> {
+    let refused = |_unnamed| Failure::new(FailureCode::InvalidInput, "a model is not named provider/model");
+    let models: Result<Vec<ModelName>, _> = agent.models.iter().map(|name| name.parse()).collect();
+    let models = models.map_err(refused)?;
+    let attachments = task.images(context).await;
+    let Task { history, owner, given } = task;
+    let resume = journal.resume(has_files(context, owner)).await.map_err(|error| {
+        tracing::warn!(%error, job_id = %context.job.id, "a journal cannot be read");
+        let message = "what an earlier attempt has done could not be read";
+        Failure::new(FailureCode::Internal, message)
+    })?;
+    // Those that an attempt before has worked on are in the workspace.
+    let was_given = has_files(context, owner) && resume.steps.iter().any(|step| !step.ran_by.is_empty());
+    let given = if was_given { Given::default() } else { given };
+    let tools = SandboxTools::new(context, agent, owner, &given)?;
+    let turn = Turn {
+        system: agent.instructions.clone(),
+        history,
+        models,
+        job_id: Some(context.job.id),
+        temperature: None,
+        limits: Limits {
+            max_steps: agent.max_steps,
+            ..Limits::default()
+        },
+        asks: agent.asks(),
+        attachments,
+        resume,
+    };
+    Ok((turn, tools))
 }
 
 /// Whether the files of `owner` are there for the next attempt.

@@ -14,7 +14,7 @@ pub(super) const TIMEOUT: Duration = Duration::from_mins(1);
 pub(super) const TIMEOUT_MAX: Duration = Duration::from_mins(5);
 
 /// Bytes of each output stream that are kept; the loop cuts what the model sees further.
-pub(super) const KEEP_BYTES: u64 = 256 << 10;
+const KEEP_BYTES: u64 = 256 << 10;
 
 /// Largest file that `read` and `edit` take, bytes.
 const FILE_MAX: u64 = 1 << 20;

@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use super::super::native::ToolOutcome;
 use super::super::text::Decoder;
-use super::place::{KEEP_BYTES, Place, note};
+use super::place::{Place, note};
 use crate::sandbox::{self, Exit, Input, Output, RunSpec, Running};
 
 /// The program that runs programs.
@@ -193,7 +193,8 @@ struct Kept {
 }
 
 impl Kept {
-    const HALF: usize = KEEP_BYTES as usize / 2;
+    /// Bytes of each: half of what is kept of any program.
+    const HALF: usize = 128 << 10;
 
     fn push(&mut self, text: &str, place: &Place<'_>) {
         if text.is_empty() {

@@ -110,7 +110,7 @@ impl SandboxTools {
         let mut ahead = self.ahead.into_inner().unwrap_or_else(PoisonError::into_inner);
         ahead.shutdown().await;
         match Arc::into_inner(self.place) {
-            Some(place) => place.end().await,
+            Some(place) => Box::pin(place.end()).await,
             None => Ok(()),
         }
     }
@@ -123,7 +123,7 @@ impl Sandboxed {
         keeper.shutdown().await;
         self.way_out.end().await;
         match self.home.into_inner().and_then(Arc::into_inner) {
-            Some(home) => home.leave().await,
+            Some(home) => Box::pin(home.leave()).await,
             None => Ok(()),
         }
     }

@@ -56,7 +56,7 @@ fn anthropic_faults(body: &Value) -> Vec<String> {
             faults.push(format!("{at}: ends in thinking"));
         }
     }
-    if messages.len() % 2 == 0 || !open.is_empty() {
+    if messages.len().is_multiple_of(2) || !open.is_empty() {
         faults.push("the last word is not the user's".to_owned());
     }
     faults

@@ -1,6 +1,6 @@
 //! The tools that an agent may have, as the model sees them.
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::model::ToolDefinition;
 
@@ -38,8 +38,22 @@ pub fn definitions<T: AsRef<str>>(names: impl IntoIterator<Item = T>) -> Result<
 }
 
 fn all() -> Vec<ToolDefinition> {
-    let text = |description: &str| json!({"type": "string", "description": description});
-    let path = || text("Path of the file, relative to the workspace.");
+    let mut tools = programs();
+    tools.extend(of_files());
+    tools.push(tool(
+        "fetch",
+        "Fetches an address over HTTP and answers with status, type and text. Only hosts that this agent may reach.",
+        &json!({"url": text("The address, http or https.")}),
+        &["url"],
+    ));
+    tools
+}
+
+fn text(description: &str) -> Value {
+    json!({"type": "string", "description": description})
+}
+
+fn programs() -> Vec<ToolDefinition> {
     vec![
         tool(
             "bash",
@@ -63,6 +77,12 @@ fn all() -> Vec<ToolDefinition> {
             }),
             &["code"],
         ),
+    ]
+}
+
+fn of_files() -> Vec<ToolDefinition> {
+    let path = || text("Path of the file, relative to the workspace.");
+    vec![
         tool(
             "read",
             "Answers with the content of a text file.",
@@ -104,16 +124,10 @@ fn all() -> Vec<ToolDefinition> {
             }),
             &["pattern"],
         ),
-        tool(
-            "fetch",
-            "Fetches an address over HTTP and answers with status, type and text. Only hosts that this agent may reach.",
-            &json!({"url": text("The address, http or https.")}),
-            &["url"],
-        ),
     ]
 }
 
-fn tool(name: &str, description: &str, properties: &serde_json::Value, required: &[&str]) -> ToolDefinition {
+fn tool(name: &str, description: &str, properties: &Value, required: &[&str]) -> ToolDefinition {
     ToolDefinition {
         name: name.to_owned(),
         description: description.to_owned(),
