@@ -132,8 +132,8 @@ fn markdown(message: &Message) -> String {
         Role::User => format!("## User\n\n*{at}*\n\n"),
         Role::Assistant => format!("## Assistant\n\n*{at}*\n\n"),
     };
-    for part in &message.parts {
-        text.push_str(&block(part));
+    for block in message.parts.iter().map(block).filter(|block| !block.is_empty()) {
+        text.push_str(&block);
         text.push_str("\n\n");
     }
     text
