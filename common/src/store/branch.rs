@@ -5,7 +5,7 @@ use sqlx::{AssertSqlSafe, PgConnection};
 use uuid::Uuid;
 
 use super::conversations::{Conversation, MESSAGE_COLUMNS, conversation, message};
-use super::{Error, Store};
+use super::{Error, Store, workspaces};
 use crate::ids::{ConversationId, MessageId, TenantId};
 use crate::message::Message;
 
@@ -67,6 +67,7 @@ impl Store {
             .execute(&mut *tx)
             .await?;
             copy_messages(&mut tx, from, id, until).await?;
+            workspaces::branch(&mut tx, (tenant_id, from, id), now).await?;
             let row = sqlx::query("select * from conversations where id = $1")
                 .bind(id)
                 .fetch_one(&mut *tx)

@@ -138,32 +138,6 @@ impl Store {
         .await
     }
 
-    /// Gives a conversation the files of another of the same tenant as its first version, as a branch begins. They
-    /// share the archive. Nothing happens when there are none.
-    ///
-    /// # Errors
-    /// When Postgres is away.
-    pub async fn branch_workspace(
-        &self,
-        tenant_id: TenantId,
-        (from, to): (ConversationId, ConversationId),
-        now: DateTime<Utc>,
-    ) -> Result<(), Error> {
-        // The lock keeps the archive in use until the second row has it too.
-        sqlx::query(
-            "with source as (select archive_id from workspaces where id = $1 and tenant_id = $3 for update)
-             insert into workspaces (id, tenant_id, owner, version, archive_id, updated_at)
-             select $2, $3, 'conversation', 1, archive_id, $4 from source on conflict (id) do nothing",
-        )
-        .bind(from)
-        .bind(to)
-        .bind(tenant_id)
-        .bind(now)
-        .execute(self.pool())
-        .await?;
-        Ok(())
-    }
-
     /// Looks at up to `limit` workspaces after one of them, in the order of their ids, and deletes the rows of those
     /// whose conversation or agent is gone. Answers how many it deleted, and the last one that it looked at.
     ///
@@ -224,6 +198,28 @@ impl Store {
             .await?;
         Ok(done.rows_affected())
     }
+}
+
+/// Gives a new conversation the files of another of the same tenant as its first version: they share the archive. Nothing
+/// happens when there are none.
+pub(super) async fn branch(
+    tx: &mut PgConnection,
+    (tenant_id, from, to): (TenantId, ConversationId, ConversationId),
+    now: DateTime<Utc>,
+) -> Result<(), Error> {
+    // The lock keeps the archive in use until the second row has it too.
+    sqlx::query(
+        "with source as (select archive_id from workspaces where id = $1 and tenant_id = $3 for update)
+         insert into workspaces (id, tenant_id, owner, version, archive_id, updated_at)
+         select $2, $3, 'conversation', 1, archive_id, $4 from source on conflict (id) do nothing",
+    )
+    .bind(from)
+    .bind(to)
+    .bind(tenant_id)
+    .bind(now)
+    .execute(tx)
+    .await?;
+    Ok(())
 }
 
 /// Whether the writer may write, until the end of the transaction.

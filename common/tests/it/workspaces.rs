@@ -6,7 +6,10 @@ use common::ids::{ArchiveId, ConversationId};
 use common::job::NewJob;
 use common::job::spec::{JobSpec, Kind};
 use common::objects::{self, Objects};
+use common::message::Message;
+use common::store::branch::BranchAt;
 use common::store::claim::Claimed;
+use common::store::conversations::NewTurn;
 use common::store::workspaces::{Save, Saved, Writer};
 use common::testing::{TestEnv, TestWorker};
 use common::workspace::tar::{Change, Conflict, Kind as EntryKind, Reader, rewrite};
@@ -153,7 +156,15 @@ async fn of_two_that_save_at_once_one_does(pool: PgPool) {
 #[sqlx::test(migrator = "common::store::MIGRATOR")]
 async fn archives_that_nobody_uses_are_found_and_shared_ones_are_not(pool: PgPool) {
     let env = TestEnv::new(pool.clone()).await;
-    let (talk, branch) = (conversation(&env, &pool).await, conversation(&env, &pool).await);
+    let (talk, branch) = (conversation(&env, &pool).await, ConversationId::new());
+    let asked = Message::user("x".to_owned(), env.clock.now());
+    let turn = NewTurn {
+        message: asked.clone(),
+        job: turn(&env, talk),
+        reject_if_busy: false,
+        idempotency: None,
+    };
+    env.store.insert_turn(talk, turn).await.unwrap();
     let unused = async |env: &TestEnv| {
         let later = env.clock.now() + TimeDelta::seconds(1);
         env.store.unused_archives(later, 100).await.unwrap()
@@ -170,10 +181,9 @@ async fn archives_that_nobody_uses_are_found_and_shared_ones_are_not(pool: PgPoo
         .await
         .unwrap();
     assert_eq!(unused(&env).await, [second.id]);
-    env.store
-        .branch_workspace(env.tenant_id, (talk, branch), now)
-        .await
-        .unwrap();
+    let at = BranchAt::Behind(asked.id);
+    let of = (env.tenant_id, talk);
+    env.store.branch_conversation(of, at, branch, now).await.unwrap().unwrap();
     env.store
         .save_workspace(&save(&env, talk, 1, second, Writer::Request), now)
         .await

@@ -2,7 +2,7 @@
 //!
 //! It speaks [`hothouse_protocol`] over its standard input and output and needs nothing else: no port, no shared
 //! folder, no file but itself. One thread, one loop ([`server`]); each run gets a [`supervisor`] of its own, a fork of
-//! init that reaps the run's whole tree of processes and kills it whole. Files are moved by init's own second and third
+//! init that reaps the run's whole tree of processes and kills it whole. Files are moved and cleared by init's own other
 //! faces ([`files`]), which run as the job and can do no more than a job can.
 //!
 //! # Invariants
@@ -41,6 +41,7 @@ fn main() -> ExitCode {
         (None, _) => server::serve(None),
         (Some("as"), Some(uid)) if uid.parse::<u32>().is_ok() => server::serve(uid.parse().ok()),
         (Some("unpack"), Some(request)) => files::main(files::Face::Unpack, &request),
+        (Some("reset"), Some(request)) => files::main(files::Face::Reset, &request),
         (Some("pack"), Some(request)) => files::main(files::Face::Pack, &request),
         _ => {
             complain("usage: hothouse-init [as UID], as PID 1 of a sandbox");

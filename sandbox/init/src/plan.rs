@@ -57,6 +57,7 @@ impl Plan {
         match program {
             Program::Exec(exec) => Self::exec(exec, workspace),
             Program::Unpack(unpack) => Self::own("unpack", unpack, workspace, true),
+            Program::Reset(reset) => Self::own("reset", reset, workspace, false),
             Program::Pack(pack) => Self::own("pack", pack, workspace, false),
         }
     }

@@ -54,6 +54,21 @@ pub(crate) fn put_at(source: BorrowedFd<'_>, target: RawFd, keep: bool) -> nix::
     Errno::result(done).map(drop)
 }
 
+/// Whether an open file has extended attributes that its owner may have given it.
+pub(crate) fn has_attributes(fd: BorrowedFd<'_>) -> bool {
+    let mut names = [0_u8; 4096];
+    // SAFETY: the descriptor is open, and the kernel writes at most as many bytes as the buffer has.
+    let len = unsafe { libc::flistxattr(fd.as_raw_fd(), names.as_mut_ptr().cast(), names.len()) };
+    match usize::try_from(len) {
+        Ok(len) => {
+            let mut names = names.get(..len).unwrap_or_default().split(|byte| *byte == 0);
+            names.any(|name| !name.is_empty() && !name.starts_with(b"security."))
+        }
+        // A file system without them has none; a list that is too long is some.
+        Err(_) => Errno::last() == Errno::ERANGE,
+    }
+}
+
 /// Takes a descriptor out of harm's way, above those that [`put_at`] overwrites.
 pub(crate) fn move_high(fd: &OwnedFd) -> nix::Result<OwnedFd> {
     // SAFETY: the argument is an open descriptor, and the result is a new one that nobody else owns.

@@ -41,7 +41,7 @@ mod wire;
 pub use frame::{Decoder, Error, Frame, HEAD_LEN, Kind, PAYLOAD_MAX, Token};
 pub use message::{About, CgroupKind, Channel, Failure, FailureCode, FromInit, Greeting, ToInit};
 pub use run::{
-    Exec, Exit, FileEntry, FilesReport, FullMount, Oom, Pack, Program, Rlimits, Run, StreamTotals, TerminalSize,
+    Exec, Exit, FileEntry, FilesReport, FullMount, Oom, Pack, Program, Reset, Rlimits, Run, StreamTotals, TerminalSize,
     TextFile, Unpack,
 };
 

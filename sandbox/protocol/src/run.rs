@@ -30,6 +30,8 @@ pub enum Program {
     Unpack(Unpack),
     /// Packs files as a tar stream to its standard output; its standard error is a [`FilesReport`].
     Pack(Pack),
+    /// Deletes what jobs left, when no program runs any more; its standard error is a [`FilesReport`].
+    Reset(Reset),
 }
 
 /// A program of the sandbox.
@@ -118,7 +120,16 @@ pub struct Pack {
     pub bytes_max: u64,
 }
 
-/// What [`Program::Unpack`] or [`Program::Pack`] did. It comes from a process of the sandbox: trust nothing in it.
+/// Deletes everything in some folders, and proves that nothing of a job is left in the sandbox: no file, process, shared
+/// memory, queue or socket. Refused when something is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Reset {
+    /// Absolute; those that are not there are left out.
+    pub folders: Vec<String>,
+}
+
+/// What [`Program::Unpack`], [`Program::Pack`] or [`Program::Reset`] did. It comes from a process of the sandbox: trust nothing in it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FilesReport {
     /// How many entries were written or read.

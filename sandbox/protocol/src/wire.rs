@@ -275,7 +275,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        Exec, Exit, Failure, FailureCode, Greeting, Oom, Pack, Program, Rlimits, Run, StreamTotals, TerminalSize,
+        Exec, Exit, Failure, FailureCode, Greeting, Oom, Pack, Program, Reset, Rlimits, Run, StreamTotals, TerminalSize,
         TextFile, Unpack,
     };
 
@@ -336,6 +336,9 @@ mod tests {
             run(Program::Exec(exec)),
             run(Program::Unpack(unpack)),
             run(Program::Pack(pack)),
+            run(Program::Reset(Reset {
+                folders: vec!["/tmp".to_owned()],
+            })),
             ToInit::Stdin {
                 stream: 4,
                 data: Bytes::from_static(b"\0\xff"),

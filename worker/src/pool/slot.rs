@@ -10,6 +10,9 @@ use super::held::Leased;
 use super::shelf::{KeptFor, Warm};
 use crate::sandbox::Sandbox;
 
+/// How long a reset may take; another sandbox starts in less.
+const RESET_MAX: Duration = Duration::from_secs(5);
+
 /// What a kept sandbox may run on beyond the time that it is kept: until the sweep has come round.
 const LEASE_REST: Duration = Duration::from_secs(10);
 
@@ -81,6 +84,32 @@ impl Slot {
                 self.settle();
             }
         }
+    }
+
+    /// Resets the sandbox behind, and keeps it for jobs of this owner alone; one in which something is left is destroyed.
+    pub fn recycle(self, owner: KeptFor) {
+        let tasks = self.pool.tasks.clone();
+        tasks.spawn(async move {
+            let sandbox = self.sandbox();
+            let reset = async {
+                sandbox.extend_lease(2 * RESET_MAX).await?;
+                sandbox.reset().await
+            };
+            let outcome = match tokio::time::timeout(RESET_MAX, reset).await {
+                Ok(Ok(())) => "clean",
+                Ok(Err(error)) => {
+                    tracing::info!(sandbox_id = %self.id(), %error, "a sandbox could not be reset: it is destroyed");
+                    "dirty"
+                }
+                Err(_elapsed) => "slow",
+            };
+            metrics::counter!("hothouse_sandbox_resets_total", "outcome" => outcome).increment(1);
+            if outcome == "clean" {
+                self.keep(owner, 0).await;
+            } else {
+                self.retire();
+            }
+        });
     }
 
     /// How long ago it became warm.

@@ -7,6 +7,7 @@
 mod folder;
 mod pack;
 mod report;
+mod reset;
 mod text;
 mod unpack;
 
@@ -21,13 +22,15 @@ use self::report::Error;
 pub(crate) use self::text::write_texts;
 use crate::whatever;
 
-/// Which of the two.
+/// Which of them.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Face {
     /// From standard input into the workspace.
     Unpack,
     /// From the workspace to standard output.
     Pack,
+    /// Everything away.
+    Reset,
 }
 
 /// Does what `request` says and reports on standard error.
@@ -37,6 +40,7 @@ pub(crate) fn main(face: Face, request: &str) -> ExitCode {
     let mut report = FilesReport::default();
     let done = match face {
         Face::Unpack => parse(request).and_then(|request| unpack::unpack(&request, io::stdin().lock(), &mut report)),
+        Face::Reset => parse(request).and_then(|request| reset::reset(&request)),
         Face::Pack => parse(request).and_then(|request| pack::pack(&request, io::stdout().lock(), &mut report)),
     };
     report.error = done.as_ref().err().map(ToString::to_string);

@@ -26,6 +26,9 @@ pub(crate) enum Error {
     /// Too many bytes.
     #[error("more than {max} bytes")]
     Bytes { max: u64 },
+    /// Something of a job cannot be undone.
+    #[error("{what} left at {place:?}")]
+    Left { what: &'static str, place: String },
     /// The archive is broken.
     #[error("the archive cannot be read: {0}")]
     Archive(std::io::Error),

@@ -79,14 +79,22 @@ async fn attempt(context: &Context, keeper: &mut Keeper, way_out: &WayOut) -> Re
     let Some(pool) = &context.machine.pool else {
         return Err(Failure::new(FailureCode::SandboxFailed, "this worker has no sandboxes").into());
     };
-    let slot = slot::check_out(context, keeper, pool, name).await?;
+    let owner = slot::owner(context, environment);
+    let slot = match slot::reused(pool, name, owner.as_ref()).await {
+        Some(slot) => slot,
+        None => slot::check_out(context, keeper, pool, name).await?,
+    };
     let doors = Doors {
         way_out,
         environment,
         input: &input,
     };
     let ended = in_slot(context, keeper, &slot, doors, plan).await;
-    slot.retire();
+    match owner {
+        // An attempt that was lost may have ended in the middle of anything.
+        Some(owner) if ended.is_ok() => slot.recycle(owner),
+        _ => slot.retire(),
+    }
     ended
 }
 

@@ -9,10 +9,31 @@ use super::super::Context;
 use super::super::keeper::Keeper;
 use super::Broken;
 use crate::events::Say;
-use crate::pool::{self, Pool, Slot};
+use crate::environment::{Environment, Reuse};
+use crate::pool::{self, KeptFor, Pool, Slot, Who};
 
 /// A job that waits longer is told why.
 const TELL_AFTER: Duration = Duration::from_secs(1);
+
+/// Whose next job may have the sandbox of this one, where the environment allows that: the user's, or without one the API
+/// key's. A job of neither has no such successor.
+pub(super) fn owner(context: &Context, environment: &Environment) -> Option<KeptFor> {
+    let job = &context.job;
+    let who = match (environment.reuse, &job.user_id, job.api_key_id) {
+        (Reuse::Never, ..) | (Reuse::User, None, None) => return None,
+        (Reuse::User, Some(user), _) => Who::User(user.clone()),
+        (Reuse::User, None, Some(key)) => Who::Key(key.uuid()),
+    };
+    Some(KeptFor {
+        tenant_id: job.tenant_id,
+        who,
+    })
+}
+
+/// A sandbox of the job before, which was reset.
+pub(super) async fn reused(pool: &Pool, environment: &str, owner: Option<&KeptFor>) -> Option<Slot> {
+    Some(pool.check_out_kept(environment, owner?).await?.0)
+}
 
 /// Takes a sandbox of the environment, unless the attempt is told to stop.
 pub(in super::super) async fn check_out(

@@ -1,0 +1,127 @@
+//! Making a sandbox as it was before its first program, as far as a job can have changed it, and proving it.
+//!
+//! Init has killed every program before this runs; what is left are files and what the kernel keeps without a process.
+//! Files are deleted; for the rest, and for whatever cannot be deleted, the answer is no, and the sandbox is thrown away.
+
+use std::ffi::{CString, OsStr};
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::process::parent_id;
+
+use hothouse_protocol::Reset;
+use nix::dir::Dir;
+use nix::errno::Errno;
+use nix::fcntl::{AtFlags, open, openat};
+use nix::sys::stat::{FchmodatFlags, Mode, SFlag, fchmodat, fstatat};
+use nix::unistd::{UnlinkatFlags, unlinkat};
+
+use super::folder::{DEPTH_MAX, FOLDER};
+use super::report::Error;
+use crate::sys;
+
+/// Deletes everything, and answers with the first thing that is left.
+pub(super) fn reset(request: &Reset) -> Result<(), Error> {
+    for path in &request.folders {
+        let gone = |errno: Errno| Error::file(OsStr::new(path), errno);
+        let folder = match open(path.as_str(), FOLDER, Mode::empty()) {
+            // Not everything is there in every sandbox.
+            Err(Errno::ENOENT) => continue,
+            opened => opened.map_err(gone)?,
+        };
+        clear(&folder, 0).map_err(gone)?;
+        if !list(&folder).map_err(|e| Error::file(OsStr::new(path), e))?.is_empty() {
+            return Err(left("files", path));
+        }
+        if sys::has_attributes(folder.as_fd()) {
+            return Err(left("attributes", path));
+        }
+    }
+    processes()?;
+    for table in ["shm", "sem", "msg"] {
+        let path = format!("/proc/sysvipc/{table}");
+        // Without that part of the kernel there is no such file, and nothing of the kind.
+        if fs::read_to_string(&path).unwrap_or_default().lines().count() > 1 {
+            return Err(left("shared memory, semaphores or queues", &path));
+        }
+    }
+    sockets()
+}
+
+fn left(what: &'static str, place: &str) -> Error {
+    Error::Left {
+        what,
+        place: place.to_owned(),
+    }
+}
+
+/// Deletes what is in a folder.
+fn clear(folder: &OwnedFd, depth: usize) -> nix::Result<()> {
+    if depth > DEPTH_MAX {
+        return Err(Errno::ELOOP);
+    }
+    for name in list(folder).map_err(|e| Errno::from_raw(e.raw_os_error().unwrap_or(Errno::EIO as i32)))? {
+        let name = name.as_c_str();
+        let found = fstatat(folder, name, AtFlags::AT_SYMLINK_NOFOLLOW)?;
+        if SFlag::from_bits_truncate(found.st_mode & SFlag::S_IFMT.bits()) != SFlag::S_IFDIR {
+            unlinkat(folder, name, UnlinkatFlags::NoRemoveDir)?;
+            continue;
+        }
+        // One that the job closed to itself.
+        fchmodat(folder, name, Mode::S_IRWXU, FchmodatFlags::FollowSymlink)?;
+        clear(&openat(folder, name, FOLDER, Mode::empty())?, depth + 1)?;
+        unlinkat(folder, name, UnlinkatFlags::RemoveDir)?;
+    }
+    Ok(())
+}
+
+fn list(folder: &OwnedFd) -> io::Result<Vec<CString>> {
+    // A descriptor of its own: the place in a folder belongs to the open file.
+    let again = openat(folder, ".", FOLDER, Mode::empty())?;
+    let mut names = Vec::new();
+    for entry in Dir::from_fd(again)?.iter() {
+        let entry = entry?;
+        let name = entry.file_name();
+        if !matches!(name.to_bytes(), b"." | b"..") {
+            names.push(name.to_owned());
+        }
+    }
+    Ok(names)
+}
+
+/// Nobody is there but init, this process and its supervisor.
+fn processes() -> Result<(), Error> {
+    let known = [1, std::process::id(), parent_id()];
+    let unreadable = |e: io::Error| Error::file(OsStr::new("/proc"), e);
+    for entry in fs::read_dir("/proc").map_err(unreadable)? {
+        let name = entry.map_err(unreadable)?.file_name();
+        let pid = std::str::from_utf8(name.as_bytes()).ok().and_then(|name| name.parse::<u32>().ok());
+        if pid.is_some_and(|pid| !known.contains(&pid)) {
+            return Err(left("a process", &format!("/proc/{}", name.to_string_lossy())));
+        }
+    }
+    Ok(())
+}
+
+/// No connection is left, not even one that the kernel keeps for a while, and no socket but init's own.
+fn sockets() -> Result<(), Error> {
+    const LISTENING: &str = "0A";
+    for table in ["tcp", "tcp6", "udp", "udp6", "udplite", "raw", "raw6"] {
+        let path = format!("/proc/net/{table}");
+        let text = fs::read_to_string(&path).unwrap_or_default();
+        for line in text.lines().skip(1) {
+            let mut fields = line.split_whitespace().skip(1);
+            let (local, state) = (fields.next().unwrap_or_default(), fields.nth(1).unwrap_or_default());
+            // Whoever listens but init is a process, and there is none.
+            if !(table.starts_with("tcp") && state == LISTENING && !local.is_empty()) {
+                return Err(left("a socket", &path));
+            }
+        }
+    }
+    let named = fs::read_to_string("/proc/net/unix").unwrap_or_default();
+    if named.lines().skip(1).any(|line| line.split_whitespace().count() > 7) {
+        return Err(left("a socket with a name", "/proc/net/unix"));
+    }
+    Ok(())
+}
