@@ -10,6 +10,8 @@ use common::ids::WorkerId;
 use common::store::Store;
 use tokio_util::sync::CancellationToken;
 
+use crate::pool::Pool;
+
 /// Time between two signs of life.
 pub const PRESENCE: Duration = Duration::from_secs(5);
 
@@ -22,6 +24,8 @@ pub struct Presence {
     pub worker_id: WorkerId,
     /// When.
     pub clock: Clock,
+    /// The sandboxes of which it tells; none where there are none.
+    pub pool: Option<Pool>,
     /// What else is said.
     pub health: Health,
     /// Owes signs of life that were heard.
@@ -39,6 +43,11 @@ impl Presence {
                 () = tokio::time::sleep(PRESENCE) => {}
             }
             let stalled = self.health.report().stalled();
+            if let Some(pool) = &self.pool
+                && let Err(error) = self.store.say_sandboxes(self.worker_id, &pool.report()).await
+            {
+                tracing::debug!(%error, "Postgres does not hear of this worker's sandboxes");
+            }
             match self.store.worker_seen(self.worker_id, self.clock.now(), &stalled).await {
                 Ok(is_drained) => {
                     self.pulse.progress();

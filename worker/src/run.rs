@@ -180,6 +180,7 @@ fn start(
         store: store.clone(),
         worker_id,
         clock: running.clock.clone(),
+        pool: running.machine.pool.clone(),
         health: health.clone(),
         pulse: seen,
         claiming: claiming.clone(),

@@ -57,6 +57,7 @@ pub(super) async fn read(app: &App, caller: &Caller, json: &str, base: &str) -> 
         slot: slot_of(Submittable::Group),
         agent: None,
         timeout: None,
+        alone: None,
     })
 }
 

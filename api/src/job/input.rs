@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use common::agent::{AgentDefinition, AgentStatus};
+use common::agent::{AgentDefinition, AgentStatus, WorkspaceChoice};
 use common::ids::AgentId;
 use common::job::Kind;
 use common::job::exec::{ExecInput, InputFile};
@@ -37,6 +37,19 @@ pub struct Runnable {
     pub agent: Option<(AgentId, u32)>,
     /// Its own timeout, where it is an agent's.
     pub timeout: Option<Duration>,
+    /// The concurrency key of which one may run at a time, where it uses what others must not change meanwhile.
+    pub alone: Option<String>,
+}
+
+/// What a run of an agent is given.
+#[derive(Clone, Copy, Debug)]
+pub struct AgentRun<'a> {
+    /// The prompt.
+    pub text: &'a str,
+    /// Files of its sandbox.
+    pub files: &'a [InputFile],
+    /// On whose files it works.
+    pub workspace: WorkspaceChoice,
 }
 
 /// Which agent runs: a saved one, or one that is defined on the spot.
@@ -69,6 +82,7 @@ struct AgentRunInput {
     files: Option<Vec<InputFile>>,
     agent_id: Option<AgentIdText>,
     agent: Option<AgentDefinition>,
+    workspace: WorkspaceChoice,
 }
 
 /// The input of an `agent_run` as its worker reads it.
@@ -79,6 +93,7 @@ struct StoredRun<'a> {
     files: &'a [InputFile],
     agent: &'a AgentDefinition,
     agent_version: Option<u32>,
+    workspace: WorkspaceChoice,
 }
 
 impl Runnable {
@@ -103,6 +118,7 @@ impl Runnable {
                     slot: slot_of(kind),
                     agent: None,
                     timeout: None,
+                    alone: None,
                 })
             }
             Submittable::Exec => {
@@ -113,6 +129,7 @@ impl Runnable {
                     slot: slot_of(kind),
                     agent: None,
                     timeout: None,
+                    alone: None,
                 })
             }
             Submittable::AgentRun => {
@@ -125,7 +142,12 @@ impl Runnable {
                 let text = run
                     .input
                     .ok_or_else(|| Problem::field(format!("{base}/input"), "is required"))?;
-                Self::agent_run(&agent, &text, &run.files.unwrap_or_default(), base)
+                let run = AgentRun {
+                    text: &text,
+                    files: &run.files.unwrap_or_default(),
+                    workspace: run.workspace,
+                };
+                Self::agent_run(&agent, &run, base)
             }
             // Boxed: it prepares jobs, which reads inputs.
             Submittable::Group => Box::pin(group::read(app, caller, json, base)).await,
@@ -136,7 +158,15 @@ impl Runnable {
     ///
     /// # Errors
     /// 422 for files that cannot be used.
-    pub fn agent_run(agent: &ResolvedAgent, text: &str, files: &[InputFile], base: &str) -> Result<Self, Problem> {
+    pub fn agent_run(agent: &ResolvedAgent, run: &AgentRun<'_>, base: &str) -> Result<Self, Problem> {
+        let AgentRun { text, files, workspace } = *run;
+        let alone = match (workspace, agent.link) {
+            (WorkspaceChoice::None, _) => None,
+            (WorkspaceChoice::Agent, Some((id, _))) => Some(format!("workspace:{id}")),
+            (WorkspaceChoice::Agent, None) => {
+                return Err(Problem::field(format!("{base}/workspace"), "is a saved agent's alone"));
+            }
+        };
         let with_files = ExecInput {
             command: Some(vec!["true".to_owned()]),
             files: files.to_vec(),
@@ -148,12 +178,14 @@ impl Runnable {
             files,
             agent: &agent.definition,
             agent_version: agent.link.map(|(_, version)| version),
+            workspace,
         };
         Ok(Self {
             input: serde_json::to_vec(&stored).unwrap_or_default(),
             slot: agent.definition.slot_class(),
             agent: agent.link,
             timeout: Some(agent.definition.timeout),
+            alone,
         })
     }
 

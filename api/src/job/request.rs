@@ -3,7 +3,7 @@
 use chrono::{DateTime, Utc};
 use common::ids::{ApiKeyId, JobId};
 use common::job::spec::{JobSpec, SlotClass, class_of};
-use common::job::{Kind, Links, NewJob};
+use common::job::{Concurrency, Kind, Links, NewJob, Strategy};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use utoipa::ToSchema;
@@ -161,9 +161,20 @@ pub(crate) fn job_at(
         timeout_default,
         timeout_max,
     };
-    let spec = fields
+    let mut spec = fields
         .spec(kind, bounds)
         .map_err(|errors| Problem::invalid(below(base, errors)))?;
+    if let Some(key) = runnable.alone.clone() {
+        if spec.concurrency.is_some() {
+            let detail = "cannot be combined with workspace: such runs have a key of their own";
+            return Err(Problem::field(format!("{base}/concurrency"), detail));
+        }
+        spec.concurrency = Some(Concurrency {
+            key,
+            limit: 1,
+            strategy: Strategy::Queue,
+        });
+    }
     Ok(new_job(caller, spec, runnable, now))
 }
 

@@ -13,6 +13,7 @@ pub mod jobs;
 mod keys;
 pub(crate) mod limits;
 mod operating;
+mod sandboxes;
 mod schedules;
 mod tenants;
 mod usage;
@@ -94,6 +95,7 @@ fn resources() -> OpenApiRouter<App> {
         .merge(limits::routes())
         .merge(operating::routes())
         .merge(environments::routes())
+        .merge(sandboxes::routes())
 }
 
 /// Every documented route, without layers.

@@ -199,3 +199,38 @@ async fn a_run_is_refused_clearly_and_repeated_safely(pool: PgPool) {
         .await
         .is_problem(409, "conflict");
 }
+
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn runs_in_the_agents_workspace_go_one_at_a_time(pool: PgPool) {
+    let api = Api::start(pool).await;
+    let agent = api
+        .post(
+            "/agents",
+            json!({"name": "a", "harness": "chat", "models": ["scripted/demo"]}),
+        )
+        .await
+        .expect(201);
+    let runs = format!("/agents/{}/runs", agent["id"].as_str().unwrap());
+    let run = json!({"input": "x", "workspace": "agent"});
+    for _ in 0..2 {
+        api.post(&runs, run.clone()).await.expect(202);
+    }
+    api.post(&runs, json!({"input": "x"})).await.expect(202);
+    let claimed = api.env.worker().claim(10).await;
+    assert_eq!(claimed.len(), 2, "one of those with the workspace, and the one without");
+    let refused = api
+        .post(
+            &runs,
+            json!({"input": "x", "workspace": "agent", "concurrency": {"key": "k"}}),
+        )
+        .await;
+    refused.is_problem(422, "invalid_request");
+    assert_eq!(refused.places(), ["/concurrency"]);
+    api.post(&runs, json!({"input": "x", "workspace": "mine"}))
+        .await
+        .is_problem(422, "invalid_request");
+    let inline = json!({"kind": "agent_run", "input": {"input": "x", "workspace": "agent",
+        "agent": {"harness": "chat", "models": ["scripted/demo"]}}});
+    let refused = api.post("/jobs", inline).await;
+    assert_eq!(refused.places(), ["/input/workspace"]);
+}

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use common::ids::WorkerId;
+use common::store::sandboxes::Sandboxes;
 use common::store::workers::Worker;
 use common::testing::eventually;
 use serde_json::{Value, json};
@@ -173,4 +174,46 @@ async fn usage_is_added_up_and_a_budget_says_what_is_spent(pool: PgPool) {
         )
         .await;
     assert_eq!(removed.expect(200)["window"], json!(null));
+}
+
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn sandboxes_are_shown_with_why_jobs_waited_for_them(pool: PgPool) {
+    let api = Api::start(pool).await;
+    let worker = Worker {
+        id: WorkerId::new(),
+        name: "w".to_owned(),
+        version: "1".to_owned(),
+        slots: BTreeMap::new(),
+        labels: Vec::new(),
+        queues: Vec::new(),
+        driver: "docker".to_owned(),
+        started_at: api.env.clock.now(),
+    };
+    api.env.store.register_worker(&worker).await.unwrap();
+    assert_eq!(api.get("/sandboxes").await.expect(200)["data"], json!([]));
+    let of = Sandboxes {
+        environment: "default".to_owned(),
+        warm: 5,
+        kept: 2,
+        cold_starts: BTreeMap::from([("burst".to_owned(), 3)]),
+        ..Sandboxes::default()
+    };
+    api.env.store.say_sandboxes(worker.id, &[of]).await.unwrap();
+    let shown = api.get("/sandboxes").await.expect(200)["data"][0].clone();
+    assert_eq!(
+        (&shown["worker_id"], &shown["environment"]),
+        (&json!(worker.id), &json!("default"))
+    );
+    assert_eq!(
+        (&shown["warm"], &shown["kept"], &shown["cold_starts"]),
+        (&json!(5), &json!(2), &json!({"burst": 3}))
+    );
+    let (_, member) = api.tenant(json!({"name": "member"})).await;
+    member.get("/sandboxes").await.is_problem(403, "forbidden");
+    api.env.advance(Duration::from_mins(1));
+    assert_eq!(
+        api.get("/sandboxes").await.expect(200)["data"],
+        json!([]),
+        "a silent worker has none"
+    );
 }

@@ -35,6 +35,7 @@ pub mod queues;
 pub mod reclaim;
 pub mod retention;
 mod row;
+pub mod sandboxes;
 pub mod schedules;
 pub mod settle;
 pub mod statistics;

@@ -5,8 +5,8 @@ use chrono::TimeDelta;
 use common::ids::{ArchiveId, ConversationId};
 use common::job::NewJob;
 use common::job::spec::{JobSpec, Kind};
-use common::objects::{self, Objects};
 use common::message::Message;
+use common::objects::{self, Objects};
 use common::store::branch::BranchAt;
 use common::store::claim::Claimed;
 use common::store::conversations::NewTurn;
@@ -183,7 +183,11 @@ async fn archives_that_nobody_uses_are_found_and_shared_ones_are_not(pool: PgPoo
     assert_eq!(unused(&env).await, [second.id]);
     let at = BranchAt::Behind(asked.id);
     let of = (env.tenant_id, talk);
-    env.store.branch_conversation(of, at, branch, now).await.unwrap().unwrap();
+    env.store
+        .branch_conversation(of, at, branch, now)
+        .await
+        .unwrap()
+        .unwrap();
     env.store
         .save_workspace(&save(&env, talk, 1, second, Writer::Request), now)
         .await

@@ -275,8 +275,8 @@ mod tests {
 
     use super::*;
     use crate::{
-        Exec, Exit, Failure, FailureCode, Greeting, Oom, Pack, Program, Reset, Rlimits, Run, StreamTotals, TerminalSize,
-        TextFile, Unpack,
+        Exec, Exit, Failure, FailureCode, Greeting, Oom, Pack, Program, Reset, Rlimits, Run, StreamTotals,
+        TerminalSize, TextFile, Unpack,
     };
 
     fn run(program: Program) -> ToInit {

@@ -24,15 +24,16 @@ pub(super) async fn check_out(pool: &Arc<Inner>, environment: &str, profile: Opt
     if let Some(profile) = profile.filter(|profile| !fits(profile, &shelf.environment.profile)) {
         return sized(pool, shelf, profile).await;
     }
-    let mut reason = "empty";
+    let mut reason = None;
     while let Some((warm, leased)) = shelf.take() {
         let slot = Slot::new(pool, warm, leased, true);
         if is_healthy(&slot).await {
             return Ok(slot);
         }
-        reason = "unhealthy";
+        reason = Some("unhealthy");
         slot.retire();
     }
+    let reason = reason.unwrap_or_else(|| shelf.why_empty());
     cold(pool, shelf, reason).await
 }
 
@@ -117,7 +118,7 @@ async fn is_healthy(slot: &Slot) -> bool {
 }
 
 fn count_cold_start(shelf: &Shelf, reason: &'static str) {
-    shelf.note_cold_start();
+    shelf.note_cold_start(reason);
     let environment = shelf.environment.name.clone();
     metrics::counter!("hothouse_sandbox_cold_starts_total", "environment" => environment, "reason" => reason)
         .increment(1);

@@ -20,6 +20,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use common::clock::Clock;
 use common::lifecycle::Lifecycle;
+use common::store::sandboxes::Sandboxes;
 use futures_util::future::BoxFuture;
 use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
@@ -115,8 +116,8 @@ pub struct EnvironmentStatus {
     pub retiring: u32,
     /// Jobs that wait for one.
     pub waiting: u32,
-    /// How many jobs found nothing warm, since the pool was made.
-    pub cold_starts: u64,
+    /// How many jobs found nothing warm since the pool was made, by the reason.
+    pub cold_starts: BTreeMap<&'static str, u64>,
     /// The last failed start, when none has succeeded since.
     pub last_error: Option<LastError>,
 }
@@ -222,6 +223,27 @@ impl Pool {
     pub fn status(&self) -> Vec<EnvironmentStatus> {
         let shelves = self.0.shelves.values();
         shelves.map(|shelf| status(shelf)).collect()
+    }
+
+    /// The same as it is written down for people.
+    pub fn report(&self) -> Vec<Sandboxes> {
+        let said = |status: EnvironmentStatus| Sandboxes {
+            environment: status.name,
+            image: status.image,
+            warm: status.warm,
+            leased: status.leased,
+            kept: status.kept,
+            creating: status.creating,
+            retiring: status.retiring,
+            waiting: status.waiting,
+            cold_starts: status
+                .cold_starts
+                .into_iter()
+                .map(|(why, count)| (why.to_owned(), count))
+                .collect(),
+            last_error: status.last_error.map(|last| last.error),
+        };
+        self.status().into_iter().map(said).collect()
     }
 
     /// One pass of the reaper, which also runs by itself.

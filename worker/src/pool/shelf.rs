@@ -4,7 +4,7 @@
 //! state, by the type that holds it: [`Creating`] while it starts, the shelf itself while it is warm, [`Leased`] while
 //! a job has it, [`Retiring`] while it is destroyed.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use chrono::{DateTime, Utc};
@@ -82,7 +82,7 @@ struct State {
     // Without those that are warm, kept or waited for, which the lists above count.
     counts: Counts,
     recent: Recent,
-    cold_starts: u64,
+    cold_starts: BTreeMap<&'static str, u64>,
     image_id: Option<String>,
     last_error: Option<LastError>,
     // The last failure, when trying again does not help.
@@ -179,8 +179,21 @@ impl Shelf {
     }
 
     /// Counts a job that found nothing warm.
-    pub(super) fn note_cold_start(&self) {
-        self.lock().cold_starts += 1;
+    pub(super) fn note_cold_start(&self, reason: &'static str) {
+        *self.lock().cold_starts.entry(reason).or_default() += 1;
+    }
+
+    /// Why nothing is warm.
+    pub(super) fn why_empty(&self) -> &'static str {
+        let mut state = self.lock();
+        let counts = counts(&mut state);
+        if state.recent.failures > 0 {
+            "failing"
+        } else if counts.leased + counts.retiring >= self.environment.warm.max {
+            "ceiling"
+        } else {
+            "burst"
+        }
     }
 
     /// Takes off the one that was kept longest, or else the oldest warm one, to make room.
@@ -282,10 +295,10 @@ impl Shelf {
         state.refusal.clone().filter(|_| self.epoch.elapsed() < retry_at)
     }
 
-    /// The counts, how many jobs found nothing warm, and the last failure.
-    pub(super) fn look(&self) -> (Counts, u64, Option<LastError>) {
+    /// The counts, how many jobs found nothing warm by the reason, and the last failure.
+    pub(super) fn look(&self) -> (Counts, BTreeMap<&'static str, u64>, Option<LastError>) {
         let mut state = self.lock();
-        (counts(&mut state), state.cold_starts, state.last_error.clone())
+        (counts(&mut state), state.cold_starts.clone(), state.last_error.clone())
     }
 
     /// Whether starts fail at present.

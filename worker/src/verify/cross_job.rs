@@ -7,6 +7,13 @@ use futures_util::FutureExt as _;
 use super::bench::{Bench, Error, python, shell, still_serves};
 use super::{Attempt, Group, Probe, Verdict};
 
+/// One program in a sandbox that another one of the same user had before.
+macro_rules! after {
+    ($name:expr, $before:expr, $look:expr) => {
+        cross($name, |bench| reused(bench, $before, $look).boxed())
+    };
+}
+
 const LONG: Duration = Duration::from_secs(30);
 
 /// What a fresh sandbox must not hold.
@@ -100,12 +107,101 @@ pub(super) const ATTEMPTS: &[Attempt] = &[
     cross("lock a program that all share", |b| {
         beside(b, "global f; f = open('/usr/bin/env', 'rb'); fcntl.flock(f, fcntl.LOCK_EX)", "f = open('/usr/bin/env', 'rb')\ntry: fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)\nexcept BlockingIOError: held('seen, as on every machine that shares its programs: see docs/security.md')\nheld('not seen')").boxed()
     }),
+    after!(
+        "find a file of the job before after a reset",
+        "os.makedirs('.a/b'); open('.a/b/c', 'w').write('mine'); os.chmod('.a', 0)",
+        NO_FILES
+    ),
+    after!(
+        "find a temporary file of the job before after a reset",
+        "open('/tmp/secret', 'w').write('mine'); os.symlink('/workspace', '/tmp/link')",
+        NO_FILES
+    ),
+    after!(
+        "find shared memory of the job before after a reset",
+        "open('/dev/shm/secret', 'w').write('mine')",
+        NO_FILES
+    ),
+    after!(
+        "find a segment of the job before after a reset",
+        "checked(libc.shmget(4711, 4096, 0o1666))",
+        "checked(libc.shmget(4711, 4096, 0o666))"
+    ),
+    after!(
+        "find semaphores of the job before after a reset",
+        "checked(libc.semget(4711, 1, 0o1666))",
+        "checked(libc.semget(4711, 1, 0o666))"
+    ),
+    after!(
+        "find a message of the job before after a reset",
+        "checked(libc.msgget(4711, 0o1666))",
+        "checked(libc.msgget(4711, 0o666))"
+    ),
+    after!(
+        "find a named queue of the job before after a reset",
+        "r = ctypes.CDLL('librt.so.1', use_errno=True); fd = r.mq_open(b'/secret', 0o102, 0o600, None)",
+        "r = ctypes.CDLL('librt.so.1', use_errno=True); fd = r.mq_open(b'/secret', 2)\nif fd >= 0: broken(fd)\nheld('there is none: ' + os.strerror(ctypes.get_errno()))"
+    ),
+    after!(
+        "find a process of the job before after a reset",
+        "if os.fork() == 0:\n  os.setsid()\n  if os.fork() == 0: open('/proc/self/comm', 'w').write('hothouse-mark'); time.sleep(1000)\n  os._exit(0)",
+        "names = [open(p).read().strip() for p in glob.glob('/proc/[0-9]*/comm')]\nif 'hothouse-mark' in names: broken(names)\nheld('%d processes, none of the other' % len(names))"
+    ),
+    after!(
+        "find an attribute of the job before after a reset",
+        "try: os.setxattr('/workspace', 'user.secret', b'mine')\nexcept OSError: pass",
+        "try: names = os.listxattr('/workspace')\nexcept OSError: names = []\nif names: broken(names)\nheld('there is none')"
+    ),
+    after!(
+        "find a connection of the job before after a reset",
+        "s = socket.create_server(('127.0.0.1', 47111)); c = socket.create_connection(('127.0.0.1', 47111)); a, _ = s.accept(); c.close(); a.close()",
+        "found = [l for l in open('/proc/net/tcp').read().splitlines()[1:] if l.split()[3] != '0A']\nif found: broken(found)\nheld('there is none')"
+    ),
+    after!(
+        "tell by the times of a folder when the job before ran after a reset",
+        "os.chmod('/workspace', 0o700) if os.stat('/workspace').st_uid == os.getuid() else None",
+        "found = os.stat('/workspace')\nif found.st_mode & 0o777 == 0o700: broken(oct(found.st_mode))\nheld('its mode is as it was')"
+    ),
     cross("survive the end of its sandbox", |b| survives(b).boxed()),
     cross("be stopped by a neighbour's load", |b| loaded(b).boxed()),
 ];
 
+/// What looks for files where a job can leave some.
+const NO_FILES: &str = "found = [os.path.join(d, f) for top in ('/workspace', '/tmp', '/dev/shm') for d, folders, files in os.walk(top) for f in folders + files]\nif found: broken(found)\nheld('there is none')";
+
 const fn cross(name: &'static str, act: super::HostAttempt) -> Attempt {
     Attempt::host(Group::CrossJob, name, act)
+}
+
+/// `before` runs in a sandbox, and `look` in the same one after its reset; one that cannot be reset is thrown away.
+async fn reused(bench: &Bench, before: &str, look: &'static str) -> Result<Verdict, Error> {
+    let sandbox = bench.sandbox().await?;
+    let left = format!("{before}\nheld('left')");
+    let spec = crate::sandbox::RunSpec {
+        env: vec![("PATH".to_owned(), "/usr/local/bin:/usr/bin:/bin".to_owned())],
+        ..crate::sandbox::RunSpec::new(["python3", "-c", super::PRELUDE, &left])
+    };
+    let mut running = sandbox.run(spec).await?;
+    let mut said = Vec::new();
+    while let Some(output) = running.next().await {
+        if let crate::sandbox::Output::Stdout(data) = output {
+            said.extend_from_slice(&data);
+        }
+    }
+    drop(running);
+    if said != b"HELD left\n" {
+        let said = String::from_utf8_lossy(&said).into_owned();
+        return Err(Error::Setup(format!("the job before left nothing: {said}")));
+    }
+    match sandbox.reset().await {
+        Ok(()) => {
+            let verdicts = super::probe::run(&sandbox, &[&Probe::new("after", look)]).await?;
+            let none = || Verdict::Unclear("it said nothing".to_owned());
+            Ok(verdicts.into_iter().next().unwrap_or_else(none))
+        }
+        Err(crate::sandbox::Error::Files { reason }) => Ok(Verdict::Held(format!("it is thrown away: {reason}"))),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// `victim` runs and waits in one sandbox while `thief` runs in another.

@@ -11,6 +11,7 @@ mod gateway;
 mod install;
 mod pool;
 mod program;
+mod reuse;
 mod sandbox_bubblewrap;
 mod sandbox_link;
 mod turns;

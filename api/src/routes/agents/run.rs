@@ -2,6 +2,7 @@
 
 use axum::extract::State;
 use axum::response::Response;
+use common::agent::WorkspaceChoice;
 use common::ids::AgentId;
 use common::job::Kind;
 use common::job::exec::InputFile;
@@ -11,7 +12,7 @@ use utoipa::ToSchema;
 
 use crate::auth::Caller;
 use crate::extract::{PathId, RawBody};
-use crate::job::{JobFields, JobView, ResolvedAgent, Runnable, fits, job_for, split};
+use crate::job::{AgentRun, JobFields, JobView, ResolvedAgent, Runnable, fits, job_for, split};
 use crate::problem::{Document, Problem};
 use crate::routes::jobs::idempotency::{self, Keyed};
 use crate::routes::jobs::{accepted, accepted_job, strategy, to_json};
@@ -24,8 +25,10 @@ struct RunFields {
     /// The prompt. Required.
     #[schema(required, nullable = false)]
     input: Option<String>,
-    /// Files of its workspace.
+    /// Files of its sandbox.
     files: Option<Vec<InputFile>>,
+    /// `agent`: it works on the files that such runs before left, one such run at a time; `none` without it.
+    workspace: WorkspaceChoice,
 }
 
 /// The body of a run.
@@ -60,9 +63,14 @@ pub(super) async fn run(
 ) -> Result<Response, Problem> {
     let agent = ResolvedAgent::saved(&app, &caller, id).await?;
     fits(&app, body.text(), "/input")?;
-    let (run, fields): (RunFields, JobFields) = split(body.text(), &["input", "files"])?;
+    let (run, fields): (RunFields, JobFields) = split(body.text(), &["input", "files", "workspace"])?;
     let text = run.input.ok_or_else(|| Problem::field("/input", "is required"))?;
-    let runnable = Runnable::agent_run(&agent, &text, &run.files.unwrap_or_default(), "")?;
+    let run = AgentRun {
+        text: &text,
+        files: &run.files.unwrap_or_default(),
+        workspace: run.workspace,
+    };
+    let runnable = Runnable::agent_run(&agent, &run, "")?;
     let job = job_for(&app, &caller, Kind::AgentRun, fields, runnable)?;
     let (id, answer) = (job.id, to_json(&JobView::accepted(&job)));
     let idempotency = key.fingerprint(body.bytes());

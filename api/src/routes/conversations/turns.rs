@@ -249,6 +249,7 @@ async fn job(
         slot: agent.definition.slot_class(),
         agent: agent.link,
         timeout: Some(agent.definition.timeout),
+        alone: None,
     };
     fields.user_id = fields.user_id.or_else(|| conversation.user_id.clone());
     let mut job = job_for(app, caller, Kind::ChatTurn, fields, runnable)?;

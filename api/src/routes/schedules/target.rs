@@ -110,6 +110,7 @@ async fn from_turn(app: &App, caller: &Caller, json: &str, base: &str) -> Result
         slot: agent.definition.slot_class(),
         agent: None,
         timeout: Some(agent.definition.timeout),
+        alone: None,
     };
     let job = job_at(app, caller, Kind::ChatTurn, fields, runnable, base)?;
     at_once(&job, base)?;

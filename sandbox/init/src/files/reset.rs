@@ -96,7 +96,9 @@ fn processes() -> Result<(), Error> {
     let unreadable = |e: io::Error| Error::file(OsStr::new("/proc"), e);
     for entry in fs::read_dir("/proc").map_err(unreadable)? {
         let name = entry.map_err(unreadable)?.file_name();
-        let pid = std::str::from_utf8(name.as_bytes()).ok().and_then(|name| name.parse::<u32>().ok());
+        let pid = std::str::from_utf8(name.as_bytes())
+            .ok()
+            .and_then(|name| name.parse::<u32>().ok());
         if pid.is_some_and(|pid| !known.contains(&pid)) {
             return Err(left("a process", &format!("/proc/{}", name.to_string_lossy())));
         }

@@ -8,8 +8,8 @@ use common::job::{Failure, FailureCode};
 use super::super::Context;
 use super::super::keeper::Keeper;
 use super::Broken;
-use crate::events::Say;
 use crate::environment::{Environment, Reuse};
+use crate::events::Say;
 use crate::pool::{self, KeptFor, Pool, Slot, Who};
 
 /// A job that waits longer is told why.
