@@ -3,6 +3,8 @@
 //! It is packed and unpacked inside; what passes here is a stream of bytes. Nothing of an attempt runs while its workspace
 //! is restored or saved, so what is saved is whole.
 
+use std::time::Instant;
+
 use common::clock::Clock;
 use common::ids::TenantId;
 use common::job::event::EventBody;
@@ -85,28 +87,46 @@ impl Workspace {
             outside_links: true,
             ..PutFiles::default()
         };
-        sandbox
-            .put_stream(archive, put)
-            .await
-            .map(drop)
-            .map_err(|error| match error {
-                sandbox::Error::Files { reason } => {
-                    tracing::warn!(reason, owner = %self.owner.id(), "a workspace was not restored");
-                    let is_full = reason.contains(NO_SPACE) || reason.starts_with("more than");
-                    let code = if is_full {
-                        FailureCode::DiskFull
-                    } else {
-                        FailureCode::WorkspaceFailed
-                    };
-                    Failure::new(code, format!("its workspace could not be restored: {reason}"))
-                }
-                error => super::keeper::sandbox_failure(&error),
-            })
+        let begun = Instant::now();
+        let put = sandbox.put_stream(archive, put).await;
+        let report = put.map_err(|error| self.not_restored(error))?;
+        metrics::histogram!("hothouse_workspace_restore_seconds").record(begun.elapsed().as_secs_f64());
+        self.say(
+            "workspace_restored",
+            present.version,
+            (report.bytes, report.entries),
+            begun,
+        );
+        Ok(())
+    }
+
+    fn not_restored(&self, error: sandbox::Error) -> Failure {
+        let sandbox::Error::Files { reason } = error else {
+            return super::keeper::sandbox_failure(&error);
+        };
+        tracing::warn!(reason, owner = %self.owner.id(), "a workspace was not restored");
+        let is_full = reason.contains(NO_SPACE) || reason.starts_with("more than");
+        let code = if is_full {
+            FailureCode::DiskFull
+        } else {
+            FailureCode::WorkspaceFailed
+        };
+        Failure::new(code, format!("its workspace could not be restored: {reason}"))
+    }
+
+    fn say(&self, phase: &str, version: u64, (bytes, entries): (u64, u64), begun: Instant) {
+        let ms = begun.elapsed().as_millis();
+        self.events.say(EventBody::Status {
+            phase: phase.to_owned(),
+            detail: Some(format!(
+                "version {version}: {bytes} bytes in {entries} entries, {ms} ms"
+            )),
+        });
     }
 
     /// Saves the files, when they are not those that the attempt began with. Answers the version that they are.
     pub(super) async fn save(&mut self, sandbox: &Sandbox) -> Result<u64, Failure> {
-        let begun = std::time::Instant::now();
+        let begun = Instant::now();
         let saving = self.workspaces.begin(self.tenant_id, self.clock.now()).await;
         let mut saving = saving.map_err(|error| refused(&error, "saved"))?;
         let everything = GetFiles::everything(self.bytes_max, ENTRIES_MAX);
@@ -153,14 +173,7 @@ impl Workspace {
         metrics::histogram!("hothouse_workspace_save_seconds").record(begun.elapsed().as_secs_f64());
         match saved {
             Saved::Committed(version) => {
-                let detail = Some(format!(
-                    "version {version}: {} bytes in {} entries",
-                    report.bytes, report.entries
-                ));
-                self.events.say(EventBody::Status {
-                    phase: "workspace_saved".to_owned(),
-                    detail,
-                });
+                self.say("workspace_saved", version, (report.bytes, report.entries), begun);
                 Ok(version)
             }
             // Deleted meanwhile, or changed by another; the attempt's own end says which when it is not held any more.

@@ -158,7 +158,7 @@ pub(super) const ATTEMPTS: &[Attempt] = &[
         "found = [l for l in open('/proc/net/tcp').read().splitlines()[1:] if l.split()[3] != '0A']\nif found: broken(found)\nheld('there is none')"
     ),
     after!(
-        "tell by the times of a folder when the job before ran after a reset",
+        "find the mode that the job before gave a folder after a reset",
         "os.chmod('/workspace', 0o700) if os.stat('/workspace').st_uid == os.getuid() else None",
         "found = os.stat('/workspace')\nif found.st_mode & 0o777 == 0o700: broken(oct(found.st_mode))\nheld('its mode is as it was')"
     ),

@@ -17,6 +17,7 @@ mod submit;
 mod throughput;
 mod turns;
 mod wire;
+mod workspace;
 
 use std::process::ExitCode;
 

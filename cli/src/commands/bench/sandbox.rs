@@ -13,6 +13,7 @@ use tokio::process::Command;
 use super::latency::Samples;
 use super::queue::BenchQueue;
 use super::report::Report;
+use super::workspace;
 use crate::client::{Client, Event, Follower, Job};
 use crate::output;
 
@@ -33,6 +34,12 @@ pub(super) struct Args {
     /// Times that `docker run` is measured; 0 leaves it out
     #[arg(long, value_name = "N", default_value_t = 20)]
     docker_runs: u64,
+    /// Size of the workspace that is saved and restored, in MiB, besides one of 1 MiB; 0 leaves both out
+    #[arg(long, value_name = "MIB", default_value_t = 50)]
+    workspace: u64,
+    /// Times that each workspace is saved and restored
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    workspaces: u64,
 }
 
 #[derive(Debug, Default)]
@@ -72,6 +79,11 @@ pub(super) async fn run(
         bar.inc(1);
     }
     bar.finish_and_clear();
+    if args.workspace > 0 {
+        for mib in [1, args.workspace] {
+            workspace::run(client, (mib, args.workspaces), report).await?;
+        }
+    }
 
     let drivers = drivers(client).await?;
     let ours = taken.call_to_byte.clone().summary();

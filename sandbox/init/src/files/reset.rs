@@ -14,8 +14,8 @@ use hothouse_protocol::Reset;
 use nix::dir::Dir;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, open, openat};
-use nix::sys::stat::{FchmodatFlags, Mode, SFlag, fchmodat, fstatat};
-use nix::unistd::{UnlinkatFlags, unlinkat};
+use nix::sys::stat::{FchmodatFlags, Mode, SFlag, fchmod, fchmodat, fstat, fstatat};
+use nix::unistd::{UnlinkatFlags, geteuid, unlinkat};
 
 use super::folder::{DEPTH_MAX, FOLDER};
 use super::report::Error;
@@ -30,6 +30,7 @@ pub(super) fn reset(request: &Reset) -> Result<(), Error> {
             Err(Errno::ENOENT) => continue,
             opened => opened.map_err(gone)?,
         };
+        own(&folder, path).map_err(gone)?;
         clear(&folder, 0).map_err(gone)?;
         if !list(&folder).map_err(|e| Error::file(OsStr::new(path), e))?.is_empty() {
             return Err(left("files", path));
@@ -54,6 +55,30 @@ fn left(what: &'static str, place: &str) -> Error {
         what,
         place: place.to_owned(),
     }
+}
+
+/// Gives a folder that is the job's the mode that it was mounted with.
+fn own(folder: &OwnedFd, path: &str) -> nix::Result<()> {
+    if fstat(folder)?.st_uid != geteuid().as_raw() {
+        return Ok(());
+    }
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    fchmod(folder, Mode::from_bits_truncate(mounted_mode(&mounts, path)))
+}
+
+/// The mode in a table of mounts; where it says nothing it is the file system's default.
+fn mounted_mode(mounts: &str, path: &str) -> u32 {
+    const DEFAULT: u32 = 0o1777;
+    let of = |line: &str| {
+        let mut fields = line.split(' ').skip(1);
+        let (place, options) = (fields.next()?, fields.nth(1)?);
+        let mode = options.split(',').find_map(|option| option.strip_prefix("mode="));
+        (place == path).then(|| {
+            mode.and_then(|mode| u32::from_str_radix(mode, 8).ok())
+                .unwrap_or(DEFAULT)
+        })
+    };
+    mounts.lines().filter_map(of).last().unwrap_or(DEFAULT)
 }
 
 /// Deletes what is in a folder.
@@ -126,4 +151,18 @@ fn sockets() -> Result<(), Error> {
         return Err(left("a socket with a name", "/proc/net/unix"));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_mode_of_a_mount_is_that_of_the_last_on_its_path() {
+        let mounts = "tmpfs /workspace tmpfs rw,mode=755,uid=1000 0 0\ntmpfs /tmp tmpfs rw,nosuid 0 0\n\
+                      tmpfs /workspace tmpfs rw,nosuid,mode=770 0 0\n";
+        assert_eq!(mounted_mode(mounts, "/workspace"), 0o770);
+        assert_eq!(mounted_mode(mounts, "/tmp"), 0o1777);
+        assert_eq!(mounted_mode(mounts, "/other"), 0o1777);
+    }
 }
