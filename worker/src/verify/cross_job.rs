@@ -159,8 +159,8 @@ pub(super) const ATTEMPTS: &[Attempt] = &[
     ),
     after!(
         "find the mode that the job before gave a folder after a reset",
-        "os.chmod('/workspace', 0o700) if os.stat('/workspace').st_uid == os.getuid() else None",
-        "found = os.stat('/workspace')\nif found.st_mode & 0o777 == 0o700: broken(oct(found.st_mode))\nheld('its mode is as it was')"
+        "os.chmod('/workspace', 0o711) if os.stat('/workspace').st_uid == os.getuid() else None",
+        "found = os.stat('/workspace')\nif found.st_mode & 0o777 == 0o711: broken(oct(found.st_mode))\nheld('its mode is as it was')"
     ),
     cross("survive the end of its sandbox", |b| survives(b).boxed()),
     cross("be stopped by a neighbour's load", |b| loaded(b).boxed()),

@@ -241,12 +241,8 @@ async fn again(
 async fn make(app: &App, caller: &Caller, from: ConversationId, at: BranchAt) -> Result<Option<Conversation>, Problem> {
     let (tenant_id, now) = (caller.tenant_id(), app.clock().now());
     let id = ConversationId::new();
-    let branch = app.store().branch_conversation((tenant_id, from), at, id, now).await?;
-    if branch.is_some() {
-        // The files as they are now: no version of before is kept.
-        app.store().branch_workspace(tenant_id, (from, id), now).await?;
-    }
-    Ok(branch)
+    // With the files as they are now: no version of before is kept.
+    Ok(app.store().branch_conversation((tenant_id, from), at, id, now).await?)
 }
 
 fn answer(job_id: JobId, conversation: Conversation, job: JobView<'_>, message: &Message) -> Response {
