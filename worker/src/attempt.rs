@@ -121,7 +121,7 @@ impl Attempts {
         let inner = Arc::clone(&self.inner);
         let holding = self.inner.held.add(held, asked + self.inner.run_on);
         self.inner.tracker.spawn(async move {
-            inner.run(claimed, holding, slot).await;
+            Box::pin(inner.run(claimed, holding, slot)).await;
             drop(result);
         });
     }
@@ -156,7 +156,7 @@ impl Inner {
             machine: self.machine.clone(),
         };
         allowed(&mut holding.orders.clone()).await;
-        let ended = std::panic::AssertUnwindSafe(crate::executor::execute(context))
+        let ended = std::panic::AssertUnwindSafe(Box::pin(crate::executor::execute(context)))
             .catch_unwind()
             .await;
         let ended = ended.unwrap_or_else(|_panic| {

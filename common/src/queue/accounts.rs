@@ -20,7 +20,7 @@ use uuid::Uuid;
 use super::{Error, Queue, Shard};
 
 /// How long a call's place holds unless it is renewed.
-pub const PLACE_TTL: Duration = Duration::from_secs(60);
+pub const PLACE_TTL: Duration = Duration::from_mins(1);
 
 /// How long a circuit stays open, and how long its trial may take before another call tries.
 pub const OPEN: Duration = Duration::from_secs(15);

@@ -303,14 +303,13 @@ async fn left_of_tenant(
     lock(&mut *connection, tenant_id.uuid()).await?;
     let began_on = budget.window.began_on(now);
     let spent: Option<(String, i64)> = left(&mut *connection, tenant_id, began_on, now).await?;
-    let (cost, output) = match spent {
-        Some(spent) => spent,
-        None => {
-            begin_window(&mut *connection, tenant_id, began_on).await?;
-            left(connection, tenant_id, began_on, now)
-                .await?
-                .ok_or_else(|| Error::Corrupt("a window that was begun is not there".to_owned()))?
-        }
+    let (cost, output) = if let Some(spent) = spent {
+        spent
+    } else {
+        begin_window(&mut *connection, tenant_id, began_on).await?;
+        left(connection, tenant_id, began_on, now)
+            .await?
+            .ok_or_else(|| Error::Corrupt("a window that was begun is not there".to_owned()))?
     };
     Ok(budget.amounts.less(amount(&cost)?, u64::try_from(output).unwrap_or(0)))
 }

@@ -125,7 +125,7 @@ impl Home {
             "its workspace could not be saved: it took too long",
         );
         let limited = async { tokio::time::timeout(limit, work).await.unwrap_or(Err(late)) };
-        match Keeper::new(orders).finish(sandbox, limited).await {
+        match Box::pin(Keeper::new(orders).finish(sandbox, limited)).await {
             Some(Ok(version)) => {
                 slot.keep(owner, version).await;
                 Ok(())

@@ -137,7 +137,10 @@ pub(super) struct Beginning {
     first: First,
 }
 
-#[expect(clippy::large_enum_variant, reason = "there is one a call, and it is taken apart at once")]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "there is one a call, and it is taken apart at once"
+)]
 enum First {
     /// All of it, and what it used.
     Whole(Bytes, Usage),

@@ -33,7 +33,7 @@ impl Tally {
         Self {
             wire,
             decoder: Decoder::new(wire),
-            answer: Answer::new(model.provider()).to_request_of(request_bytes),
+            answer: Answer::new(model.provider()).asked_with(request_bytes),
             is_readable: true,
             hides_usage,
         }

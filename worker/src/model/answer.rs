@@ -71,7 +71,7 @@ impl Answer {
 
     /// The same, to a request of so many bytes: what nobody counts is estimated from them.
     #[must_use]
-    pub fn to_request_of(self, input_bytes: u64) -> Self {
+    pub fn asked_with(self, input_bytes: u64) -> Self {
         Self { input_bytes, ..self }
     }
 

@@ -22,12 +22,15 @@ const BELIEVED: Duration = Duration::from_secs(5);
 /// Tenants that are remembered; all are forgotten when there are more.
 const TENANTS_MAX: usize = 10_000;
 
+/// Budgets of tenants, and when each was read.
+type Tenants = HashMap<TenantId, (Instant, Option<TenantBudget>)>;
+
 /// The books. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Books {
     store: Store,
     prices: Arc<Prices>,
-    tenants: Arc<Mutex<HashMap<TenantId, (Instant, Option<TenantBudget>)>>>,
+    tenants: Arc<Mutex<Tenants>>,
 }
 
 impl Books {

@@ -230,8 +230,12 @@ impl Error {
     /// Whether another model may do what this one did not. A request that is at fault itself stays at fault.
     pub fn may_fall_back(&self) -> bool {
         match self {
-            Self::Cancelled | Self::Name { .. } | Self::NoModel | Self::NothingToAnswer => false,
-            Self::Budget { .. } | Self::Books(_) => false,
+            Self::Cancelled
+            | Self::Name { .. }
+            | Self::NoModel
+            | Self::NothingToAnswer
+            | Self::Budget { .. }
+            | Self::Books(_) => false,
             Self::Refused(refusal) => refusal.reason != Reason::InvalidRequest,
             _ => true,
         }

@@ -223,12 +223,11 @@ async fn once<A: Ask>(
             let OpenCall { pass, entry } = open;
             pass.end(Some(&error), usage.as_ref());
             // Of a call that failed before it reported anything nothing is known.
-            let spent = match usage {
-                Some(usage) => Some((usage, entry.close(usage))),
-                None => {
-                    entry.release();
-                    None
-                }
+            let spent = if let Some(usage) = usage {
+                Some((usage, entry.close(usage)))
+            } else {
+                entry.release();
+                None
             };
             Err((error, spent))
         }

@@ -73,6 +73,7 @@ fn reason(kind: &str, code: Option<&str>, status: Option<u16>) -> Reason {
         (Some("rate_limit_exceeded"), _) => return Reason::RateLimited,
         _ => {}
     }
+    #[expect(clippy::match_same_arms, reason = "the order of the arms is the rule")]
     match (kind, status) {
         // OpenAI says this also of wrong keys and models, so the status is asked first.
         ("invalid_request_error", None | Some(400 | 405 | 415 | 422)) => Reason::InvalidRequest,

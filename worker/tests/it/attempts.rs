@@ -54,18 +54,18 @@ impl Bench {
     /// One with this image's `default` environment, changed, and these providers.
     pub(crate) async fn new(pool: PgPool, models: model::Settings, change: impl FnOnce(&mut Environment)) -> Self {
         let folder = Arc::new(tempfile::tempdir().unwrap());
-        Self::over(TestEnv::new(pool).await, folder, models, change)
+        Self::over(TestEnv::new(pool).await, folder, &models, change)
     }
 
     /// Another machine over the same stores.
-    pub(crate) fn beside(&self, models: model::Settings, change: impl FnOnce(&mut Environment)) -> Self {
+    pub(crate) fn beside(&self, models: &model::Settings, change: impl FnOnce(&mut Environment)) -> Self {
         Self::over(self.env.clone(), Arc::clone(&self.folder), models, change)
     }
 
     fn over(
         env: TestEnv,
         folder: Arc<tempfile::TempDir>,
-        models: model::Settings,
+        models: &model::Settings,
         change: impl FnOnce(&mut Environment),
     ) -> Self {
         let lifecycle = Lifecycle::new();
@@ -93,7 +93,7 @@ impl Bench {
                 certificates: bytes::Bytes::new(),
             }),
             policy: model::Policy::shared(models.retry.clone(), env.queue.clone()),
-            books: model::books::Books::open(&models, env.store.clone()).unwrap(),
+            books: model::books::Books::open(models, env.store.clone()).unwrap(),
         };
         Self {
             env,

@@ -110,7 +110,7 @@ async fn a_turn_of_the_real_command_line_and_the_next_one_remembers(pool: PgPool
     done.settle().await;
 
     // On another worker: the file and the program's own memory have come along.
-    let there = bench.beside(settings(scripts.path()), environment);
+    let there = bench.beside(&settings(scripts.path()), environment);
     let done = turn_of(&there, talk, &agent(), "and now: what did I say?", None).await;
     assert!(done.result()["text"].as_str().unwrap().contains("and now"), "{done:#?}");
     // Its transcript was resumed: nothing was told again in front of the prompt.

@@ -256,7 +256,7 @@ impl Bench {
             clock: self.env.clock.clock(),
             machine: self.machine.clone(),
         };
-        let ended = execute(context).await;
+        let ended = Box::pin(execute(context)).await;
         let said = log.end().await.events.into_iter().map(|event| event.body).collect();
         let decisions = self.env.store.egress(claimed.job.id, (0, 0), 100).await.unwrap();
         Done { ended, said, decisions }

@@ -124,7 +124,7 @@ async fn files_go_with_the_conversation_and_the_sandbox_stays_while_they_are_the
     assert!(text.contains("mark"), "the sandbox was kept: {text}");
     assert_eq!(version(&here, talk).await, 1, "nothing changed, so nothing was saved");
 
-    let there = here.beside(model::Settings::default(), |_| {});
+    let there = here.beside(&model::Settings::default(), |_| {});
     let text = sh(&there, talk, look).await;
     assert!(
         text.contains("hello") && text.contains("d/e 700") && text.contains("run 755"),
@@ -193,7 +193,7 @@ async fn a_full_workspace_is_saved_whole_and_one_that_is_too_large_is_disk_full(
     .await;
     assert!(text.contains("No space left"), "{text}");
     let sum = |text: &str| text.split_whitespace().find(|word| word.len() == 32).map(str::to_owned);
-    let there = bench.beside(model::Settings::default(), |_| {});
+    let there = bench.beside(&model::Settings::default(), |_| {});
     let again = sh(&there, talk, "md5sum full; rm full").await;
     assert_eq!(sum(&again), sum(&text));
     assert_eq!(version(&bench, talk).await, 2);
@@ -214,7 +214,7 @@ async fn a_full_workspace_is_saved_whole_and_one_that_is_too_large_is_disk_full(
         text.contains("small") && !text.contains("more") && !text.contains("sparse"),
         "{text}"
     );
-    let tight = bench.beside(model::Settings::default(), |environment: &mut Environment| {
+    let tight = bench.beside(&model::Settings::default(), |environment: &mut Environment| {
         environment.profile.workspace_bytes = 1 << 20;
     });
     sh(&bench, talk, "head -c 2000000 /dev/urandom > large").await;
@@ -241,7 +241,7 @@ async fn a_workspace_that_cannot_be_restored_is_a_clear_failure(pool: PgPool) {
     let path = bench.folder.path().join(archive_key(present.archive_id));
     let archive = std::fs::read(&path).unwrap();
     let agent = agent(Harness::Native, None);
-    let there = bench.beside(model::Settings::default(), |_| {});
+    let there = bench.beside(&model::Settings::default(), |_| {});
     let half = archive[..archive.len() / 2].to_vec();
     for content in [None, Some(b"garbage".to_vec()), Some(half)] {
         match content {

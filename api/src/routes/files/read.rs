@@ -65,27 +65,24 @@ pub(super) async fn read(
         Ok(part) => part,
         Err(answer) => return Ok(*answer),
     };
-    let body = match located.small {
-        Some(content) => {
-            let at = |at: u64| usize::try_from(at).unwrap_or(usize::MAX).min(content.len());
-            Body::from(content.slice(at(part.range.start)..at(part.range.end)))
-        }
-        None => {
-            let archive = found.workspaces.open(found.present.as_ref()).await;
-            let reader = Reader::new(archive.map_err(|error| broken(error.into()))?);
-            let (path, range) = (located.entry.path, part.range.clone());
-            let passing = Passing {
-                reader,
-                path,
-                skip: range.start,
-                left: range.end - range.start,
-                is_found: false,
-            };
-            Body::from_stream(futures_util::stream::try_unfold(
-                Box::new(passing),
-                |mut passing| async move { Ok::<_, std::io::Error>(passing.next().await?.map(|piece| (piece, passing))) },
-            ))
-        }
+    let body = if let Some(content) = located.small {
+        let at = |at: u64| usize::try_from(at).unwrap_or(usize::MAX).min(content.len());
+        Body::from(content.slice(at(part.range.start)..at(part.range.end)))
+    } else {
+        let archive = found.workspaces.open(found.present.as_ref()).await;
+        let reader = Reader::new(archive.map_err(|error| broken(error.into()))?);
+        let (path, range) = (located.entry.path, part.range.clone());
+        let passing = Passing {
+            reader,
+            path,
+            skip: range.start,
+            left: range.end - range.start,
+            is_found: false,
+        };
+        Body::from_stream(futures_util::stream::try_unfold(
+            Box::new(passing),
+            |mut passing| async move { Ok::<_, std::io::Error>(passing.next().await?.map(|piece| (piece, passing))) },
+        ))
     };
     Ok(part.response(body))
 }

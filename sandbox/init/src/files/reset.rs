@@ -78,7 +78,7 @@ fn mounted_mode(mounts: &str, path: &str) -> u32 {
                 .unwrap_or(DEFAULT)
         })
     };
-    mounts.lines().filter_map(of).last().unwrap_or(DEFAULT)
+    mounts.lines().rev().find_map(of).unwrap_or(DEFAULT)
 }
 
 /// Deletes what is in a folder.

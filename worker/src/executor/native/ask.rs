@@ -31,7 +31,7 @@ impl Run<'_> {
         let mut opened = opened.map_err(|error| Broken { partial: None, error })?;
         let is_cut_short = opened.call.output_tokens_max() < request.max_output_tokens;
 
-        let mut answer = Answer::new(opened.model.provider()).to_request_of(request.bytes());
+        let mut answer = Answer::new(opened.model.provider()).asked_with(request.bytes());
         let error = loop {
             match cancel.run_until_cancelled(opened.stream.next()).await {
                 None => break Some(Error::Cancelled),

@@ -113,7 +113,7 @@ impl Scripted {
             let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
             BTreeMap::from([(name, script)])
         };
-        let beside = path.parent().unwrap_or(Path::new(""));
+        let beside = path.parent().unwrap_or_else(|| Path::new(""));
         for script in models.values_mut() {
             for recording in script
                 .rules

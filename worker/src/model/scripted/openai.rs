@@ -131,19 +131,19 @@ impl Writer<'_> {
 
     fn choice(&mut self, delta: &Value, reason: Option<&str>) {
         let choice = json!({"index": 0, "delta": delta, "logprobs": null, "finish_reason": reason});
-        self.send(json!([choice]), None);
+        self.send(&json!([choice]), None);
     }
 
     fn end(&mut self, stop_reason: &StopReason) {
         self.choice(&json!({}), Some(finish_reason(stop_reason)));
         if self.tells_usage {
-            self.send(json!([]), Some(usage(&self.usage)));
+            self.send(&json!([]), Some(usage(&self.usage)));
         }
         self.frames.push(Frame::Told(self.usage));
         self.frames.push(Frame::Event("data: [DONE]\n\n".to_owned()));
     }
 
-    fn send(&mut self, choices: Value, usage: Option<Value>) {
+    fn send(&mut self, choices: &Value, usage: Option<Value>) {
         let mut chunk = json!({"id": "chatcmpl-scripted", "object": "chat.completion.chunk", "created": 0,
                                "model": self.model, "choices": choices});
         if self.tells_usage {

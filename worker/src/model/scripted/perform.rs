@@ -78,7 +78,7 @@ pub fn perform(actions: &[Action], request: &ModelRequest, script: &Script) -> V
             }
         }
     }
-    let usage = given.unwrap_or(Usage {
+    let usage = given.unwrap_or_else(|| Usage {
         output_tokens: tokens(stage.chars).max(1),
         ..first
     });

@@ -233,7 +233,7 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    fn parts(wire: Wire, messages: Value) -> Result<Vec<Vec<Part>>, String> {
+    fn parts(wire: Wire, messages: &Value) -> Result<Vec<Vec<Part>>, String> {
         let body = json!({"model": "demo", "max_tokens": 9, "messages": messages});
         let asked = read(wire, body.to_string().as_bytes())?;
         Ok(asked
@@ -263,8 +263,8 @@ mod tests {
             {"role": "user", "content": "and?"},
         ]);
         assert_eq!(
-            parts(Wire::Anthropic, anthropic).unwrap(),
-            parts(Wire::OpenAi, openai).unwrap()
+            parts(Wire::Anthropic, &anthropic).unwrap(),
+            parts(Wire::OpenAi, &openai).unwrap()
         );
     }
 
@@ -272,8 +272,8 @@ mod tests {
     fn a_call_without_its_result_is_refused_on_both() {
         let anthropic = json!([{"role": "assistant", "content": [{"type": "tool_use", "id": "c", "name": "b", "input": {}}]},
             {"role": "user", "content": "next"}]);
-        assert!(parts(Wire::Anthropic, anthropic).is_err());
+        assert!(parts(Wire::Anthropic, &anthropic).is_err());
         let openai = json!([{"role": "tool", "tool_call_id": "c", "content": "of nothing"}]);
-        assert!(parts(Wire::OpenAi, openai).is_err());
+        assert!(parts(Wire::OpenAi, &openai).is_err());
     }
 }

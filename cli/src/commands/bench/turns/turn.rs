@@ -66,14 +66,8 @@ impl<'c> Turn<'c> {
                     text.push_str(event.text("text"));
                     let whole = text.rfind(' ').map_or(0, |at| at + 1);
                     let rest = text.split_off(whole);
-                    for sent_us in text.split_whitespace().filter_map(|stamp| stamp.parse::<i64>().ok()) {
-                        if taken.pieces == 0 {
-                            taken.to_request.add(between(submitted_us, sent_us));
-                        }
-                        if sent_us >= opened_us {
-                            taken.to_client.add(between(sent_us, now_us));
-                        }
-                        taken.pieces += 1;
+                    for sent_us in text.split_whitespace().filter_map(|stamp| stamp.parse().ok()) {
+                        taken.piece(submitted_us, opened_us, (sent_us, now_us));
                     }
                     text = rest;
                 }
@@ -83,6 +77,19 @@ impl<'c> Turn<'c> {
         }
         self.client.delete(&["conversations", &self.conversation]).await?;
         Ok(taken)
+    }
+}
+
+impl Taken {
+    /// A piece of the answer: when the provider sent it, and when it was here.
+    fn piece(&mut self, submitted_us: i64, opened_us: i64, (sent_us, now_us): (i64, i64)) {
+        if self.pieces == 0 {
+            self.to_request.add(between(submitted_us, sent_us));
+        }
+        if sent_us >= opened_us {
+            self.to_client.add(between(sent_us, now_us));
+        }
+        self.pieces += 1;
     }
 }
 

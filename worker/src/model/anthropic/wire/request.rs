@@ -116,14 +116,17 @@ mod tests {
         );
     }
 
-    #[test]
-    fn every_part_has_its_block() {
-        let thought = |provider: &str, signature: Option<&str>, redacted: Option<&str>| Part::Reasoning {
+    fn thought(provider: &str, signature: Option<&str>, redacted: Option<&str>) -> Part {
+        Part::Reasoning {
             text: "hm".to_owned(),
             signature: signature.map(str::to_owned),
             redacted: redacted.map(str::to_owned),
             provider: Some(provider.to_owned()),
-        };
+        }
+    }
+
+    #[test]
+    fn every_part_has_its_block() {
         let asked = vec![
             thought("anthropic", Some("s"), None),
             thought("anthropic", None, Some("r")),

@@ -113,19 +113,18 @@ impl Decoder {
         let open = self.calls.iter().rposition(|call| call.index == index);
         // Servers that send whole calls may give all of them one index, or none: another id is another call.
         let is_it = |n: usize| id.as_ref().is_none_or(|id| self.calls[n].id == *id);
-        let n = match open.filter(|n| is_it(*n)) {
-            Some(n) => n,
-            None => {
-                let n = self.calls.len();
-                let id = id.unwrap_or_else(|| format!("call_{n}"));
-                events.push(ModelEvent::ToolCallStart {
-                    index: ours(n),
-                    id: id.clone(),
-                    name: name.unwrap_or_default(),
-                });
-                self.calls.push(Call { index, id });
-                n
-            }
+        let n = if let Some(n) = open.filter(|n| is_it(*n)) {
+            n
+        } else {
+            let n = self.calls.len();
+            let id = id.unwrap_or_else(|| format!("call_{n}"));
+            events.push(ModelEvent::ToolCallStart {
+                index: ours(n),
+                id: id.clone(),
+                name: name.unwrap_or_default(),
+            });
+            self.calls.push(Call { index, id });
+            n
         };
         let arguments = match &function["arguments"] {
             // Against the wire's rules, and seen.

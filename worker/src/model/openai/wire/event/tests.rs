@@ -76,7 +76,9 @@ fn put_together(text: &str) -> Finished {
     let (events, error) = read(vec![text.as_bytes()]);
     assert!(error.is_none(), "{error:?}");
     let mut answer = Answer::new("openai");
-    events.into_iter().for_each(|event| answer.push(event));
+    for event in events {
+        answer.push(event);
+    }
     answer.finish()
 }
 
