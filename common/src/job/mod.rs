@@ -93,7 +93,7 @@ pub struct Job {
     pub max_attempts: u32,
     /// How long it waits between failures.
     pub backoff: Backoff,
-    /// What is tried again otherwise than usual: see [`RetryRule`](crate::job::RetryRule).
+    /// What is tried again otherwise than usual: see [`RetryRule`].
     pub retry_on: Vec<String>,
     /// Longest duration of one attempt, ms, from the start of its process.
     pub timeout_ms: u64,

@@ -19,6 +19,7 @@ use common::job::exec::InputFile;
 use common::job::{Failure, FailureCode, Usage, Wait};
 use common::message::Message;
 use common::money::Usd;
+use common::store;
 use common::workspace::Owner;
 use serde::Deserialize;
 use serde_json::json;
@@ -86,13 +87,7 @@ pub(super) async fn turn(context: Context) -> Ended {
                 ..Box::pin(answer(context, input.agent, Task::of(history, Some(owner)))).await
             }
         }
-        Err(error) => {
-            tracing::warn!(%error, "a conversation cannot be read");
-            Ended::failed(Failure::new(
-                FailureCode::Internal,
-                "the conversation could not be read",
-            ))
-        }
+        Err(error) => unread(&error, &context, "the conversation could not be read"),
     }
 }
 
@@ -119,6 +114,16 @@ fn unreadable(error: &serde_json::Error) -> Ended {
         FailureCode::InvalidInput,
         format!("the input cannot be read: {error}"),
     ))
+}
+
+/// An attempt that cannot begin. While Postgres is away, or has no connection to spare, that is not the job's fault: it is
+/// given back.
+fn unread(error: &store::Error, context: &Context, message: &str) -> Ended {
+    tracing::warn!(%error, job_id = %context.job.id, "{message}");
+    match error.class() {
+        store::Class::Transient => Ended::given_back(),
+        _ => Ended::failed(Failure::new(FailureCode::Internal, message)),
+    }
 }
 
 /// What an agent is to answer, and on what its programs work.
@@ -158,7 +163,7 @@ async fn answer(context: Context, agent: AgentDefinition, task: Task) -> Ended {
     let journal = Kept::new(&context);
     let (turn, tools) = match prepare(&context, &agent, task, &journal).await {
         Ok(prepared) => prepared,
-        Err(failure) => return Ended::failed(failure),
+        Err(ended) => return ended,
     };
     let cancel = CancellationToken::new();
     let caller = match Box::pin(context.machine.caller(&context.job, &agent, &context.clock)).await {
@@ -202,21 +207,24 @@ async fn prepare(
     agent: &AgentDefinition,
     task: Task,
     journal: &Kept,
-) -> Result<(Turn, SandboxTools), Failure> {
-    let refused = |_unnamed| Failure::new(FailureCode::InvalidInput, "a model is not named provider/model");
+) -> Result<(Turn, SandboxTools), Ended> {
+    let refused = |_unnamed| {
+        Ended::failed(Failure::new(
+            FailureCode::InvalidInput,
+            "a model is not named provider/model",
+        ))
+    };
     let models: Result<Vec<ModelName>, _> = agent.models.iter().map(|name| name.parse()).collect();
     let models = models.map_err(refused)?;
     let attachments = task.images(context).await;
     let Task { history, owner, given } = task;
-    let resume = journal.resume(has_files(context, owner)).await.map_err(|error| {
-        tracing::warn!(%error, job_id = %context.job.id, "a journal cannot be read");
-        let message = "what an earlier attempt has done could not be read";
-        Failure::new(FailureCode::Internal, message)
-    })?;
+    let resume = journal.resume(has_files(context, owner)).await;
+    let resume =
+        resume.map_err(|error| unread(&error, context, "what an earlier attempt has done could not be read"))?;
     // Those that an attempt before has worked on are in the workspace.
     let was_given = has_files(context, owner) && resume.steps.iter().any(|step| !step.ran_by.is_empty());
     let given = if was_given { Given::default() } else { given };
-    let tools = SandboxTools::new(context, agent, owner, &given)?;
+    let tools = SandboxTools::new(context, agent, owner, &given).map_err(Ended::failed)?;
     let turn = Turn {
         system: agent.instructions.clone(),
         history,
