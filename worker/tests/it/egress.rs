@@ -387,7 +387,10 @@ import time; time.sleep(0.2); s.sendall(b'GET / HTTP/1.1\\r\\nHost: other.test\\
     assert_eq!(world.refusals(), [Some(Refusal::SecondRequest); 2]);
     let heard = world.plain.heard();
     // Which of the two it heard first is the machine's affair.
-    assert!(heard.contains("\r\n\r\nbody") && !heard.contains("other.test"), "{heard}");
+    assert!(
+        heard.contains("\r\n\r\nbody") && !heard.contains("other.test"),
+        "{heard}"
+    );
     assert_eq!(world.plain.connections(), 2);
 }
 
