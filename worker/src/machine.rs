@@ -48,6 +48,7 @@ pub(crate) async fn open(
     let machine = Machine {
         workspaces: Workspaces::new(store.clone(), objects.clone()),
         store: store.clone(),
+        queue: queue.clone(),
         canceller: Canceller::new(store.clone(), queue.clone()),
         pool: None,
         environments: Arc::new(environments(&config.sandbox)?),

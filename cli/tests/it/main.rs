@@ -16,6 +16,7 @@ mod ledger;
 mod recovery;
 mod run;
 mod server;
+mod sticky;
 mod torture;
 mod tour;
 mod up;

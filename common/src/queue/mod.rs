@@ -16,6 +16,8 @@
 //! | `limits` | hash: gate → limit of places, limit of starts, paused until; what operators set |
 //! | `h:<gate>`, `s:<gate>`, `w:<gate>` | set of jobs that hold a place, list of the last starts, sorted set of who waits |
 //! | `w:t:<tenant>` | set of lanes in which a tenant waits at its own gate |
+//! | `kept:v:<conversation>` | the worker that keeps a conversation's sandbox, and when the offer of its next turn ends |
+//! | `w:k:<worker>` | sorted set: turns that are offered to a worker, by the end of the offer, ms |
 //! | `timers` | sorted set: gate → when it may open by time, ms |
 //! | `alone:<lane>` | the worker that empties itself to claim a job alone |
 //! | `paused`, `weights`, `spilled` | queues that release nothing; weights of tenants and queues; full backlogs |
@@ -44,6 +46,7 @@ mod log;
 mod operate;
 mod script;
 mod statistics;
+mod sticky;
 mod subscribe;
 mod wake;
 mod why;

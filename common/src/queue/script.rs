@@ -33,7 +33,9 @@ impl Scripts {
     pub(super) fn new() -> Self {
         Self {
             dispatch: script!("record", "gate", "waiter", "back", "dispatch"),
-            claim: script!("record", "gate", "waiter", "place", "lane", "release", "claim"),
+            claim: script!(
+                "record", "gate", "waiter", "place", "lane", "sticky", "release", "claim"
+            ),
             heartbeat: script!("record", "heartbeat"),
             register: script!("record", "gate", "waiter", "place", "back", "register"),
             ack: script!("record", "gate", "waiter", "back", "ack"),

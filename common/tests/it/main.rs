@@ -17,6 +17,7 @@ mod places;
 mod reclaim;
 mod slots;
 mod spill;
+mod sticky;
 mod strategies;
 mod submit;
 mod turns;

@@ -9,7 +9,7 @@ use common::ids::TenantId;
 use common::job::decision::Decision;
 use common::job::{Concurrency, NewJob, Strategy};
 use common::queue::{Beat, Shard};
-use common::testing::{TestEnv, eventually, failure, ids, leases, light, redis_section};
+use common::testing::{TestEnv, TestWorker, eventually, failure, ids, leases, light, redis_section};
 use sqlx::PgPool;
 
 /// A Redis of one's own in cluster mode, one node with every slot. It refuses a script that touches two slots.
@@ -107,7 +107,7 @@ async fn every_script_stays_in_one_slot_of_a_cluster(pool: PgPool) {
         shards: 3,
         ..redis_section()
     };
-    let env = TestEnv::with(pool, &leases(), redis).await;
+    let env = TestEnv::with(pool.clone(), &leases(), redis).await;
     let (worker, other) = (env.worker(), env.worker());
     for (shard, tenant_id) in tenants(&env) {
         env.queue.set_weight(tenant_id, 2).await.unwrap();
@@ -163,8 +163,21 @@ async fn every_script_stays_in_one_slot_of_a_cluster(pool: PgPool) {
             assert!(worker.succeed(&claimed).await);
         }
         assert_eq!(ids(&worker.claim(4).await), []);
+        offered(&env, &pool, tenant_id, (&worker, &other)).await; // sticky
     }
     assert_eq!(env.leftovers().await, Vec::<String>::new());
+}
+
+/// A turn that is offered to one worker before the other gets it.
+async fn offered(env: &TestEnv, pool: &PgPool, tenant_id: TenantId, (keeper, other): (&TestWorker, &TestWorker)) {
+    let talk = crate::turns::conversation(pool, tenant_id).await;
+    let keep = Duration::from_mins(5);
+    env.queue.say_kept(tenant_id, talk, keeper.id, keep).await.unwrap();
+    let mut turn = crate::turns::turn(env, talk);
+    turn.tenant_id = tenant_id;
+    env.enqueue(&turn).await;
+    assert_eq!(ids(&other.claim(1).await), []);
+    assert!(keeper.succeed(&keeper.one().await).await);
 }
 
 /// Whatever a script calls a key begins with the root that it was given.

@@ -7,7 +7,7 @@ use common::job::spec::{JobSpec, Kind};
 use common::testing::{TestEnv, failure, ids, light};
 use sqlx::PgPool;
 
-async fn conversation(pool: &PgPool, tenant_id: TenantId) -> ConversationId {
+pub(crate) async fn conversation(pool: &PgPool, tenant_id: TenantId) -> ConversationId {
     let id = ConversationId::new();
     sqlx::query("insert into tenants (id, name, created_at) values ($1, $2, now()) on conflict do nothing")
         .bind(tenant_id)
@@ -27,7 +27,7 @@ async fn conversation(pool: &PgPool, tenant_id: TenantId) -> ConversationId {
     id
 }
 
-fn turn(env: &TestEnv, conversation_id: ConversationId) -> NewJob {
+pub(crate) fn turn(env: &TestEnv, conversation_id: ConversationId) -> NewJob {
     let mut job = env.job(JobSpec::new(Kind::ChatTurn), b"{}".to_vec());
     job.links.conversation_id = Some(conversation_id);
     job

@@ -2,13 +2,15 @@
 //!
 //! It is the sandbox that was kept since the turn before, when its workspace is still the present version, or a fresh one
 //! into which the workspace is restored. When the turn ends its processes are killed, the workspace is saved if it changed,
-//! and the sandbox is kept for the next turn.
+//! and the sandbox is kept for the next turn, which is then offered to this worker first.
 
 use std::time::Duration;
 
+use common::ids::{ConversationId, TenantId, WorkerId};
 use common::job::decision::Outcome;
 use common::job::event::EventBody;
 use common::job::{Failure, FailureCode};
+use common::queue::Queue;
 use common::workspace::Owner;
 use tokio::sync::watch;
 
@@ -26,6 +28,9 @@ use crate::sandbox::Sandbox;
 const SAVE_MAX: Duration = Duration::from_mins(2);
 const SAVE_MAX_DRAINING: Duration = Duration::from_secs(8);
 
+/// How long a turn's end waits for Redis to hear that its sandbox is kept.
+const SAY_MAX: Duration = Duration::from_millis(250);
+
 /// A sandbox with a workspace in it, or without one where none is kept.
 #[derive(Debug)]
 pub(super) struct Home {
@@ -33,6 +38,39 @@ pub(super) struct Home {
     workspace: Option<Workspace>,
     owner: Option<KeptFor>,
     orders: watch::Receiver<Orders>,
+    keeper: Option<Keeping>,
+}
+
+/// Which worker keeps a conversation's sandbox.
+#[derive(Debug)]
+struct Keeping {
+    queue: Queue,
+    tenant_id: TenantId,
+    conversation_id: ConversationId,
+    worker_id: WorkerId,
+}
+
+impl Keeping {
+    fn new(context: &Context) -> Option<Self> {
+        Some(Self {
+            queue: context.machine.queue.clone(),
+            tenant_id: context.job.tenant_id,
+            conversation_id: context.job.conversation_id?,
+            worker_id: context.worker_id,
+        })
+    }
+
+    /// Says it. Where nobody hears it, the next turn runs where a slot is free.
+    async fn say(&self, keep: Duration) {
+        let said = self
+            .queue
+            .say_kept(self.tenant_id, self.conversation_id, self.worker_id, keep);
+        match tokio::time::timeout(SAY_MAX, said).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::debug!(%error, "Redis does not hear whose sandbox is kept here"),
+            Err(_elapsed) => tracing::debug!("Redis does not hear in time whose sandbox is kept here"),
+        }
+    }
 }
 
 impl Home {
@@ -64,6 +102,7 @@ impl Home {
             workspace,
             owner,
             orders: context.orders.clone(),
+            keeper: Keeping::new(context),
         };
         match home.furnish(keeper, is_kept).await {
             Ok(()) => Ok(home),
@@ -106,6 +145,7 @@ impl Home {
             workspace,
             owner,
             orders,
+            keeper,
         } = self;
         let is_lost = orders.borrow().stop == Some(Stop::Lost);
         let (Some(mut workspace), Some(owner), false) = (workspace, owner, is_lost) else {
@@ -127,7 +167,10 @@ impl Home {
         let limited = async { tokio::time::timeout(limit, work).await.unwrap_or(Err(late)) };
         match Box::pin(Keeper::new(orders).finish(sandbox, limited)).await {
             Some(Ok(version)) => {
-                slot.keep(owner, version).await;
+                let keep = slot.keep(owner, version).await;
+                if let (Some(keep), Some(keeper), false) = (keep, keeper, is_draining) {
+                    keeper.say(keep).await;
+                }
                 Ok(())
             }
             Some(Err(failure)) => {

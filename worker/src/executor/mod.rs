@@ -24,6 +24,7 @@ use common::job::decision::Outcome;
 use common::job::{Failure, Job, Kind, NewJob, Usage, Wait};
 use common::message::Message;
 use common::objects::Objects;
+use common::queue::Queue;
 use common::store::Store;
 use common::workspace::Workspaces;
 use tokio::sync::watch;
@@ -41,6 +42,8 @@ pub use way_out::Means;
 pub struct Machine {
     /// For what an attempt reads beyond its input: a conversation's messages, what became of its children.
     pub store: Store,
+    /// For saying whose sandbox is kept here.
+    pub queue: Queue,
     /// For asking children to stop.
     pub canceller: Canceller,
     /// Warm sandboxes; none on a worker with light slots only.

@@ -63,8 +63,8 @@ impl Slot {
     }
 
     /// Keeps the sandbox, as it is but without its processes, for the turn that follows; `version` is that of the workspace
-    /// in it. One whose environment keeps none, or that does not answer, is retired.
-    pub async fn keep(mut self, owner: KeptFor, version: u64) {
+    /// in it. One whose environment keeps none, or that does not answer, is retired. Answers for how long it is kept.
+    pub async fn keep(mut self, owner: KeptFor, version: u64) -> Option<Duration> {
         let keep = self.held().1.shelf().environment.warm.keep;
         // Nobody renews its lease while it is kept.
         let stopped = async |sandbox: &Sandbox| {
@@ -78,10 +78,12 @@ impl Slot {
                 let shelf = Arc::clone(leased.shelf());
                 shelf.keep(warm, leased, owner, version);
                 self.pool.wake.notify_one();
+                Some(keep)
             }
             held => {
                 self.held = held;
                 self.settle();
+                None
             }
         }
     }

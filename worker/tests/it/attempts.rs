@@ -38,6 +38,7 @@ pub(crate) struct Bench {
     pub(crate) machine: Machine,
     /// Where artifacts and workspaces are.
     pub(crate) folder: Arc<tempfile::TempDir>,
+    worker: TestWorker,
     lifecycle: Lifecycle,
 }
 
@@ -83,6 +84,7 @@ impl Bench {
         let machine = Machine {
             workspaces: Workspaces::new(env.store.clone(), objects.clone()),
             store: env.store.clone(),
+            queue: env.queue.clone(),
             canceller: Canceller::new(env.store.clone(), env.queue.clone()),
             pool: Some(pool),
             environments: Arc::new(environments),
@@ -96,6 +98,7 @@ impl Bench {
             books: model::books::Books::open(models, env.store.clone()).unwrap(),
         };
         Self {
+            worker: env.worker(),
             env,
             machine,
             folder,
@@ -130,7 +133,7 @@ impl Bench {
 
     /// Runs the next attempt that the queue hands out.
     pub(crate) async fn run_next(&self, stop: Option<(&str, Stop)>) -> Done {
-        let worker = self.env.worker();
+        let worker = self.worker.clone();
         let want = Want {
             slot: SlotClass::Sandbox,
             free: 1,
@@ -138,7 +141,9 @@ impl Bench {
             queues: Vec::new(),
             mode: Mode::Busy,
         };
-        let claimed = worker.claim_as(&want).await.remove(0);
+        // What another machine keeps a sandbox for is offered there first.
+        let claim = || async { worker.claim_as(&want).await.pop() };
+        let claimed = common::testing::eventually(Duration::from_secs(5), "a job to claim", claim).await;
         let (job, clock) = (claimed.job, self.env.clock.clock());
         let target = LogTarget {
             tenant_id: job.tenant_id,

@@ -193,6 +193,7 @@ impl Bench {
         let machine = Machine {
             workspaces: Workspaces::new(env.store.clone(), objects.clone()),
             store: env.store.clone(),
+            queue: env.queue.clone(),
             canceller: Canceller::new(env.store.clone(), env.queue.clone()),
             pool: Some(pool),
             environments: Arc::new(environments),

@@ -15,8 +15,10 @@ looks = free * 8 + 64
 
 for _, name in ipairs(redis.call('ZRANGEBYSCORE', TIMERS, '-inf', now, 'LIMIT', 0, 100)) do
   redis.call('ZREM', TIMERS, name)
-  let_go(name)
+  if string.sub(name, 1, 2) == 'k:' then end_offers(name, now) else let_go(name) end
 end
+local mine = 'k:' .. want.worker
+if want.mode ~= 'alone' and redis.call('EXISTS', R .. 'w:' .. mine) == 1 then end_offers(mine, now, want) end
 
 local known = redis.call('ZRANGE', R .. 'lanes', 0, -1, 'WITHSCORES')
 for i = 1, #known, 2 do
@@ -33,7 +35,7 @@ while free > 0 and #lanes > 0 do
   local first = 1
   for i = 2, #lanes do if lanes[i].at < lanes[first].at then first = i end end
   local lane = lanes[first]
-  local job, r = release(lane, now)
+  local job, r = release(lane, now, want.worker)
   if job then
     r.where, r.extra = 'l', want.worker
     entries[#entries + 1], entries[#entries + 2] = job, text(r)

@@ -16,8 +16,8 @@ local function may_run(lane, turn, now)
   return false
 end
 
--- Releases one job of a lane. Returns it and its record, or nothing.
-local function release(lane, now)
+-- Releases one job of a lane to a worker. Returns it and its record, or nothing.
+local function release(lane, now, worker)
   while looks > 0 do
     local turn, again = turn_of(lane), lane.gate and shut(lane.gate, nil, now)
     if again then alarm(lane.gate.name, again) end
@@ -26,7 +26,7 @@ local function release(lane, now)
     if may_run(lane, turn, now) then
       local job = redis.call('ZPOPMIN', turn.key)[1]
       local r = job and get(job)
-      local is_free = r and r.where == 'b' and take(job, r, now)
+      local is_free = r and r.where == 'b' and not offer(job, r, worker, now) and take(job, r, now)
       if is_free then
         if limit('t:' .. turn.tenant) then pass(limit('t:' .. turn.tenant), job, now) end
         if lane.gate then pass(lane.gate, job, now) end
