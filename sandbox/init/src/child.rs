@@ -1,4 +1,4 @@
-//! The last steps of a fork before it is the job's program.
+//! A fork that waits to become a job's program, and its last steps on the way.
 //!
 //! The order matters: what needs privileges comes first, then they are given up for good, and the program's folder and
 //! file are looked up with the job's rights only.
@@ -6,7 +6,7 @@
 use std::convert::Infallible;
 use std::ffi::{CStr, CString};
 use std::fs;
-use std::io::{PipeWriter, Write};
+use std::os::fd::{AsFd, OwnedFd};
 
 use hothouse_protocol::{Failure, FailureCode, Rlimits};
 use nix::errno::Errno;
@@ -15,55 +15,57 @@ use nix::sys::stat::{Mode, umask};
 use nix::unistd::{chdir, setgroups, setresgid, setresuid, setsid};
 
 use crate::plan::{Identity, Image, Plan};
+use crate::spare::{self, Order, Word};
 use crate::{files, sys, whatever};
 
 /// Where a start failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(u8)]
-pub(crate) enum Step {
-    Session = 1,
-    Identity = 2,
-    Folder = 3,
-    Exec = 4,
-    File = 5,
+enum Step {
+    Session,
+    Identity,
+    Folder,
+    Exec,
+    /// With the number of the file.
+    File(usize),
 }
-
-/// What a fork that could not become the program tells its supervisor: the step, the errno, the number of the file.
-pub(crate) type Problem = [u8; 9];
 
 struct Stuck {
     step: Step,
     errno: Errno,
-    file: usize,
 }
 
 impl Stuck {
     fn at(step: Step) -> impl Fn(Errno) -> Self {
-        move |errno| Self { step, errno, file: 0 }
-    }
-
-    fn problem(&self) -> Problem {
-        let mut problem = [0; 9];
-        problem[0] = self.step as u8;
-        problem[1..5].copy_from_slice(&(self.errno as i32).to_be_bytes());
-        problem[5..].copy_from_slice(&u32::try_from(self.file).unwrap_or(u32::MAX).to_be_bytes());
-        problem
+        move |errno| Self { step, errno }
     }
 }
 
-/// Becomes the program; on failure tells the supervisor where and why.
-///
-/// Descriptors 0 to 2 are the program's already, and all others close by themselves.
-pub(crate) fn become_program(plan: &Plan, identity: &Identity, mut failed: PipeWriter) -> ! {
-    let Err(stuck) = try_become(plan, identity);
-    let told = failed.write_all(&stuck.problem()).is_ok();
-    sys::exit_now(if told { 127 } else { 126 })
-}
-
-fn try_become(plan: &Plan, identity: &Identity) -> Result<Infallible, Stuck> {
+/// Waits at the door for an order and becomes the program; on failure says through the door why not. When it has become
+/// the program, the door closes by itself, as does every descriptor but 0 to 2.
+pub(crate) fn become_program(door: &OwnedFd, identity: &Identity, workspace: &str) -> ! {
     sys::reset_signals();
     umask(Mode::from_bits_truncate(0o022));
-    setsid().map_err(Stuck::at(Step::Session))?;
+    let session = setsid().map_err(Stuck::at(Step::Session));
+    // Without an order init needs no program any more.
+    let Ok(Order { program, stdio }) = spare::receive(door) else {
+        sys::exit_now(0)
+    };
+    let stuck = match Plan::new(&program, workspace) {
+        Err(failure) => failure,
+        Ok(plan) => {
+            let Err(stuck) = session.and_then(|_pid| try_become(&plan, identity, stdio));
+            failure(&stuck, &plan)
+        }
+    };
+    sys::exit_now(if Word::Failed(stuck).say(door) { 127 } else { 126 })
+}
+
+fn try_become(plan: &Plan, identity: &Identity, stdio: [OwnedFd; 3]) -> Result<Infallible, Stuck> {
+    for (number, fd) in (0..).zip(stdio) {
+        sys::put_at(fd.as_fd(), number, true).map_err(Stuck::at(Step::Session))?;
+        // It may be one of those that are put at their places.
+        sys::leak(fd);
+    }
     if plan.has_terminal {
         sys::control_terminal(sys::standard(0)).map_err(Stuck::at(Step::Session))?;
     }
@@ -73,9 +75,8 @@ fn try_become(plan: &Plan, identity: &Identity) -> Result<Infallible, Stuck> {
     limit(&plan.rlimits);
     become_identity(identity).map_err(Stuck::at(Step::Identity))?;
     files::write_texts(&plan.workspace, &plan.files).map_err(|(file, errno)| Stuck {
-        step: Step::File,
+        step: Step::File(file),
         errno,
-        file,
     })?;
     chdir(plan.cwd.as_c_str()).map_err(Stuck::at(Step::Folder))?;
     Err(Stuck::at(Step::Exec)(exec(plan)))
@@ -122,13 +123,9 @@ fn exec(plan: &Plan) -> Errno {
     result
 }
 
-/// What the supervisor tells about a report of [`become_program`].
-pub(crate) fn failure(problem: Problem, plan: &Plan) -> Failure {
-    let [step, e0, e1, e2, e3, f0, f1, f2, f3] = problem;
-    let errno = Errno::from_raw(i32::from_be_bytes([e0, e1, e2, e3]));
-    let file = u32::from_be_bytes([f0, f1, f2, f3]) as usize;
-    let name = shortened(plan.argv.first().map(CString::as_c_str).unwrap_or_default());
-    let cwd = shortened(&plan.cwd);
+/// What is told about a start that failed.
+fn failure(stuck: &Stuck, plan: &Plan) -> Failure {
+    let errno = stuck.errno;
     let code = match errno {
         Errno::ENOENT | Errno::ENOTDIR => FailureCode::NotFound,
         Errno::EACCES | Errno::EPERM => FailureCode::Denied,
@@ -136,38 +133,28 @@ pub(crate) fn failure(problem: Problem, plan: &Plan) -> Failure {
         Errno::EAGAIN | Errno::ENOMEM | Errno::EMFILE | Errno::ENFILE => FailureCode::Exhausted,
         _ => FailureCode::Internal,
     };
-    let is_step = |wanted: Step| step == wanted as u8;
-    if is_step(Step::File) {
-        let path: String = plan
-            .files
-            .get(file)
-            .map(|file| file.path.chars().take(200).collect())
-            .unwrap_or_default();
-        return Failure {
+    let (code, what) = match stuck.step {
+        Step::File(file) => {
+            let path: String = plan
+                .files
+                .get(file)
+                .map(|file| file.path.chars().take(200).collect())
+                .unwrap_or_default();
+            let what = format!("write the file {path:?}");
             // Whatever is wrong with a file of the request, another sandbox would not mend it.
-            code: if code == FailureCode::Exhausted {
-                code
-            } else {
-                FailureCode::Invalid
-            },
-            message: format!("cannot write the file {path:?}: {}", errno.desc()),
-        };
-    }
-    if is_step(Step::Folder) {
-        return Failure {
-            code,
-            message: format!("cannot enter the folder {cwd:?}: {}", errno.desc()),
-        };
-    }
-    if is_step(Step::Exec) {
-        return Failure {
-            code,
-            message: format!("cannot execute {name:?}: {}", errno.desc()),
-        };
-    }
+            let is_ours = code == FailureCode::Exhausted;
+            (if is_ours { code } else { FailureCode::Invalid }, what)
+        }
+        Step::Folder => (code, format!("enter the folder {:?}", shortened(&plan.cwd))),
+        Step::Exec => {
+            let name = plan.argv.first().map(CString::as_c_str).unwrap_or_default();
+            (code, format!("execute {:?}", shortened(name)))
+        }
+        Step::Session | Step::Identity => (FailureCode::Internal, "become the job's user".to_owned()),
+    };
     Failure {
-        code: FailureCode::Internal,
-        message: format!("cannot become the job's user: {}", errno.desc()),
+        code,
+        message: format!("cannot {what}: {}", errno.desc()),
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! It speaks [`hothouse_protocol`] over its standard input and output and needs nothing else: no port, no shared
 //! folder, no file but itself. One thread, one loop ([`server`]); each run gets a [`supervisor`] of its own, a fork of
-//! init that reaps the run's whole tree of processes and kills it whole. Files are moved and cleared by init's own other
+//! init that reaps the run's whole tree of processes and kills it whole, and that is there before the request ([`spare`]). Files are moved and cleared by init's own other
 //! faces ([`files`]), which run as the job and can do no more than a job can.
 //!
 //! # Invariants
@@ -26,6 +26,7 @@ mod output;
 mod plan;
 mod run;
 mod server;
+mod spare;
 mod supervisor;
 mod sys;
 mod tree;

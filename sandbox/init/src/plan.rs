@@ -1,4 +1,4 @@
-//! A run made ready: everything that needs memory or can be wrong, before any fork.
+//! A run made ready: everything that can be wrong with a request, before anything is done for it.
 
 use std::ffi::CString;
 
@@ -38,8 +38,6 @@ pub(crate) struct Plan {
     pub(crate) rlimits: Rlimits,
     /// Whether its three descriptors are one terminal.
     pub(crate) has_terminal: bool,
-    /// Whether it reads input.
-    pub(crate) has_input: bool,
 }
 
 /// The file to execute.
@@ -56,9 +54,9 @@ impl Plan {
     pub(crate) fn new(program: &Program, workspace: &str) -> Result<Self, Failure> {
         match program {
             Program::Exec(exec) => Self::exec(exec, workspace),
-            Program::Unpack(unpack) => Self::own("unpack", unpack, workspace, true),
-            Program::Reset(reset) => Self::own("reset", reset, workspace, false),
-            Program::Pack(pack) => Self::own("pack", pack, workspace, false),
+            Program::Unpack(unpack) => Self::own("unpack", unpack, workspace),
+            Program::Reset(reset) => Self::own("reset", reset, workspace),
+            Program::Pack(pack) => Self::own("pack", pack, workspace),
         }
     }
 
@@ -96,11 +94,10 @@ impl Plan {
             cwd: c_string(&exec.cwd)?,
             rlimits: exec.rlimits,
             has_terminal: exec.terminal.is_some(),
-            has_input: exec.stdin,
         })
     }
 
-    fn own(face: &str, request: &impl Serialize, workspace: &str, has_input: bool) -> Result<Self, Failure> {
+    fn own(face: &str, request: &impl Serialize, workspace: &str) -> Result<Self, Failure> {
         let request = serde_json::to_string(request).map_err(|e| invalid(&e.to_string()))?;
         Ok(Self {
             image: Image::Own,
@@ -111,7 +108,6 @@ impl Plan {
             cwd: c_string(workspace)?,
             rlimits: Rlimits::default(),
             has_terminal: false,
-            has_input,
         })
     }
 }

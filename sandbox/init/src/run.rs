@@ -13,10 +13,11 @@ use crate::clock::Moment;
 use crate::connection::{Connection, Lost};
 use crate::input::Input;
 use crate::output::{Output, Rest};
-use crate::plan::{Identity, Plan};
-use crate::supervisor::{Charge, Command, Ended, PACKET_MAX, Report, failed_to_fork, supervise};
+use crate::plan::Identity;
+use crate::spare::{Order, Spare, Word};
+use crate::supervisor::{Command, Ended, PACKET_MAX, failed_to_fork};
 use crate::trouble::{Trouble, Unsupervised};
-use crate::wires::{Wires, packets};
+use crate::wires::Wires;
 use crate::{sys, whatever};
 
 const SIGKILL: i32 = 9;
@@ -44,7 +45,9 @@ pub(crate) struct Surroundings {
 #[derive(Debug)]
 pub(crate) struct Run {
     stream: u32,
-    socket: OwnedFd,
+    ends: Spare,
+    pid: u32,
+    begun: Moment,
     terminal: Option<OwnedFd>,
     input: Input,
     stdout: Output,
@@ -79,35 +82,33 @@ struct Reasons {
 }
 
 impl Run {
-    /// Forks the supervisor.
-    pub(crate) fn start(stream: u32, run: &hothouse_protocol::Run, around: &Surroundings) -> Result<Self, Failure> {
-        let plan = Plan::new(&run.program, &around.workspace)?;
+    /// Has `spare` become the program; without one that waits, another is forked first.
+    pub(crate) fn start(
+        stream: u32,
+        run: hothouse_protocol::Run,
+        around: &Surroundings,
+        spare: Option<Spare>,
+    ) -> Result<Self, Failure> {
         let wires = match &run.program {
             Program::Exec(Exec {
                 terminal: Some(size), ..
             }) => Wires::terminal(*size),
-            _ => Wires::pipes(plan.has_input),
+            program => Wires::pipes(has_input(program)),
         };
-        let (wires, (socket, theirs)) = wires
-            .and_then(|wires| Ok((wires, packets()?)))
-            .map_err(failed_to_fork)?;
-        let before = around.cgroup.read();
-        let (started, timeout) = (Moment::now(), run.timeout_ms.map(Duration::from_millis));
-        if sys::fork_single_threaded().map_err(failed_to_fork)?.is_none() {
-            let (stdio, mounts) = (wires.theirs, around.mounts.clone());
-            let charge = Charge {
-                plan,
-                identity: around.identity,
-                stdio,
-                socket: theirs,
-                mounts,
-            };
-            supervise(charge, around.own_image.as_fd())
-        }
+        let wires = wires.map_err(failed_to_fork)?;
+        let (begun, timeout) = (Moment::now(), run.timeout_ms.map(Duration::from_millis));
+        let order = Order {
+            program: run.program,
+            stdio: wires.theirs,
+        };
+        let ends = ordered(spare, &order, around).map_err(failed_to_fork)?;
+        drop(order);
         let output = |fd| Output::new(fd, run.head_bytes, run.tail_bytes);
         Ok(Self {
             stream,
-            socket,
+            ends,
+            pid: 0,
+            begun,
             input: Input::new(wires.input, wires.terminal.is_some()),
             terminal: wires.terminal,
             stdout: output(Some(wires.stdout)),
@@ -115,11 +116,12 @@ impl Run {
             is_started: false,
             timeout,
             stage: Stage::Running {
-                until: timeout.map(|timeout| started.after(timeout)),
+                until: timeout.map(|timeout| begun.after(timeout)),
             },
             grace: Duration::from_millis(run.grace_ms),
             kill_bytes: run.kill_bytes.unwrap_or(u64::MAX),
-            before,
+            // Read while the program is on its way: it has used nothing yet.
+            before: around.cgroup.read(),
             reasons: Reasons::default(),
             was_alone: true,
         })
@@ -165,7 +167,10 @@ impl Run {
     /// What to wait for.
     pub(crate) fn watch<'a>(&'a self, has_room: bool, fds: &mut Vec<PollFd<'a>>) {
         if self.is_supervised() {
-            fds.push(PollFd::new(self.socket.as_fd(), PollFlags::POLLIN));
+            fds.push(PollFd::new(self.ends.socket.as_fd(), PollFlags::POLLIN));
+        }
+        if self.is_expected() {
+            fds.push(PollFd::new(self.ends.door.as_fd(), PollFlags::POLLIN));
         }
         let outputs = [&self.stdout, &self.stderr]
             .into_iter()
@@ -235,33 +240,59 @@ impl Run {
     }
 
     fn hear(&mut self, connection: &mut Connection) -> Result<(), Trouble> {
-        let mut packet = [0; PACKET_MAX];
         while self.is_supervised() {
-            let report = match recv(self.socket.as_raw_fd(), &mut packet, MsgFlags::MSG_DONTWAIT) {
-                Err(Errno::EAGAIN | Errno::EINTR) => return Ok(()),
+            let ended = self.hear_supervisor()?;
+            // Looked at later than the end, which cannot come before it.
+            if self.is_expected() {
+                self.hear_door(connection)?;
+            }
+            match ended {
+                Some(ended) if self.is_supervised() => self.stage = Stage::Ended(ended),
+                Some(_) | None => return Ok(()),
+            }
+        }
+        Ok(())
+    }
+
+    fn hear_supervisor(&self) -> Result<Option<Ended>, Trouble> {
+        let mut packet = [0; PACKET_MAX];
+        loop {
+            let ended = match recv(self.ends.socket.as_raw_fd(), &mut packet, MsgFlags::MSG_DONTWAIT) {
+                Err(Errno::EAGAIN | Errno::EINTR) => return Ok(None),
                 // It ended without reading the last command. What it reported before is still there.
                 Err(Errno::ECONNRESET) => continue,
                 Ok(len) if len > 0 => serde_json::from_slice(packet.get(..len).unwrap_or_default()),
                 Ok(_) | Err(_) => return Err(Trouble::Unsupervised),
             };
-            match report {
-                Ok(Report::Started { pid }) => {
-                    self.is_started = true;
-                    // A kill or a timeout before that stays what it is.
-                    if let Stage::Running { until } = &mut self.stage {
-                        *until = self.timeout.map(|timeout| Moment::now().after(timeout));
-                    }
-                    connection.send(FromInit::Started {
-                        stream: self.stream,
-                        pid: u32::try_from(pid).unwrap_or(0),
-                    })?;
+            return ended.map(Some).map_err(|_json| Trouble::Unsupervised);
+        }
+    }
+
+    /// Hears whether the program runs.
+    fn hear_door(&mut self, connection: &mut Connection) -> Result<(), Trouble> {
+        let mut packet = [0; PACKET_MAX];
+        loop {
+            let word = match recv(self.ends.door.as_raw_fd(), &mut packet, MsgFlags::MSG_DONTWAIT) {
+                Err(Errno::EINTR) => continue,
+                Err(Errno::EAGAIN) => return Ok(()),
+                Ok(len) if len > 0 => serde_json::from_slice(packet.get(..len).unwrap_or_default()),
+                Ok(_) | Err(_) => break,
+            };
+            match word.map_err(|_json| Trouble::Unsupervised)? {
+                Word::Here(pid) => self.pid = pid,
+                Word::Failed(failure) => {
+                    self.stage = Stage::Failed(failure);
+                    return Ok(());
                 }
-                Ok(Report::Ended(ended)) => self.stage = Stage::Ended(ended),
-                Ok(Report::Failed(failure)) => self.stage = Stage::Failed(failure),
-                Err(_) => return Err(Trouble::Unsupervised),
             }
         }
-        Ok(())
+        self.is_started = true;
+        // A kill or a timeout before that stays what it is.
+        if let Stage::Running { until } = &mut self.stage {
+            *until = self.timeout.map(|timeout| Moment::now().after(timeout));
+        }
+        let (stream, pid) = (self.stream, self.pid);
+        Ok(connection.send(FromInit::Started { stream, pid })?)
     }
 
     fn drain(&mut self, channel: Channel, connection: &mut Connection, buffer: &mut [u8]) -> Result<(), Lost> {
@@ -352,7 +383,7 @@ impl Run {
             // A process whose parent ignores its end is missing in the sum that the parent is told.
             cpu_us: counted.unwrap_or(ended.cpu_us),
             memory_peak_bytes: self.before.raised_peak(after).unwrap_or(0).max(ended.largest_bytes),
-            wall_us: ended.wall_us,
+            wall_us: u64::try_from(ended.at.since(self.begun).as_micros()).unwrap_or(u64::MAX),
             full_mounts: ended.full_mounts,
             stdout: self.stdout.totals(),
             stderr: self.stderr.totals(),
@@ -383,12 +414,37 @@ impl Run {
         )
     }
 
+    /// Whether it is not known yet that the program runs.
+    fn is_expected(&self) -> bool {
+        self.is_supervised() && !self.is_started
+    }
+
     fn command(&self, command: Command) {
         if self.is_supervised() {
             let packet = serde_json::to_vec(&command).unwrap_or_default();
             let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
             // A supervisor that is gone is found when it is heard next.
-            whatever(send(self.socket.as_raw_fd(), &packet, flags));
+            whatever(send(self.ends.socket.as_raw_fd(), &packet, flags));
         }
+    }
+}
+
+/// Gives an order to a spare, a fresh one when this one waits no more.
+fn ordered(spare: Option<Spare>, order: &Order, around: &Surroundings) -> nix::Result<Spare> {
+    if let Some(spare) = spare.filter(Spare::is_waiting)
+        && spare.order(order).is_ok()
+    {
+        return Ok(spare);
+    }
+    let fresh = Spare::fork(around)?;
+    fresh.order(order)?;
+    Ok(fresh)
+}
+
+fn has_input(program: &Program) -> bool {
+    match program {
+        Program::Exec(exec) => exec.stdin,
+        Program::Unpack(_) => true,
+        Program::Pack(_) | Program::Reset(_) => false,
     }
 }

@@ -25,6 +25,7 @@ use crate::input::OverWindow;
 use crate::output::CHUNK;
 use crate::plan::Identity;
 use crate::run::{Run, Surroundings};
+use crate::spare::Spare;
 use crate::supervisor::child_signal;
 use crate::trouble::Trouble;
 use crate::tunnel::Tunnels;
@@ -71,6 +72,7 @@ struct Server {
     job_uid: Option<u32>,
     around: Option<Surroundings>,
     runs: BTreeMap<u32, Run>,
+    spare: Option<Spare>,
     tunnels: Tunnels,
     lease: Option<Moment>,
     // Requests to kill everything that wait for it to be done.
@@ -91,6 +93,7 @@ impl Server {
             job_uid,
             around: None,
             runs: BTreeMap::new(),
+            spare: None,
             tunnels: Tunnels::default(),
             lease: None,
             clearing: Vec::new(),
@@ -123,7 +126,21 @@ impl Server {
         self.tunnels
             .go_on(!self.runs.is_empty(), &mut self.connection, buffer)?;
         self.clear()?;
-        Ok(self.connection.flush()?)
+        self.connection.flush()?;
+        self.be_ready();
+        Ok(())
+    }
+
+    /// Makes a spare for the next run while nothing runs: nobody waits, and a job that looks around finds none.
+    fn be_ready(&mut self) {
+        if let Some(around) = &self.around
+            && self.spare.is_none()
+            && self.runs.is_empty()
+            && self.clearing.is_empty()
+        {
+            // Without one, the run itself says why none can be forked.
+            self.spare = Spare::fork(around).ok();
+        }
     }
 
     fn wait(&self) -> Result<(), Trouble> {
@@ -162,7 +179,7 @@ impl Server {
     fn obey(&mut self, message: ToInit) -> Result<(), Trouble> {
         match message {
             ToInit::Hello(greeting) => self.greet(greeting)?,
-            ToInit::Run { stream, run } => self.start(stream, &run)?,
+            ToInit::Run { stream, run } => self.start(stream, *run)?,
             ToInit::Stdin { stream, data, is_end } => {
                 if let Some(run) = self.runs.get_mut(&stream) {
                     run.input().push(data, is_end).map_err(|OverWindow| Lost::OverWindow)?;
@@ -225,12 +242,12 @@ impl Server {
         Ok(self.connection.send(FromInit::Hello(about))?)
     }
 
-    fn start(&mut self, stream: u32, run: &hothouse_protocol::Run) -> Result<(), Trouble> {
+    fn start(&mut self, stream: u32, run: hothouse_protocol::Run) -> Result<(), Trouble> {
         let started = match &self.around {
             _ if self.runs.contains_key(&stream) => Err(refused(FailureCode::Invalid, "the stream is in use")),
             _ if self.runs.len() >= RUNS_MAX => Err(refused(FailureCode::Exhausted, "too many programs at once")),
             None => Err(refused(FailureCode::Invalid, "there was no hello")),
-            Some(around) => Run::start(stream, run, around),
+            Some(around) => Run::start(stream, run, around, self.spare.take()),
         };
         match started {
             Ok(mut run) => {
@@ -249,6 +266,7 @@ impl Server {
             return Ok(());
         }
         // All descend from supervisors that are done; this is for what nobody thought of.
+        self.spare = None;
         kill_everything();
         for stream in std::mem::take(&mut self.clearing) {
             self.connection.send(FromInit::Done { stream })?;

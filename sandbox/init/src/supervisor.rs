@@ -4,9 +4,10 @@
 //! stays its descendant until it is reaped. That makes three things exact that a process group cannot: killing the tree,
 //! knowing when nothing is left, and the processor time of all of it.
 //!
-//! Init talks to it over a socket of packets: [`Command`] down, [`Report`] up. It keeps no other descriptor.
+//! It is forked before there is a program, and forks in its turn what will become the program, so that a request finds
+//! both ready: see [`crate::spare`]. Init talks to it over a socket of packets: [`Command`] down, [`Ended`] up. It keeps
+//! no other descriptor.
 
-use std::io::Read;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
@@ -23,14 +24,15 @@ use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
 use crate::clock::Moment;
-use crate::plan::{Identity, Plan};
+use crate::plan::Identity;
 use crate::{child, mounts, sys, tree};
 
 /// The most bytes of a packet, either way.
 pub(crate) const PACKET_MAX: usize = 16 * 1024;
 
 const SOCKET: i32 = 3;
-const OWN_IMAGE: i32 = 4;
+const DOOR: i32 = 4;
+const OWN_IMAGE: i32 = 5;
 
 // Rounds of stopping before killing: with everything stopped nobody forks, so a fork bomb cannot outrun the scan.
 const STOP_ROUNDS: usize = 64;
@@ -45,26 +47,15 @@ pub(crate) enum Command {
     Kill,
 }
 
-/// What the supervisor tells.
-#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) enum Report {
-    /// The program runs.
-    Started { pid: i32 },
-    /// It could not be started; nothing is left.
-    Failed(Failure),
-    /// It ended, and nothing of its tree is left.
-    Ended(Ended),
-}
-
-/// How a tree ended.
+/// What the supervisor tells: the program ended, and nothing of its tree is left.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Ended {
     /// The program's exit code.
     pub(crate) code: Option<i32>,
     /// The signal that killed the program.
     pub(crate) signal: Option<i32>,
-    /// From the program's start to its own end, in microseconds.
-    pub(crate) wall_us: u64,
+    /// When the program itself did.
+    pub(crate) at: Moment,
     /// Processor time of the whole tree, in microseconds.
     pub(crate) cpu_us: u64,
     /// The largest process, in bytes.
@@ -75,101 +66,89 @@ pub(crate) struct Ended {
 
 /// What a supervisor needs from init.
 #[derive(Debug)]
-pub(crate) struct Charge {
-    /// What to start.
-    pub(crate) plan: Plan,
-    /// As whom.
+pub(crate) struct Charge<'a> {
+    /// As whom programs run.
     pub(crate) identity: Identity,
-    /// The program's three descriptors.
-    pub(crate) stdio: [OwnedFd; 3],
+    /// Where they work.
+    pub(crate) workspace: &'a str,
+    /// Where they can write.
+    pub(crate) mounts: &'a [String],
+    /// Init's own file.
+    pub(crate) own_image: BorrowedFd<'a>,
     /// The supervisor's end of the socket.
     pub(crate) socket: OwnedFd,
-    /// Where programs can write.
-    pub(crate) mounts: Vec<String>,
+    /// Where the program to be hears what it will be.
+    pub(crate) door: OwnedFd,
 }
 
-/// Init's own file, in a supervisor and its fork.
+/// Init's own file, in the fork that becomes a program.
 pub(crate) fn own_image() -> BorrowedFd<'static> {
     // The number is put in place by `arrange` and stays open until the program is executed.
     sys::standard(OWN_IMAGE)
 }
 
 /// The life of a supervisor, from the fork to its end.
-pub(crate) fn supervise(charge: Charge, own_image: BorrowedFd<'_>) -> ! {
+pub(crate) fn supervise(charge: Charge<'_>) -> ! {
     let Charge {
-        plan,
         identity,
-        stdio,
-        socket,
+        workspace,
         mounts,
+        own_image,
+        socket,
+        door,
     } = charge;
-    let code = match arrange(stdio, socket, own_image).and_then(|()| Supervisor::start(&plan, &identity, mounts)) {
-        Ok(Ok(mut supervisor)) => supervisor.run(),
-        Ok(Err(failure)) => report(&Report::Failed(failure)),
-        Err(errno) => report(&Report::Failed(failed_to_fork(errno))),
-    };
-    sys::exit_now(i32::from(!code))
+    // Init sees the end of the socket when this fails, and starts another.
+    let begun = arrange(&[&socket, &door], own_image).and_then(|()| {
+        // Numbers were overwritten: nothing that was there before may close them later.
+        [socket, door].into_iter().for_each(sys::leak);
+        Supervisor::start(&identity, workspace, mounts.to_vec())
+    });
+    let told = begun.is_ok_and(|mut supervisor| supervisor.run());
+    sys::exit_now(i32::from(!told))
 }
 
 /// Puts the descriptors where they belong and closes all others, among them those of the worker and of other runs.
-fn arrange(stdio: [OwnedFd; 3], socket: OwnedFd, own_image: BorrowedFd<'_>) -> nix::Result<()> {
-    let [stdin, stdout, stderr] = stdio;
-    let high = [
-        sys::move_high(&stdin)?,
-        sys::move_high(&stdout)?,
-        sys::move_high(&stderr)?,
-    ];
-    let socket_high = sys::move_high(&socket)?;
+fn arrange(own: &[&OwnedFd], own_image: BorrowedFd<'_>) -> nix::Result<()> {
     let own_image = own_image.try_clone_to_owned().map_err(|_io| Errno::EMFILE)?;
-    let image_high = sys::move_high(&own_image)?;
-    // From here on numbers are overwritten: nothing that was there before may close them later.
-    [stdin, stdout, stderr, socket, own_image]
-        .into_iter()
-        .for_each(sys::leak);
-    for (number, fd) in (0..).zip(&high) {
-        sys::put_at(fd.as_fd(), number, true)?;
+    let high: Vec<OwnedFd> = own
+        .iter()
+        .copied()
+        .chain([&own_image])
+        .map(sys::move_high)
+        .collect::<nix::Result<_>>()?;
+    sys::leak(own_image);
+    for (number, fd) in (SOCKET..).zip(&high) {
+        sys::put_at(fd.as_fd(), number, false)?;
     }
-    sys::put_at(socket_high.as_fd(), SOCKET, false)?;
-    sys::put_at(image_high.as_fd(), OWN_IMAGE, false)?;
-    high.into_iter().chain([socket_high, image_high]).for_each(sys::leak);
+    high.into_iter().for_each(sys::leak);
     sys::close_from(OWN_IMAGE + 1);
+    (0..SOCKET).map(sys::own).for_each(drop);
     Ok(())
 }
 
 #[derive(Debug)]
 struct Supervisor {
     program: Pid,
-    started: Moment,
     mounts: Vec<String>,
     children: SignalFd,
     end: Option<Ended>,
 }
 
 impl Supervisor {
-    fn start(plan: &Plan, identity: &Identity, mounts: Vec<String>) -> nix::Result<Result<Self, Failure>> {
+    fn start(identity: &Identity, workspace: &str, mounts: Vec<String>) -> nix::Result<Self> {
         prctl::set_child_subreaper(true)?;
-        let (mut failed, failed_in_child) = std::io::pipe().map_err(|_io| Errno::EMFILE)?;
         // The mask with SIGCHLD blocked is init's and inherited.
         let children = SignalFd::with_flags(&child_signal(), SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
-        let started = Moment::now();
         let Some(program) = sys::fork_single_threaded()? else {
-            child::become_program(plan, identity, failed_in_child)
+            child::become_program(&sys::own(DOOR), identity, workspace)
         };
-        drop(failed_in_child);
-        // The program's input and output are the program's alone from now on: their ends must be seen.
-        (0..3).map(sys::own).for_each(drop);
-        let mut problem: child::Problem = [0; 9];
-        if failed.read_exact(&mut problem).is_ok() {
-            return Ok(Err(child::failure(problem, plan)));
-        }
-        report(&Report::Started { pid: program.as_raw() });
-        Ok(Ok(Self {
+        drop(sys::own(DOOR));
+        Ok(Self {
             program,
-            started,
             mounts,
             children,
             end: None,
-        }))
+        })
     }
 
     /// Until the tree is gone; whether init heard of it.
@@ -211,13 +190,11 @@ impl Supervisor {
                 Err(_) => return false,
             };
             if pid == self.program {
-                let wall_us = micros(Moment::now().since(self.started));
-                let full_mounts = mounts::full(&self.mounts);
                 self.end = Some(Ended {
                     code,
                     signal,
-                    wall_us,
-                    full_mounts,
+                    at: Moment::now(),
+                    full_mounts: mounts::full(&self.mounts),
                     ..Ended::default()
                 });
             }
@@ -267,7 +244,7 @@ impl Supervisor {
             end.cpu_us = u64::try_from(micros).unwrap_or(0);
             end.largest_bytes = u64::try_from(usage.max_rss()).unwrap_or(0) * 1024;
         }
-        report(&Report::Ended(end))
+        report(&end)
     }
 }
 
@@ -295,13 +272,9 @@ fn next_command() -> Option<Command> {
     }
 }
 
-fn report(report: &Report) -> bool {
-    let packet = serde_json::to_vec(report).unwrap_or_default();
+fn report(ended: &Ended) -> bool {
+    let packet = serde_json::to_vec(ended).unwrap_or_default();
     send(SOCKET, &packet, MsgFlags::MSG_NOSIGNAL).is_ok()
-}
-
-fn micros(span: Duration) -> u64 {
-    u64::try_from(span.as_micros()).unwrap_or(u64::MAX)
 }
 
 /// What to say when the system would not give a process.

@@ -77,9 +77,9 @@ pub(crate) fn move_high(fd: &OwnedFd) -> nix::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(raw) })
 }
 
-/// The object for a descriptor that was put at a known place.
+/// The object for a descriptor that was put at a known place, or came with a message.
 pub(crate) fn own(fd: RawFd) -> OwnedFd {
-    // SAFETY: the callers put it there themselves with `put_at` and own it nowhere else.
+    // SAFETY: the callers put it there themselves with `put_at`, or the kernel just made it for them; nobody else owns it.
     unsafe { OwnedFd::from_raw_fd(fd) }
 }
 
