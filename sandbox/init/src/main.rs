@@ -28,6 +28,7 @@ mod run;
 mod server;
 mod spare;
 mod supervisor;
+mod surroundings;
 mod sys;
 mod tree;
 mod trouble;

@@ -112,6 +112,15 @@ impl Plan {
     }
 }
 
+/// Whether a program reads what init sends it.
+pub(crate) fn has_input(program: &Program) -> bool {
+    match program {
+        Program::Exec(exec) => exec.stdin,
+        Program::Unpack(_) => true,
+        Program::Pack(_) | Program::Reset(_) => false,
+    }
+}
+
 fn c_string(text: &str) -> Result<CString, Failure> {
     CString::new(text).map_err(|e| {
         invalid(&format!(

@@ -4,18 +4,18 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::Duration;
 
 use hothouse_protocol::{Channel, Exec, Exit, Failure, FromInit, Program, TerminalSize};
-use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags};
-use nix::sys::socket::{MsgFlags, recv, send};
+use nix::sys::socket::{MsgFlags, send};
 
-use crate::cgroup::{Cgroup, Counters};
+use crate::cgroup::Counters;
 use crate::clock::Moment;
 use crate::connection::{Connection, Lost};
 use crate::input::Input;
 use crate::output::{Output, Rest};
-use crate::plan::Identity;
-use crate::spare::{Order, Spare, Word};
-use crate::supervisor::{Command, Ended, PACKET_MAX, failed_to_fork};
+use crate::plan;
+use crate::spare::{Heard, Order, Spare};
+use crate::supervisor::{Command, Ended, failed_to_fork};
+use crate::surroundings::Surroundings;
 use crate::trouble::{Trouble, Unsupervised};
 use crate::wires::Wires;
 use crate::{sys, whatever};
@@ -26,27 +26,11 @@ const SIGTERM: i32 = 15;
 // After SIGKILL to a whole tree only processes stuck in the kernel stay; then the sandbox is not usable any more.
 const KILL_TAKES_MAX: Duration = Duration::from_secs(10);
 
-/// What all runs share.
-#[derive(Debug)]
-pub(crate) struct Surroundings {
-    /// Who programs run as.
-    pub(crate) identity: Identity,
-    /// Where files are moved to and from.
-    pub(crate) workspace: String,
-    /// Where programs can write.
-    pub(crate) mounts: Vec<String>,
-    /// The sandbox's counters.
-    pub(crate) cgroup: Cgroup,
-    /// Init's own file.
-    pub(crate) own_image: OwnedFd,
-}
-
 /// A run.
 #[derive(Debug)]
 pub(crate) struct Run {
     stream: u32,
     ends: Spare,
-    pid: u32,
     begun: Moment,
     terminal: Option<OwnedFd>,
     input: Input,
@@ -93,7 +77,7 @@ impl Run {
             Program::Exec(Exec {
                 terminal: Some(size), ..
             }) => Wires::terminal(*size),
-            program => Wires::pipes(has_input(program)),
+            program => Wires::pipes(plan::has_input(program)),
         };
         let wires = wires.map_err(failed_to_fork)?;
         let (begun, timeout) = (Moment::now(), run.timeout_ms.map(Duration::from_millis));
@@ -101,13 +85,12 @@ impl Run {
             program: run.program,
             stdio: wires.theirs,
         };
-        let ends = ordered(spare, &order, around).map_err(failed_to_fork)?;
+        let ends = Spare::ordered(spare, &order, around).map_err(failed_to_fork)?;
         drop(order);
         let output = |fd| Output::new(fd, run.head_bytes, run.tail_bytes);
         Ok(Self {
             stream,
             ends,
-            pid: 0,
             begun,
             input: Input::new(wires.input, wires.terminal.is_some()),
             terminal: wires.terminal,
@@ -241,10 +224,10 @@ impl Run {
 
     fn hear(&mut self, connection: &mut Connection) -> Result<(), Trouble> {
         while self.is_supervised() {
-            let ended = self.hear_supervisor()?;
+            let ended = self.ends.hear_supervisor()?;
             // Looked at later than the end, which cannot come before it.
             if self.is_expected() {
-                self.hear_door(connection)?;
+                self.hear_program(connection)?;
             }
             match ended {
                 Some(ended) if self.is_supervised() => self.stage = Stage::Ended(ended),
@@ -254,45 +237,22 @@ impl Run {
         Ok(())
     }
 
-    fn hear_supervisor(&self) -> Result<Option<Ended>, Trouble> {
-        let mut packet = [0; PACKET_MAX];
-        loop {
-            let ended = match recv(self.ends.socket.as_raw_fd(), &mut packet, MsgFlags::MSG_DONTWAIT) {
-                Err(Errno::EAGAIN | Errno::EINTR) => return Ok(None),
-                // It ended without reading the last command. What it reported before is still there.
-                Err(Errno::ECONNRESET) => continue,
-                Ok(len) if len > 0 => serde_json::from_slice(packet.get(..len).unwrap_or_default()),
-                Ok(_) | Err(_) => return Err(Trouble::Unsupervised),
-            };
-            return ended.map(Some).map_err(|_json| Trouble::Unsupervised);
-        }
-    }
-
     /// Hears whether the program runs.
-    fn hear_door(&mut self, connection: &mut Connection) -> Result<(), Trouble> {
-        let mut packet = [0; PACKET_MAX];
-        loop {
-            let word = match recv(self.ends.door.as_raw_fd(), &mut packet, MsgFlags::MSG_DONTWAIT) {
-                Err(Errno::EINTR) => continue,
-                Err(Errno::EAGAIN) => return Ok(()),
-                Ok(len) if len > 0 => serde_json::from_slice(packet.get(..len).unwrap_or_default()),
-                Ok(_) | Err(_) => break,
-            };
-            match word.map_err(|_json| Trouble::Unsupervised)? {
-                Word::Here(pid) => self.pid = pid,
-                Word::Failed(failure) => {
-                    self.stage = Stage::Failed(failure);
-                    return Ok(());
+    fn hear_program(&mut self, connection: &mut Connection) -> Result<(), Trouble> {
+        match self.ends.hear_program()? {
+            Heard::Nothing => {}
+            Heard::Failed(failure) => self.stage = Stage::Failed(failure),
+            Heard::Runs(pid) => {
+                self.is_started = true;
+                // A kill or a timeout before that stays what it is.
+                if let Stage::Running { until } = &mut self.stage {
+                    *until = self.timeout.map(|timeout| Moment::now().after(timeout));
                 }
+                let stream = self.stream;
+                connection.send(FromInit::Started { stream, pid })?;
             }
         }
-        self.is_started = true;
-        // A kill or a timeout before that stays what it is.
-        if let Stage::Running { until } = &mut self.stage {
-            *until = self.timeout.map(|timeout| Moment::now().after(timeout));
-        }
-        let (stream, pid) = (self.stream, self.pid);
-        Ok(connection.send(FromInit::Started { stream, pid })?)
+        Ok(())
     }
 
     fn drain(&mut self, channel: Channel, connection: &mut Connection, buffer: &mut [u8]) -> Result<(), Lost> {
@@ -426,25 +386,5 @@ impl Run {
             // A supervisor that is gone is found when it is heard next.
             whatever(send(self.ends.socket.as_raw_fd(), &packet, flags));
         }
-    }
-}
-
-/// Gives an order to a spare, a fresh one when this one waits no more.
-fn ordered(spare: Option<Spare>, order: &Order, around: &Surroundings) -> nix::Result<Spare> {
-    if let Some(spare) = spare.filter(Spare::is_waiting)
-        && spare.order(order).is_ok()
-    {
-        return Ok(spare);
-    }
-    let fresh = Spare::fork(around)?;
-    fresh.order(order)?;
-    Ok(fresh)
-}
-
-fn has_input(program: &Program) -> bool {
-    match program {
-        Program::Exec(exec) => exec.stdin,
-        Program::Unpack(_) => true,
-        Program::Pack(_) | Program::Reset(_) => false,
     }
 }

@@ -11,11 +11,13 @@ use hothouse_protocol::{Failure, Program};
 use nix::errno::Errno;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recv, recvmsg, send, sendmsg};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::run::Surroundings;
-use crate::supervisor::{Charge, supervise};
+use crate::supervisor::{Charge, Ended, PACKET_MAX, supervise};
+use crate::surroundings::Surroundings;
 use crate::sys;
+use crate::trouble::Unsupervised;
 use crate::wires::packets;
 
 /// Init's ends of a spare, or of the run that it became.
@@ -25,6 +27,18 @@ pub(crate) struct Spare {
     pub(crate) socket: OwnedFd,
     /// To its program to be: [`Word`]s come from there, and the end when the program runs.
     pub(crate) door: OwnedFd,
+    pid: u32,
+}
+
+/// What became of an order.
+#[derive(Debug)]
+pub(crate) enum Heard {
+    /// It is not known yet.
+    Nothing,
+    /// The program runs, under this number.
+    Runs(u32),
+    /// It could not be started.
+    Failed(Failure),
 }
 
 /// What the program to be says.
@@ -68,17 +82,29 @@ impl Spare {
                 door: their_door,
             })
         }
-        Ok(Self { socket, door })
+        Ok(Self { socket, door, pid: 0 })
+    }
+
+    /// Gives `order` to `spare`, or to a fresh one when that waits no more.
+    pub(crate) fn ordered(spare: Option<Self>, order: &Order, around: &Surroundings) -> nix::Result<Self> {
+        if let Some(spare) = spare.filter(Self::is_waiting)
+            && spare.order(order).is_ok()
+        {
+            return Ok(spare);
+        }
+        let fresh = Self::fork(around)?;
+        fresh.order(order)?;
+        Ok(fresh)
     }
 
     /// Whether both still wait: somebody with the same user could have killed them.
-    pub(crate) fn is_waiting(&self) -> bool {
+    fn is_waiting(&self) -> bool {
         let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
         recv(self.socket.as_raw_fd(), &mut [0], flags) == Err(Errno::EAGAIN)
     }
 
     /// Tells it what to become.
-    pub(crate) fn order(&self, order: &Order) -> nix::Result<()> {
+    fn order(&self, order: &Order) -> nix::Result<()> {
         let text = serde_json::to_vec(&order.program).map_err(|_json| Errno::EINVAL)?;
         // The file takes it whole and at once, which a socket need not.
         let mut file = File::from(memfd_create(c"order", MFdFlags::MFD_CLOEXEC)?);
@@ -94,6 +120,40 @@ impl Spare {
         let byte = [std::io::IoSlice::new(&[0])];
         sendmsg::<()>(self.door.as_raw_fd(), &byte, &rights, flags, None).map(drop)
     }
+
+    /// How the tree ended, once it has.
+    pub(crate) fn hear_supervisor(&self) -> Result<Option<Ended>, Unsupervised> {
+        let mut packet = [0; PACKET_MAX];
+        loop {
+            return match recv(self.socket.as_raw_fd(), &mut packet, MsgFlags::MSG_DONTWAIT) {
+                Err(Errno::EAGAIN | Errno::EINTR) => Ok(None),
+                // It ended without reading the last command. What it reported before is still there.
+                Err(Errno::ECONNRESET) => continue,
+                Ok(len) if len > 0 => parsed(&packet, len).map(Some),
+                Ok(_) | Err(_) => Err(Unsupervised),
+            };
+        }
+    }
+
+    /// Whether the program runs.
+    pub(crate) fn hear_program(&mut self) -> Result<Heard, Unsupervised> {
+        let mut packet = [0; PACKET_MAX];
+        loop {
+            match recv(self.door.as_raw_fd(), &mut packet, MsgFlags::MSG_DONTWAIT) {
+                Err(Errno::EINTR) => {}
+                Err(Errno::EAGAIN) => return Ok(Heard::Nothing),
+                Ok(len) if len > 0 => match parsed(&packet, len)? {
+                    Word::Here(pid) => self.pid = pid,
+                    Word::Failed(failure) => return Ok(Heard::Failed(failure)),
+                },
+                Ok(_) | Err(_) => return Ok(Heard::Runs(self.pid)),
+            }
+        }
+    }
+}
+
+fn parsed<T: DeserializeOwned>(packet: &[u8], len: usize) -> Result<T, Unsupervised> {
+    serde_json::from_slice(packet.get(..len).unwrap_or_default()).map_err(|_json| Unsupervised)
 }
 
 /// Waits for an order, in the program to be.
