@@ -8,7 +8,7 @@ use common::objects;
 use common::telemetry::Telemetry;
 use serde::{Deserialize, Serialize};
 
-use crate::{egress, model};
+use crate::{claude, egress, model};
 
 /// Everything that a worker is told.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -34,6 +34,8 @@ pub struct Config {
     pub objects: objects::Settings,
     /// Model providers.
     pub model: model::Settings,
+    /// Claude Code.
+    pub claude_code: claude::Settings,
 }
 
 /// `[worker]`: slots and what they are for.
@@ -133,7 +135,7 @@ impl Settings for Config {
                 "worker.light_slots is 0 and sandbox.driver is none: nothing could run".to_owned(),
             ));
         }
-        match self.egress.fault() {
+        match self.egress.fault().or_else(|| self.claude_code.fault()) {
             Some(fault) => Err(Error::Invalid(fault.to_owned())),
             None => Ok(()),
         }

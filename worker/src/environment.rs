@@ -116,6 +116,9 @@ pub struct Warm {
     pub size: u32,
     /// The most in all, in use or starting ones counted: the ceiling.
     pub max: u32,
+    /// Of those, how many have Claude Code started and waiting, in each way in which it was used lately. Where it is not in
+    /// use there are none.
+    pub claude_code: u32,
     /// How long one beyond the floor waits for a job.
     #[serde(with = "humantime_serde")]
     pub idle: Duration,
@@ -223,6 +226,7 @@ impl Default for Warm {
         Self {
             size: 5,
             max: 16,
+            claude_code: 0,
             idle: Duration::from_mins(5),
             age: Duration::from_hours(1),
             keep: Duration::from_mins(5),

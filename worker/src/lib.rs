@@ -1,6 +1,7 @@
 //! The worker: claims jobs, runs each one in a warm, sealed sandbox, and settles what came of it.
 
 pub mod attempt;
+pub mod claude;
 pub mod config;
 pub mod consumer;
 pub mod driver;
@@ -9,6 +10,7 @@ pub mod environment;
 pub mod events;
 pub mod executor;
 pub mod gateway;
+mod lines;
 mod machine;
 pub mod model;
 mod offer;

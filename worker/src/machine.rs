@@ -57,6 +57,7 @@ pub(crate) async fn open(
         egress: Arc::new(means(&config.egress)?),
         policy: Policy::shared(config.model.retry.clone(), queue.clone()),
         books: Books::open(&config.model, store.clone()).context("the [model] settings")?,
+        claude_code: config.claude_code,
     };
     Ok((machine, choose(&config.sandbox).await?))
 }

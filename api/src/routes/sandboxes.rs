@@ -38,6 +38,8 @@ struct SandboxesView {
     image: String,
     /// Ready.
     warm: u32,
+    /// Of those, how many have Claude Code started and waiting.
+    spares: u32,
     /// In use by a job.
     leased: u32,
     /// Kept for the conversation, or the user, that used them last.
@@ -71,6 +73,7 @@ async fn list(State(app): State<App>, _admin: Admin, params: Params) -> Result<R
             environment: of.environment,
             image: of.image,
             warm: of.warm,
+            spares: of.spares,
             leased: of.leased,
             kept: of.kept,
             creating: of.creating,

@@ -274,6 +274,14 @@ async fn a_word_to_a_turn_under_way_is_heard_once_or_kept(pool: PgPool) {
         .await
         .is_problem(409, "conflict");
     api.post(&steering, json!({})).await.is_problem(422, "invalid_request");
+    // A program that reads its prompt once cannot be told more.
+    let command = json!({"agent": {"harness": "command", "command": ["cat"]}});
+    let made = api.post("/conversations", command).await.expect(201);
+    let turns = format!("/conversations/{}/turns", made["id"].as_str().unwrap());
+    let turn = api.post(&turns, json!({"text": "go"})).await.expect(202);
+    let to_command = format!("/jobs/{}/messages", turn["job"]["id"].as_str().unwrap());
+    let refused = api.post(&to_command, json!({"text": "x"})).await;
+    refused.is_problem(409, "conflict");
     let noop = api.post("/jobs", json!({"kind": "noop"})).await.expect(202);
     let to_noop = format!("/jobs/{}/messages", noop["id"].as_str().unwrap());
     api.post(&to_noop, json!({"text": "x"}))

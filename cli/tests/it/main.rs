@@ -7,6 +7,7 @@
 )]
 
 mod bench;
+mod claude_code;
 mod cluster;
 mod groups;
 mod health;

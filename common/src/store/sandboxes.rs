@@ -20,6 +20,8 @@ pub struct Sandboxes {
     pub image: String,
     /// Ready.
     pub warm: u32,
+    /// Of those, how many have Claude Code started and waiting.
+    pub spares: u32,
     /// In use.
     pub leased: u32,
     /// Kept for whoever used them last.

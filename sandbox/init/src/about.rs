@@ -39,6 +39,7 @@ pub(crate) fn describe(identity: &Identity, cgroup: &Cgroup, writable_mounts: &[
         cgroup: cgroup.kind(),
         writable_mounts: writable_mounts.to_vec(),
         ports,
+        can_rest: true,
     }
 }
 

@@ -89,6 +89,11 @@ impl Counters {
         }
     }
 
+    /// The most memory that the sandbox ever used, in bytes.
+    pub(crate) fn peak_bytes(&self) -> Option<u64> {
+        self.peak_bytes
+    }
+
     /// The sandbox's peak memory, when it rose between `self` and `after`.
     pub(crate) fn raised_peak(&self, after: &Self) -> Option<u64> {
         let peak = after.peak_bytes?;

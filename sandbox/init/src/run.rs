@@ -1,5 +1,7 @@
 //! One run, from its request to its exit: a supervisor, the program's input and output, and its limits.
 
+mod rest;
+
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::Duration;
 
@@ -14,7 +16,7 @@ use crate::input::Input;
 use crate::output::{Output, Rest};
 use crate::plan;
 use crate::spare::{Heard, Order, Spare};
-use crate::supervisor::{Command, Ended, failed_to_fork};
+use crate::supervisor::{Command, Ended, Report, failed_to_fork};
 use crate::surroundings::Surroundings;
 use crate::trouble::{Trouble, Unsupervised};
 use crate::wires::Wires;
@@ -43,6 +45,8 @@ pub(crate) struct Run {
     grace: Duration,
     kill_bytes: u64,
     before: Counters,
+    /// How many others were killed for its rest, while it rests.
+    resting: Option<u32>,
     reasons: Reasons,
     /// Whether no other run shared its time.
     pub(crate) was_alone: bool,
@@ -105,6 +109,7 @@ impl Run {
             kill_bytes: run.kill_bytes.unwrap_or(u64::MAX),
             // Read while the program is on its way: it has used nothing yet.
             before: around.cgroup.read(),
+            resting: None,
             reasons: Reasons::default(),
             was_alone: true,
         })
@@ -224,14 +229,15 @@ impl Run {
 
     fn hear(&mut self, connection: &mut Connection) -> Result<(), Trouble> {
         while self.is_supervised() {
-            let ended = self.ends.hear_supervisor()?;
+            let report = self.ends.hear_supervisor()?;
             // Looked at later than the end, which cannot come before it.
             if self.is_expected() {
                 self.hear_program(connection)?;
             }
-            match ended {
-                Some(ended) if self.is_supervised() => self.stage = Stage::Ended(ended),
-                Some(_) | None => return Ok(()),
+            match report {
+                Some(Report::Ended(ended)) if self.is_supervised() => self.stage = Stage::Ended(ended),
+                Some(Report::Resting(others)) => self.resting = Some(others),
+                Some(Report::Ended(_)) | None => return Ok(()),
             }
         }
         Ok(())

@@ -9,7 +9,7 @@ use std::os::fd::AsFd;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use hothouse_protocol::{Failure, FailureCode, FromInit, Greeting, ToInit};
+use hothouse_protocol::{Failure, FailureCode, FromInit, Greeting, Rested, ToInit};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::prctl;
@@ -30,7 +30,7 @@ use crate::supervisor::child_signal;
 use crate::surroundings::Surroundings;
 use crate::trouble::Trouble;
 use crate::tunnel::Tunnels;
-use crate::{about, complain, mounts, sys, whatever};
+use crate::{about, complain, mounts, sys, tree, whatever};
 
 const RUNS_MAX: usize = 32;
 // The timer of `poll` stands still while the machine sleeps and the lease does not, so it is looked at this often.
@@ -78,6 +78,8 @@ struct Server {
     lease: Option<Moment>,
     // Requests to kill everything that wait for it to be done.
     clearing: Vec<u32>,
+    // The program that is to rest, and how many strays were killed for that.
+    resting: Option<(u32, u32)>,
 }
 
 impl Server {
@@ -98,6 +100,7 @@ impl Server {
             tunnels: Tunnels::default(),
             lease: None,
             clearing: Vec::new(),
+            resting: None,
         })
     }
 
@@ -127,6 +130,7 @@ impl Server {
         self.tunnels
             .go_on(!self.runs.is_empty(), &mut self.connection, buffer)?;
         self.clear()?;
+        self.settle()?;
         self.connection.flush()?;
         self.be_ready();
         Ok(())
@@ -216,6 +220,16 @@ impl Server {
                 self.runs.values_mut().for_each(|run| run.kill(false));
                 self.clearing.push(stream);
             }
+            ToInit::Rest { stream } => {
+                for (number, run) in &mut self.runs {
+                    if *number == stream {
+                        run.rest();
+                    } else {
+                        run.kill(false);
+                    }
+                }
+                self.resting = Some((stream, 0));
+            }
             ToInit::Data { stream, data, is_end } => self.tunnels.push(stream, data, is_end)?,
             ToInit::TunnelCredit { stream, credit } => self.tunnels.grant(stream, credit),
             ToInit::Close { stream } => self.tunnels.close(stream),
@@ -273,6 +287,36 @@ impl Server {
             self.connection.send(FromInit::Done { stream })?;
         }
         Ok(())
+    }
+
+    /// Answers the request to let a program rest, when nothing else runs.
+    fn settle(&mut self) -> Result<(), Trouble> {
+        let Some((stream, strays)) = self.resting else {
+            return Ok(());
+        };
+        let runs = self.runs.len();
+        let rested = match (self.runs.get_mut(&stream), runs, &self.around) {
+            (None, 0, _) => Rested::default(),
+            (Some(run), 1, Some(around)) => {
+                let Some(known) = run.at_rest() else { return Ok(()) };
+                // All descend from the supervisor; this is for what nobody thought of.
+                let mut others = tree::descendants(Pid::this());
+                others.retain(|pid| !known.contains(pid));
+                if !others.is_empty() {
+                    for pid in &others {
+                        whatever(kill(*pid, Signal::SIGKILL));
+                    }
+                    let more = u32::try_from(others.len()).unwrap_or(u32::MAX);
+                    self.resting = Some((stream, strays.saturating_add(more)));
+                    return Ok(());
+                }
+                run.rested(strays, &around.cgroup)
+            }
+            // The others are on their way out.
+            _ => return Ok(()),
+        };
+        self.resting = None;
+        Ok(self.connection.send(FromInit::Rested { stream, rested })?)
     }
 }
 

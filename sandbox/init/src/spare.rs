@@ -11,10 +11,11 @@ use hothouse_protocol::{Failure, Program};
 use nix::errno::Errno;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, recv, recvmsg, send, sendmsg};
+use nix::unistd::Pid;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use crate::supervisor::{Charge, Ended, PACKET_MAX, supervise};
+use crate::supervisor::{Charge, PACKET_MAX, Report, supervise};
 use crate::surroundings::Surroundings;
 use crate::sys;
 use crate::trouble::Unsupervised;
@@ -27,6 +28,7 @@ pub(crate) struct Spare {
     pub(crate) socket: OwnedFd,
     /// To its program to be: [`Word`]s come from there, and the end when the program runs.
     pub(crate) door: OwnedFd,
+    supervisor: Pid,
     pid: u32,
 }
 
@@ -72,7 +74,7 @@ impl Spare {
     pub(crate) fn fork(around: &Surroundings) -> nix::Result<Self> {
         let (socket, their_socket) = packets()?;
         let (door, their_door) = packets()?;
-        if sys::fork_single_threaded()?.is_none() {
+        let Some(supervisor) = sys::fork_single_threaded()? else {
             supervise(Charge {
                 identity: around.identity,
                 workspace: &around.workspace,
@@ -81,8 +83,13 @@ impl Spare {
                 socket: their_socket,
                 door: their_door,
             })
-        }
-        Ok(Self { socket, door, pid: 0 })
+        };
+        Ok(Self {
+            socket,
+            door,
+            supervisor,
+            pid: 0,
+        })
     }
 
     /// Gives `order` to `spare`, or to a fresh one when that waits no more.
@@ -121,8 +128,13 @@ impl Spare {
         sendmsg::<()>(self.door.as_raw_fd(), &byte, &rights, flags, None).map(drop)
     }
 
-    /// How the tree ended, once it has.
-    pub(crate) fn hear_supervisor(&self) -> Result<Option<Ended>, Unsupervised> {
+    /// The supervisor and its program.
+    pub(crate) fn processes(&self) -> [Pid; 2] {
+        [self.supervisor, Pid::from_raw(i32::try_from(self.pid).unwrap_or(0))]
+    }
+
+    /// What became of the tree.
+    pub(crate) fn hear_supervisor(&self) -> Result<Option<Report>, Unsupervised> {
         let mut packet = [0; PACKET_MAX];
         loop {
             return match recv(self.socket.as_raw_fd(), &mut packet, MsgFlags::MSG_DONTWAIT) {

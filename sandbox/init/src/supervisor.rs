@@ -5,9 +5,10 @@
 //! knowing when nothing is left, and the processor time of all of it.
 //!
 //! It is forked before there is a program, and forks in its turn what will become the program, so that a request finds
-//! both ready: see [`crate::spare`]. Init talks to it over a socket of packets: [`Command`] down, [`Ended`] up. It keeps
+//! both ready: see [`crate::spare`]. Init talks to it over a socket of packets: [`Command`] down, [`Report`] up. It keeps
 //! no other descriptor.
 
+use std::collections::BTreeSet;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
@@ -34,7 +35,7 @@ const SOCKET: i32 = 3;
 const DOOR: i32 = 4;
 const OWN_IMAGE: i32 = 5;
 
-// Rounds of stopping before killing: with everything stopped nobody forks, so a fork bomb cannot outrun the scan.
+// Rounds of stopping before killing.
 const STOP_ROUNDS: usize = 64;
 const KILL_AGAIN: Duration = Duration::from_millis(5);
 
@@ -45,9 +46,20 @@ pub(crate) enum Command {
     Signal(i32),
     /// Kill everything.
     Kill,
+    /// Stop the program and kill everything else.
+    Rest,
 }
 
-/// What the supervisor tells: the program ended, and nothing of its tree is left.
+/// What the supervisor tells.
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Report {
+    /// The program ended, and nothing of its tree is left.
+    Ended(Ended),
+    /// It is stopped, and nothing else of its tree is left: so many were killed.
+    Resting(u32),
+}
+
+/// How a tree ended.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Ended {
     /// The program's exit code.
@@ -166,6 +178,7 @@ impl Supervisor {
                 None => {}
                 Some(Command::Signal(signal)) => self.signal(signal),
                 Some(Command::Kill) => self.kill_tree(),
+                Some(Command::Rest) => self.rest(),
             }
         }
     }
@@ -213,24 +226,37 @@ impl Supervisor {
 
     /// Kills every descendant and reaps until none is left.
     fn kill_tree(&mut self) {
-        let own = Pid::this();
-        let mut stopped = tree::descendants(own);
-        signal_all(&stopped, Signal::SIGSTOP);
-        for _ in 0..STOP_ROUNDS {
-            let fresh = tree::descendants(own).difference(&stopped).copied().collect();
-            signal_all(&fresh, Signal::SIGSTOP);
-            if fresh.is_empty() {
-                break;
-            }
-            stopped.extend(fresh);
-        }
+        stop_tree();
         loop {
-            signal_all(&tree::descendants(own), Signal::SIGKILL);
+            signal_all(&tree::descendants(Pid::this()), Signal::SIGKILL);
             if !self.reap() {
                 return;
             }
             self.wait(&[], PollTimeout::try_from(KILL_AGAIN).unwrap_or(PollTimeout::ZERO));
         }
+    }
+
+    /// Stops the program where it is and kills every other descendant. Those that it would have to reap stay until it goes on
+    /// or ends; they run no more.
+    fn rest(&mut self) {
+        stop_tree();
+        let mut killed = BTreeSet::new();
+        loop {
+            self.reap();
+            if self.end.is_some() {
+                // How it ended is what there is to say.
+                return;
+            }
+            let mut others = tree::descendants(Pid::this());
+            others.remove(&self.program);
+            if others.is_empty() {
+                break;
+            }
+            signal_all(&others, Signal::SIGKILL);
+            killed.extend(others);
+            self.wait(&[], PollTimeout::try_from(KILL_AGAIN).unwrap_or(PollTimeout::ZERO));
+        }
+        report(&Report::Resting(u32::try_from(killed.len()).unwrap_or(u32::MAX)));
     }
 
     fn tell_end(&mut self) -> bool {
@@ -244,7 +270,7 @@ impl Supervisor {
             end.cpu_us = u64::try_from(micros).unwrap_or(0);
             end.largest_bytes = u64::try_from(usage.max_rss()).unwrap_or(0) * 1024;
         }
-        report(&end)
+        report(&Report::Ended(end))
     }
 }
 
@@ -255,7 +281,22 @@ pub(crate) fn child_signal() -> SigSet {
     set
 }
 
-fn signal_all(pids: &std::collections::BTreeSet<Pid>, signal: Signal) {
+/// Stops every descendant. With everything stopped nobody forks, so a fork bomb cannot outrun the scan.
+fn stop_tree() {
+    let own = Pid::this();
+    let mut stopped = tree::descendants(own);
+    signal_all(&stopped, Signal::SIGSTOP);
+    for _ in 0..STOP_ROUNDS {
+        let fresh = tree::descendants(own).difference(&stopped).copied().collect();
+        signal_all(&fresh, Signal::SIGSTOP);
+        if fresh.is_empty() {
+            break;
+        }
+        stopped.extend(fresh);
+    }
+}
+
+fn signal_all(pids: &BTreeSet<Pid>, signal: Signal) {
     for pid in pids {
         let sent = kill(*pid, signal);
         debug_assert!(sent.is_ok() || sent == Err(Errno::ESRCH), "{sent:?}");
@@ -272,7 +313,7 @@ fn next_command() -> Option<Command> {
     }
 }
 
-fn report(ended: &Ended) -> bool {
+fn report(ended: &Report) -> bool {
     let packet = serde_json::to_vec(ended).unwrap_or_default();
     send(SOCKET, &packet, MsgFlags::MSG_NOSIGNAL).is_ok()
 }

@@ -74,6 +74,8 @@ pub enum Kind {
     Done = 0x11,
     /// A request could not be done.
     Failed = 0x12,
+    /// Let one program rest and kill all others; the same kind answers.
+    Rest = 0x13,
     /// A program connected: a tunnel begins.
     Open = 0x20,
     /// Bytes of a tunnel, both ways; the flag 1 ends that way.
@@ -83,7 +85,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    const ALL: [Self; 21] = [
+    const ALL: [Self; 22] = [
         Self::Hello,
         Self::Run,
         Self::Started,
@@ -102,6 +104,7 @@ impl Kind {
         Self::KillAll,
         Self::Done,
         Self::Failed,
+        Self::Rest,
         Self::Open,
         Self::Data,
         Self::Close,

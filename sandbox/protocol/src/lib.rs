@@ -41,8 +41,8 @@ mod wire;
 pub use frame::{Decoder, Error, Frame, HEAD_LEN, Kind, PAYLOAD_MAX, Token};
 pub use message::{About, CgroupKind, Channel, Failure, FailureCode, FromInit, Greeting, ToInit};
 pub use run::{
-    Exec, Exit, FileEntry, FilesReport, FullMount, Oom, Pack, Program, Reset, Rlimits, Run, StreamTotals, TerminalSize,
-    TextFile, Unpack,
+    Exec, Exit, FileEntry, FilesReport, FullMount, Oom, Pack, Program, Reset, Rested, Rlimits, Run, StreamTotals,
+    TerminalSize, TextFile, Unpack,
 };
 
 /// The version of this protocol; both ends must name the same.

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use crate::{Exit, Run, TerminalSize};
+use crate::{Exit, Rested, Run, TerminalSize};
 
 /// The worker's first frame.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -51,6 +51,9 @@ pub struct About {
     /// The ports of [`Greeting::listen`] at which it does listen.
     #[serde(default)]
     pub ports: Vec<u16>,
+    /// Whether it knows [`ToInit::Rest`]. An older one ends the connection at a kind that it does not know.
+    #[serde(default)]
+    pub can_rest: bool,
 }
 
 /// Which cgroup files init can read.
@@ -167,6 +170,12 @@ pub enum ToInit {
         /// Names the request.
         stream: u32,
     },
+    /// Stops a program where it is (SIGSTOP) and kills everything else but init, its descendants among them;
+    /// [`FromInit::Rested`] follows. SIGCONT wakes it.
+    Rest {
+        /// The program's stream.
+        stream: u32,
+    },
     /// Bytes for the program at the other end of a tunnel, within its window.
     Data {
         /// The tunnel's stream.
@@ -250,6 +259,13 @@ pub enum FromInit {
     Done {
         /// Its stream.
         stream: u32,
+    },
+    /// The program rests, and nothing else runs.
+    Rested {
+        /// Its stream.
+        stream: u32,
+        /// What was found.
+        rested: Rested,
     },
     /// A program connected to a port of init's.
     Open {

@@ -183,6 +183,20 @@ pub struct Exit {
     pub stderr: StreamTotals,
 }
 
+/// What was found when a program was let to rest.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rested {
+    /// Whether it lives; the exit of one that has ended comes as always.
+    pub is_alive: bool,
+    /// How many other processes were killed.
+    pub others: u32,
+    /// Processor time of the whole sandbox since the program was started or rested last, in microseconds; 0 where it
+    /// is not counted.
+    pub cpu_us: u64,
+    /// The most memory that the sandbox ever used, in bytes; 0 where it is not counted.
+    pub memory_peak_bytes: u64,
+}
+
 /// Whether the kernel killed a process of the run for memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -54,6 +54,7 @@ impl From<ToInit> for Frame {
             ToInit::Lease { run_on_ms } => Self::new(Kind::Lease, 0, Bytes::copy_from_slice(&run_on_ms.to_be_bytes())),
             ToInit::Ping { nonce } => Self::new(Kind::Ping, 0, Bytes::copy_from_slice(&nonce.to_be_bytes())),
             ToInit::KillAll { stream } => Self::new(Kind::KillAll, stream, Bytes::new()),
+            ToInit::Rest { stream } => Self::new(Kind::Rest, stream, Bytes::new()),
             ToInit::Data { stream, data, is_end } => data_frame(stream, data, is_end),
             ToInit::TunnelCredit { stream, credit } => {
                 Self::new(Kind::Credit, stream, Bytes::copy_from_slice(&credit.to_be_bytes()))
@@ -107,6 +108,7 @@ impl TryFrom<Frame> for ToInit {
                 nonce: u64::from_be_bytes(number(&frame)?),
             },
             Kind::KillAll => Self::KillAll { stream },
+            Kind::Rest => Self::Rest { stream },
             Kind::Data => Self::Data {
                 stream,
                 is_end: frame.flags & END != 0,
@@ -158,6 +160,7 @@ impl From<FromInit> for Frame {
             }
             FromInit::Pong { nonce } => Self::new(Kind::Pong, 0, Bytes::copy_from_slice(&nonce.to_be_bytes())),
             FromInit::Done { stream } => Self::new(Kind::Done, stream, Bytes::new()),
+            FromInit::Rested { stream, rested } => Self::new(Kind::Rest, stream, json(&rested)),
             FromInit::Open { stream, port } => {
                 Self::new(Kind::Open, stream, Bytes::copy_from_slice(&port.to_be_bytes()))
             }
@@ -209,6 +212,10 @@ impl TryFrom<Frame> for FromInit {
                 nonce: u64::from_be_bytes(number(&frame)?),
             },
             Kind::Done => Self::Done { stream },
+            Kind::Rest => Self::Rested {
+                stream,
+                rested: parse(&frame)?,
+            },
             Kind::Open => Self::Open {
                 stream,
                 port: u16::from_be_bytes(number(&frame)?),
@@ -370,6 +377,7 @@ mod tests {
             ToInit::Lease { run_on_ms: 5_000 },
             ToInit::Ping { nonce: u64::MAX },
             ToInit::KillAll { stream: 9 },
+            ToInit::Rest { stream: 9 },
             ToInit::Data {
                 stream: TUNNEL_BIT | 1,
                 data: Bytes::from_static(b"\0\xff"),
@@ -443,6 +451,15 @@ mod tests {
             FromInit::Credit { stream: 1, credit: 5 },
             FromInit::Pong { nonce: 1 },
             FromInit::Done { stream: 1 },
+            FromInit::Rested {
+                stream: 1,
+                rested: crate::Rested {
+                    is_alive: true,
+                    others: 2,
+                    cpu_us: 3,
+                    memory_peak_bytes: 4,
+                },
+            },
             FromInit::Open {
                 stream: TUNNEL_BIT | 2,
                 port: 3128,

@@ -18,6 +18,7 @@ use super::exec::{Broken, slot};
 use super::keeper::{Keeper, sandbox_failure};
 use super::workspace::Workspace;
 use super::{Context, Ended};
+use crate::claude::{Process, Recipe};
 use crate::consumer::held::{Orders, Stop};
 use crate::environment::Environment;
 use crate::events::{Say, Sink};
@@ -39,6 +40,8 @@ pub(super) struct Home {
     owner: Option<KeptFor>,
     orders: watch::Receiver<Orders>,
     keeper: Option<Keeping>,
+    /// Whether a process stays in it, which rests.
+    has_resident: bool,
 }
 
 /// Which worker keeps a conversation's sandbox.
@@ -74,11 +77,12 @@ impl Keeping {
 }
 
 impl Home {
-    /// Takes a sandbox and restores the workspace of `owner` in it. From then on it must be kept alive by `keeper`.
+    /// Takes a sandbox, with Claude Code in it where one is started as `spare` says, and restores the workspace of `owner` in
+    /// it. From then on it must be kept alive by `keeper`.
     pub(super) async fn enter(
         context: &Context,
         keeper: &mut Keeper,
-        environment: &Environment,
+        (environment, spare): (&Environment, Option<&Recipe>),
         owner: Option<Owner>,
     ) -> Result<Self, Broken> {
         let Some(pool) = &context.machine.pool else {
@@ -95,7 +99,10 @@ impl Home {
         let version = workspace.as_ref().map_or(0, Workspace::version);
         let (slot, is_kept) = match kept(pool, &environment.name, owner.as_ref(), version).await {
             Some(slot) => (slot, true),
-            None => (slot::check_out(context, keeper, pool, &environment.name).await?, false),
+            None => {
+                let wanted = (environment.name.as_str(), spare);
+                (slot::check_out(context, keeper, pool, wanted).await?, false)
+            }
         };
         let home = Self {
             slot,
@@ -103,6 +110,7 @@ impl Home {
             owner,
             orders: context.orders.clone(),
             keeper: Keeping::new(context),
+            has_resident: false,
         };
         match home.furnish(keeper, is_kept).await {
             Ok(()) => Ok(home),
@@ -130,6 +138,23 @@ impl Home {
         self.slot.sandbox()
     }
 
+    /// Takes the process that was started in it, or stayed in it, before. Who does not want it says so by dropping it, and
+    /// then nothing is left of it.
+    pub(super) fn take_resident(&mut self) -> Option<Process> {
+        self.slot.take_resident()
+    }
+
+    /// Whether a process may stay in it for the next turn: the sandbox is kept then.
+    pub(super) fn may_keep(&self) -> bool {
+        self.owner.is_some() && self.sandbox().about().can_rest
+    }
+
+    /// Leaves a process in it, which rests.
+    pub(super) fn put_resident(&mut self, resident: Process) {
+        self.has_resident = true;
+        self.slot.put_resident(resident);
+    }
+
     /// Gives the sandbox up, with whatever is in it.
     pub(super) fn give_up(self) {
         self.slot.retire();
@@ -141,12 +166,17 @@ impl Home {
     /// When the workspace was not saved: its version is that of before.
     pub(super) async fn leave(self) -> Result<(), Failure> {
         let Self {
-            slot,
+            mut slot,
             workspace,
             owner,
             orders,
             keeper,
+            has_resident,
         } = self;
+        if !has_resident {
+            // One that nobody wanted.
+            drop(slot.take_resident());
+        }
         let is_lost = orders.borrow().stop == Some(Stop::Lost);
         let (Some(mut workspace), Some(owner), false) = (workspace, owner, is_lost) else {
             slot.retire();
@@ -156,8 +186,10 @@ impl Home {
         let limit = if is_draining { SAVE_MAX_DRAINING } else { SAVE_MAX };
         let sandbox = slot.sandbox();
         let work = async {
-            // Processes end at once, whatever saving takes.
-            sandbox.kill_all().await.map_err(|error| sandbox_failure(&error))?;
+            // Processes end at once, whatever saving takes. Beside one that rests there is none.
+            if !has_resident {
+                sandbox.kill_all().await.map_err(|error| sandbox_failure(&error))?;
+            }
             workspace.save(sandbox).await
         };
         let late = Failure::new(

@@ -29,6 +29,7 @@ use common::store::Store;
 use common::workspace::Workspaces;
 use tokio::sync::watch;
 
+use crate::claude;
 use crate::consumer::held::Orders;
 use crate::environment::Environments;
 use crate::events::Sink;
@@ -62,6 +63,8 @@ pub struct Machine {
     pub policy: Policy,
     /// Prices and budgets.
     pub books: Books,
+    /// How long Claude Code may be silent.
+    pub claude_code: claude::Settings,
 }
 
 impl Machine {

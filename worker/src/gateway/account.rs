@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use common::job::Failure;
 use common::message::Usage;
 
 use crate::executor::native::{CallUsage, TurnSink};
@@ -11,6 +12,7 @@ use crate::model::{Error, ModelName, OpenCall, Setback};
 pub(super) struct Account {
     sink: Arc<dyn TurnSink>,
     total: Mutex<Usage>,
+    over_budget: Mutex<Option<Failure>>,
 }
 
 impl Account {
@@ -18,6 +20,7 @@ impl Account {
         Self {
             sink,
             total: Mutex::default(),
+            over_budget: Mutex::default(),
         }
     }
 
@@ -37,6 +40,20 @@ impl Account {
             self.sink.usage(&CallUsage::new(setback.model, usage, charged));
             *self.total.lock().unwrap_or_else(PoisonError::into_inner) += usage;
         }
+    }
+
+    /// A call was not made. The first that did not fit into a budget is remembered: it is why a program ends that cannot go
+    /// on without.
+    pub(super) fn refused(&self, error: &Error) {
+        if matches!(error, Error::Budget { .. } | Error::Unpriced { .. }) {
+            let mut over_budget = self.over_budget.lock().unwrap_or_else(PoisonError::into_inner);
+            over_budget.get_or_insert_with(|| error.failure());
+        }
+    }
+
+    /// Why a call was not made, when one did not fit into a budget.
+    pub(super) fn over_budget(&self) -> Option<Failure> {
+        self.over_budget.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// What all calls so far used.

@@ -22,6 +22,9 @@ use crate::model::{Ask, Begun, Caller, Error, Failed, ModelName, ModelProvider, 
 /// What makes a provider of Chat Completions report usage at the end of a stream.
 const WITH_USAGE: &str = r#"{"include_usage":true}"#;
 
+/// The least that a provider of Messages lets a model think.
+const THINKING_TOKENS_MIN: u32 = 1_024;
+
 /// A request that may be passed on.
 pub(super) struct Request<'a> {
     pub(super) route: Route,
@@ -30,6 +33,16 @@ pub(super) struct Request<'a> {
     pub(super) body: Bytes,
     /// The models that may answer it, the one that was asked for first.
     pub(super) models: Vec<&'a ModelName>,
+    /// Whether a shorter answer is asked for where a budget has not enough left.
+    pub(super) shrinks: bool,
+}
+
+/// Half of a short answer, and none at all where a provider takes no less.
+fn shorter_thinking(output_tokens_max: u32) -> serde_json::Value {
+    match output_tokens_max / 2 {
+        tokens @ THINKING_TOKENS_MIN.. => serde_json::json!({"type": "enabled", "budget_tokens": tokens}),
+        _ => serde_json::json!({"type": "disabled"}),
+    }
 }
 
 /// What calls are made with.
@@ -72,8 +85,9 @@ impl Request<'_> {
         self.wire() == Wire::OpenAi && self.asked.is_stream && !self.asked.wants_usage
     }
 
-    /// The call as `model` gets it: byte for byte, but for the model's name and the wish for usage.
-    fn call(&self, model: &ModelName) -> Result<Call, Error> {
+    /// The call as `model` gets it: byte for byte, but for the model's name, the wish for usage, and the length of the answer
+    /// where a budget makes it shorter.
+    fn call(&self, model: &ModelName, output_tokens_max: u32) -> Result<Call, Error> {
         let malformed = || Error::Malformed {
             what: "the request is no JSON object".to_owned(),
         };
@@ -84,6 +98,18 @@ impl Request<'_> {
         }
         if self.hides_usage() {
             body = replaced(&body, "stream_options", WITH_USAGE).ok_or_else(malformed)?;
+        }
+        if self.shrinks && output_tokens_max < self.asked.output_tokens_max {
+            body = replaced(&body, "max_tokens", &output_tokens_max.to_string()).ok_or_else(malformed)?;
+            // Thinking is part of an answer and has to be shorter than it.
+            if self
+                .asked
+                .thinking_tokens
+                .is_some_and(|tokens| tokens >= u64::from(output_tokens_max))
+            {
+                let thinking = shorter_thinking(output_tokens_max);
+                body = replaced(&body, "thinking", &thinking.to_string()).ok_or_else(malformed)?;
+            }
         }
         Ok(Call {
             route: self.route,
@@ -104,7 +130,10 @@ pub(super) async fn make(request: &Request<'_>, means: Means<'_>) -> Result<Answ
     // Nobody cancels it: a program that goes away drops it.
     let cancel = CancellationToken::new();
     let begun = Box::pin(begin(means.caller, &models, request, &mut on_setback, &cancel)).await;
-    let Begun { model, answer, open } = begun.map_err(|error| Refusal::from(&error))?;
+    let Begun { model, answer, open } = begun.map_err(|error| {
+        means.account.refused(&error);
+        Refusal::from(&error)
+    })?;
     let Beginning { head, first } = answer;
     let body = match first {
         First::Whole(body, usage) => {
@@ -125,7 +154,12 @@ pub(super) async fn make(request: &Request<'_>, means: Means<'_>) -> Result<Answ
 /// A call that no model answers, and that costs nothing: asked once.
 async fn plain(request: &Request<'_>, means: Means<'_>) -> Result<Answered, Error> {
     let model = request.models.first().ok_or(Error::NoModel)?;
-    let reply = means.caller.providers.of(model)?.forward(request.call(model)?).await?;
+    let reply = means
+        .caller
+        .providers
+        .of(model)?
+        .forward(request.call(model, u32::MAX)?)
+        .await?;
     let head = head_of(&reply);
     let body = Content::Whole(whole(reply.body).await?);
     Ok(Answered { body, ..head })
@@ -155,7 +189,7 @@ impl Ask for Request<'_> {
         Size {
             input_bytes: self.bytes(),
             output_tokens_max: self.asked.output_tokens_max,
-            shrinks: false,
+            shrinks: self.shrinks,
         }
     }
 
@@ -163,10 +197,10 @@ impl Ask for Request<'_> {
         &'a self,
         provider: &'a dyn ModelProvider,
         model: &'a ModelName,
-        _output_tokens_max: u32,
+        output_tokens_max: u32,
     ) -> BoxFuture<'a, Result<Beginning, Failed>> {
         async move {
-            let call = self.call(model).map_err(|error| (error, None))?;
+            let call = self.call(model, output_tokens_max).map_err(|error| (error, None))?;
             let reply = provider.forward(call).await.map_err(|error| (error, None))?;
             let head = head_of(&reply);
             let tally = Tally::new(model, self.wire(), self.bytes(), self.hides_usage());

@@ -41,6 +41,10 @@ pub(super) struct Asked {
     pub(super) wants_usage: bool,
     /// Tokens that may be written, of all choices together.
     pub(super) output_tokens_max: u32,
+    /// Of those, tokens that may be thought, when the request says so.
+    pub(super) thinking_tokens: Option<u64>,
+    /// Whether it names a limit of its own, which may be made smaller.
+    pub(super) names_limit: bool,
 }
 
 /// Tokens of an answer to a request that names no limit: more than providers write then.
@@ -122,6 +126,8 @@ pub(super) fn check(route: Route, body: &Value, named: Named<'_>) -> Result<Aske
     Ok(Asked {
         model: model.to_owned(),
         output_tokens_max: output_tokens_max(body),
+        thinking_tokens: body["thinking"]["budget_tokens"].as_u64(),
+        names_limit: body["max_tokens"].is_u64(),
         is_stream,
         wants_usage: body["stream_options"]["include_usage"] == true,
     })

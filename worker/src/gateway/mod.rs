@@ -25,9 +25,10 @@ mod strict;
 mod tally;
 
 use std::convert::Infallible;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
+use common::job::Failure;
 use common::message::Usage;
 use futures_util::{FutureExt, StreamExt};
 use http_body_util::{BodyExt, Full, Limited, StreamBody};
@@ -68,11 +69,32 @@ pub struct Terms {
     pub features: Vec<String>,
     /// With what models are called.
     pub caller: Caller,
+    /// Whether a call is made for a shorter answer where a budget has not enough left for the one that it asks for.
+    pub shrinks: bool,
+}
+
+/// A new token. No gateway accepts it before it is that of an attempt.
+pub fn token() -> String {
+    format!("hothouse-{}", hex::encode(rand::random::<[u8; 32]>()))
+}
+
+/// The variables by which client libraries with this token find the gateway.
+pub fn variables(token: &str) -> Vec<(String, String)> {
+    let root = format!("http://127.0.0.1:{GATEWAY_PORT}");
+    let named = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+    vec![
+        named("ANTHROPIC_BASE_URL", &root),
+        named("ANTHROPIC_API_KEY", token),
+        named("OPENAI_BASE_URL", &format!("{root}/v1")),
+        named("OPENAI_API_KEY", token),
+    ]
 }
 
 /// The gateway of one attempt.
 pub struct Gateway {
     token: String,
+    /// The token of a process that was started before this attempt, and serves it now.
+    bound: OnceLock<String>,
     terms: Terms,
     account: Arc<Account>,
     calls: Semaphore,
@@ -90,7 +112,8 @@ impl Gateway {
     /// A gateway with a token of its own; `sink` hears what calls use.
     pub fn new(terms: Terms, sink: Arc<dyn TurnSink>) -> Self {
         Self {
-            token: format!("hothouse-{}", hex::encode(rand::random::<[u8; 32]>())),
+            token: token(),
+            bound: OnceLock::new(),
             terms,
             account: Arc::new(Account::new(sink)),
             calls: Semaphore::new(CALLS_MAX),
@@ -102,6 +125,13 @@ impl Gateway {
         &self.token
     }
 
+    /// Accepts the token of a process that was started before this attempt, until the attempt is over. It is good through
+    /// this attempt's own tunnels alone, as the attempt's own is, and what it is used for is this attempt's.
+    pub fn bind(&self, token: &str) {
+        // There is one such process in an attempt's life.
+        let _is_first = self.bound.set(token.to_owned()).is_ok();
+    }
+
     /// The first model whose provider speaks Anthropic Messages.
     pub fn anthropic_model(&self) -> Option<&ModelName> {
         self.terms.models.iter().find(|name| self.speaks(name, Wire::Anthropic))
@@ -111,6 +141,11 @@ impl Gateway {
         // Of one that is not set up the error says so.
         let provider = self.terms.caller.providers.of(name);
         provider.map_or(true, |provider| provider.wire().is_none_or(|theirs| theirs == wire))
+    }
+
+    /// Why a call was not made, when one did not fit into a budget.
+    pub fn over_budget(&self) -> Option<Failure> {
+        self.account.over_budget()
     }
 
     /// What all calls so far used.
@@ -125,20 +160,11 @@ impl Gateway {
 
     /// The variables by which client libraries find the gateway.
     pub fn variables(&self) -> Vec<(String, String)> {
-        let root = format!("http://127.0.0.1:{GATEWAY_PORT}");
-        let mut variables = vec![
-            ("ANTHROPIC_BASE_URL", root.clone()),
-            ("ANTHROPIC_API_KEY", self.token.clone()),
-            ("OPENAI_BASE_URL", format!("{root}/v1")),
-            ("OPENAI_API_KEY", self.token.clone()),
-        ];
+        let mut variables = variables(&self.token);
         if let Some(model) = self.terms.models.first() {
-            variables.push(("HOTHOUSE_MODEL", model.model().to_owned()));
+            variables.push(("HOTHOUSE_MODEL".to_owned(), model.model().to_owned()));
         }
         variables
-            .into_iter()
-            .map(|(name, value)| (name.to_owned(), value))
-            .collect()
     }
 
     /// Serves the tunnels of a sandbox that has no other way out, until it is dropped, which closes them.
@@ -190,7 +216,12 @@ impl Gateway {
             .map(HeaderValue::as_bytes)
             .into_iter()
             .chain(bearer);
-        if given.any(|given| bool::from(given.ct_eq(self.token.as_bytes()))) {
+        let ours = [Some(&self.token), self.bound.get()];
+        let is_ours = |given: &[u8]| {
+            let equal = |token: &String| bool::from(given.ct_eq(token.as_bytes()));
+            ours.into_iter().flatten().any(equal)
+        };
+        if given.any(is_ours) {
             return Ok(());
         }
         Err(Refusal::new(
@@ -224,7 +255,9 @@ impl Gateway {
         let asked = check::check(route, &parsed, Named(&self.terms.features))?;
         drop(parsed);
         let models = self.models(&asked.model, route)?;
+        let shrinks = self.terms.shrinks && route == Route::Messages && asked.names_limit;
         let request = call::Request {
+            shrinks,
             route,
             asked,
             headers,

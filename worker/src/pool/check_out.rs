@@ -7,6 +7,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use super::shelf::{KeptFor, Shelf};
 use super::{Error, Inner, Slot, refill};
+use crate::claude::Recipe;
 use crate::driver::Profile;
 
 /// A sandbox that became warm longer ago is asked whether it answers before a job gets it.
@@ -14,7 +15,11 @@ const PING_AFTER: Duration = Duration::from_secs(5);
 const PING_TIMEOUT: Duration = Duration::from_millis(250);
 
 /// See [`super::Pool::check_out`].
-pub(super) async fn check_out(pool: &Arc<Inner>, environment: &str, profile: Option<&Profile>) -> Result<Slot, Error> {
+pub(super) async fn check_out(
+    pool: &Arc<Inner>,
+    environment: &str,
+    (profile, recipe): (Option<&Profile>, Option<&Recipe>),
+) -> Result<Slot, Error> {
     if pool.stop.is_cancelled() {
         return Err(Error::Stopped);
     }
@@ -25,16 +30,21 @@ pub(super) async fn check_out(pool: &Arc<Inner>, environment: &str, profile: Opt
         return sized(pool, shelf, profile).await;
     }
     let mut reason = None;
-    while let Some((warm, leased)) = shelf.take() {
-        let slot = Slot::new(pool, warm, leased, true);
-        if is_healthy(&slot).await {
+    while let Some((warm, leased)) = shelf.take(recipe) {
+        let mut slot = Slot::new(pool, warm, leased, true);
+        if is_healthy(&slot).await && slot.suits(recipe).await {
             return Ok(slot);
         }
         reason = Some("unhealthy");
         slot.retire();
     }
     let reason = reason.unwrap_or_else(|| shelf.why_empty());
-    cold(pool, shelf, reason).await
+    let mut slot = cold(pool, shelf, reason).await?;
+    if slot.suits(recipe).await {
+        return Ok(slot);
+    }
+    slot.retire();
+    cold(pool, shelf, "unhealthy").await
 }
 
 /// See [`super::Pool::check_out_kept`].

@@ -27,6 +27,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
+use crate::claude::Recipe;
 use crate::driver::{Profile, SandboxDriver};
 use crate::environment::Environments;
 use crate::sandbox::{self, Sandbox};
@@ -41,6 +42,7 @@ mod refill;
 mod rollover;
 mod shelf;
 mod slot;
+mod spares;
 
 pub use error::Error;
 pub use reaper::Report;
@@ -114,6 +116,8 @@ pub struct EnvironmentStatus {
     pub creating: u32,
     /// Being destroyed.
     pub retiring: u32,
+    /// Of those that are ready, how many have Claude Code started and waiting.
+    pub spares: u32,
     /// Jobs that wait for one.
     pub waiting: u32,
     /// How many jobs found nothing warm since the pool was made, by the reason.
@@ -205,7 +209,19 @@ impl Pool {
     ///
     /// Cancel-safe: what was under way is used for the next job or destroyed.
     pub async fn check_out(&self, environment: &str, profile: Option<&Profile>) -> Result<Slot, Error> {
-        check_out::check_out(&self.0, environment, profile).await
+        check_out::check_out(&self.0, environment, (profile, None)).await
+    }
+
+    /// The same for a turn of Claude Code: one in which it was started in this way, if there is one.
+    pub async fn check_out_spare(&self, environment: &str, recipe: &Recipe) -> Result<Slot, Error> {
+        check_out::check_out(&self.0, environment, (None, Some(recipe))).await
+    }
+
+    /// Remembers that Claude Code is started in this way here: for a while some are, before they are asked for.
+    pub fn remember(&self, environment: &str, recipe: &Recipe) {
+        if let Some(shelf) = self.0.shelves.get(environment) {
+            shelf.remember(recipe);
+        }
     }
 
     /// The sandbox that was kept for this owner, and the version of the workspace in it; none when there is none, or it
@@ -231,6 +247,7 @@ impl Pool {
             environment: status.name,
             image: status.image,
             warm: status.warm,
+            spares: status.spares,
             leased: status.leased,
             kept: status.kept,
             creating: status.creating,
@@ -306,6 +323,7 @@ fn status(shelf: &Shelf) -> EnvironmentStatus {
         kept: counts.kept,
         creating: counts.creating,
         retiring: counts.retiring,
+        spares: shelf.spares(),
         waiting: counts.waiting,
         cold_starts,
         last_error,

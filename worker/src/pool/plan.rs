@@ -106,7 +106,7 @@ pub(super) fn evict(counts: Counts, warm: &Warm) -> u32 {
 }
 
 /// When refill may go on after claims; none when it was not disturbed.
-fn refill_at(recent: Recent, pace: &Pace) -> Option<Duration> {
+pub(super) fn refill_at(recent: Recent, pace: &Pace) -> Option<Duration> {
     let quiet_at = recent.last_check_out? + pace.quiet;
     let latest = recent.short_since? + pace.quiet_max;
     Some(quiet_at.min(latest))
@@ -156,6 +156,7 @@ mod tests {
             idle: 10 * S,
             age: 100 * S,
             keep: 20 * S,
+            claude_code: 0,
         }
     }
 

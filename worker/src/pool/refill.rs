@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use super::held::{Creating, Leased};
 use super::shelf::{Shelf, Warm};
-use super::{Error, Inner, proof, reaper};
+use super::{Error, Inner, proof, reaper, spares};
 use crate::driver::{Profile, Spec};
 use crate::sandbox::Sandbox;
 
@@ -61,6 +61,11 @@ fn tick(pool: &Arc<Inner>, starts: &mut JoinSet<()>) -> Instant {
         for creating in creating {
             starts.spawn(start_one(Arc::clone(pool), creating));
         }
+        let (spare, look_at_spares) = shelf.plan_spare(&pool.pace);
+        if let Some((planned, warm, creating)) = spare {
+            starts.spawn(spares::prepare(Arc::clone(pool), planned, warm, creating));
+        }
+        next = look_at_spares.map_or(next, |at| next.min(at));
         next = look_again.map_or(next, |at| next.min(at));
         show(shelf);
     }
@@ -149,6 +154,7 @@ async fn start(pool: &Arc<Inner>, creating: Creating, profile: Profile) -> Start
                 id: spec.id,
                 sandbox,
                 since: Instant::now(),
+                resident: None,
             };
             Ok((creating, warm))
         }

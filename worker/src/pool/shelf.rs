@@ -4,6 +4,8 @@
 //! state, by the type that holds it: [`Creating`] while it starts, the shelf itself while it is warm, [`Leased`] while
 //! a job has it, [`Retiring`] while it is destroyed.
 
+mod spare;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -16,6 +18,8 @@ use uuid::Uuid;
 use super::Error;
 use super::held::{Creating, Leased, Phase, Retiring};
 use super::plan::{self, Counts, Pace, Recent};
+use super::spares::Spares;
+use crate::claude::{Process, Recipe};
 use crate::environment::Environment;
 use crate::sandbox::Sandbox;
 
@@ -26,6 +30,8 @@ pub(super) struct Warm {
     pub(super) sandbox: Sandbox,
     /// When it became warm.
     pub(super) since: Instant,
+    /// A process that rests in it.
+    pub(super) resident: Option<Process>,
 }
 
 /// Whom a sandbox is kept for. Nobody else ever gets it.
@@ -85,6 +91,7 @@ struct State {
     cold_starts: BTreeMap<&'static str, u64>,
     image_id: Option<String>,
     last_error: Option<LastError>,
+    spares: Spares,
     // The last failure, when trying again does not help.
     refusal: Option<Arc<Error>>,
 }
@@ -115,11 +122,15 @@ impl Shelf {
         }
     }
 
-    /// Takes the oldest warm sandbox for a job.
-    pub(super) fn take(self: &Arc<Self>) -> Option<(Warm, Leased)> {
+    /// Takes a warm sandbox for a job: the oldest in which Claude Code was started in this way, else without it, else any.
+    pub(super) fn take(self: &Arc<Self>, recipe: Option<&Recipe>) -> Option<(Warm, Leased)> {
         self.note_check_out();
         let mut state = self.lock();
-        let warm = state.warm.pop_front()?;
+        let recipe_of = |warm: &Warm| warm.resident.as_ref().map(|resident| resident.recipe().clone());
+        let residents: Vec<_> = state.warm.iter().map(recipe_of).collect();
+        let suits = |wanted: Option<&Recipe>| residents.iter().position(|recipe| recipe.as_ref() == wanted);
+        let index = suits(recipe).or_else(|| suits(None)).unwrap_or(0);
+        let warm = state.warm.remove(index)?;
         Some((warm, Leased::counted(self, &mut state.counts)))
     }
 
@@ -157,7 +168,7 @@ impl Shelf {
     pub(super) fn plan_starts(self: &Arc<Self>, pace: &Pace) -> (Vec<Creating>, Option<Instant>) {
         let now = self.epoch.elapsed();
         let mut state = self.lock();
-        let warm = &self.environment.warm;
+        let warm = &state.floor(&self.environment.warm, now);
         let start = plan::start(counts(&mut state), state.recent, warm, pace, now);
         let creating = (0..start.count)
             .map(|_| Creating::counted(self, &mut state.counts))
@@ -237,7 +248,8 @@ impl Shelf {
         gone.extend(dead);
         let since: Vec<_> = state.warm.iter().map(|warm| warm.since - self.epoch).collect();
         // From the back, so that the indices before stay right.
-        for index in plan::retire(&since, &self.environment.warm, now).into_iter().rev() {
+        let floor = state.floor(&self.environment.warm, now);
+        for index in plan::retire(&since, &floor, now).into_iter().rev() {
             gone.extend(state.warm.remove(index));
         }
         gone.extend(self.sweep_kept(&mut state, everything));
@@ -248,7 +260,7 @@ impl Shelf {
 
     /// Those kept ones whose time is over, that are dead, or whose place somebody needs.
     fn sweep_kept(&self, state: &mut State, everything: bool) -> Vec<Warm> {
-        let warm = &self.environment.warm;
+        let warm = &state.floor(&self.environment.warm, self.epoch.elapsed());
         let is_good = |kept: &Kept| {
             !everything
                 && kept.warm.sandbox.is_alive()

@@ -8,6 +8,7 @@ use uuid::Uuid;
 use super::Inner;
 use super::held::Leased;
 use super::shelf::{KeptFor, Warm};
+use crate::claude::{Process, Recipe};
 use crate::sandbox::Sandbox;
 
 /// How long a reset may take; another sandbox starts in less.
@@ -52,6 +53,31 @@ impl Slot {
         &self.held().1.shelf().environment.name
     }
 
+    /// Takes the process that was started in it, or stayed in it, before.
+    pub fn take_resident(&mut self) -> Option<Process> {
+        self.held.as_mut()?.0.resident.take()
+    }
+
+    /// Leaves a process in it, which rests, for whoever it is kept for.
+    pub fn put_resident(&mut self, resident: Process) {
+        if let Some((warm, _)) = &mut self.held {
+            warm.resident = Some(resident);
+        }
+    }
+
+    /// Whether the process in it is of no use to this job is decided here: one of another recipe goes, with everything that
+    /// it left behind. False when something of it is left.
+    pub(super) async fn suits(&mut self, recipe: Option<&Recipe>) -> bool {
+        match &self.held().0.resident {
+            None => true,
+            Some(resident) if Some(resident.recipe()) == recipe => true,
+            Some(_) => {
+                drop(self.take_resident());
+                vacate(self.sandbox()).await
+            }
+        }
+    }
+
     /// Whether it was ready when the job came; otherwise the job waited for its start.
     pub fn is_warm(&self) -> bool {
         self.is_warm
@@ -62,14 +88,17 @@ impl Slot {
         self.settle();
     }
 
-    /// Keeps the sandbox, as it is but without its processes, for the turn that follows; `version` is that of the workspace
-    /// in it. One whose environment keeps none, or that does not answer, is retired. Answers for how long it is kept.
+    /// Keeps the sandbox, as it is but without its processes other than a resident, for the turn that follows; `version` is
+    /// that of the workspace in it. One whose environment keeps none, or that does not answer, is retired. Answers for how
+    /// long it is kept.
     pub async fn keep(mut self, owner: KeptFor, version: u64) -> Option<Duration> {
         let keep = self.held().1.shelf().environment.warm.keep;
+        let has_resident = self.held().0.resident.is_some();
         // Nobody renews its lease while it is kept.
         let stopped = async |sandbox: &Sandbox| {
             sandbox.extend_lease(keep.saturating_add(LEASE_REST)).await?;
-            sandbox.kill_all().await
+            // Beside a process that rests nothing runs.
+            if has_resident { Ok(()) } else { sandbox.kill_all().await }
         };
         let may_stay = !keep.is_zero() && !self.pool.stop.is_cancelled();
         let is_fit = may_stay && stopped(self.sandbox()).await.is_ok();
@@ -131,6 +160,15 @@ impl Slot {
             self.pool.destroy(warm.id, Some(warm.sandbox), retiring);
         }
     }
+}
+
+/// Empties a sandbox that no job has had. Whether nothing is left.
+pub(super) async fn vacate(sandbox: &Sandbox) -> bool {
+    let emptied = async {
+        sandbox.kill_all().await?;
+        sandbox.reset().await
+    };
+    matches!(tokio::time::timeout(RESET_MAX, emptied).await, Ok(Ok(())))
 }
 
 impl Drop for Slot {

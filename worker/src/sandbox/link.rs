@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::{Bytes, BytesMut};
 use hothouse_protocol::{
-    About, Channel, Decoder, Failure, Frame, FromInit, TUNNEL_BIT, ToInit, Token, WINDOW, WINDOW_FRAMES,
+    About, Channel, Decoder, Failure, Frame, FromInit, Rested, TUNNEL_BIT, ToInit, Token, WINDOW, WINDOW_FRAMES,
 };
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::{Notify, Semaphore, mpsc, oneshot, watch};
@@ -203,6 +203,14 @@ impl Link {
         self.answer(done).await
     }
 
+    /// Lets a program rest and waits until nothing else runs.
+    pub(super) async fn rest(&self, stream: u32) -> Result<Rested, Error> {
+        let (sender, rested) = oneshot::channel();
+        self.waiting().rested.insert(stream, sender);
+        self.send(ToInit::Rest { stream }).await?;
+        self.answer(rested).await
+    }
+
     /// Whether the pipe stands.
     pub(super) fn is_alive(&self) -> bool {
         self.lost.borrow().is_none()
@@ -220,7 +228,7 @@ impl Link {
         Error::Lost(self.lost.borrow().clone().unwrap_or(Lost::Closed))
     }
 
-    async fn answer(&self, answer: oneshot::Receiver<()>) -> Result<(), Error> {
+    async fn answer<T>(&self, answer: oneshot::Receiver<T>) -> Result<T, Error> {
         // An answer that was registered after the end has no sender that could be dropped.
         let mut lost = self.lost.subscribe();
         tokio::select! {
@@ -346,6 +354,10 @@ impl Link {
             }
             FromInit::Done { stream } => {
                 let _is_awaited = waiting.done.remove(&stream).is_some_and(|done| done.send(()).is_ok());
+            }
+            FromInit::Rested { stream, rested } => {
+                let awaited = waiting.rested.remove(&stream);
+                let _is_awaited = awaited.is_some_and(|awaited| awaited.send(rested).is_ok());
             }
             FromInit::Data { stream, data, is_end } => waiting.tunnels.data(stream, data, is_end)?,
             FromInit::Close { stream } => {

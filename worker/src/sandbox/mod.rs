@@ -35,7 +35,7 @@ pub use self::run::{Output, Running, Stdin};
 pub use self::spec::{Input, RunSpec};
 pub use self::tunnel::{Broken, Tunnel, TunnelReader, TunnelWriter, Tunnels};
 pub use hothouse_protocol::{
-    Channel, Failure, FailureCode, FileEntry, FilesReport, FullMount, Oom, Rlimits, TerminalSize, TextFile,
+    Channel, Failure, FailureCode, FileEntry, FilesReport, FullMount, Oom, Rested, Rlimits, TerminalSize, TextFile,
 };
 
 use self::link::Link;

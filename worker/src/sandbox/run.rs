@@ -1,16 +1,19 @@
 //! A program in a sandbox: how it is asked for, followed and ended.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
-use hothouse_protocol::{Channel, FRAME_COST, PAYLOAD_MAX, Run, TerminalSize, ToInit, WINDOW, cost};
+use hothouse_protocol::{Channel, FRAME_COST, PAYLOAD_MAX, Rested, Run, TerminalSize, ToInit, WINDOW, cost};
 use tokio::sync::Semaphore;
+use tokio::time::timeout;
 
 use super::error::Error;
 use super::exit::Exit;
 use super::link::{Event, Link, Port};
 use super::spec::{Input, RunSpec};
 
+const SIGCONT: i32 = 18;
 const STDIN_CHUNK: usize = 32 * 1024;
 const GRANT_AT: u32 = WINDOW / 4;
 
@@ -172,6 +175,27 @@ impl Running {
                 discard: false,
             })
             .await
+    }
+
+    /// Stops the program where it is, and kills everything else in the sandbox but init. Only an init that
+    /// [can](hothouse_protocol::About::can_rest) is asked.
+    ///
+    /// # Errors
+    /// [`Error::Lost`], [`Error::NoAnswer`] after `limit`.
+    pub async fn rest(&self, limit: Duration) -> Result<Rested, Error> {
+        let rested = timeout(limit, self.link.rest(self.port.stream)).await;
+        rested.map_err(|_elapsed| Error::NoAnswer {
+            to: "rest",
+            after: limit,
+        })?
+    }
+
+    /// Lets a program that rests go on.
+    ///
+    /// # Errors
+    /// [`Error::Lost`]. A program that has ended is no error.
+    pub async fn wake(&self) -> Result<(), Error> {
+        self.signal(SIGCONT).await
     }
 
     /// Tells the program's terminal another size.

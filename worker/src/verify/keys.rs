@@ -160,6 +160,7 @@ fn gateway(canary: &str, address: std::net::SocketAddr) -> Result<Gateway, model
         ..RetryPolicy::default()
     };
     let terms = Terms {
+        shrinks: false,
         models: vec!["anthropic/any".parse()?, "openai/any".parse()?],
         features: Vec::new(),
         caller: Caller::alone(settings.providers()?, retry, Clock::system())?,

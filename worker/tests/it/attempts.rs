@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "helpers of tests are tests")]
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -96,6 +97,7 @@ impl Bench {
             }),
             policy: model::Policy::shared(models.retry.clone(), env.queue.clone()),
             books: model::books::Books::open(models, env.store.clone()).unwrap(),
+            claude_code: worker::claude::Settings::default(),
         };
         Self {
             worker: env.worker(),
@@ -183,13 +185,30 @@ impl Bench {
             }
         };
         let (ended, ()) = tokio::join!(Box::pin(execute(context)), steer);
-        let said = log.end().await.events.into_iter().map(|event| event.body).collect();
+        // Of a long attempt a part is in the stores already.
+        let stored = self.env.events(job.tenant_id, job.id, 1000).await;
+        let last = log.end().await.events;
+        let said: BTreeMap<u64, EventBody> = stored
+            .into_iter()
+            .chain(last)
+            .map(|event| (event.seq, event.body))
+            .collect();
+        let said = said.into_values().collect();
         Done {
             job,
             worker,
             ended,
             said,
         }
+    }
+
+    /// The same machine, on which Claude Code may be silent for so long.
+    pub(crate) fn with_silence(mut self, silence: Duration) -> Self {
+        self.machine.claude_code = worker::claude::Settings {
+            silence,
+            tool_silence: silence,
+        };
+        self
     }
 
     pub(crate) async fn end(self) {

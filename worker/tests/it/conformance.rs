@@ -31,7 +31,7 @@ macro_rules! conformance {
             bytes_pass_unchanged, stdout_and_stderr_come_apart_and_in_order, long_output_keeps_head_and_tail,
             a_flood_is_killed_and_bounded, a_slow_reader_holds_up_nobody_else, time_is_over_after_sigterm_and_sigkill,
             a_polite_program_ends_at_sigterm, a_daemon_dies_with_its_run, runs_side_by_side_are_killed_apart,
-            a_dropped_run_is_killed, a_kill_that_comes_too_late_is_harmless, everything_can_be_killed_at_once, a_signal_reaches_the_process_group,
+            a_dropped_run_is_killed, a_kill_that_comes_too_late_is_harmless, everything_can_be_killed_at_once, a_program_rests_alone_and_goes_on, a_signal_reaches_the_process_group,
             a_terminal_is_one, a_fork_bomb_is_bounded_and_killed, memory_is_limited_and_its_end_told,
             a_full_disk_is_told, time_and_memory_are_accounted, files_go_in_and_come_out,
             files_come_with_the_program,
@@ -552,6 +552,48 @@ pub(crate) async fn everything_can_be_killed_at_once(subject: &Subject) {
     // The answer comes when the exits have come, so nobody need read them meanwhile.
     sandbox.kill_all().await.unwrap();
     assert!(finish(first).await.exit.killed && finish(second).await.exit.killed);
+    assert_eq!(others(&sandbox).await, "");
+}
+
+pub(crate) async fn a_program_rests_alone_and_goes_on(subject: &Subject) {
+    let sandbox = subject.sandbox().await;
+    assert!(sandbox.about().can_rest);
+    let script = "setsid sleep 1000 & (setsid sleep 1000 &); n=0; echo up; \
+                  while read -r line; do n=$((n+1)); echo \"$line $n\"; done; echo end";
+    let spec = RunSpec {
+        stdin: Input::Stream,
+        timeout: None,
+        ..sh(script)
+    };
+    let mut resting = sandbox.run(spec).await.unwrap();
+    let other = sandbox.run(spec_sleep()).await.unwrap();
+    read_until(&mut resting, "up").await;
+    let rested = resting.rest(LONG).await.unwrap();
+    assert!(rested.is_alive && rested.others >= 2, "{rested:?}");
+    assert!(finish(other).await.exit.killed);
+    // It is there, and does nothing: what it is sent is read when it goes on.
+    let left = others(&sandbox).await;
+    assert!(left.contains("while read") && !left.contains("sleep 1000 \n"), "{left}");
+    resting.write_stdin("first\n").await.unwrap();
+    let silence = tokio::time::timeout(Duration::from_millis(200), resting.next()).await;
+    assert!(silence.is_err(), "{silence:?}");
+    resting.wake().await.unwrap();
+    read_until(&mut resting, "first 1").await;
+    // Again, with nothing beside it, and then to its end.
+    assert_eq!(resting.rest(LONG).await.unwrap().others, 0);
+    resting.wake().await.unwrap();
+    resting.close_stdin().await.unwrap();
+    let exit = resting.wait().await.unwrap();
+    assert!(exit.is_success() && !exit.killed, "{exit:?}");
+    // One that has ended says so, and one that rests can be killed.
+    let mut spec = sh("echo up; exec sleep 1000");
+    spec.timeout = None;
+    let mut killed = sandbox.run(spec).await.unwrap();
+    read_until(&mut killed, "up").await;
+    assert!(killed.rest(LONG).await.unwrap().is_alive);
+    sandbox.kill_all().await.unwrap();
+    assert!(!killed.rest(LONG).await.unwrap().is_alive);
+    assert!(finish(killed).await.exit.killed);
     assert_eq!(others(&sandbox).await, "");
 }
 

@@ -85,6 +85,7 @@ fn gateway(models: &[&str], providers: Providers) -> (Gateway, Arc<Mutex<Vec<Eve
         ..RetryPolicy::default()
     };
     let terms = Terms {
+        shrinks: false,
         models: names(models),
         features: Vec::new(),
         caller: Caller::alone(providers, retry, Clock::system()).unwrap(),

@@ -205,6 +205,7 @@ impl Bench {
             }),
             policy: model::Policy::alone(model::RetryPolicy::default()),
             books: model::books::Books::open(&model::Settings::default(), env.store.clone()).unwrap(),
+            claude_code: worker::claude::Settings::default(),
         };
         Self {
             env,

@@ -89,6 +89,7 @@ fn about() -> About {
         cgroup: CgroupKind::None,
         writable_mounts: Vec::new(),
         ports: Vec::new(),
+        can_rest: true,
     }
 }
 

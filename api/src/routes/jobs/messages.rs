@@ -73,8 +73,10 @@ pub(super) async fn steer(
         return Err(refused("only a turn or a run of an agent hears messages"));
     }
     let harness = serde_json::from_slice::<WithAgent>(&detail.input).map(|input| input.agent.harness);
-    if !matches!(harness, Ok(Harness::Chat | Harness::Native)) {
-        return Err(refused("its harness hears no messages while it runs"));
+    if !matches!(harness, Ok(Harness::Chat | Harness::Native | Harness::ClaudeCode)) {
+        return Err(refused(
+            "an agent of the harness command reads its prompt once and hears nothing while it runs: send the next turn",
+        ));
     }
     if !app.store().steer(caller.tenant_id(), id, &message).await? {
         return Err(refused("the job has ended"));

@@ -3,6 +3,7 @@
 //! Every measurement uses a queue of its own, checks that what it counted is true (each accepted job is there, each
 //! ended exactly once) and cleans up. A measurement whose check fails is not a result: the exit code is 1.
 
+mod claude;
 mod fairness;
 mod latency;
 mod load;
@@ -53,6 +54,8 @@ enum Measurement {
     Sandbox(sandbox::Args),
     /// Turns of conversations: what is between the provider and a person, and what turns at once cost
     Turns(turns::Args),
+    /// Turns of Claude Code: from the claim to the first request at the model, by how its process came to be
+    Claude(claude::Args),
     /// Schedules at scale, on a private Postgres and Redis
     Scheduler(scheduler::Args),
 }
@@ -63,7 +66,7 @@ impl Args {
         match &self.measurement {
             Measurement::Scheduler(args) => args.serves(),
             // It is the model's provider too.
-            Measurement::Turns(_) => true,
+            Measurement::Turns(_) | Measurement::Claude(_) => true,
             _ => false,
         }
     }
@@ -108,6 +111,7 @@ impl Measurement {
             Self::Fairness(_) => "fairness",
             Self::Sandbox(_) => "sandbox",
             Self::Turns(_) => "turns",
+            Self::Claude(_) => "claude",
             Self::Scheduler(_) => "scheduler",
         }
     }
@@ -121,6 +125,7 @@ impl Measurement {
             Self::Fairness(args) => fairness::run(args, client, queue, report).await,
             Self::Sandbox(args) => sandbox::run(args, client, queue, report).await,
             Self::Turns(args) => turns::run(args, client, queue, report).await,
+            Self::Claude(args) => claude::run(args, client, queue, report).await,
             // It needs no server, so it has been run before one was asked for.
             Self::Scheduler(_) => Ok(()),
         }

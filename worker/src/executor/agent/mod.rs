@@ -144,6 +144,26 @@ impl Task {
         }
     }
 
+    /// The same for a program; to a `command` nobody shows images.
+    async fn of_program(self, context: &Context, harness: Harness) -> Result<program::Task, Failure> {
+        let images = match harness {
+            Harness::ClaudeCode => self.images(context).await,
+            _ => BTreeMap::new(),
+        };
+        let given = self.given.archive().map_err(|error| {
+            Failure::new(
+                FailureCode::InvalidInput,
+                format!("the files cannot be packed: {error}"),
+            )
+        })?;
+        Ok(program::Task {
+            history: self.history,
+            owner: self.owner,
+            given,
+            images,
+        })
+    }
+
     /// The images that the model is shown.
     async fn images(&self, context: &Context) -> BTreeMap<String, Attachment> {
         let mut images = match self.owner {
@@ -157,7 +177,10 @@ impl Task {
 
 async fn answer(context: Context, agent: AgentDefinition, task: Task) -> Ended {
     if matches!(agent.harness, Harness::Command | Harness::ClaudeCode) {
-        return Box::pin(program::answer(context, agent, task.history, task.owner)).await;
+        return match task.of_program(&context, agent.harness).await {
+            Ok(task) => Box::pin(program::answer(context, agent, task)).await,
+            Err(failure) => Ended::failed(failure),
+        };
     }
     let context = Arc::new(context);
     let journal = Kept::new(&context);

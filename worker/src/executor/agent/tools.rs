@@ -150,7 +150,7 @@ impl Sandboxed {
         let environment = self.environment.as_ref();
         let environment = environment.ok_or_else(|| ToolsLost("there is no such environment".into()))?;
         let mut keeper = Keeper::new(self.context.orders.clone());
-        let home = Home::enter(&self.context, &mut keeper, environment, self.owner).await;
+        let home = Home::enter(&self.context, &mut keeper, (environment, None), self.owner).await;
         let home = Arc::new(home.map_err(|broken| match broken {
             Broken::Stopped(stopped) => ToolsLost(format!("the attempt was told to stop: {:?}", stopped.0).into()),
             Broken::GivenBack => ToolsLost("the engine that starts sandboxes does not answer".into()),

@@ -82,7 +82,7 @@ async fn attempt(context: &Context, keeper: &mut Keeper, way_out: &WayOut) -> Re
     let owner = slot::owner(context, environment);
     let slot = match slot::reused(pool, name, owner.as_ref()).await {
         Some(slot) => slot,
-        None => slot::check_out(context, keeper, pool, name).await?,
+        None => slot::check_out(context, keeper, pool, (name, None)).await?,
     };
     let doors = Doors {
         way_out,

@@ -8,6 +8,7 @@ use common::job::{Failure, FailureCode};
 use super::super::Context;
 use super::super::keeper::Keeper;
 use super::Broken;
+use crate::claude::Recipe;
 use crate::environment::{Environment, Reuse};
 use crate::events::Say;
 use crate::pool::{self, KeptFor, Pool, Slot, Who};
@@ -40,10 +41,15 @@ pub(in super::super) async fn check_out(
     context: &Context,
     keeper: &mut Keeper,
     pool: &Pool,
-    environment: &str,
+    (environment, spare): (&str, Option<&Recipe>),
 ) -> Result<Slot, Broken> {
     let taken = async {
-        let slot = pool.check_out(environment, None);
+        let slot = async {
+            match spare {
+                Some(recipe) => pool.check_out_spare(environment, recipe).await,
+                None => pool.check_out(environment, None).await,
+            }
+        };
         tokio::pin!(slot);
         let mut told = None;
         loop {

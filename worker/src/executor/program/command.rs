@@ -8,10 +8,10 @@ use common::job::{Failure, FailureCode};
 
 use super::super::exec::{Broken, outcome};
 use super::super::text::Decoder;
-use super::Done;
 use super::place::Place;
 use super::protocol::Answer;
 use super::transcript::Transcript;
+use super::{Done, Used};
 use crate::events::Say;
 use crate::sandbox::{Channel, Input, Output, RunSpec};
 
@@ -64,7 +64,7 @@ pub(super) async fn run(
         None => failure,
     });
     Ok(Done {
-        exit,
+        used: Used::from(&exit),
         failure,
         steps: 0,
     })

@@ -11,13 +11,13 @@
 
 mod claude;
 mod command;
-mod lines;
 mod place;
 mod protocol;
 mod transcript;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use common::agent::{AgentDefinition, Harness};
 use common::job::decision::Outcome;
@@ -35,18 +35,25 @@ use super::way_out::WayOut;
 use super::{Context, Ended, home};
 use crate::events::Say;
 use crate::gateway::{Gateway, Terms};
-use crate::model::ModelName;
+use crate::model::{Attachment, ModelName};
 use crate::sandbox::Exit;
 use place::Place;
 use transcript::Transcript;
 
-/// Answers the last message of `history` with the agent's program, which works on the files of `owner`.
-pub(super) async fn answer(
-    context: Context,
-    agent: AgentDefinition,
-    history: Vec<Message>,
-    owner: Option<Owner>,
-) -> Ended {
+/// What a program is to answer, and on what it works.
+pub(super) struct Task {
+    /// The conversation; its last message is to be answered.
+    pub(super) history: Vec<Message>,
+    /// Whose files it works on.
+    pub(super) owner: Option<Owner>,
+    /// A tar stream of files that are put beside them.
+    pub(super) given: Option<Vec<u8>>,
+    /// Images among the files that messages name, by their path.
+    pub(super) images: BTreeMap<String, Attachment>,
+}
+
+/// Takes one turn with the agent's program.
+pub(super) async fn answer(context: Context, agent: AgentDefinition, task: Task) -> Ended {
     let begun = Instant::now();
     let events = context.events.clone();
     let sink = EventSink::new(move |body| events.say(body));
@@ -60,9 +67,9 @@ pub(super) async fn answer(
         gateway,
     };
     let mut keeper = Keeper::new(context.orders.clone());
-    let (done, left) = match Place::take(&context, &mut keeper, &doors, &agent, owner).await {
+    let (done, left) = match Place::take(&context, &mut keeper, &doors, (&agent, &task)).await {
         Ok(place) => {
-            let done = attempt(&place, &mut keeper, (&agent, &history), &mut transcript).await;
+            let done = attempt(&place, &mut keeper, (&agent, &task), &mut transcript).await;
             (done, place.leave().await)
         }
         Err(broken) => (Err(broken), Ok(())),
@@ -72,7 +79,7 @@ pub(super) async fn answer(
     let used = gateway.usage();
     let spent = gateway.spent().await;
     let mut ended = match done {
-        Ok(done) => finished(done, transcript),
+        Ok(done) => finished(done.or_over_budget(&gateway), transcript),
         Err(Broken::Stopped(stopped)) => Ended {
             messages: transcript.finish(Some("cancelled")).0,
             ..stopped.ended()
@@ -104,6 +111,7 @@ async fn terms(context: &Context, agent: &AgentDefinition) -> Result<Terms, Fail
     let models: Result<Vec<ModelName>, _> = agent.models.iter().map(|name| name.parse()).collect();
     let refused = |error: crate::model::Error| Failure::new(FailureCode::InvalidInput, error.to_string());
     Ok(Terms {
+        shrinks: agent.harness == Harness::ClaudeCode,
         models: models.map_err(refused)?,
         features: agent.provider_features.clone(),
         caller: context
@@ -114,27 +122,63 @@ async fn terms(context: &Context, agent: &AgentDefinition) -> Result<Terms, Fail
     })
 }
 
-/// How a program ended.
+/// What a program used, and how it ended when it did.
+#[derive(Debug, Default)]
+struct Used {
+    exit_code: Option<i32>,
+    signal: Option<i32>,
+    wall: Duration,
+    cpu: Duration,
+    memory_peak_bytes: u64,
+}
+
+impl From<&Exit> for Used {
+    fn from(exit: &Exit) -> Self {
+        Self {
+            exit_code: exit.code,
+            signal: exit.signal,
+            wall: exit.wall,
+            cpu: exit.cpu,
+            memory_peak_bytes: exit.memory_peak_bytes,
+        }
+    }
+}
+
+/// How a turn of a program ended.
+#[derive(Debug)]
 struct Done {
-    exit: Exit,
+    used: Used,
     /// What that means for the turn; none when it did well.
     failure: Option<Failure>,
     /// Calls of a model, as the program counts them; 0 when it does not.
     steps: u64,
 }
 
+impl Done {
+    /// A program that ends badly after a call of its did not fit into a budget ends for that.
+    fn or_over_budget(mut self, gateway: &Gateway) -> Self {
+        let is_replaced = |failure: &Failure| failure.code != FailureCode::Timeout;
+        if self.failure.as_ref().is_some_and(is_replaced) {
+            self.failure = gateway.over_budget().or(self.failure);
+        }
+        self
+    }
+}
+
 async fn attempt(
     place: &Place<'_>,
     keeper: &mut Keeper,
-    (agent, history): (&AgentDefinition, &[Message]),
+    (agent, task): (&AgentDefinition, &Task),
     transcript: &mut Transcript<'_>,
 ) -> Result<Done, Broken> {
     let stop = CancellationToken::new();
     let work = async {
-        place.put_turn(agent, history).await?;
         match agent.harness {
-            Harness::ClaudeCode => claude::run(place, (agent, history), transcript, &stop).await,
-            _ => command::run(place, agent, &prompt(history), transcript).await,
+            Harness::ClaudeCode => claude::run(place, (agent, task), transcript, &stop).await,
+            _ => {
+                place.put_turn(agent, &task.history, None).await?;
+                command::run(place, agent, &prompt(&task.history), transcript).await
+            }
         }
     };
     let doors = place.doors;
@@ -168,10 +212,10 @@ fn prompt(history: &[Message]) -> String {
 }
 
 fn finished(done: Done, transcript: Transcript<'_>) -> Ended {
-    let Done { exit, failure, steps } = done;
+    let Done { used, failure, steps } = done;
     let (messages, text) = transcript.finish(failure.as_ref().map(|failure| failure.message.as_str()));
-    let duration_ms = u64::try_from(exit.wall.as_millis()).unwrap_or(u64::MAX);
-    let result = json!({"text": text, "steps": steps, "exit_code": exit.code, "signal": exit.signal,
+    let duration_ms = u64::try_from(used.wall.as_millis()).unwrap_or(u64::MAX);
+    let result = json!({"text": text, "steps": steps, "exit_code": used.exit_code, "signal": used.signal,
         "duration_ms": duration_ms});
     let outcome = failure.map_or(Outcome::Succeeded, |failure| Outcome::Failed {
         failure,
@@ -180,8 +224,8 @@ fn finished(done: Done, transcript: Transcript<'_>) -> Ended {
     Ended {
         result: serde_json::to_vec(&result).ok(),
         usage: Usage {
-            cpu_ms: u64::try_from(exit.cpu.as_millis()).unwrap_or(u64::MAX),
-            memory_peak_bytes: exit.memory_peak_bytes,
+            cpu_ms: u64::try_from(used.cpu.as_millis()).unwrap_or(u64::MAX),
+            memory_peak_bytes: used.memory_peak_bytes,
             ..Usage::default()
         },
         messages,

@@ -10,9 +10,9 @@ use serde_json::{Value, json};
 
 use super::super::native::{ToolCall, ToolOutcome};
 use super::super::text::Decoder;
-use super::lines::Lines;
 use super::transcript::Transcript;
 use crate::events::{Say, Sink};
+use crate::lines::Lines;
 
 /// The first line of a program that prints events is not longer.
 const GREETING_MAX: usize = 256;

@@ -138,6 +138,18 @@ impl<'a> Transcript<'a> {
         });
     }
 
+    /// The program was told this and goes on with it: it stands between what it said before and what it says now.
+    pub(super) fn heard(&mut self, message: Message) {
+        self.end_answer();
+        self.end_results();
+        let message = Message {
+            job_id: Some(self.job_id),
+            ..message
+        };
+        self.sink.message(&message);
+        self.messages.push(message);
+    }
+
     /// Something that a person may want to know.
     pub(super) fn status(&self, phase: &str, detail: &str) {
         self.sink.status(phase, Some(detail));

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use hothouse_protocol::{About, WINDOW};
+use hothouse_protocol::{About, Rested, WINDOW};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use super::super::error::Lost;
@@ -20,6 +20,7 @@ pub(super) struct Listener {
 pub(super) struct Waiting {
     pub(super) runs: HashMap<u32, Listener>,
     pub(super) done: HashMap<u32, oneshot::Sender<()>>,
+    pub(super) rested: HashMap<u32, oneshot::Sender<Rested>>,
     pub(super) pongs: HashMap<u64, oneshot::Sender<()>>,
     pub(super) hello: Option<oneshot::Sender<About>>,
     pub(super) tunnels: tunnel::Table,

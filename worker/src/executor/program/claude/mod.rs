@@ -1,46 +1,34 @@
 //! The `claude_code` harness: the real command line, headless, one turn at a time.
 //!
-//! It is driven over its standard input and output, a JSON object a line each way, and reaches a model through the gateway
-//! alone. Its own transcript of a conversation lies in the workspace and is saved with it, so the next turn resumes it on
-//! whatever worker; where there is none, the conversation so far goes in front of the prompt.
+//! A turn is taken by the process that took the one before it, where that still rests in the kept sandbox; by a spare that
+//! was started before anybody came, where there is nothing to remember; else by one that is started for it. Its own
+//! transcript of a conversation lies in the workspace and is saved with it, so the next turn resumes it on whatever
+//! worker; where there is none, the conversation so far goes in front of the prompt.
 //!
 //! # Not here
-//! What its lines mean is [`stream`]; how it is called is [`invocation`].
+//! What its lines mean is [`stream`]; which session is whose is [`session`]; the process itself is [`crate::claude`].
 
-mod invocation;
+mod prompt;
+mod session;
+mod steering;
 mod stream;
+mod turn;
 
 use std::time::Duration;
 
 use common::agent::AgentDefinition;
 use common::job::event::EventBody;
-use common::job::{Failure, FailureCode};
 use common::message::Message;
-use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::super::exec::{Broken, outcome};
-use super::super::text::Decoder;
-use super::Done;
-use super::lines::Lines;
-use super::place::Place;
+use super::super::exec::Broken;
+use super::place::{Place, not_started};
 use super::transcript::Transcript;
+use super::{Done, Task};
+use crate::claude::{Process, Whose, words};
 use crate::events::Say;
-use crate::sandbox::{Channel, Exit, Input, Output, RunSpec, Running, Stdin};
-use invocation::Session;
-use stream::Stream;
-
-/// How long it may be silent: a call of a model has begun to answer by then, or failed.
-const SILENCE_MAX: Duration = Duration::from_mins(4);
-
-/// And while a tool runs: the longest that the program gives one, and a little.
-const TOOL_SILENCE_MAX: Duration = Duration::from_mins(11);
-
-/// How long it may take to end after its result; what it still runs then is killed with it.
-const END_MAX: Duration = Duration::from_secs(2);
-
-/// Characters of its last complaint that a failure repeats.
-const COMPLAINT_MAX: usize = 300;
+use steering::Steering;
+use turn::Turn;
 
 /// How long a turn that is stopped may take to say so.
 pub(super) const INTERRUPT_MAX: Duration = Duration::from_millis(500);
@@ -48,147 +36,97 @@ pub(super) const INTERRUPT_MAX: Duration = Duration::from_millis(500);
 /// Takes one turn. `stop` asks it to end where it is.
 pub(super) async fn run(
     place: &Place<'_>,
-    (agent, history): (&AgentDefinition, &[Message]),
+    (agent, task): (&AgentDefinition, &Task),
     transcript: &mut Transcript<'_>,
     stop: &CancellationToken,
 ) -> Result<Done, Broken> {
-    let session = Session::find(place, history).await?;
-    let model = place.doors.gateway.anthropic_model().ok_or_else(|| {
-        let message = "claude_code needs a model whose provider speaks Anthropic Messages";
-        Failure::new(FailureCode::InvalidInput, message)
-    })?;
-    let spec = RunSpec {
-        env: invocation::env(place.env(), model),
-        stdin: Input::Stream,
-        timeout: Some(Duration::from_millis(place.context.job.timeout_ms)),
-        keep_bytes: None,
-        kill_bytes: None,
-        ..RunSpec::new(invocation::argv(agent, &session, model))
+    let history = &task.history;
+    let begun = begin(place, agent, history).await?;
+    place.context.events.say(EventBody::Status {
+        phase: "running".to_owned(),
+        detail: Some(begun.how.to_owned()),
+    });
+    let mut steering = Steering::new(place.context);
+    let again = steering.heard_before().await;
+    for message in &again {
+        transcript.heard(message.clone());
+    }
+    let prompt = prompt::content(history, &again, (begun.remembers, &task.images));
+    let asked = async { Ok(begun.process.say(words::user(&prompt, None)).await?) };
+    // The program reads its files when its model asks for them, which is later.
+    tokio::try_join!(asked, place.put_turn(agent, history, begun.note.as_deref()))?;
+    let turn = Turn::new(begun.process, place, steering);
+    let (done, process) = turn.follow(transcript, stop).await?;
+    if let Some(mut process) = process {
+        if let Some(whose) = whose(place, agent) {
+            process.belongs_to(whose);
+        }
+        place.put_resident(process);
+    }
+    Ok(done)
+}
+
+/// A process that waits for what the user says.
+struct Begun {
+    process: Process,
+    /// Whether it remembers what was said before.
+    remembers: bool,
+    /// The id of its session, when that is not the conversation's own.
+    note: Option<String>,
+    /// For a person.
+    how: &'static str,
+}
+
+/// Whose a process becomes that takes this turn. A run has no next turn.
+fn whose(place: &Place<'_>, agent: &AgentDefinition) -> Option<Whose> {
+    Some(Whose {
+        conversation_id: place.context.job.conversation_id?,
+        instructions: agent.instructions.clone(),
+    })
+}
+
+async fn begin(place: &Place<'_>, agent: &AgentDefinition, history: &[Message]) -> Result<Begun, Broken> {
+    let gateway = &place.doors.gateway;
+    if let Some(process) = place.take_resident()
+        && let Some(begun) = woken(place, process, agent).await
+    {
+        gateway.bind(begun.process.token());
+        return Ok(begun);
+    }
+    let session = session::find(place, history).await?;
+    let secrets = (agent.instructions.as_str(), gateway.token());
+    let process = Process::start(place.sandbox(), place.recipe()?, &session, secrets).await;
+    Ok(Begun {
+        process: process.map_err(not_started)?,
+        remembers: session.is_known(),
+        note: None,
+        how: if session.is_known() { "resumed" } else { "started" },
+    })
+}
+
+/// The process that was here before, when it may take this turn.
+async fn woken(place: &Place<'_>, mut process: Process, agent: &AgentDefinition) -> Option<Begun> {
+    if place.recipe().ok() != Some(process.recipe()) || process.has_ended() {
+        return None;
+    }
+    let (woken, how) = match process.whose() {
+        Some(_) if process.whose() == whose(place, agent).as_ref() => {
+            (process.wake().await.map_err(Into::into), "kept")
+        }
+        Some(_) => return None,
+        None => (process.claim(&agent.instructions).await, "waiting"),
     };
-    let running = place.start(spec).await?;
-    let stdin = running.stdin();
-    stdin.write(stream::user(&session.prompt(history))).await?;
-    let turn = Turn {
-        running,
-        stdin,
-        lines: Lines::default(),
-        complaints: Decoder::default(),
-        last_complaint: String::new(),
-        stream: Stream::default(),
-    };
-    turn.follow(place, transcript, stop).await
-}
-
-/// A turn under way.
-struct Turn {
-    running: Running,
-    stdin: Stdin,
-    lines: Lines,
-    complaints: Decoder,
-    last_complaint: String,
-    stream: Stream,
-}
-
-impl Turn {
-    async fn follow(
-        mut self,
-        place: &Place<'_>,
-        transcript: &mut Transcript<'_>,
-        stop: &CancellationToken,
-    ) -> Result<Done, Broken> {
-        let (mut heard, mut is_stopping) = (Instant::now(), false);
-        while !self.stream.has_ended() {
-            let silence = if self.stream.has_open_tools() {
-                TOOL_SILENCE_MAX
-            } else {
-                SILENCE_MAX
-            };
-            tokio::select! {
-                output = self.running.next() => match output {
-                    Some(output) => self.take(output, place, transcript).await?,
-                    None => break,
-                },
-                () = stop.cancelled(), if !is_stopping => {
-                    is_stopping = true;
-                    self.stdin.write(stream::interrupt()).await?;
-                }
-                () = sleep_until(heard + silence) => return Err(silent(silence).into()),
-            }
-            heard = Instant::now();
-        }
-        self.end(place, transcript).await
+    if let Err(error) = woken {
+        let error = &error as &dyn std::error::Error;
+        tracing::warn!(error, how, job_id = %place.context.job.id, "a process is of no use, another one is started");
+        return None;
     }
-
-    async fn take(&mut self, output: Output, place: &Place<'_>, transcript: &mut Transcript<'_>) -> Result<(), Broken> {
-        let mut replies = Vec::new();
-        match output {
-            Output::Stdout(bytes) => {
-                let stream = &mut self.stream;
-                self.lines
-                    .push(&bytes, |line| replies.extend(stream.line(line, transcript)));
-            }
-            Output::Stderr(bytes) => {
-                let text = self.complaints.push(&bytes);
-                if let Some(line) = text.lines().rfind(|line| !line.trim().is_empty()) {
-                    self.last_complaint = line.chars().take(COMPLAINT_MAX).collect();
-                }
-                if !text.is_empty() {
-                    place.context.events.say(EventBody::Stderr { text });
-                }
-            }
-            Output::Cut {
-                channel: Channel::Stdout,
-                ..
-            } => self.lines.cut(),
-            Output::Cut { .. } => {}
-        }
-        for reply in replies {
-            self.stdin.write(reply).await?;
-        }
-        Ok(())
-    }
-
-    /// The result is the end, whether the process knows it or not.
-    async fn end(mut self, place: &Place<'_>, transcript: &mut Transcript<'_>) -> Result<Done, Broken> {
-        self.stdin.close().await?;
-        let rest = async {
-            while let Some(output) = self.running.next().await {
-                if let Output::Stdout(bytes) = output {
-                    let stream = &mut self.stream;
-                    self.lines.push(&bytes, |line| drop(stream.line(line, transcript)));
-                }
-            }
-        };
-        if timeout(END_MAX, rest).await.is_err() {
-            self.running.kill().await?;
-        }
-        let exit = self.running.wait().await?;
-        let failure = match self.stream.ending() {
-            Some(ending) => ending.failure(),
-            None => Some(fallen(&exit, place.context.job.timeout_ms, &self.last_complaint)),
-        };
-        Ok(Done {
-            exit,
-            failure,
-            steps: self.stream.steps(),
-        })
-    }
-}
-
-/// Why there is no result.
-fn fallen(exit: &Exit, timeout_ms: u64, last_complaint: &str) -> Failure {
-    let ended = || Failure::new(FailureCode::NonzeroExit, "it ended before its turn did");
-    let failure = outcome::failure(exit, timeout_ms).unwrap_or_else(ended);
-    if last_complaint.is_empty() {
-        return failure;
-    }
-    Failure::new(failure.code, format!("{}: {last_complaint}", failure.message))
-}
-
-fn silent(silence: Duration) -> Failure {
-    let minutes = silence.as_secs() / 60;
-    Failure::new(
-        FailureCode::SandboxFailed,
-        format!("Claude Code said nothing for {minutes} minutes"),
-    )
+    let remembers = how == "kept";
+    let note = (!remembers).then(|| process.session().to_owned());
+    Some(Begun {
+        process,
+        remembers,
+        note,
+        how,
+    })
 }

@@ -5,10 +5,14 @@
 //! known are passed by: newer versions have more of them.
 
 use common::job::{Failure, FailureCode};
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::super::super::native::{ToolCall, ToolOutcome};
 use super::super::transcript::Transcript;
+use crate::claude::words;
+
+/// Characters of a helper's call that are shown.
+const HELPING_MAX: usize = 300;
 
 /// What was read so far.
 #[derive(Debug, Default)]
@@ -17,6 +21,9 @@ pub(super) struct Stream {
     has_thinking: bool,
     open_tools: usize,
     ending: Option<Ending>,
+    /// Steps of answers that were not the end.
+    steps_before: u64,
+    begun: Vec<String>,
 }
 
 /// How a turn ended, in the program's own words.
@@ -26,18 +33,6 @@ pub(super) struct Ending {
     is_error: bool,
     text: String,
     steps: u64,
-}
-
-/// The user's message, as a line.
-pub(super) fn user(text: &str) -> String {
-    json!({"type": "user", "message": {"role": "user", "content": text}, "parent_tool_use_id": null, "session_id": ""})
-        .to_string()
-        + "\n"
-}
-
-/// The wish that it stops where it is, as a line.
-pub(super) fn interrupt() -> String {
-    json!({"type": "control_request", "request_id": "stop", "request": {"subtype": "interrupt"}}).to_string() + "\n"
 }
 
 impl Stream {
@@ -51,10 +46,23 @@ impl Stream {
             "user" => self.results(&line["message"]["content"], helper_of, transcript),
             "system" => system(&line, transcript),
             "result" => self.ending = Some(Ending::read(&line)),
-            "control_request" => return Some(refusal(&line)),
+            "command_lifecycle" if line["state"] == "started" => {
+                self.begun.extend(line["command_uuid"].as_str().map(str::to_owned));
+            }
+            "control_request" => return Some(words::refusal(&line)),
             _ => {}
         }
         None
+    }
+
+    /// Messages of the user that were begun with since the last look, by their ids.
+    pub(super) fn begun(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.begun)
+    }
+
+    /// The answer was not the end: something else was said meanwhile.
+    pub(super) fn go_on(&mut self) {
+        self.steps_before += self.ending.take().map_or(0, |ending| ending.steps);
     }
 
     /// Whether the turn is over.
@@ -74,7 +82,7 @@ impl Stream {
 
     /// Calls of the model, as the program counts them.
     pub(super) fn steps(&self) -> u64 {
-        self.ending.as_ref().map_or(0, |ending| ending.steps)
+        self.steps_before + self.ending.as_ref().map_or(0, |ending| ending.steps)
     }
 
     fn piece(&mut self, event: &Value, transcript: &mut Transcript<'_>) {
@@ -97,7 +105,8 @@ impl Stream {
         for block in message["content"].as_array().into_iter().flatten() {
             let word = |name: &str| block[name].as_str().unwrap_or_default();
             match (word("type"), helper_of) {
-                ("text", Some(call)) => transcript.tool_output(call, &format!("{}\n", word("text"))),
+                ("text" | "thinking", Some(call)) => transcript.tool_output(call, &format!("{}\n", word(word("type")))),
+                ("tool_use", Some(call)) => transcript.tool_output(call, &helping(word("name"), &block["input"])),
                 // The pieces of one block come before it, and those of the next after it.
                 ("text", None) if !std::mem::take(&mut self.has_text) => transcript.text(word("text")),
                 ("thinking", None) if !std::mem::take(&mut self.has_thinking) => transcript.reasoning(word("thinking")),
@@ -127,6 +136,12 @@ impl Stream {
     }
 }
 
+/// What a helper does, in a line.
+fn helping(name: &str, input: &Value) -> String {
+    let input: String = input.to_string().chars().take(HELPING_MAX).collect();
+    format!("[{name} {input}]\n")
+}
+
 /// The text of a tool's result, which is a text or a list of blocks.
 fn text_of(content: &Value) -> String {
     match content {
@@ -152,15 +167,12 @@ fn system(line: &Value, transcript: &Transcript<'_>) {
             let error = line["error"].as_str().unwrap_or("a call failed");
             transcript.status("model", &format!("{error}; trying again"));
         }
+        Some("status") if line["status"] == "compacting" => {
+            transcript.status("claude_code", "the conversation is summed up to fit");
+        }
         Some("compact_boundary") => transcript.status("claude_code", "the conversation was summed up to fit"),
         _ => {}
     }
-}
-
-/// It asks for what only a person at a terminal could answer, and waits until it hears something.
-fn refusal(line: &Value) -> String {
-    let response = json!({"subtype": "error", "request_id": line["request_id"], "error": "nobody is here to answer"});
-    json!({"type": "control_response", "response": response}).to_string() + "\n"
 }
 
 impl Ending {
@@ -207,3 +219,6 @@ impl Ending {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -5,7 +5,7 @@ const LINE_MAX: usize = 16 << 20;
 
 /// Splits bytes into lines.
 #[derive(Debug, Default)]
-pub(super) struct Lines {
+pub(crate) struct Lines {
     pending: Vec<u8>,
     /// The line under way is longer than it may be.
     is_lost: bool,
@@ -14,7 +14,7 @@ pub(super) struct Lines {
 impl Lines {
     /// Takes in the next bytes and hands on every line that is whole now, without its end. A line that is too long is
     /// left out.
-    pub(super) fn push(&mut self, mut bytes: &[u8], mut take: impl FnMut(&[u8])) {
+    pub(crate) fn push(&mut self, mut bytes: &[u8], mut take: impl FnMut(&[u8])) {
         while let Some(at) = bytes.iter().position(|byte| *byte == b'\n') {
             let (line, rest) = bytes.split_at(at);
             bytes = rest.get(1..).unwrap_or_default();
@@ -28,14 +28,14 @@ impl Lines {
     }
 
     /// The last line, when it has no end.
-    pub(super) fn finish(&mut self) -> Option<Vec<u8>> {
+    pub(crate) fn finish(&mut self) -> Option<Vec<u8>> {
         let last = std::mem::take(&mut self.pending);
         let is_lost = std::mem::take(&mut self.is_lost);
         (!is_lost && !last.is_empty()).then_some(last)
     }
 
     /// Bytes are missing: the line under way is worth nothing.
-    pub(super) fn cut(&mut self) {
+    pub(crate) fn cut(&mut self) {
         self.pending = Vec::new();
         self.is_lost = true;
     }

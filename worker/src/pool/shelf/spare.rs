@@ -1,0 +1,86 @@
+//! A shelf's spares: which are there, and which to prepare.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::{Shelf, State, Warm, count, counts};
+use crate::claude::{Process, Recipe};
+use crate::environment;
+use crate::pool::held::Creating;
+use crate::pool::plan::{self, Pace};
+use crate::pool::spares::Preparing;
+
+impl Shelf {
+    /// Remembers that Claude Code is started in this way.
+    pub(in crate::pool) fn remember(&self, recipe: &Recipe) {
+        let now = self.epoch.elapsed();
+        self.lock().spares.remember(recipe, now);
+        self.wake.notify_one();
+    }
+
+    /// Does not start it in this way any more until somebody asks for it.
+    pub(in crate::pool) fn forget(&self, recipe: &Recipe) {
+        self.lock().spares.forget(recipe);
+    }
+
+    /// How many warm ones have Claude Code in them.
+    pub(in crate::pool) fn spares(&self) -> u32 {
+        count(self.lock().warm.iter().filter(|warm| warm.resident.is_some()).count())
+    }
+
+    /// A spare that is to be started now, in a sandbox that is taken off for it; or when to look again.
+    pub(in crate::pool) fn plan_spare(
+        self: &Arc<Self>,
+        pace: &Pace,
+    ) -> (Option<(Preparing, Warm, Creating)>, Option<Instant>) {
+        let now = self.epoch.elapsed();
+        let mut state = self.lock();
+        let state = &mut *state;
+        let waiting = counts(state).waiting;
+        let there = state.warm.iter().filter_map(|warm| warm.resident.as_ref());
+        let there: Vec<&Recipe> = there.map(Process::recipe).collect();
+        let Some(recipe) = state.spares.missing(&there, &self.environment.warm, now) else {
+            return (None, None);
+        };
+        if let Some(at) = plan::refill_at(state.recent, pace).filter(|at| *at > now) {
+            return (None, Some(self.epoch + at));
+        }
+        let unwanted = |warm: &Warm| match &warm.resident {
+            Some(resident) => !state.spares.wants(resident.recipe(), &self.environment.warm, now),
+            None => true,
+        };
+        let found = state.warm.iter().position(|warm| warm.resident.is_none());
+        let Some(index) = found
+            .or_else(|| state.warm.iter().position(unwanted))
+            .filter(|_| waiting == 0)
+        else {
+            return (None, None);
+        };
+        let Some(warm) = state.warm.remove(index) else {
+            return (None, None);
+        };
+        let preparing = Preparing::counted(self, &mut state.spares, recipe);
+        (
+            Some((preparing, warm, Creating::counted(self, &mut state.counts))),
+            None,
+        )
+    }
+
+    /// A spare is not being prepared any more.
+    pub(in crate::pool) fn prepared(&self, recipe: &Recipe) {
+        self.lock().spares.prepared(recipe);
+    }
+}
+
+impl State {
+    /// How many are kept ready now: where Claude Code is in use, one for each of its spares too.
+    pub(super) fn floor(&self, warm: &environment::Warm, now: Duration) -> environment::Warm {
+        let spares = self.spares.wanted(warm, now);
+        environment::Warm {
+            size: warm.size.max(spares).min(warm.max),
+            ..warm.clone()
+        }
+    }
+}
