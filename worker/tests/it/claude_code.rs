@@ -39,12 +39,12 @@ fn script() -> Value {
         {"when": {"user_contains": "what did I say"}, "reply": [{"text": "You said: {{user}}"}]},
         {"when": {"user_contains": "for ever"}, "reply": [{"text": "again "}, bash("true")]},
         {"when": {"user_contains": "slowly"}, "reply": [{"text": "one moment "}, {"wait": "60s"}, {"text": "done"}]},
-        {"when": {"user_contains": "steal it", "step": 0}, "reply": [
+        {"when": {"user_contains": "take the zebra", "step": 0}, "reply": [
             bash("cat /proc/[0-9]*/environ 2>/dev/null | tr '\\0' '\\n' | grep -m 1 ^ANTHROPIC_API_KEY= | cut -d= -f2 | tee token.txt")]},
-        {"when": {"user_contains": "use it", "step": 0}, "reply": [
+        {"when": {"user_contains": "show the zebra", "step": 0}, "reply": [
             bash(&format!("cat > probe.py <<'END'\n{PROBE}END\npython3 probe.py \"$(cat token.txt)\""))]},
-        {"when": {"user_contains": "steal it"}, "reply": [{"text": "{{output}}"}]},
-        {"when": {"user_contains": "use it"}, "reply": [{"text": "{{output}}"}]},
+        {"when": {"user_contains": "take the zebra"}, "reply": [{"text": "{{output}}"}]},
+        {"when": {"user_contains": "show the zebra"}, "reply": [{"text": "{{output}}"}]},
         {"when": {"user_contains": "rather"}, "reply": [{"text": "You said: {{user}}"}]},
         {"when": {"user_contains": "sleep long"}, "reply": [{"text": "Soon. "}, bash("sleep 100; echo rested")]},
         {"when": {"user_contains": "nap", "step": 0}, "reply": [{"text": "Soon. "}, bash("sleep 3; echo rested")]},
@@ -608,6 +608,17 @@ async fn files_of_a_run_are_there_and_images_are_seen(pool: PgPool) {
     bench.end().await;
 }
 
+/// What its tools printed.
+fn printed(done: &Done) -> String {
+    done.result();
+    let output = |body: &EventBody| match body {
+        EventBody::ToolFinished { output, .. } => output.as_str().map(str::to_owned),
+        _ => None,
+    };
+    let printed: Vec<String> = done.said.iter().filter_map(output).collect();
+    printed.join("\n").trim().to_owned()
+}
+
 /// Asks the gateway with a token of one's own choice; prints the status.
 const PROBE: &str = "\
 import os, sys, urllib.request, urllib.error
@@ -637,8 +648,8 @@ async fn a_token_that_was_taken_along_opens_nothing(pool: PgPool) {
         ..AgentDefinition::default()
     };
     let text = |done: &Done| done.result()["text"].as_str().unwrap().trim().to_owned();
-    let done = turn_of(&bench, talk, &claude, "steal it", None).await;
-    let token = text(&done);
+    let done = turn_of(&bench, talk, &claude, "take the zebra", None).await;
+    let token = printed(&done);
     assert!(token.starts_with("hothouse-"), "{token}");
     done.settle().await;
 
@@ -648,16 +659,16 @@ async fn a_token_that_was_taken_along_opens_nothing(pool: PgPool) {
     assert_eq!(text(&done), "401");
     done.settle().await;
     // It is that of the process: it is good for the turn that the process serves, and metered there.
-    let done = turn_of(&bench, talk, &claude, "use it", None).await;
-    assert_eq!((how(&done), text(&done)), ("kept", "200".to_owned()));
+    let done = turn_of(&bench, talk, &claude, "show the zebra", None).await;
+    assert_eq!((how(&done), printed(&done)), ("kept", "200".to_owned()));
     done.settle().await;
     // Without the process it is nothing, in the same sandbox and for the same conversation.
     let again = AgentDefinition {
         instructions: "be verbose".to_owned(),
         ..claude
     };
-    let done = turn_of(&bench, talk, &again, "use it", None).await;
-    assert_eq!((how(&done), text(&done)), ("resumed", "401".to_owned()));
+    let done = turn_of(&bench, talk, &again, "show the zebra", None).await;
+    assert_eq!((how(&done), printed(&done)), ("resumed", "401".to_owned()));
     done.settle().await;
     let done = turn_of(&bench, talk, &probe(&token), "x", None).await;
     assert_eq!(text(&done), "401");
