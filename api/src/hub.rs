@@ -9,9 +9,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use common::ids::JobId;
-use common::queue::{Channel, Queue};
+use common::queue::{Channel, Hint, Queue};
 use futures_util::StreamExt;
-use tokio::sync::{Notify, broadcast};
+use tokio::sync::{broadcast, watch};
 use tokio_util::sync::CancellationToken;
 
 /// Time between two attempts to subscribe.
@@ -31,8 +31,17 @@ pub struct Hub {
 
 #[derive(Debug)]
 struct Watch {
-    woken: Arc<Notify>,
+    told: watch::Sender<Told>,
     followers: usize,
+}
+
+/// What was said of a job since it is followed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Told {
+    /// Its log has events up to this number at least.
+    pub seq: u64,
+    /// How often it may have changed in a way that no number tells.
+    pub changes: u64,
 }
 
 /// The interest of one reader in one job; it ends when this is dropped.
@@ -40,7 +49,7 @@ struct Watch {
 pub struct Follower {
     hub: Hub,
     job_id: JobId,
-    woken: Arc<Notify>,
+    told: watch::Receiver<Told>,
 }
 
 impl Default for Hub {
@@ -64,14 +73,14 @@ impl Hub {
     pub fn follow(&self, job_id: JobId) -> Follower {
         let mut followers = self.followers.lock().unwrap_or_else(PoisonError::into_inner);
         let watch = followers.entry(job_id).or_insert_with(|| Watch {
-            woken: Arc::default(),
+            told: watch::Sender::default(),
             followers: 0,
         });
         watch.followers += 1;
         Follower {
             hub: self.clone(),
             job_id,
-            woken: Arc::clone(&watch.woken),
+            told: watch.told.subscribe(),
         }
     }
 
@@ -89,11 +98,19 @@ impl Hub {
         self.feed.subscribe()
     }
 
-    /// Wakes whoever follows a job.
-    pub fn hint(&self, job_id: JobId) {
+    /// Wakes whoever follows a job, and makes them look at its row.
+    pub fn changed(&self, job_id: JobId) {
+        self.tell(job_id, |told| told.changes += 1);
+    }
+
+    fn hint(&self, hint: Hint) {
+        self.tell(hint.job_id, |told| told.seq = told.seq.max(hint.seq));
+    }
+
+    fn tell(&self, job_id: JobId, what: impl FnOnce(&mut Told)) {
         let followers = self.followers.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(watch) = followers.get(&job_id) {
-            watch.woken.notify_waiters();
+            watch.told.send_modify(what);
         }
         drop(followers);
         self.announce(job_id);
@@ -108,7 +125,9 @@ impl Hub {
 
     fn wake_all(&self) {
         let followers = self.followers.lock().unwrap_or_else(PoisonError::into_inner);
-        followers.values().for_each(|watch| watch.woken.notify_waiters());
+        for watch in followers.values() {
+            watch.told.send_modify(|told| told.changes += 1);
+        }
     }
 
     /// Jobs that somebody follows.
@@ -146,7 +165,7 @@ impl Hub {
         self.is_connected.store(true, Ordering::Relaxed);
         self.wake_all();
         while let Some(hint) = hints.next().await {
-            self.hint(hint.job_id);
+            self.hint(hint);
         }
         self.is_connected.store(false, Ordering::Relaxed);
         Ok(())
@@ -154,10 +173,18 @@ impl Hub {
 }
 
 impl Follower {
-    /// Waits until the job may have changed since `pause` was made. Create the future before reading, so that a hint
-    /// which comes during the read is not missed.
-    pub fn woken(&self) -> tokio::sync::futures::Notified<'_> {
-        self.woken.notified()
+    /// What was said until now; [`Self::woken`] waits for more. Ask before reading, so that a hint which comes during the
+    /// read is not missed.
+    pub fn told(&mut self) -> Told {
+        *self.told.borrow_and_update()
+    }
+
+    /// Waits until something was said since [`Self::told`].
+    pub async fn woken(&mut self) {
+        if self.told.changed().await.is_err() {
+            // The hub keeps the sender as long as anybody follows.
+            std::future::pending::<()>().await;
+        }
     }
 }
 
@@ -175,19 +202,25 @@ impl Drop for Follower {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt as _;
+
     use super::*;
 
     #[tokio::test]
     async fn a_hint_during_a_read_is_not_missed() {
         let hub = Hub::new();
         let (one, other) = (JobId::new(), JobId::new());
-        let follower = hub.follow(one);
-        let mut woken = std::pin::pin!(follower.woken());
-        woken.as_mut().enable();
-        hub.hint(other);
-        assert!(futures_util::poll!(woken.as_mut()).is_pending());
-        hub.hint(one);
-        assert!(futures_util::poll!(woken.as_mut()).is_ready());
+        let mut follower = hub.follow(one);
+        assert_eq!(follower.told(), Told::default());
+        hub.hint(Hint { job_id: other, seq: 9 });
+        assert!(follower.woken().now_or_never().is_none());
+        hub.hint(Hint { job_id: one, seq: 7 });
+        hub.hint(Hint { job_id: one, seq: 6 });
+        follower.woken().now_or_never().unwrap();
+        assert_eq!(follower.told(), Told { seq: 7, changes: 0 });
+        hub.changed(one);
+        follower.woken().now_or_never().unwrap();
+        assert_eq!(follower.told().changes, 1);
     }
 
     #[tokio::test]

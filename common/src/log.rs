@@ -63,6 +63,20 @@ impl Log {
         Ok(Some(assemble(&detail, after, written, more, tail, limit)))
     }
 
+    /// The events that follow number `after` without a hole in the live tail, when there are any. A reader that has
+    /// everything up to `after` misses nothing by them; without them it takes [`Self::read`].
+    pub async fn continued(&self, tenant_id: TenantId, job_id: JobId, after: u64) -> Option<Page> {
+        let mut events = self.queue.tail(tenant_id, job_id, after).await.ok()?;
+        let follows = |(place, event): (u64, &Event)| event.seq == after + 1 + place;
+        let whole = (0..).zip(&events).take_while(|pair| follows(*pair)).count();
+        events.truncate(whole);
+        (!events.is_empty()).then_some(Page {
+            events,
+            more: false,
+            ended: false,
+        })
+    }
+
     /// The live part, until there is no more or a page is full; nothing while Redis is away.
     async fn tail(&self, tenant_id: TenantId, job_id: JobId, after: u64, limit: usize) -> Vec<Event> {
         let mut tail: Vec<Event> = Vec::new();

@@ -19,7 +19,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::task::TaskTracker;
 
 use crate::consumer::held::{Held, HeldAttempt, Holding, Stop, allowed};
-use crate::events::{EventLog, LogTarget, Unwritten};
+use crate::events::{EventLog, LogTarget, Outlets, Unwritten};
 use crate::executor::{Context, Ended, Machine};
 use crate::settle::{Settled, Settler};
 
@@ -32,8 +32,8 @@ pub struct Attempts {
 #[derive(Debug)]
 struct Inner {
     worker_id: WorkerId,
-    store: Store,
     queue: Queue,
+    outlets: Outlets,
     clock: Clock,
     held: Held,
     settler: Settler,
@@ -79,11 +79,12 @@ impl Attempts {
             run_on,
             tracker,
         } = parts;
+        let outlets = Outlets::spawn(worker_id, store, queue.clone(), &tracker);
         Self {
             inner: Arc::new(Inner {
                 worker_id,
-                store,
                 queue,
+                outlets,
                 clock,
                 held,
                 settler,
@@ -141,8 +142,7 @@ impl Inner {
             job_id: job.id,
             attempt: job.attempt,
             worker_id: self.worker_id,
-            queue: self.queue.clone(),
-            store: self.store.clone(),
+            outlets: self.outlets.clone(),
             clock: self.clock.clone(),
         };
         let log = EventLog::begin(target, started, &self.tracker);
@@ -223,9 +223,10 @@ impl Inner {
         let (chunk, seq) = last_events(job, self.worker_id, unwritten, &decision, &ended.approvals, now);
         let mut usage = job.usage.clone();
         usage.add(&ended.usage);
-        // An attempt that is followed by another says everything again.
-        let is_over = matches!(decision, Decision::Succeed | Decision::Fail(_) | Decision::Cancel);
-        let messages = if is_over { ended.messages } else { Vec::new() };
+        // An attempt that is followed by another says everything again, but for one that waits: what it said stands, also
+        // when the job is cancelled before there is another.
+        let is_said_again = matches!(decision, Decision::RetryAt(..) | Decision::GiveBack);
+        let messages = if is_said_again { Vec::new() } else { ended.messages };
         let turn = job.conversation_id.map(|id| TurnEnd {
             conversation_id: id,
             answers: ended.answers,

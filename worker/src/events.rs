@@ -2,10 +2,11 @@
 //!
 //! The holder of the attempt numbers its events from the number of its `started`, which the claim took. Events are
 //! flushed to Redis every 25 ms or 1 KiB, and written to Postgres every 256 KiB, 5 s or
-//! [`UNWRITTEN_MAX`](common::job::event::UNWRITTEN_MAX) / 2 events. An attempt that says nothing costs nothing: there is
+//! [`UNWRITTEN_MAX`](common::job::event::UNWRITTEN_MAX) / 2 events, in batches with those of other attempts ([`Outlets`]). An attempt that says nothing costs nothing: there is
 //! no log then, and its `started` is in its row.
 
 mod buffer;
+mod outlets;
 mod writer;
 
 use std::sync::Arc;
@@ -14,6 +15,7 @@ use common::job::event::{Event, EventBody};
 use tokio::task::JoinHandle;
 
 pub use buffer::Sink;
+pub use outlets::Outlets;
 use writer::Writer;
 pub use writer::{LogTarget, Unwritten};
 

@@ -156,7 +156,7 @@ async fn answer(
             if job.state.name() == StateName::Queued {
                 app.submitter().dispatch(vec![Dispatch::from_job(&job)]);
             }
-            app.hub().hint(job.id);
+            app.hub().changed(job.id);
             Ok(Json(ApprovalView::from(*approval)).into_response())
         }
         Answered::Closed(approval) => {

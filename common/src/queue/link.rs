@@ -53,7 +53,16 @@ impl Links {
 impl Queue {
     /// The shared connection, made when there is none. It must not carry what blocks.
     pub(super) async fn link(&self) -> Result<Link, Error> {
-        if let Some(link) = self.inner.links.present() {
+        self.link_of(&self.inner.links).await
+    }
+
+    /// The one of those who read logs: what they are given is long, and no script waits behind it.
+    pub(super) async fn reading_link(&self) -> Result<Link, Error> {
+        self.link_of(&self.inner.reading_links).await
+    }
+
+    async fn link_of(&self, links: &Links) -> Result<Link, Error> {
+        if let Some(link) = links.present() {
             return Ok(link);
         }
         let config = redis::AsyncConnectionConfig::new()
@@ -62,7 +71,7 @@ impl Queue {
         let client = &self.inner.client;
         let made = client.get_multiplexed_async_connection_with_config(&config);
         match tokio::time::timeout(self.inner.response_timeout, made).await {
-            Ok(made) => Ok(self.inner.links.keep(made?)),
+            Ok(made) => Ok(links.keep(made?)),
             Err(_) => Err(Error::Slow),
         }
     }

@@ -64,8 +64,8 @@ pub use error::Error;
 pub use gate::{FOREVER_MS, Gate, GateLimit, Hold};
 pub use generation::{Begun, Generation};
 pub use lease::{Acked, Beat, Expired, Keeps};
-pub use log::Appended;
 pub(crate) use log::READ_MAX;
+pub use log::{Append, Appended};
 pub use statistics::Statistics;
 pub use subscribe::{Channel, Hint};
 pub use wake::Waker;
@@ -85,6 +85,7 @@ pub struct Queue {
 struct Inner {
     pool: Pool,
     links: Links,
+    reading_links: Links,
     client: redis::Client,
     prefix: String,
     shards: u16,
@@ -123,6 +124,7 @@ impl Queue {
             inner: Arc::new(Inner {
                 pool,
                 links: Links::default(),
+                reading_links: Links::default(),
                 client,
                 prefix: redis.prefix.clone(),
                 shards: redis.shards,

@@ -1,9 +1,11 @@
 //! The written part of event logs: chunks of JSON lines, compressed when that pays.
 
+use std::collections::HashSet;
+
 use sqlx::{PgConnection, Row};
 use uuid::Uuid;
 
-use super::row::bigint;
+use super::row::{bigint, int};
 use super::{Error, Store};
 use crate::ids::{JobId, WorkerId};
 use crate::job::event::Event;
@@ -24,6 +26,11 @@ pub struct Chunk {
 }
 
 impl Chunk {
+    /// Whose events.
+    pub fn job_id(&self) -> JobId {
+        self.job_id
+    }
+
     /// Packs events, which are in order. `None` when there are none.
     pub fn pack(job_id: JobId, events: &[Event]) -> Option<Self> {
         let (first, last) = (events.first()?, events.last()?);
@@ -93,32 +100,52 @@ impl Store {
         }
     }
 
-    /// Writes a chunk of an attempt that is still the caller's. Repeating it, even with more events after the same first
-    /// one, leaves one chunk: a commit whose answer was lost is tried again.
+    /// Writes a chunk of an attempt that is still the caller's: see [`Self::append_chunks`].
     ///
     /// # Errors
     /// [`Error::LeaseLost`] when the attempt is not current any more.
     pub async fn append_chunk(&self, chunk: &Chunk, attempt: u32, worker_id: WorkerId) -> Result<(), Error> {
+        let written = self.append_chunks(worker_id, &[(chunk.clone(), attempt)]).await?;
+        written.contains(&chunk.job_id).then_some(()).ok_or(Error::LeaseLost)
+    }
+
+    /// Writes chunks of attempts, each of another job, as far as they are still the caller's; answers the jobs of those.
+    /// Repeating it, even with more events after the same first one, leaves one chunk: a commit whose answer was lost is
+    /// tried again.
+    ///
+    /// # Errors
+    /// When Postgres is away: then none is written.
+    pub async fn append_chunks(&self, worker_id: WorkerId, chunks: &[(Chunk, u32)]) -> Result<HashSet<JobId>, Error> {
         self.within(async {
-            let written = sqlx::query(
+            let all = |value: fn(&Chunk) -> i64| chunks.iter().map(|(chunk, _)| value(chunk)).collect::<Vec<_>>();
+            let written: Vec<Uuid> = sqlx::query_scalar(
                 "insert into job_events (job_id, first_seq, last_seq, data)
-                 select $1, $2, $3, $4 from jobs
-                 where id = $1 and state = 'running' and attempt = $5 and worker_id = $6
-                 on conflict (job_id, first_seq) do update set last_seq = excluded.last_seq, data = excluded.data",
+                 select c.job_id, c.first_seq, c.last_seq, c.data
+                 from unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::bytea[], $5::int[])
+                    as c (job_id, first_seq, last_seq, data, attempt)
+                 join jobs j on j.id = c.job_id and j.state = 'running' and j.attempt = c.attempt and j.worker_id = $6
+                 on conflict (job_id, first_seq) do update set last_seq = excluded.last_seq, data = excluded.data
+                 returning job_id",
             )
-            .bind(chunk.job_id)
-            .bind(bigint(chunk.first_seq))
-            .bind(bigint(chunk.last_seq))
-            .bind(&chunk.data)
-            .bind(super::row::int(attempt))
+            .bind(
+                chunks
+                    .iter()
+                    .map(|(chunk, _)| chunk.job_id.uuid())
+                    .collect::<Vec<Uuid>>(),
+            )
+            .bind(all(|chunk| bigint(chunk.first_seq)))
+            .bind(all(|chunk| bigint(chunk.last_seq)))
+            .bind(
+                chunks
+                    .iter()
+                    .map(|(chunk, _)| chunk.data.as_slice())
+                    .collect::<Vec<_>>(),
+            )
+            .bind(chunks.iter().map(|(_, attempt)| int(*attempt)).collect::<Vec<_>>())
             .bind(worker_id)
-            .execute(self.pool())
+            .fetch_all(self.pool())
             .await?;
-            if written.rows_affected() == 1 {
-                Ok(())
-            } else {
-                Err(Error::LeaseLost)
-            }
+            Ok(written.into_iter().map(JobId).collect())
         })
         .await
     }

@@ -6,7 +6,7 @@ use crate::job::decision::Decision;
 use crate::job::event::{Event, EventBody};
 use crate::job::spec::SlotClass;
 use crate::job::{Failure, FailureCode, NewJob, Usage, Wait};
-use crate::queue::{Acked, Appended, Beat, Dispatch, Error as QueueError, Keeps, Mode, Want};
+use crate::queue::{Acked, Append, Appended, Beat, Dispatch, Error as QueueError, Keeps, Mode, Want};
 use crate::store::claim::{Claim, Claimed};
 use crate::store::events::Chunk;
 use crate::store::settle::{Settlement, TurnEnd};
@@ -262,11 +262,20 @@ impl TestWorker {
     /// Appends events to the live log; `written` is the last number that Postgres has.
     pub async fn append(&self, claimed: &Claimed, written: u64, events: &[Event]) -> Appended {
         let job = &claimed.job;
-        self.env
-            .queue
-            .append(job.tenant_id, job.id, (job.attempt, self.id), written, events)
-            .await
-            .unwrap()
+        let Some(first) = events.first() else {
+            return Appended::Ok;
+        };
+        let log = Append {
+            tenant_id: job.tenant_id,
+            job_id: job.id,
+            attempt: job.attempt,
+            worker_id: self.id,
+            written,
+            first_seq: first.seq,
+            events: Append::pack(events).unwrap(),
+        };
+        let shard = self.env.queue.shard_of(job.tenant_id);
+        self.env.queue.append(shard, &[log]).await.unwrap()[0]
     }
 }
 

@@ -5,11 +5,11 @@ use std::time::{Duration, Instant};
 use common::clock::Clock;
 use common::ids::{JobId, TenantId, WorkerId};
 use common::job::event::{Event, EventBody, UNWRITTEN_MAX};
-use common::queue::{Appended, Queue};
+use common::queue::{Append, Appended};
 use common::store::events::Chunk;
-use common::store::{Class, Store};
 
 use super::buffer::{Said, Sink, size};
+use super::outlets::{Outlets, Written};
 
 /// Least time between two flushes to Redis, unless there is much to say.
 const FLUSH_AFTER: Duration = Duration::from_millis(25);
@@ -40,10 +40,8 @@ pub struct LogTarget {
     pub attempt: u32,
     /// The fence.
     pub worker_id: WorkerId,
-    /// The live tail.
-    pub queue: Queue,
-    /// The written part.
-    pub store: Store,
+    /// The live tail and the written part.
+    pub outlets: Outlets,
     /// When things happen.
     pub clock: Clock,
 }
@@ -179,30 +177,35 @@ impl Writer {
 
     /// Appends to Redis what it does not have; while it is away, the next flush does.
     async fn append(&mut self) {
-        let (tenant, job) = (self.target.tenant_id, self.target.job_id);
-        let fence = (self.target.attempt, self.target.worker_id);
         let from = self.unwritten.partition_point(|event| event.seq <= self.appended);
         if from == self.unwritten.len() || self.lost {
             return;
         }
-        let mut outcome = self
-            .target
-            .queue
-            .append(tenant, job, fence, self.written, &self.unwritten[from..])
-            .await;
-        if matches!(outcome, Ok(Appended::NeedsSeed)) {
-            outcome = self
-                .target
-                .queue
-                .append(tenant, job, fence, self.written, &self.unwritten)
-                .await;
+        let mut outcome = self.append_from(from).await;
+        if outcome == Some(Appended::NeedsSeed) {
+            outcome = self.append_from(0).await;
         }
         match outcome {
-            Ok(Appended::Ok) => self.appended = self.last,
-            Ok(Appended::Lost) => self.lost = true,
-            Ok(Appended::Unknown | Appended::NeedsSeed) => {}
-            Err(error) => tracing::debug!(job_id = %job, %error, "events wait for Redis"),
+            Some(Appended::Ok) => self.appended = self.last,
+            Some(Appended::Lost) => self.lost = true,
+            Some(Appended::Unknown | Appended::NeedsSeed) | None => {}
         }
+    }
+
+    async fn append_from(&self, from: usize) -> Option<Appended> {
+        let (target, events) = (&self.target, self.unwritten.get(from..)?);
+        let packed = Append::pack(events)
+            .inspect_err(|error| tracing::error!(%error, job_id = %target.job_id, "events cannot be appended"));
+        let log = Append {
+            tenant_id: target.tenant_id,
+            job_id: target.job_id,
+            attempt: target.attempt,
+            worker_id: target.worker_id,
+            written: self.written,
+            first_seq: events.first()?.seq,
+            events: packed.ok()?,
+        };
+        target.outlets.append(log).await
     }
 
     fn unwritten_len(&self) -> u64 {
@@ -223,25 +226,18 @@ impl Writer {
         let Some(chunk) = Chunk::pack(self.target.job_id, &self.unwritten) else {
             return;
         };
-        match self
-            .target
-            .store
-            .append_chunk(&chunk, self.target.attempt, self.target.worker_id)
-            .await
-        {
-            Ok(()) => {
+        let target = &self.target;
+        match target.outlets.write(chunk, target.attempt).await {
+            Written::Yes => {
                 self.written = self.last;
                 self.unwritten.clear();
                 self.bytes = 0;
-                let target = &self.target;
-                if let Err(error) = target.queue.trim(target.tenant_id, target.job_id, self.written).await {
-                    tracing::debug!(%error, "the log's tail is not trimmed");
-                }
+                target.outlets.trim(target.tenant_id, target.job_id, self.written).await;
             }
-            Err(error) if error.class() == Class::LeaseLost => self.lost = true,
-            Err(error) => {
-                tracing::warn!(job_id = %self.target.job_id, %error, "events wait for Postgres");
-                // Not at every flush: Postgres is away, and what waits is bounded by the log's cap.
+            Written::Lost => self.lost = true,
+            // Not at every flush: Postgres is away, and what waits is bounded by the log's cap.
+            Written::NotYet => {
+                tracing::warn!(job_id = %target.job_id, "events wait for Postgres");
                 self.since = Instant::now();
             }
         }

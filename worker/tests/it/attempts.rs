@@ -26,7 +26,7 @@ use uuid::Uuid;
 use worker::consumer::held::{Orders, Stop};
 use worker::egress::Settings;
 use worker::environment::{Environment, Environments};
-use worker::events::{EventLog, LogTarget};
+use worker::events::{EventLog, LogTarget, Outlets};
 use worker::executor::{Context, Ended, Machine, Means, execute};
 use worker::model;
 use worker::pool::{self, Pool};
@@ -152,8 +152,12 @@ impl Bench {
             job_id: job.id,
             attempt: job.attempt,
             worker_id: worker.id,
-            queue: self.env.queue.clone(),
-            store: self.env.store.clone(),
+            outlets: Outlets::spawn(
+                worker.id,
+                self.env.store.clone(),
+                self.env.queue.clone(),
+                &TaskTracker::new(),
+            ),
             clock: clock.clone(),
         };
         let started = Event {
@@ -178,7 +182,8 @@ impl Bench {
             if let Some((name, stop)) = stop {
                 common::testing::eventually(Duration::from_secs(30), name, || async {
                     let events = self.env.events(job.tenant_id, job.id, 1000).await;
-                    events.iter().any(|event| event.body.name() == name).then_some(())
+                    let is_it = |event: &Event| event.attempt == job.attempt && event.body.name() == name;
+                    events.iter().any(is_it).then_some(())
                 })
                 .await;
                 orders.send_modify(|orders| orders.stop = Some(stop));

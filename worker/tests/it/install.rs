@@ -32,7 +32,7 @@ use uuid::Uuid;
 use worker::consumer::held::Orders;
 use worker::egress::Settings;
 use worker::environment::{Environment, Environments};
-use worker::events::{EventLog, LogTarget};
+use worker::events::{EventLog, LogTarget, Outlets};
 use worker::executor::{Context, Ended, Machine, Means, execute};
 use worker::model;
 use worker::pool::{self, Pool};
@@ -236,8 +236,12 @@ impl Bench {
             job_id: claimed.job.id,
             attempt: claimed.job.attempt,
             worker_id: worker.id,
-            queue: self.env.queue.clone(),
-            store: self.env.store.clone(),
+            outlets: Outlets::spawn(
+                worker.id,
+                self.env.store.clone(),
+                self.env.queue.clone(),
+                &TaskTracker::new(),
+            ),
             clock: self.env.clock.clock(),
         };
         let started = Event {

@@ -72,7 +72,7 @@ pub(super) async fn cancel_of(app: &App, tenant_id: TenantId, id: JobId) -> Resu
         if let Err(error) = told {
             tracing::debug!(%id, %error, "redis does not know of a cancelled job yet");
         }
-        app.hub().hint(id);
+        app.hub().changed(id);
         if job.state.is_terminal() && job.waits_for.is_some() {
             let orphaned = Orphaned {
                 tenant_id: job.tenant_id,

@@ -98,11 +98,10 @@ pub(crate) async fn read(app: &App, caller: &Caller, id: JobId) -> Result<JobDet
 /// The job when it has ended, or as it is when the time is over or the process stops.
 async fn ended(app: &App, caller: &Caller, id: JobId, wait: Duration) -> Result<JobDetail, Problem> {
     let deadline = Instant::now() + wait;
-    let follower = app.hub().follow(id);
+    let mut follower = app.hub().follow(id);
     let mut reads = 0;
     loop {
-        let mut woken = std::pin::pin!(follower.woken());
-        woken.as_mut().enable();
+        follower.told();
         let detail = read(app, caller, id).await?;
         if detail.job.state.is_terminal() || Instant::now() >= deadline || app.stopping().is_cancelled() {
             return Ok(detail);
@@ -113,7 +112,7 @@ async fn ended(app: &App, caller: &Caller, id: JobId, wait: Duration) -> Result<
         }
         let pause = app.hub().patience(app.config().http.heartbeat);
         tokio::select! {
-            () = woken => {}
+            () = follower.woken() => {}
             () = app.stopping().cancelled() => {}
             () = tokio::time::sleep_until((Instant::now() + pause).min(deadline)) => {}
         }
