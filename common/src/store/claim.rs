@@ -45,8 +45,12 @@ impl Store {
     ) -> Result<Vec<Claimed>, Error> {
         self.within(async {
             if claims.iter().any(|claim| claim.is_turn) {
-                let mut tx = self.pool().begin().await?;
+                let mut tx = self.pool().begin_planned().await?;
                 let free = take_turns(&mut tx, claims).await?;
+                // What follows names its jobs, and so its partitions.
+                sqlx::query("set local plan_cache_mode = force_custom_plan")
+                    .execute(&mut *tx)
+                    .await?;
                 let claimed = take(&mut tx, worker_id, &free, now).await?;
                 tx.commit().await?;
                 return Ok(claimed);

@@ -281,14 +281,20 @@ impl Store {
     /// # Errors
     /// When Postgres is away.
     pub async fn open_turns(&self, tenant_id: TenantId, id: ConversationId) -> Result<Vec<JobId>, Error> {
-        Ok(sqlx::query_scalar(
-            "select id from jobs where conversation_id = $1 and tenant_id = $2
-                and state in ('scheduled', 'queued', 'running', 'waiting', 'retrying') order by id",
-        )
-        .bind(id)
-        .bind(tenant_id)
-        .fetch_all(self.pool())
-        .await?)
+        self.within(async {
+            let mut tx = self.pool().begin_planned().await?;
+            let open = sqlx::query_scalar(
+                "select id from jobs where conversation_id = $1 and tenant_id = $2
+                    and state in ('scheduled', 'queued', 'running', 'waiting', 'retrying') order by id",
+            )
+            .bind(id)
+            .bind(tenant_id)
+            .fetch_all(&mut *tx)
+            .await?;
+            tx.commit().await?;
+            Ok(open)
+        })
+        .await
     }
 
     /// Adds a user's message and the job that answers it, in one transaction. The lock on the conversation's row makes
@@ -303,7 +309,7 @@ impl Store {
             reject_if_busy,
             idempotency,
         } = turn;
-        let mut tx = self.pool().begin().await?;
+        let mut tx = self.pool().begin_planned().await?;
         let position: Option<i64> = sqlx::query_scalar(
             "update conversations set position = position + 1, updated_at = $3,
                 title = case when title = '' then $4 else title end

@@ -41,6 +41,16 @@ impl Timed {
         self.pool.acquire().await
     }
 
+    /// Begins a transaction whose statements are planned once for each connection, whatever their values. Where a statement
+    /// must look into every partition anyway, as those about the jobs of a conversation must, planning it anew for each of
+    /// them takes longer than all else that a turn waits for.
+    pub(super) async fn begin_planned(&self) -> Result<Transaction<'static, Postgres>, Error> {
+        let begin = "begin; set local plan_cache_mode = force_generic_plan";
+        timeout(self.limit, self.pool.begin_with(begin))
+            .await
+            .unwrap_or(Err(Error::PoolTimedOut))
+    }
+
     /// Begins a transaction. What it does is limited by [`super::Store::within`].
     pub(super) async fn begin(&self) -> Result<Transaction<'static, Postgres>, Error> {
         timeout(self.limit, self.pool.begin())
