@@ -27,7 +27,7 @@ impl BranchAt {
 }
 
 impl Store {
-    /// Makes a branch with this id. `None` when the tenant has no such conversation, or it no such message.
+    /// Makes a branch with this id and title; that of the conversation when there is none. `None` when the tenant has no such conversation, or it no such message.
     ///
     /// # Errors
     /// When Postgres is away.
@@ -35,7 +35,7 @@ impl Store {
         &self,
         (tenant_id, from): (TenantId, ConversationId),
         at: BranchAt,
-        id: ConversationId,
+        (id, title): (ConversationId, Option<&str>),
         now: DateTime<Utc>,
     ) -> Result<Option<Conversation>, Error> {
         self.within(async {
@@ -57,13 +57,14 @@ impl Store {
             sqlx::query(
                 "insert into conversations (id, tenant_id, agent_id, agent, title, metadata, user_id, branched_from,
                     branched_at, created_at, updated_at)
-                 select $2, tenant_id, agent_id, agent, title, metadata, user_id, id, $3, $4, $4
+                 select $2, tenant_id, agent_id, agent, coalesce($5, title), metadata, user_id, id, $3, $4, $4
                  from conversations where id = $1",
             )
             .bind(from)
             .bind(id)
             .bind(at.message_id())
             .bind(now)
+            .bind(title)
             .execute(&mut *tx)
             .await?;
             copy_messages(&mut tx, from, id, until).await?;

@@ -184,7 +184,7 @@ async fn archives_that_nobody_uses_are_found_and_shared_ones_are_not(pool: PgPoo
     let at = BranchAt::Behind(asked.id);
     let of = (env.tenant_id, talk);
     env.store
-        .branch_conversation(of, at, branch, now)
+        .branch_conversation(of, at, (branch, None), now)
         .await
         .unwrap()
         .unwrap();

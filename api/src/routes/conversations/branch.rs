@@ -7,7 +7,7 @@ use axum::response::{IntoResponse, Response};
 use common::ids::{ConversationId, JobId, MessageId};
 use common::message::{Message, Part, Role};
 use common::store::branch::BranchAt;
-use common::store::conversations::{Conversation, ConversationPatch};
+use common::store::conversations::Conversation;
 use common::store::insert::Idempotency;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -100,18 +100,9 @@ pub(super) async fn branch(
     let message_id = request.message_id.ok_or_else(|| odd("is required"))?;
     let message_id: MessageId = message_id.parse().map_err(|_garbage| odd("is no message's id"))?;
     read(&app, &caller, id).await?;
-    let branch = make(&app, &caller, id, BranchAt::Behind(message_id)).await?;
-    let mut branch = branch.ok_or_else(|| odd("is no message of this conversation"))?;
-    if let Some(title) = request.title {
-        let patch = ConversationPatch {
-            title: Some(title),
-            ..ConversationPatch::default()
-        };
-        let named = app
-            .store()
-            .update_conversation(caller.tenant_id(), branch.id, &patch, app.clock().now());
-        branch = named.await?.unwrap_or(branch);
-    }
+    let at = BranchAt::Behind(message_id);
+    let branch = make(&app, &caller, id, at, request.title.as_deref()).await?;
+    let branch = branch.ok_or_else(|| odd("is no message of this conversation"))?;
     Ok(created(
         &format!("/conversations/{}", branch.id),
         &ConversationView::from(branch),
@@ -213,7 +204,7 @@ async fn again(
     parts: Vec<Part>,
     (fields, idempotency): (JobFields, Option<Idempotency>),
 ) -> Result<Response, Problem> {
-    let branch = make(app, caller, id, BranchAt::BeforeTurnOf(asked)).await?;
+    let branch = make(app, caller, id, BranchAt::BeforeTurnOf(asked), None).await?;
     let branch = branch.ok_or_else(|| Problem::not_found("message"))?;
     let message = Message::new(Role::User, parts, app.clock().now());
     let taken = take(app, caller, &branch, message, (fields, false), idempotency).await;
@@ -238,11 +229,17 @@ async fn again(
     }
 }
 
-async fn make(app: &App, caller: &Caller, from: ConversationId, at: BranchAt) -> Result<Option<Conversation>, Problem> {
+async fn make(
+    app: &App,
+    caller: &Caller,
+    from: ConversationId,
+    at: BranchAt,
+    title: Option<&str>,
+) -> Result<Option<Conversation>, Problem> {
     let (tenant_id, now) = (caller.tenant_id(), app.clock().now());
-    let id = ConversationId::new();
+    let new = (ConversationId::new(), title);
     // With the files as they are now: no version of before is kept.
-    Ok(app.store().branch_conversation((tenant_id, from), at, id, now).await?)
+    Ok(app.store().branch_conversation((tenant_id, from), at, new, now).await?)
 }
 
 fn answer(job_id: JobId, conversation: Conversation, job: JobView<'_>, message: &Message) -> Response {
