@@ -137,6 +137,11 @@ impl ModelRequest {
         }
     }
 
+    /// The agent's instructions, when there are any.
+    pub fn instructions(&self) -> Option<&str> {
+        (!self.system.trim().is_empty()).then_some(self.system.as_str())
+    }
+
     /// Bytes of everything that the model reads. No tokenizer makes more tokens of a text than it has bytes.
     pub fn bytes(&self) -> u64 {
         let of_part = |part: &Part| match part {

@@ -1,5 +1,7 @@
 //! The two wire formats and their four routes: what clients, the gateway and the scripted server agree on.
 
+pub(super) mod request;
+
 use common::message::Usage;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;

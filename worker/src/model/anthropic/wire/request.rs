@@ -3,7 +3,8 @@
 use common::message::{Message, Part, Role};
 use serde_json::{Value, json};
 
-use crate::model::{Attachment, ModelRequest, ToolDefinition};
+use crate::model::wire::request::{add_options, file, said};
+use crate::model::{ModelRequest, ToolDefinition};
 
 /// The body of `POST /v1/messages` for `model`, streaming.
 pub fn body(model: &str, request: &ModelRequest) -> Vec<u8> {
@@ -18,18 +19,10 @@ pub fn body(model: &str, request: &ModelRequest) -> Vec<u8> {
         "stream": true,
         "messages": messages,
     });
-    if !request.system.trim().is_empty() {
-        body["system"] = json!(request.system);
+    if let Some(system) = request.instructions() {
+        body["system"] = json!(system);
     }
-    if !request.tools.is_empty() {
-        body["tools"] = request.tools.iter().map(tool).collect();
-    }
-    if let Some(temperature) = request.temperature {
-        body["temperature"] = json!(temperature);
-    }
-    if !request.stop_sequences.is_empty() {
-        body["stop_sequences"] = json!(request.stop_sequences);
-    }
+    add_options(&mut body, request, tool, "stop_sequences");
     body.to_string().into_bytes()
 }
 
@@ -48,7 +41,7 @@ fn message(message: &Message, request: &ModelRequest) -> Option<Value> {
 
 fn block(part: &Part, request: &ModelRequest) -> Option<Value> {
     match part {
-        Part::Text { text } => Some(json!({"type": "text", "text": text})),
+        Part::Text { text } => Some(said(text)),
         Part::Reasoning {
             text,
             signature,
@@ -82,13 +75,10 @@ fn block(part: &Part, request: &ModelRequest) -> Option<Value> {
             }
             Some(block)
         }
-        Part::File { path, media_type, .. } => Some(match request.attachments.get(path) {
-            Some(image) => {
-                let source = json!({"type": "base64", "media_type": image.media_type, "data": image.base64()});
-                json!({"type": "image", "source": source})
-            }
-            None => json!({"type": "text", "text": Attachment::named(path, media_type.as_deref())}),
-        }),
+        Part::File { path, media_type, .. } => Some(file(request, path, media_type.as_deref(), |image| {
+            let source = json!({"type": "base64", "media_type": image.media_type, "data": image.base64()});
+            json!({"type": "image", "source": source})
+        })),
         Part::Status { .. } => None,
     }
 }
@@ -96,6 +86,7 @@ fn block(part: &Part, request: &ModelRequest) -> Option<Value> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::Attachment;
     use chrono::DateTime;
 
     fn request(messages: Vec<Message>) -> ModelRequest {

@@ -3,7 +3,8 @@
 use common::message::{Message, Part, Role};
 use serde_json::{Value, json};
 
-use crate::model::{Attachment, ModelRequest, ToolDefinition};
+use crate::model::wire::request::{add_options, file, said};
+use crate::model::{ModelRequest, ToolDefinition};
 
 /// How a server differs from others of the wire.
 #[derive(Clone, Copy, Debug)]
@@ -14,7 +15,9 @@ pub struct Dialect {
 
 /// The body of `POST /v1/chat/completions` for `model`, streaming.
 pub fn body(model: &str, request: &ModelRequest, dialect: Dialect) -> Vec<u8> {
-    let system = (!request.system.trim().is_empty()).then(|| json!({"role": "system", "content": request.system}));
+    let system = request
+        .instructions()
+        .map(|system| json!({"role": "system", "content": system}));
     let messages: Vec<Value> = system
         .into_iter()
         .chain(request.messages.iter().flat_map(|message| messages(message, request)))
@@ -31,15 +34,7 @@ pub fn body(model: &str, request: &ModelRequest, dialect: Dialect) -> Vec<u8> {
         "max_tokens"
     };
     body[most] = json!(request.max_output_tokens);
-    if !request.tools.is_empty() {
-        body["tools"] = request.tools.iter().map(tool).collect();
-    }
-    if let Some(temperature) = request.temperature {
-        body["temperature"] = json!(temperature);
-    }
-    if !request.stop_sequences.is_empty() {
-        body["stop"] = json!(request.stop_sequences);
-    }
+    add_options(&mut body, request, tool, "stop");
     body.to_string().into_bytes()
 }
 
@@ -82,12 +77,12 @@ fn call(part: &Part) -> Option<Value> {
 /// Results first, each a message of its own as the wire wants it directly after the calls; then what the user said.
 fn user(message: &Message, request: &ModelRequest) -> Vec<Value> {
     let mut sent: Vec<Value> = message.parts.iter().filter_map(result).collect();
-    let said: Vec<Value> = message.parts.iter().filter_map(|part| said(part, request)).collect();
+    let content: Vec<Value> = message.parts.iter().filter_map(|part| block(part, request)).collect();
     let is_text = |part: &Value| part["type"] == "text";
-    match &said[..] {
+    match &content[..] {
         [] => {}
         [one] if is_text(one) => sent.push(json!({"role": "user", "content": one["text"]})),
-        _ => sent.push(json!({"role": "user", "content": said})),
+        _ => sent.push(json!({"role": "user", "content": content})),
     }
     sent
 }
@@ -110,13 +105,15 @@ fn result(part: &Part) -> Option<Value> {
     Some(json!({"role": "tool", "tool_call_id": tool_call_id, "content": content}))
 }
 
-fn said(part: &Part, request: &ModelRequest) -> Option<Value> {
+fn block(part: &Part, request: &ModelRequest) -> Option<Value> {
     match part {
-        Part::Text { text } => Some(json!({"type": "text", "text": text})),
-        Part::File { path, media_type, .. } => Some(match request.attachments.get(path) {
-            Some(image) => json!({"type": "image_url", "image_url": {"url": image.data_url()}}),
-            None => json!({"type": "text", "text": Attachment::named(path, media_type.as_deref())}),
-        }),
+        Part::Text { text } => Some(said(text)),
+        Part::File { path, media_type, .. } => Some(file(
+            request,
+            path,
+            media_type.as_deref(),
+            |image| json!({"type": "image_url", "image_url": {"url": image.data_url()}}),
+        )),
         _ => None,
     }
 }
@@ -124,6 +121,7 @@ fn said(part: &Part, request: &ModelRequest) -> Option<Value> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::Attachment;
     use chrono::DateTime;
     use common::message::Role;
 
