@@ -95,12 +95,13 @@ pub(super) struct NewMessage<'a> {
     pub(super) message: &'a Message,
 }
 
-/// Adds a message. JSON goes as text: bound as JSON it would be checked as `jsonb`, which refuses NUL in strings.
+/// Adds a message, unless it is there: a turn that waited has written what it had said. JSON goes as text: bound as JSON it would be checked as `jsonb`, which refuses NUL in strings.
 pub(super) async fn write_message(connection: &mut PgConnection, new: &NewMessage<'_>) -> Result<(), Error> {
     let message = new.message;
     sqlx::query(
         "insert into messages (id, conversation_id, position, turn, role, parts, said, job_id, usage, created_at)
-         values ($1, $2, $3, $4, $5, $6::text::json, $7, $8, $9::text::json, $10)",
+         values ($1, $2, $3, $4, $5, $6::text::json, $7, $8, $9::text::json, $10)
+         on conflict (id) do nothing",
     )
     .bind(message.id)
     .bind(new.conversation_id)
