@@ -36,6 +36,67 @@ pub struct Price {
     pub cache_write_long: Option<Usd>,
     /// Tokens of answers, reasoning included.
     pub output: Usd,
+    /// What holds instead, for all tokens of a call, when its request is long.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub long: Option<Long>,
+}
+
+/// The price of calls whose requests are long: US dollars per million tokens.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Long {
+    /// Tokens of a request, those of caches included, above which it is long.
+    pub over: u64,
+    /// As in [`Price`].
+    pub input: Usd,
+    /// As in [`Price`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cache_read: Option<Usd>,
+    /// As in [`Price`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cache_write_short: Option<Usd>,
+    /// As in [`Price`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cache_write_long: Option<Usd>,
+    /// As in [`Price`].
+    pub output: Usd,
+}
+
+/// What one million tokens of each kind cost.
+#[derive(Clone, Copy, Debug)]
+struct Rates {
+    input: Usd,
+    cache_read: Usd,
+    cache_write_short: Usd,
+    cache_write_long: Usd,
+    output: Usd,
+}
+
+impl Rates {
+    fn new(input: Usd, [read, short, long]: [Option<Usd>; 3], output: Usd) -> Self {
+        let cache_write_short = short.unwrap_or(input);
+        Self {
+            input,
+            cache_read: read.unwrap_or(input),
+            cache_write_short,
+            cache_write_long: long.unwrap_or(cache_write_short),
+            output,
+        }
+    }
+
+    fn input_max(&self) -> Usd {
+        let of_caches = self.cache_read.max(self.cache_write_short).max(self.cache_write_long);
+        self.input.max(of_caches)
+    }
+}
+
+/// The most that a call can cost, per million tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bound {
+    /// Of its request, whatever caches do with it.
+    pub input: Usd,
+    /// Of its answer.
+    pub output: Usd,
 }
 
 #[derive(Deserialize)]
@@ -105,6 +166,7 @@ fn exactness(pattern: &str, name: &str) -> Option<usize> {
 impl Price {
     /// What a call costs.
     pub fn cost(&self, usage: &Usage) -> Usd {
+        let rates = self.rates(usage.input_tokens);
         let read = usage.cached_input_tokens;
         let (short, long) = (usage.cache_write_short_tokens, usage.cache_write_long_tokens);
         let fresh = usage
@@ -112,30 +174,37 @@ impl Price {
             .saturating_sub(read)
             .saturating_sub(short)
             .saturating_sub(long);
-        let write_short = self.cache_write_short.unwrap_or(self.input);
         [
-            self.input.per_million(fresh),
-            self.cache_read.unwrap_or(self.input).per_million(read),
-            write_short.per_million(short),
-            self.cache_write_long.unwrap_or(write_short).per_million(long),
-            self.output.per_million(usage.output_tokens),
+            rates.input.per_million(fresh),
+            rates.cache_read.per_million(read),
+            rates.cache_write_short.per_million(short),
+            rates.cache_write_long.per_million(long),
+            rates.output.per_million(usage.output_tokens),
         ]
         .into_iter()
         .sum()
     }
 
-    /// The most that tokens of a request can cost, whatever the cache does with them.
-    pub fn input_max(&self) -> Usd {
-        [
-            Some(self.input),
-            self.cache_read,
-            self.cache_write_short,
-            self.cache_write_long,
-        ]
-        .into_iter()
-        .flatten()
-        .max()
-        .unwrap_or(self.input)
+    /// The most that a call can cost whose request has at most so many tokens.
+    pub fn bound(&self, input_tokens_max: u64) -> Bound {
+        let (least, most) = (self.rates(0), self.rates(input_tokens_max));
+        Bound {
+            input: least.input_max().max(most.input_max()),
+            output: least.output.max(most.output),
+        }
+    }
+
+    fn rates(&self, input_tokens: u64) -> Rates {
+        match &self.long {
+            Some(long) if input_tokens > long.over => {
+                let caches = [long.cache_read, long.cache_write_short, long.cache_write_long];
+                Rates::new(long.input, caches, long.output)
+            }
+            _ => {
+                let caches = [self.cache_read, self.cache_write_short, self.cache_write_long];
+                Rates::new(self.input, caches, self.output)
+            }
+        }
     }
 }
 
@@ -156,6 +225,7 @@ mod tests {
             cache_write_short: None,
             cache_write_long: None,
             output: usd("10"),
+            long: None,
         }
     }
 
@@ -212,13 +282,50 @@ mod tests {
         };
         // 300,000 fresh, and each class by its price.
         assert_eq!(price.cost(&usage), usd("2.125"));
-        assert_eq!(price.input_max(), usd("6"));
+        assert_eq!(price.bound(1).input, usd("6"));
         let plain = row("a/b", "2026-01-01", "3");
         assert_eq!(
             plain.cost(&usage),
             usd("3.1"),
             "without prices of their own all are input"
         );
+    }
+
+    #[test]
+    fn a_long_request_has_a_price_of_its_own_for_all_its_tokens() {
+        let prices = Prices::open(None).unwrap();
+        let price = found(&prices, "anthropic/claude-haiku-5-5", "2026-11-21").unwrap();
+        let cost = |input_tokens| {
+            price.cost(&Usage {
+                input_tokens,
+                cached_input_tokens: 50_000,
+                output_tokens: 1_000,
+                ..Usage::default()
+            })
+        };
+        assert_eq!(cost(100_000), usd("0.006"), "50,000 fresh, 50,000 read, 1,000 written");
+        assert_eq!(cost(150_000), usd("0.055"));
+        assert_eq!(price.bound(100_000).output, usd("0.5"));
+        let long = Bound {
+            input: usd("1"),
+            output: usd("2.5"),
+        };
+        assert_eq!(price.bound(100_001), long);
+    }
+
+    #[test]
+    fn a_later_day_has_its_price_and_a_later_model_none() {
+        let prices = Prices::open(None).unwrap();
+        let read = |day: &str| found(&prices, "anthropic/claude-sonnet-5-5", day).and_then(|row| row.cache_read);
+        assert_eq!(
+            (read("2026-10-06"), read("2026-10-07")),
+            (Some(usd("0.2")), Some(usd("0.1")))
+        );
+        let opus = |model: &str| found(&prices, model, "2026-11-21").map(|row| row.input);
+        assert_eq!(opus("anthropic/claude-opus-5"), Some(usd("5")));
+        assert_eq!(opus("anthropic/claude-opus-5-5"), Some(usd("4")));
+        assert_eq!(opus("anthropic/claude-opus-5-9"), None);
+        assert_eq!(opus("openai/gpt-5.9"), None);
     }
 
     #[test]

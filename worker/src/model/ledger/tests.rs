@@ -57,7 +57,7 @@ async fn unkept_books_number_and_price_what_they_are_told() {
         output_tokens: 1_000_000,
         ..Usage::default()
     };
-    let known: ModelName = "anthropic/claude-sonnet-4-5".parse().unwrap();
+    let known: ModelName = "anthropic/claude-sonnet-4-6".parse().unwrap();
     let charged = ledger.open(&known, SIZE).await.unwrap().close(usage);
     assert_eq!((charged.call, charged.cost), (0, Some(usd("18"))));
     let unknown: ModelName = "nobody/knows".parse().unwrap();
