@@ -50,6 +50,8 @@ enum Command {
     /// List and answer what agents ask before they run a tool
     #[command(alias = "approval")]
     Approvals(commands::approvals::Args),
+    /// List and set what models may cost for agents, conversations, users and models
+    Budgets(commands::budgets::Args),
     /// List, save, fire and carry schedules
     #[command(alias = "schedule")]
     Schedules(commands::schedules::Args),
@@ -126,6 +128,7 @@ async fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Chat(args) => commands::chat::run(args, globals).await,
         Command::Agents(args) => commands::agents::run(args, globals).await,
         Command::Approvals(args) => commands::approvals::run(args, globals).await,
+        Command::Budgets(args) => commands::budgets::run(args, globals).await,
         Command::Queues(args) => commands::queues::run(args, globals).await,
         Command::Env(args) => commands::env::run(args, globals).await,
         Command::Workers(args) => commands::workers::run(args, globals).await,

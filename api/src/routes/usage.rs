@@ -91,7 +91,7 @@ struct UsageView {
 #[utoipa::path(get, path = "/usage", tag = "operating",
     params(("from" = Option<String>, Query, description = "First moment or day"),
         ("to" = Option<String>, Query, description = "The moment or day after the last"),
-        ("by" = Option<String>, Query, description = "`tenant`, `user`, `agent`, `model` or `day`; `day`")),
+        ("by" = Option<String>, Query, description = "`tenant`, `user`, `agent`, `conversation`, `job`, `model` or `day`; `day`")),
     responses(
         (status = 200, body = List<UsageView>),
         (status = 422, body = Document, content_type = "application/problem+json")))]
@@ -100,7 +100,7 @@ async fn usage(State(app): State<App>, caller: Caller, mut params: Params) -> Re
     let a_time = "a time such as 2026-11-21T00:00:00Z, or a day such as 2026-11-21";
     let from = params.read_as("from", a_time, time);
     let to = params.read_as("to", a_time, time);
-    let by = params.read_as("by", "tenant, user, agent, model or day", by);
+    let by = params.read_as("by", "tenant, user, agent, conversation, job, model or day", by);
     params.finish()?;
     let (by, to) = (by.unwrap_or(By::Day), to.unwrap_or(now));
     let from = from.unwrap_or_else(|| to.checked_sub_days(Days::new(DAYS)).unwrap_or(to));
@@ -126,6 +126,8 @@ fn by(text: &str) -> Option<By> {
         "tenant" => By::Tenant,
         "user" => By::User,
         "agent" => By::Agent,
+        "conversation" => By::Conversation,
+        "job" => By::Job,
         "model" => By::Model,
         "day" => By::Day,
         _ => return None,

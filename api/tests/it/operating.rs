@@ -177,6 +177,53 @@ async fn usage_is_added_up_and_a_budget_says_what_is_spent(pool: PgPool) {
 }
 
 #[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn agents_conversations_users_and_models_have_budgets(pool: PgPool) {
+    let api = Api::start(pool).await;
+    let agent = json!({"name": "spender", "models": ["scripted/demo"]});
+    let agent = api.post("/agents", agent).await.expect(201);
+    let of_agent = format!("/budgets/agent/{}", agent["id"].as_str().unwrap());
+    let of_model = "/budgets/model/anthropic%2Fclaude-opus-5";
+    for path in [of_agent.as_str(), of_model, "/budgets/user/ann%20b"] {
+        api.get(path).await.expect(404);
+        let asked = json!({"max_cost_usd": "2.50", "window": "day"});
+        let set = api.put(path, asked).await.expect(200);
+        assert_eq!(
+            (&set["max_cost_usd"], &set["spent_cost_usd"]),
+            (&json!("2.5"), &json!("0"))
+        );
+        assert_eq!(api.get(path).await.expect(200), set);
+    }
+    let list = api.get("/budgets").await.expect(200);
+    let ids: Vec<&Value> = list["data"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|budget| &budget["id"])
+        .collect();
+    assert_eq!(ids, [&agent["id"], &json!("anthropic/claude-opus-5"), &json!("ann b")]);
+
+    let some = json!({"max_output_tokens": 5, "window": "total"});
+    for nobody in [
+        "/budgets/team/x",
+        "/budgets/model/x",
+        "/budgets/agent/x",
+        "/budgets/tenant/x",
+    ] {
+        api.put(nobody, some.clone()).await.expect(404);
+    }
+    let gone = "01890000-0000-7000-8000-000000000000";
+    api.put(&format!("/budgets/agent/{gone}"), some.clone())
+        .await
+        .expect(404);
+    api.put(&format!("/budgets/conversation/{gone}"), some)
+        .await
+        .expect(404);
+    api.put(of_model, json!({"window": "day"})).await.expect(422);
+    api.delete(of_model).await.expect(204);
+    api.delete(of_model).await.expect(404);
+}
+
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
 async fn sandboxes_are_shown_with_why_jobs_waited_for_them(pool: PgPool) {
     let api = Api::start(pool).await;
     let worker = Worker {

@@ -196,6 +196,12 @@ impl Client {
         self.answer(request, Repeat::Safe).await
     }
 
+    /// Sets a resource to what is given.
+    pub(crate) async fn put<T: DeserializeOwned>(&self, path: &[&str], body: &impl Serialize) -> Result<T, Error> {
+        let request = self.http.put(self.api_url(path)).json(body).timeout(Self::CALL_LIMIT);
+        self.answer(request, Repeat::Safe).await
+    }
+
     /// Removes a resource.
     pub(crate) async fn delete(&self, path: &[&str]) -> Result<(), Error> {
         let request = self.http.delete(self.api_url(path)).timeout(Self::CALL_LIMIT);

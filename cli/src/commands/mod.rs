@@ -3,6 +3,7 @@
 pub(crate) mod agents;
 pub(crate) mod approvals;
 pub(crate) mod bench;
+pub(crate) mod budgets;
 pub(crate) mod cancel;
 pub(crate) mod chat;
 pub(crate) mod config;

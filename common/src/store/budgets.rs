@@ -10,10 +10,11 @@ use std::time::Duration;
 
 use chrono::{DateTime, Datelike, NaiveDate, Utc};
 use serde::{Deserialize, Serialize};
-use sqlx::{PgConnection, Row};
+use sqlx::{AssertSqlSafe, PgConnection, Row};
 use uuid::Uuid;
 
 use super::row::{bigint, int};
+use super::subjects::Subject;
 use super::usage::amount;
 use super::{Error, Store};
 use crate::ids::{JobId, TenantId};
@@ -79,7 +80,15 @@ impl Window {
         }
     }
 
-    fn as_str(self) -> &'static str {
+    pub(super) fn read(text: &str) -> Self {
+        match text {
+            "day" => Self::Day,
+            "month" => Self::Month,
+            _ => Self::Total,
+        }
+    }
+
+    pub(super) fn as_str(self) -> &'static str {
         match self {
             Self::Day => "day",
             Self::Month => "month",
@@ -88,13 +97,22 @@ impl Window {
     }
 }
 
-/// What all of a tenant's calls may spend.
+/// What calls may spend within a window.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TenantBudget {
+pub struct WindowBudget {
     /// How much.
     pub amounts: Amounts,
     /// Within what time.
     pub window: Window,
+}
+
+/// A budget, and whose calls it counts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SubjectBudget {
+    /// Whose.
+    pub subject: Subject,
+    /// How much.
+    pub budget: WindowBudget,
 }
 
 /// The upper bound of a call about to be made.
@@ -109,12 +127,38 @@ pub struct Hold {
 }
 
 /// The budgets that a call is held against.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Budgets {
     /// Of its job.
     pub job: Amounts,
-    /// Of its tenant.
-    pub tenant: Option<TenantBudget>,
+    /// Of its tenant, and of what else it counts for; each subject once.
+    pub subjects: Vec<SubjectBudget>,
+}
+
+impl Budgets {
+    /// Whether nothing is limited.
+    pub fn is_unlimited(&self) -> bool {
+        self.job.is_unlimited() && self.subjects.is_empty()
+    }
+
+    /// Those that count calls of a model, as `provider/model`.
+    #[must_use]
+    pub fn for_model(&self, name: &str) -> Self {
+        let counts = |budget: &&SubjectBudget| match &budget.subject {
+            Subject::Model(model) => model == name,
+            Subject::Tenant | Subject::Conversation(_) | Subject::Agent(_) | Subject::User(_) => true,
+        };
+        Self {
+            job: self.job,
+            subjects: self.subjects.iter().filter(counts).cloned().collect(),
+        }
+    }
+
+    /// Each subject with the first day of its window.
+    pub fn windows(&self, now: DateTime<Utc>) -> Vec<(Subject, NaiveDate)> {
+        let window = |of: &SubjectBudget| (of.subject.clone(), of.budget.window.began_on(now));
+        self.subjects.iter().map(window).collect()
+    }
 }
 
 impl Store {
@@ -126,7 +170,7 @@ impl Store {
     pub async fn hold_budget(
         &self,
         job: &Job,
-        budgets: Budgets,
+        budgets: &Budgets,
         now: DateTime<Utc>,
         fit: impl FnOnce(Amounts) -> Option<Hold> + Send,
     ) -> Result<Result<Hold, Amounts>, Error> {
@@ -137,18 +181,22 @@ impl Store {
                 .execute(&mut *tx)
                 .await?;
             let mut left = Amounts::default();
-            // The tenant's lock is taken first everywhere.
-            if let Some(tenant) = budgets.tenant {
-                left = left.min(left_of_tenant(&mut tx, job.tenant_id, tenant, now).await?);
+            let mut subjects: Vec<(String, &SubjectBudget)> =
+                budgets.subjects.iter().map(|of| (of.subject.to_string(), of)).collect();
+            // Locks are taken in the same order everywhere.
+            subjects.sort_by(|a, b| a.0.cmp(&b.0));
+            for (key, of) in &subjects {
+                left = left.min(left_of(&mut tx, (job.tenant_id, key, of), now).await?);
             }
+            let keys: Vec<&String> = subjects.iter().map(|(key, _)| key).filter(|key| !key.is_empty()).collect();
             if !budgets.job.is_unlimited() {
                 left = left.min(left_of_job(&mut tx, job, budgets.job, now).await?);
             }
             let Some(hold) = fit(left) else { return Ok(Err(left)) };
             let expires_at = now + HOLD_TTL;
             sqlx::query(
-                "insert into budget_holds (id, tenant_id, job_id, attempt, cost_usd, output_tokens, expires_at)
-                 values ($1, $2, $3, $4, $5::text::numeric, $6, $7)",
+                "insert into budget_holds (id, tenant_id, job_id, attempt, cost_usd, output_tokens, expires_at, subjects)
+                 values ($1, $2, $3, $4, $5::text::numeric, $6, $7, $8)",
             )
             .bind(hold.id)
             .bind(job.tenant_id)
@@ -157,6 +205,7 @@ impl Store {
             .bind(hold.cost.to_string())
             .bind(bigint(hold.output_tokens))
             .bind(expires_at)
+            .bind(keys)
             .execute(&mut *tx)
             .await?;
             tx.commit().await?;
@@ -196,7 +245,7 @@ impl Store {
     ///
     /// # Errors
     /// When Postgres is away.
-    pub async fn tenant_budget(&self, id: TenantId) -> Result<Option<TenantBudget>, Error> {
+    pub async fn tenant_budget(&self, id: TenantId) -> Result<Option<WindowBudget>, Error> {
         let row = sqlx::query(
             "select budget_cost_usd::text as cost, budget_output_tokens as output, budget_window from tenants
              where id = $1 and budget_window is not null",
@@ -207,16 +256,12 @@ impl Store {
         let Some(row) = row else { return Ok(None) };
         let cost: Option<&str> = row.try_get("cost")?;
         let output: Option<i64> = row.try_get("output")?;
-        Ok(Some(TenantBudget {
+        Ok(Some(WindowBudget {
             amounts: Amounts {
                 cost: cost.map(amount).transpose()?,
                 output_tokens: output.and_then(|n| u64::try_from(n).ok()),
             },
-            window: match row.try_get::<&str, _>("budget_window")? {
-                "day" => Window::Day,
-                "month" => Window::Month,
-                _ => Window::Total,
-            },
+            window: Window::read(row.try_get("budget_window")?),
         }))
     }
 
@@ -224,7 +269,7 @@ impl Store {
     ///
     /// # Errors
     /// When Postgres is away.
-    pub async fn set_tenant_budget(&self, id: TenantId, budget: Option<TenantBudget>) -> Result<bool, Error> {
+    pub async fn set_tenant_budget(&self, id: TenantId, budget: Option<WindowBudget>) -> Result<bool, Error> {
         let budget = budget.filter(|budget| !budget.amounts.is_unlimited());
         let done = sqlx::query(
             "update tenants set budget_cost_usd = $2::text::numeric, budget_output_tokens = $3, budget_window = $4
@@ -243,26 +288,40 @@ impl Store {
         Ok(done.rows_affected() == 1)
     }
 
-    /// What a tenant has spent in the window that began on a day, as its budget counts.
+    /// What a subject has spent in the window that began on a day, as its budget counts.
     ///
     /// # Errors
     /// When Postgres is away.
-    pub async fn tenant_spent(&self, id: TenantId, began_on: NaiveDate) -> Result<(Usd, u64), Error> {
-        let (cost, output): (String, i64) = sqlx::query_as(
-            "select coalesce(sum(cost_usd), 0)::text, coalesce(sum(output_tokens), 0)::bigint from usage
-             where tenant_id = $1 and at >= $2::timestamp at time zone 'UTC'",
-        )
-        .bind(id)
-        .bind(began_on)
-        .fetch_one(self.pool())
-        .await?;
+    pub async fn spent(
+        &self,
+        tenant_id: TenantId,
+        subject: &Subject,
+        began_on: NaiveDate,
+    ) -> Result<(Usd, u64), Error> {
+        let sql = format!(
+            "select coalesce(sum(cost_usd), 0)::text, coalesce(sum(output_tokens), 0)::bigint from usage where {OF_SUBJECT}"
+        );
+        let (kind, id) = subject.parts();
+        let (cost, output): (String, i64) = sqlx::query_as(AssertSqlSafe(sql))
+            .bind(tenant_id)
+            .bind(began_on)
+            .bind(kind)
+            .bind(id)
+            .fetch_one(self.pool())
+            .await?;
         Ok((amount(&cost)?, u64::try_from(output).unwrap_or(0)))
     }
 }
 
-async fn lock(connection: &mut PgConnection, of: Uuid) -> Result<(), Error> {
-    sqlx::query("select pg_advisory_xact_lock(hashtextextended('budget:' || $1::text, 0))")
+/// The facts that count for a subject, of a tenant ($1), since a day ($2), of this kind ($3) and id ($4).
+const OF_SUBJECT: &str = "tenant_id = $1 and at >= $2::timestamp at time zone 'UTC' and case $3::text
+    when '' then true when 'conversation' then conversation_id::text = $4 when 'agent' then agent_id::text = $4
+    when 'user' then user_id = $4 else provider || '/' || model = $4 end";
+
+async fn lock(connection: &mut PgConnection, of: Uuid, key: &str) -> Result<(), Error> {
+    sqlx::query("select pg_advisory_xact_lock(hashtextextended('budget:' || $1::text || $2, 0))")
         .bind(of)
+        .bind(key)
         .execute(connection)
         .await?;
     Ok(())
@@ -277,7 +336,7 @@ async fn left_of_job(
     now: DateTime<Utc>,
 ) -> Result<Amounts, Error> {
     let JobId(id) = job.id;
-    lock(&mut *connection, id).await?;
+    lock(&mut *connection, id, "").await?;
     let (cost, output): (String, i64) = sqlx::query_as(
         "select sum(cost_usd)::text, sum(output_tokens)::bigint from (
             select 0::numeric as cost_usd, 0::bigint as output_tokens
@@ -294,30 +353,32 @@ async fn left_of_job(
     Ok(amounts.less(amount(&cost)?, u64::try_from(output).unwrap_or(0)))
 }
 
-async fn left_of_tenant(
+async fn left_of(
     connection: &mut PgConnection,
-    tenant_id: TenantId,
-    budget: TenantBudget,
+    (tenant_id, key, of): (TenantId, &str, &SubjectBudget),
     now: DateTime<Utc>,
 ) -> Result<Amounts, Error> {
-    lock(&mut *connection, tenant_id.uuid()).await?;
-    let began_on = budget.window.began_on(now);
-    let spent: Option<(String, i64)> = left(&mut *connection, tenant_id, began_on, now).await?;
+    lock(&mut *connection, tenant_id.uuid(), key).await?;
+    let began_on = of.budget.window.began_on(now);
+    let spent: Option<(String, i64)> = left(&mut *connection, (tenant_id, key), began_on, now).await?;
     let (cost, output) = if let Some(spent) = spent {
         spent
     } else {
-        begin_window(&mut *connection, tenant_id, began_on).await?;
-        left(connection, tenant_id, began_on, now)
+        begin_window(&mut *connection, tenant_id, &of.subject, began_on).await?;
+        left(connection, (tenant_id, key), began_on, now)
             .await?
             .ok_or_else(|| Error::Corrupt("a window that was begun is not there".to_owned()))?
     };
-    Ok(budget.amounts.less(amount(&cost)?, u64::try_from(output).unwrap_or(0)))
+    Ok(of
+        .budget
+        .amounts
+        .less(amount(&cost)?, u64::try_from(output).unwrap_or(0)))
 }
 
 /// What is spent and held in a window, in one statement; none when nobody has looked at the window yet.
 async fn left(
     connection: &mut PgConnection,
-    tenant_id: TenantId,
+    (tenant_id, key): (TenantId, &str),
     began_on: NaiveDate,
     now: DateTime<Utc>,
 ) -> Result<Option<(String, i64)>, Error> {
@@ -325,31 +386,41 @@ async fn left(
         "select (b.cost_usd + h.cost_usd)::text, (b.output_tokens + h.output_tokens)::bigint
          from budgets b, (
             select coalesce(sum(cost_usd), 0) as cost_usd, coalesce(sum(output_tokens), 0) as output_tokens
-            from budget_holds where tenant_id = $1 and expires_at > $3
-         ) h where b.tenant_id = $1 and b.began_on = $2",
+            from budget_holds where tenant_id = $1 and expires_at > $3 and ($4 = '' or $4 = any(subjects))
+         ) h where b.tenant_id = $1 and b.began_on = $2 and b.subject = $4",
     )
     .bind(tenant_id)
     .bind(began_on)
     .bind(now)
+    .bind(key)
     .fetch_optional(connection)
     .await?)
 }
 
 /// Reckons what was spent in a window before anybody looked. The table is locked against inserts for that one statement:
 /// a fact that is committed meanwhile would be in neither.
-async fn begin_window(connection: &mut PgConnection, tenant_id: TenantId, began_on: NaiveDate) -> Result<(), Error> {
+async fn begin_window(
+    connection: &mut PgConnection,
+    tenant_id: TenantId,
+    subject: &Subject,
+    began_on: NaiveDate,
+) -> Result<(), Error> {
     sqlx::query("lock table usage in share mode")
         .execute(&mut *connection)
         .await?;
-    sqlx::query(
-        "insert into budgets (tenant_id, began_on, cost_usd, output_tokens)
-         select $1, $2, coalesce(sum(cost_usd), 0), coalesce(sum(output_tokens), 0) from usage
-         where tenant_id = $1 and at >= $2::timestamp at time zone 'UTC'
-         on conflict do nothing",
-    )
-    .bind(tenant_id)
-    .bind(began_on)
-    .execute(connection)
-    .await?;
+    let sql = format!(
+        "insert into budgets (tenant_id, began_on, subject, cost_usd, output_tokens)
+         select $1, $2, $5, coalesce(sum(cost_usd), 0), coalesce(sum(output_tokens), 0) from usage where {OF_SUBJECT}
+         on conflict do nothing"
+    );
+    let (kind, id) = subject.parts();
+    sqlx::query(AssertSqlSafe(sql))
+        .bind(tenant_id)
+        .bind(began_on)
+        .bind(kind)
+        .bind(id)
+        .bind(subject.to_string())
+        .execute(connection)
+        .await?;
     Ok(())
 }

@@ -7,7 +7,7 @@
 use chrono::{DateTime, Utc};
 use sqlx::AssertSqlSafe;
 
-use super::{Error, Store};
+use super::{Error, Store, subjects};
 use crate::ids::ConversationId;
 
 impl Store {
@@ -33,7 +33,7 @@ impl Store {
     /// When Postgres is away; then everything is still there.
     pub async fn forget_conversation(&self, id: ConversationId, now: DateTime<Utc>) -> Result<bool, Error> {
         self.within(async {
-            let mut tx = self.pool().begin().await?;
+            let mut tx = self.pool().begin_planned().await?;
             // The row's lock keeps new turns away: whoever takes one updates it.
             let found: Option<i32> = sqlx::query_scalar(
                 "select 1 from conversations c where id = $1 and deleted_at is not null and forgotten_at is null
@@ -58,6 +58,7 @@ impl Store {
                 let delete = format!("delete from {table} {of_jobs}");
                 sqlx::query(AssertSqlSafe(delete)).bind(id).execute(&mut *tx).await?;
             }
+            subjects::forget(&mut tx, id).await?;
             sqlx::query("delete from messages where conversation_id = $1")
                 .bind(id)
                 .execute(&mut *tx)

@@ -40,6 +40,7 @@ pub mod schedules;
 pub mod settle;
 pub mod statistics;
 pub mod steering;
+pub mod subjects;
 pub mod tenants;
 mod timed;
 mod turns;

@@ -8,6 +8,7 @@ use sqlx::{AssertSqlSafe, Row};
 use uuid::Uuid;
 
 use super::row::{bigint, int};
+use super::subjects::Subject;
 use super::{Error, Store};
 use crate::ids::{AgentId, ConversationId, JobId, TenantId};
 use crate::job::Job;
@@ -37,8 +38,8 @@ pub struct Call {
     pub at: DateTime<Utc>,
     /// What was held of budgets for it.
     pub hold: Option<Uuid>,
-    /// The first day of its tenant's window, when the tenant has a budget.
-    pub window: Option<NaiveDate>,
+    /// The budgets that count it: each subject with the first day of its window.
+    pub windows: Vec<(Subject, NaiveDate)>,
 }
 
 /// Calls added up.
@@ -73,6 +74,10 @@ pub enum By {
     User,
     /// The agent.
     Agent,
+    /// The conversation.
+    Conversation,
+    /// The job.
+    Job,
     /// The model, as `provider/model`.
     Model,
     /// The day, UTC.
@@ -85,6 +90,8 @@ impl By {
             Self::Tenant => "tenant_id::text",
             Self::User => "user_id",
             Self::Agent => "agent_id::text",
+            Self::Conversation => "conversation_id::text",
+            Self::Job => "job_id::text",
             Self::Model => "provider || '/' || model",
             Self::Day => "to_char(at at time zone 'UTC', 'YYYY-MM-DD')",
         }
@@ -119,7 +126,7 @@ pub(super) fn amount(text: &str) -> Result<Usd, Error> {
 }
 
 impl Store {
-    /// Writes down a call, gives back what was held for it, and charges its tenant's budget, all or nothing. Repeating it
+    /// Writes down a call, gives back what was held for it, and charges its budgets, all or nothing. Repeating it
     /// does nothing.
     ///
     /// # Errors
@@ -138,10 +145,17 @@ impl Store {
                     $20::text::json)
                 on conflict do nothing returning tenant_id, coalesce(cost_usd, 0) as cost_usd, output_tokens
              )
-             -- A window that nobody has looked at has no row, and is reckoned from the facts when somebody does.
+             -- A window that nobody has looked at has no row, and is reckoned from the facts when somebody does. Rows are
+             -- locked in order, so that two calls never wait for each other.
+             , charged as materialized (
+                select b.subject, b.began_on from budgets b
+                join unnest($21::text[], $22::date[]) as w(subject, began_on) using (subject, began_on)
+                where b.tenant_id = $4 order by b.subject for update of b
+             )
              update budgets set cost_usd = budgets.cost_usd + fact.cost_usd,
                 output_tokens = budgets.output_tokens + fact.output_tokens
-             from fact where budgets.tenant_id = fact.tenant_id and budgets.began_on = $21",
+             from fact, charged where budgets.tenant_id = fact.tenant_id and budgets.subject = charged.subject
+                and budgets.began_on = charged.began_on",
         )
         .bind(job.id)
         .bind(int(job.attempt))
@@ -163,7 +177,8 @@ impl Store {
         .bind(call.cost.map(|cost| cost.to_string()))
         .bind(call.hold)
         .bind(&call.price)
-        .bind(call.window)
+        .bind(call.windows.iter().map(|(subject, _)| subject.to_string()).collect::<Vec<_>>())
+        .bind(call.windows.iter().map(|(_, began_on)| *began_on).collect::<Vec<_>>())
         .execute(self.pool())
         .await?;
         Ok(())

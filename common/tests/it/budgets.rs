@@ -1,11 +1,13 @@
 //! Budgets and the facts that they are reckoned from.
 
 use chrono::{DateTime, Duration, Utc};
+use common::ids::{AgentId, ConversationId};
 use common::job::Job;
 use common::message::Usage;
 use common::money::Usd;
 use common::store::Store;
-use common::store::budgets::{Amounts, Budgets, Hold, TenantBudget, Window};
+use common::store::budgets::{Amounts, Budgets, Hold, SubjectBudget, Window, WindowBudget};
+use common::store::subjects::Subject;
 use common::store::usage::{By, Call};
 use common::testing::TestEnv;
 use sqlx::PgPool;
@@ -26,22 +28,27 @@ fn dollars(text: &str) -> Amounts {
 fn of_job(amounts: Amounts) -> Budgets {
     Budgets {
         job: amounts,
-        tenant: None,
+        subjects: Vec::new(),
+    }
+}
+
+fn of(subject: Subject, amounts: Amounts) -> SubjectBudget {
+    let window = Window::Month;
+    SubjectBudget {
+        subject,
+        budget: WindowBudget { amounts, window },
     }
 }
 
 fn of_tenant(amounts: Amounts) -> Budgets {
     Budgets {
         job: Amounts::default(),
-        tenant: Some(TenantBudget {
-            amounts,
-            window: Window::Month,
-        }),
+        subjects: vec![of(Subject::Tenant, amounts)],
     }
 }
 
 /// Holds so much, if it is left.
-async fn hold(store: &Store, job: &Job, budgets: Budgets, cost: &str, now: DateTime<Utc>) -> Result<Hold, Amounts> {
+async fn hold(store: &Store, job: &Job, budgets: &Budgets, cost: &str, now: DateTime<Utc>) -> Result<Hold, Amounts> {
     let cost = usd(cost);
     let wanted = Hold {
         id: Uuid::now_v7(),
@@ -73,7 +80,7 @@ fn used(call: u32, cost: &str, hold: Option<&Hold>, at: DateTime<Utc>) -> Call {
         price: Some("{}".to_owned()),
         at,
         hold: hold.map(|hold| hold.id),
-        window: Some(Window::Month.began_on(at)),
+        windows: vec![(Subject::Tenant, Window::Month.began_on(at))],
     }
 }
 
@@ -90,8 +97,8 @@ async fn a_thousand_calls_at_once_never_hold_more_than_there_is(pool: PgPool) {
     for budgets in [of_job(dollars("1")), of_tenant(dollars("1"))] {
         let mut asking = JoinSet::new();
         for _ in 0..1_000 {
-            let (store, job) = (env.store.clone(), job.clone());
-            asking.spawn(async move { hold(&store, &job, budgets, "0.03", now).await });
+            let (store, job, budgets) = (env.store.clone(), job.clone(), budgets.clone());
+            asking.spawn(async move { hold(&store, &job, &budgets, "0.03", now).await });
         }
         let held: Vec<Hold> = asking.join_all().await.into_iter().flatten().collect();
         assert_eq!(held.len(), 33);
@@ -110,13 +117,13 @@ async fn what_was_used_takes_the_place_of_what_was_held(pool: PgPool) {
         .enumerate()
     {
         let number = u32::try_from(number).unwrap();
-        let first = hold(&env.store, &job, budgets, "0.9", now).await.unwrap();
-        let left = hold(&env.store, &job, budgets, "0.9", now).await.unwrap_err();
+        let first = hold(&env.store, &job, &budgets, "0.9", now).await.unwrap();
+        let left = hold(&env.store, &job, &budgets, "0.9", now).await.unwrap_err();
         assert_eq!(left.cost, Some(usd("0.1")));
         let call = used(number, "0.2", Some(&first), now);
         env.store.insert_usage(&job, &call).await.unwrap();
         env.store.insert_usage(&job, &call).await.unwrap();
-        let left = hold(&env.store, &job, budgets, "2", now).await.unwrap_err();
+        let left = hold(&env.store, &job, &budgets, "2", now).await.unwrap_err();
         assert_eq!(left.cost, Some(usd("0.8")), "a repeated fact is one fact");
     }
 }
@@ -130,12 +137,12 @@ async fn a_window_counts_what_was_spent_before_the_budget_was_set_and_not_what_w
         .insert_usage(&job, &used(1, "5", None, now - Duration::days(40)))
         .await
         .unwrap();
-    let left = hold(&env.store, &job, of_tenant(dollars("1")), "2", now)
+    let left = hold(&env.store, &job, &of_tenant(dollars("1")), "2", now)
         .await
         .unwrap_err();
     assert_eq!(left.cost, Some(usd("0.75")));
     let next_month = now + Duration::days(32);
-    let left = hold(&env.store, &job, of_tenant(dollars("1")), "2", next_month).await;
+    let left = hold(&env.store, &job, &of_tenant(dollars("1")), "2", next_month).await;
     assert_eq!(left.unwrap_err().cost, Some(usd("1")));
 }
 
@@ -145,14 +152,88 @@ async fn a_hold_ends_by_its_time_and_one_of_an_earlier_attempt_counts_no_more(po
     let (mut job, now) = (job(&env).await, env.clock.now());
     let budgets = of_job(dollars("1"));
     job.attempt = 1;
-    hold(&env.store, &job, budgets, "1", now).await.unwrap();
-    assert!(hold(&env.store, &job, budgets, "1", now).await.is_err());
+    hold(&env.store, &job, &budgets, "1", now).await.unwrap();
+    assert!(hold(&env.store, &job, &budgets, "1", now).await.is_err());
     job.attempt = 2;
-    hold(&env.store, &job, budgets, "1", now).await.unwrap();
-    assert!(hold(&env.store, &job, budgets, "1", now).await.is_err());
+    hold(&env.store, &job, &budgets, "1", now).await.unwrap();
+    assert!(hold(&env.store, &job, &budgets, "1", now).await.is_err());
     let later = now + Duration::hours(2);
-    hold(&env.store, &job, budgets, "1", later).await.unwrap();
+    hold(&env.store, &job, &budgets, "1", later).await.unwrap();
     assert_eq!(env.store.delete_budget_holds(later, 100).await.unwrap(), 2);
+}
+
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn the_smallest_of_all_budgets_decides_and_each_counts_its_own_calls(pool: PgPool) {
+    let env = TestEnv::new(pool).await;
+    let (mut mine, now) = (job(&env).await, env.clock.now());
+    mine.user_id = Some("u".to_owned());
+    mine.agent_id = Some(AgentId::new());
+    mine.conversation_id = Some(ConversationId::new());
+    let agent = Subject::Agent(mine.agent_id.unwrap());
+    let subjects = [
+        (Subject::Tenant, "9"),
+        (agent.clone(), "3"),
+        (Subject::Conversation(mine.conversation_id.unwrap()), "2"),
+        (Subject::User("u".to_owned()), "4"),
+        (Subject::Model("anthropic/claude-x".to_owned()), "5"),
+    ];
+    for (subject, amount) in &subjects[1..] {
+        let budget = of(subject.clone(), dollars(amount)).budget;
+        env.store
+            .set_subject_budget(mine.tenant_id, subject, Some(budget))
+            .await
+            .unwrap();
+    }
+    let mut budgets = Budgets {
+        job: Amounts::default(),
+        subjects: env.store.subject_budgets_of(&mine).await.unwrap(),
+    };
+    assert_eq!(budgets.subjects.len(), 4);
+    budgets.subjects.push(of(Subject::Tenant, dollars(subjects[0].1)));
+
+    // What was used before anybody looked counts too, and what is held while it is under way.
+    env.store.insert_usage(&mine, &used(0, "0.5", None, now)).await.unwrap();
+    let held = hold(&env.store, &mine, &budgets, "1", now).await.unwrap();
+    let left = hold(&env.store, &mine, &budgets, "1", now).await.unwrap_err();
+    assert_eq!(left.cost, Some(usd("0.5")), "of the conversation");
+    let call = Call {
+        windows: budgets.windows(now),
+        ..used(1, "0.25", Some(&held), now)
+    };
+    env.store.insert_usage(&mine, &call).await.unwrap();
+    let left = hold(&env.store, &mine, &budgets, "10", now).await.unwrap_err();
+    assert_eq!(left.cost, Some(usd("1.25")));
+
+    // A job of the same agent elsewhere finds what is left of the agent's.
+    let mut other = job(&env).await;
+    other.agent_id = mine.agent_id;
+    let budgets = Budgets {
+        subjects: env.store.subject_budgets_of(&other).await.unwrap(),
+        ..Budgets::default()
+    };
+    let left = hold(&env.store, &other, &budgets.for_model("openai/y"), "10", now).await;
+    assert_eq!(
+        left.unwrap_err().cost,
+        Some(usd("2.25")),
+        "of the agent, and no model's"
+    );
+    let spent = env
+        .store
+        .spent(mine.tenant_id, &agent, Window::Month.began_on(now))
+        .await;
+    assert_eq!(spent.unwrap(), (usd("0.75"), 14));
+    assert!(
+        env.store
+            .set_subject_budget(mine.tenant_id, &agent, None)
+            .await
+            .unwrap()
+    );
+    assert!(
+        !env.store
+            .set_subject_budget(mine.tenant_id, &agent, None)
+            .await
+            .unwrap()
+    );
 }
 
 #[sqlx::test(migrator = "common::store::MIGRATOR")]

@@ -8,8 +8,9 @@ use common::agent::Budget;
 use common::clock::Clock;
 use common::ids::TenantId;
 use common::job::Job;
-use common::store::Store;
-use common::store::budgets::{Amounts, TenantBudget};
+use common::store::budgets::{Amounts, Budgets, SubjectBudget, WindowBudget};
+use common::store::subjects::Subject;
+use common::store::{self, Store};
 use tokio::time::Instant;
 
 use super::ledger::Ledger;
@@ -22,8 +23,17 @@ const BELIEVED: Duration = Duration::from_secs(5);
 /// Tenants that are remembered; all are forgotten when there are more.
 const TENANTS_MAX: usize = 10_000;
 
-/// Budgets of tenants, and when each was read.
-type Tenants = HashMap<TenantId, (Instant, Option<TenantBudget>)>;
+/// What tenants have set, and when each was read.
+type Tenants = HashMap<TenantId, (Instant, Set)>;
+
+/// What a tenant has set.
+#[derive(Clone, Copy, Debug)]
+struct Set {
+    /// For all its calls.
+    budget: Option<WindowBudget>,
+    /// Whether some of its agents, conversations, users or models have budgets.
+    has_subjects: bool,
+}
 
 /// The books. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -57,33 +67,45 @@ impl Books {
             cost: budget.max_cost_usd.as_deref().and_then(|text| text.parse().ok()),
             output_tokens: budget.max_output_tokens,
         };
-        let tenant = self.tenant(job.tenant_id).await?;
+        let set = self.set_by(job.tenant_id).await?;
+        let mut subjects = match set.has_subjects {
+            true => self.store.subject_budgets_of(job).await.map_err(books)?,
+            false => Vec::new(),
+        };
+        subjects.extend(set.budget.map(|budget| SubjectBudget {
+            subject: Subject::Tenant,
+            budget,
+        }));
         let basis = (Arc::clone(&self.prices), clock.clone());
-        Ok(Ledger::begin(basis, self.store.clone(), job.clone(), of_job, tenant))
+        let budgets = Budgets { job: of_job, subjects };
+        Ok(Ledger::begin(basis, self.store.clone(), job.clone(), budgets))
     }
 
-    async fn tenant(&self, id: TenantId) -> Result<Option<TenantBudget>, Error> {
+    async fn set_by(&self, id: TenantId) -> Result<Set, Error> {
         let known = self
             .tenants
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .get(&id)
             .copied();
-        if let Some((at, budget)) = known
+        if let Some((at, set)) = known
             && at.elapsed() < BELIEVED
         {
-            return Ok(budget);
+            return Ok(set);
         }
-        let budget = self
-            .store
-            .tenant_budget(id)
-            .await
-            .map_err(|error| Error::Books(Box::new(error)))?;
+        let set = Set {
+            budget: self.store.tenant_budget(id).await.map_err(books)?,
+            has_subjects: self.store.has_subject_budgets(id).await.map_err(books)?,
+        };
         let mut tenants = self.tenants.lock().unwrap_or_else(PoisonError::into_inner);
         if tenants.len() >= TENANTS_MAX {
             tenants.clear();
         }
-        tenants.insert(id, (Instant::now(), budget));
-        Ok(budget)
+        tenants.insert(id, (Instant::now(), set));
+        Ok(set)
     }
+}
+
+fn books(error: store::Error) -> Error {
+    Error::Books(Box::new(error))
 }

@@ -17,7 +17,7 @@ use common::job::Job;
 use common::message::Usage;
 use common::money::Usd;
 use common::store::Store;
-use common::store::budgets::{Amounts, Budgets, Hold, TenantBudget};
+use common::store::budgets::{Amounts, Budgets, Hold};
 use common::store::usage::Call;
 use uuid::Uuid;
 
@@ -92,20 +92,13 @@ impl Ledger {
         Self::with(prices, clock, None)
     }
 
-    /// The books of an attempt, whose calls may spend `of_job` together with those of its earlier attempts. It must be
-    /// made within the runtime.
-    pub fn begin(
-        (prices, clock): (Arc<Prices>, Clock),
-        store: Store,
-        job: Job,
-        of_job: Amounts,
-        tenant: Option<TenantBudget>,
-    ) -> Self {
+    /// The books of an attempt, whose calls are held against these budgets. It must be made within the runtime.
+    pub fn begin((prices, clock): (Arc<Prices>, Clock), store: Store, job: Job, budgets: Budgets) -> Self {
         let writer = Writer::start(store.clone(), job.clone());
         let keeper = Keeper {
             store,
             job,
-            budgets: Budgets { job: of_job, tenant },
+            budgets,
             writer,
         };
         Self::with(prices, clock, Some(keeper))
@@ -186,7 +179,7 @@ impl Ledger {
                 price: entry.price.as_ref().and_then(|price| serde_json::to_string(price).ok()),
                 at,
                 hold: entry.hold,
-                window: keeper.budgets.tenant.map(|tenant| tenant.window.began_on(at)),
+                windows: keeper.budgets.for_model(&entry.model.to_string()).windows(at),
             });
         }
         Charged { call, cost }
@@ -195,13 +188,14 @@ impl Ledger {
 
 impl Keeper {
     fn is_limited(&self) -> bool {
-        !self.budgets.job.is_unlimited() || self.budgets.tenant.is_some()
+        !self.budgets.is_unlimited()
     }
 
     /// Holds the call's upper bound.
     async fn hold(&self, entry: &Entry, size: Size, clock: &Clock) -> Result<Hold, Error> {
-        let tenant = self.budgets.tenant.map(|tenant| tenant.amounts).unwrap_or_default();
-        let is_in_dollars = self.budgets.job.cost.is_some() || tenant.cost.is_some();
+        let budgets = self.budgets.for_model(&entry.model.to_string());
+        let mut amounts = budgets.subjects.iter().map(|of| of.budget.amounts).chain([budgets.job]);
+        let is_in_dollars = amounts.any(|amounts| amounts.cost.is_some());
         if is_in_dollars && entry.price.is_none() {
             let model = entry.model.to_string();
             return Err(Error::Unpriced { model });
@@ -211,7 +205,7 @@ impl Keeper {
         let price = entry.price.as_ref();
         let held = self
             .store
-            .hold_budget(&self.job, self.budgets, clock.now(), |left| fit(left, size, price))
+            .hold_budget(&self.job, &budgets, clock.now(), |left| fit(left, size, price))
             .await;
         match held {
             Ok(Ok(hold)) => Ok(hold),
@@ -227,8 +221,9 @@ impl Keeper {
 fn fit(left: Amounts, size: Size, price: Option<&Price>) -> Option<Hold> {
     let wanted = u64::from(size.output_tokens_max);
     let mut output_tokens = wanted.min(left.output_tokens.unwrap_or(u64::MAX));
-    let input = price.map_or(Usd::ZERO, |price| price.input_max().per_million(size.input_bytes));
-    let output = price.map_or(Usd::ZERO, |price| price.output);
+    let bound = price.map(|price| price.bound(size.input_bytes));
+    let input = bound.map_or(Usd::ZERO, |bound| bound.input.per_million(size.input_bytes));
+    let output = bound.map_or(Usd::ZERO, |bound| bound.output);
     if let Some(cost) = left.cost {
         if input > cost {
             return None;
@@ -250,7 +245,8 @@ fn fit(left: Amounts, size: Size, price: Option<&Price>) -> Option<Hold> {
 fn explain(left: Amounts, size: Size, price: Option<&Price>) -> String {
     let mut parts = Vec::new();
     if let (Some(cost), Some(price)) = (left.cost, price) {
-        let needed = price.input_max().per_million(size.input_bytes) + price.output.per_million(OUTPUT_TOKENS_MIN);
+        let bound = price.bound(size.input_bytes);
+        let needed = bound.input.per_million(size.input_bytes) + bound.output.per_million(OUTPUT_TOKENS_MIN);
         parts.push(format!(
             "{cost} US dollars are left and the next call may need {needed} or more"
         ));

@@ -12,7 +12,7 @@ use common::job::Job;
 use common::message::{Message, Usage};
 use common::money::Usd;
 use common::queue::Obstacle;
-use common::store::budgets::{Amounts, TenantBudget, Window};
+use common::store::budgets::{Amounts, Window, WindowBudget};
 use common::testing::{TestEnv, eventually};
 use futures_util::StreamExt;
 use serde_json::json;
@@ -248,7 +248,7 @@ async fn a_tenants_budget_holds_over_all_of_its_jobs(pool: PgPool) {
         created_at: chrono::DateTime::UNIX_EPOCH,
     };
     world.env.store.insert_tenant(&tenant).await.unwrap();
-    let budget = TenantBudget {
+    let budget = WindowBudget {
         amounts: Amounts {
             cost: None,
             output_tokens: Some(1_000),

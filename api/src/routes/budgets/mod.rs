@@ -1,4 +1,6 @@
-//! Budgets of tenants, for an admin.
+//! Budgets of tenants, for an admin; those of a tenant's agents, conversations, users and models are in [`subjects`].
+
+mod subjects;
 
 use axum::Json;
 use axum::extract::State;
@@ -6,7 +8,8 @@ use axum::response::{IntoResponse, Response};
 use chrono::NaiveDate;
 use common::ids::TenantId;
 use common::money::Usd;
-use common::store::budgets::{Amounts, TenantBudget, Window};
+use common::store::budgets::{Amounts, Window, WindowBudget};
+use common::store::subjects::Subject;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
@@ -18,10 +21,10 @@ use crate::problem::{Document, FieldError, Problem};
 use crate::state::App;
 
 pub(super) fn routes() -> OpenApiRouter<App> {
-    OpenApiRouter::new().routes(routes!(get, set))
+    OpenApiRouter::new().routes(routes!(get, set)).merge(subjects::routes())
 }
 
-/// What all of a tenant's calls of models may spend within a window. Without any limit there is no budget.
+/// What calls of models may spend within a window. Without any limit there is no budget.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 struct BudgetRequest {
@@ -33,7 +36,7 @@ struct BudgetRequest {
     window: Window,
 }
 
-/// A tenant's budget, and what of it is spent.
+/// A budget, and what of it is spent.
 #[derive(Serialize, ToSchema)]
 struct BudgetView {
     max_cost_usd: Option<String>,
@@ -47,7 +50,7 @@ struct BudgetView {
 }
 
 impl BudgetRequest {
-    fn checked(self) -> Result<TenantBudget, Problem> {
+    fn checked(self) -> Result<WindowBudget, Problem> {
         let cost = self.max_cost_usd.as_deref().map(str::parse::<Usd>).transpose();
         let mut errors = Vec::new();
         if cost.is_err() {
@@ -60,7 +63,7 @@ impl BudgetRequest {
             errors.push(FieldError::body("/max_output_tokens", "is too large"));
         }
         match cost {
-            Ok(cost) if errors.is_empty() => Ok(TenantBudget {
+            Ok(cost) if errors.is_empty() => Ok(WindowBudget {
                 amounts: Amounts {
                     cost,
                     output_tokens: self.max_output_tokens,
@@ -103,16 +106,27 @@ async fn set(
 
 async fn view(app: &App, id: TenantId) -> Result<BudgetView, Problem> {
     let budget = app.store().tenant_budget(id).await?;
-    let window = budget.map(|budget| budget.window);
-    let began_on = window.unwrap_or(Window::Month).began_on(app.clock().now());
-    let (cost, output_tokens) = app.store().tenant_spent(id, began_on).await?;
-    let amounts = budget.map(|budget| budget.amounts).unwrap_or_default();
-    Ok(BudgetView {
-        max_cost_usd: amounts.cost.map(|cost| cost.to_string()),
-        max_output_tokens: amounts.output_tokens,
-        window,
-        began_on,
-        spent_cost_usd: cost.to_string(),
-        spent_output_tokens: output_tokens,
-    })
+    BudgetView::read(app, id, &Subject::Tenant, budget).await
+}
+
+impl BudgetView {
+    async fn read(
+        app: &App,
+        tenant_id: TenantId,
+        subject: &Subject,
+        budget: Option<WindowBudget>,
+    ) -> Result<Self, Problem> {
+        let window = budget.map(|budget| budget.window);
+        let began_on = window.unwrap_or(Window::Month).began_on(app.clock().now());
+        let (cost, output_tokens) = app.store().spent(tenant_id, subject, began_on).await?;
+        let amounts = budget.map(|budget| budget.amounts).unwrap_or_default();
+        Ok(Self {
+            max_cost_usd: amounts.cost.map(|cost| cost.to_string()),
+            max_output_tokens: amounts.output_tokens,
+            window,
+            began_on,
+            spent_cost_usd: cost.to_string(),
+            spent_output_tokens: output_tokens,
+        })
+    }
 }

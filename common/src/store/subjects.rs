@@ -1,0 +1,188 @@
+//! Who has budgets: tenants, and within them conversations, agents, users and models.
+
+use std::fmt;
+
+use sqlx::{PgConnection, Row};
+
+use super::budgets::{Amounts, SubjectBudget, Window, WindowBudget};
+use super::row::bigint;
+use super::usage::amount;
+use super::{Error, Store};
+use crate::ids::{AgentId, ConversationId, TenantId};
+use crate::job::Job;
+
+/// Whose calls a budget counts. In the order of [`fmt::Display`] budgets are locked, the tenant first.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Subject {
+    /// All of the tenant's.
+    Tenant,
+    /// Those of a conversation.
+    Conversation(ConversationId),
+    /// Those of all runs and turns of an agent.
+    Agent(AgentId),
+    /// Those of the jobs of one of the submitter's own users.
+    User(String),
+    /// Those of a model, as `provider/model`.
+    Model(String),
+}
+
+impl Subject {
+    /// The subject of this kind and id. `None` when there is no such kind, or the id is not one.
+    pub fn new(kind: &str, id: &str) -> Option<Self> {
+        Some(match kind {
+            "conversation" => Self::Conversation(id.parse().ok()?),
+            "agent" => Self::Agent(id.parse().ok()?),
+            "user" if !id.is_empty() => Self::User(id.to_owned()),
+            "model" if id.contains('/') => Self::Model(id.to_owned()),
+            _ => return None,
+        })
+    }
+
+    /// Its kind and id; both empty for the tenant.
+    pub fn parts(&self) -> (&'static str, String) {
+        match self {
+            Self::Tenant => ("", String::new()),
+            Self::Conversation(id) => ("conversation", id.to_string()),
+            Self::Agent(id) => ("agent", id.to_string()),
+            Self::User(id) => ("user", id.clone()),
+            Self::Model(name) => ("model", name.clone()),
+        }
+    }
+
+    fn read(key: &str) -> Result<Self, Error> {
+        let parts = key.split_once(':').and_then(|(kind, id)| Self::new(kind, id));
+        parts.ok_or_else(|| Error::Corrupt(format!("a budget of {key:?}")))
+    }
+
+    /// Those of a job, without its tenant and its models.
+    fn of_job(job: &Job) -> impl Iterator<Item = Self> {
+        let conversation = job.conversation_id.map(Self::Conversation);
+        let agent = job.agent_id.map(Self::Agent);
+        let user = job.user_id.clone().map(Self::User);
+        [conversation, agent, user].into_iter().flatten()
+    }
+}
+
+impl fmt::Display for Subject {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (kind, id) = self.parts();
+        if kind.is_empty() {
+            return Ok(());
+        }
+        write!(f, "{kind}:{id}")
+    }
+}
+
+fn budget(row: &sqlx::postgres::PgRow) -> Result<SubjectBudget, Error> {
+    let cost: Option<&str> = row.try_get("cost")?;
+    let output: Option<i64> = row.try_get("output")?;
+    Ok(SubjectBudget {
+        subject: Subject::read(row.try_get("subject")?)?,
+        budget: WindowBudget {
+            amounts: Amounts {
+                cost: cost.map(amount).transpose()?,
+                output_tokens: output.and_then(|n| u64::try_from(n).ok()),
+            },
+            window: Window::read(row.try_get("budget_window")?),
+        },
+    })
+}
+
+const COLUMNS: &str = "subject, cost_usd::text as cost, output_tokens as output, budget_window";
+
+impl Store {
+    /// The budgets that a tenant has set, at most 10,000, and one of them when it is asked for.
+    ///
+    /// # Errors
+    /// When Postgres is away.
+    pub async fn subject_budgets(
+        &self,
+        tenant_id: TenantId,
+        only: Option<&Subject>,
+    ) -> Result<Vec<SubjectBudget>, Error> {
+        let sql = format!(
+            "select {COLUMNS} from subject_budgets where tenant_id = $1 and ($2::text is null or subject = $2)
+             order by subject limit 10000"
+        );
+        let rows = sqlx::query(sqlx::AssertSqlSafe(sql))
+            .bind(tenant_id)
+            .bind(only.map(ToString::to_string))
+            .fetch_all(self.pool())
+            .await?;
+        rows.iter().map(budget).collect()
+    }
+
+    /// Whether a tenant has set any.
+    ///
+    /// # Errors
+    /// When Postgres is away.
+    pub async fn has_subject_budgets(&self, tenant_id: TenantId) -> Result<bool, Error> {
+        let sql = "select exists (select from subject_budgets where tenant_id = $1)";
+        Ok(sqlx::query_scalar(sql).bind(tenant_id).fetch_one(self.pool()).await?)
+    }
+
+    /// The budgets that a job's calls may be held against: its own subjects', and those of all models.
+    ///
+    /// # Errors
+    /// When Postgres is away.
+    pub async fn subject_budgets_of(&self, job: &Job) -> Result<Vec<SubjectBudget>, Error> {
+        let sql = format!(
+            "select {COLUMNS} from subject_budgets
+             where tenant_id = $1 and (subject = any($2) or subject like 'model:%')"
+        );
+        let rows = sqlx::query(sqlx::AssertSqlSafe(sql))
+            .bind(job.tenant_id)
+            .bind(
+                Subject::of_job(job)
+                    .map(|subject| subject.to_string())
+                    .collect::<Vec<_>>(),
+            )
+            .fetch_all(self.pool())
+            .await?;
+        rows.iter().map(budget).collect()
+    }
+
+    /// Sets a subject's budget, or removes it. Answers whether there was one.
+    ///
+    /// # Errors
+    /// When Postgres is away.
+    pub async fn set_subject_budget(
+        &self,
+        tenant_id: TenantId,
+        subject: &Subject,
+        budget: Option<WindowBudget>,
+    ) -> Result<bool, Error> {
+        let Some(budget) = budget.filter(|budget| !budget.amounts.is_unlimited()) else {
+            let done = sqlx::query("delete from subject_budgets where tenant_id = $1 and subject = $2")
+                .bind(tenant_id)
+                .bind(subject.to_string())
+                .execute(self.pool())
+                .await?;
+            return Ok(done.rows_affected() == 1);
+        };
+        let was_new: bool = sqlx::query_scalar(
+            "insert into subject_budgets (tenant_id, subject, cost_usd, output_tokens, budget_window)
+             values ($1, $2, $3::text::numeric, $4, $5)
+             on conflict (tenant_id, subject) do update set cost_usd = excluded.cost_usd,
+                output_tokens = excluded.output_tokens, budget_window = excluded.budget_window
+             returning xmax = 0",
+        )
+        .bind(tenant_id)
+        .bind(subject.to_string())
+        .bind(budget.amounts.cost.map(|cost| cost.to_string()))
+        .bind(budget.amounts.output_tokens.map(bigint))
+        .bind(budget.window.as_str())
+        .fetch_one(self.pool())
+        .await?;
+        Ok(!was_new)
+    }
+}
+
+/// Forgets the budget of a conversation that is forgotten.
+pub(super) async fn forget(connection: &mut PgConnection, id: ConversationId) -> Result<(), Error> {
+    sqlx::query("delete from subject_budgets where subject = $1")
+        .bind(Subject::Conversation(id).to_string())
+        .execute(connection)
+        .await?;
+    Ok(())
+}
