@@ -10,11 +10,11 @@ use std::time::Duration;
 
 use chrono::{DateTime, Datelike, NaiveDate, Utc};
 use serde::{Deserialize, Serialize};
-use sqlx::{AssertSqlSafe, PgConnection, Row};
+use sqlx::{AssertSqlSafe, PgConnection};
 use uuid::Uuid;
 
 use super::row::{bigint, int};
-use super::subjects::Subject;
+use super::subjects::{OF_SUBJECT, Subject};
 use super::usage::amount;
 use super::{Error, Store};
 use crate::ids::{JobId, TenantId};
@@ -240,83 +240,7 @@ impl Store {
         .await?;
         Ok(done.rows_affected())
     }
-
-    /// The budget of a tenant.
-    ///
-    /// # Errors
-    /// When Postgres is away.
-    pub async fn tenant_budget(&self, id: TenantId) -> Result<Option<WindowBudget>, Error> {
-        let row = sqlx::query(
-            "select budget_cost_usd::text as cost, budget_output_tokens as output, budget_window from tenants
-             where id = $1 and budget_window is not null",
-        )
-        .bind(id)
-        .fetch_optional(self.pool())
-        .await?;
-        let Some(row) = row else { return Ok(None) };
-        let cost: Option<&str> = row.try_get("cost")?;
-        let output: Option<i64> = row.try_get("output")?;
-        Ok(Some(WindowBudget {
-            amounts: Amounts {
-                cost: cost.map(amount).transpose()?,
-                output_tokens: output.and_then(|n| u64::try_from(n).ok()),
-            },
-            window: Window::read(row.try_get("budget_window")?),
-        }))
-    }
-
-    /// Sets the budget of a tenant, or removes it; answers false when there is no such tenant.
-    ///
-    /// # Errors
-    /// When Postgres is away.
-    pub async fn set_tenant_budget(&self, id: TenantId, budget: Option<WindowBudget>) -> Result<bool, Error> {
-        let budget = budget.filter(|budget| !budget.amounts.is_unlimited());
-        let done = sqlx::query(
-            "update tenants set budget_cost_usd = $2::text::numeric, budget_output_tokens = $3, budget_window = $4
-             where id = $1",
-        )
-        .bind(id)
-        .bind(
-            budget
-                .and_then(|budget| budget.amounts.cost)
-                .map(|cost| cost.to_string()),
-        )
-        .bind(budget.and_then(|budget| budget.amounts.output_tokens).map(bigint))
-        .bind(budget.map(|budget| budget.window.as_str()))
-        .execute(self.pool())
-        .await?;
-        Ok(done.rows_affected() == 1)
-    }
-
-    /// What a subject has spent in the window that began on a day, as its budget counts.
-    ///
-    /// # Errors
-    /// When Postgres is away.
-    pub async fn spent(
-        &self,
-        tenant_id: TenantId,
-        subject: &Subject,
-        began_on: NaiveDate,
-    ) -> Result<(Usd, u64), Error> {
-        let sql = format!(
-            "select coalesce(sum(cost_usd), 0)::text, coalesce(sum(output_tokens), 0)::bigint from usage where {OF_SUBJECT}"
-        );
-        let (kind, id) = subject.parts();
-        let (cost, output): (String, i64) = sqlx::query_as(AssertSqlSafe(sql))
-            .bind(tenant_id)
-            .bind(began_on)
-            .bind(kind)
-            .bind(id)
-            .fetch_one(self.pool())
-            .await?;
-        Ok((amount(&cost)?, u64::try_from(output).unwrap_or(0)))
-    }
 }
-
-/// The facts that count for a subject, of a tenant ($1), since a day ($2), of this kind ($3) and id ($4).
-const OF_SUBJECT: &str = "tenant_id = $1 and at >= $2::timestamp at time zone 'UTC' and case $3::text
-    when '' then true when 'conversation' then conversation_id::text = $4 when 'agent' then agent_id::text = $4
-    when 'user' then user_id = $4 else provider || '/' || model = $4 end";
 
 async fn lock(connection: &mut PgConnection, of: Uuid, key: &str) -> Result<(), Error> {
     sqlx::query("select pg_advisory_xact_lock(hashtextextended('budget:' || $1::text || $2, 0))")

@@ -50,6 +50,7 @@ pub(crate) struct Done {
     pub(crate) worker: TestWorker,
     pub(crate) ended: Ended,
     pub(crate) said: Vec<EventBody>,
+    unwritten: Vec<Event>,
 }
 
 impl Bench {
@@ -192,10 +193,10 @@ impl Bench {
         let (ended, ()) = tokio::join!(Box::pin(execute(context)), steer);
         // Of a long attempt a part is in the stores already.
         let stored = self.env.events(job.tenant_id, job.id, 1000).await;
-        let last = log.end().await.events;
-        let said: BTreeMap<u64, EventBody> = stored
-            .into_iter()
-            .chain(last)
+        let unwritten = log.end().await.events;
+        let all = stored.into_iter().chain(unwritten.iter().cloned());
+        let said: BTreeMap<u64, EventBody> = all
+            .filter(|event| event.attempt == job.attempt)
             .map(|event| (event.seq, event.body))
             .collect();
         let said = said.into_values().collect();
@@ -204,6 +205,7 @@ impl Bench {
             worker,
             ended,
             said,
+            unwritten,
         }
     }
 
@@ -234,7 +236,7 @@ impl Done {
             job: self.job.clone(),
             input: Vec::new(),
         };
-        let mut settlement = self.worker.settlement(&claimed, decision, &[]);
+        let mut settlement = self.worker.settlement(&claimed, decision, &self.unwritten);
         settlement.approvals.clone_from(&self.ended.approvals);
         if let Some(turn) = &mut settlement.turn {
             turn.messages.clone_from(&self.ended.messages);
