@@ -7,6 +7,7 @@ mod docker;
 mod egress;
 mod egress_server;
 mod environments;
+mod faults;
 mod gateway;
 mod install;
 mod pool;
