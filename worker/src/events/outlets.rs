@@ -120,9 +120,12 @@ async fn append(queue: &Queue, logs: Vec<Append>) -> Vec<Option<Appended>> {
 async fn write(store: &Store, worker_id: WorkerId, chunks: Vec<(Chunk, u32)>) -> Vec<Written> {
     match store.append_chunks(worker_id, &chunks).await {
         Ok(written) => {
-            let of = |(chunk, _): &(Chunk, u32)| match written.contains(&chunk.job_id()) {
-                true => Written::Yes,
-                false => Written::Lost,
+            let of = |(chunk, _): &(Chunk, u32)| {
+                if written.contains(&chunk.job_id()) {
+                    Written::Yes
+                } else {
+                    Written::Lost
+                }
             };
             chunks.iter().map(of).collect()
         }

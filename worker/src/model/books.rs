@@ -68,10 +68,10 @@ impl Books {
             output_tokens: budget.max_output_tokens,
         };
         let set = self.set_by(job.tenant_id).await?;
-        let mut subjects = match set.has_subjects {
-            true => self.store.subject_budgets_of(job).await.map_err(books)?,
-            false => Vec::new(),
-        };
+        let mut subjects = Vec::new();
+        if set.has_subjects {
+            subjects = self.store.subject_budgets_of(job).await.map_err(books)?;
+        }
         subjects.extend(set.budget.map(|budget| SubjectBudget {
             subject: Subject::Tenant,
             budget,

@@ -44,6 +44,7 @@ pub struct Price {
 /// The price of calls whose requests are long: US dollars per million tokens.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
+#[expect(clippy::struct_field_names, reason = "the names are those of a price")]
 pub struct Long {
     /// Tokens of a request, those of caches included, above which it is long.
     pub over: u64,
