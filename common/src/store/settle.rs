@@ -259,7 +259,10 @@ async fn update(
                 usage, seq, started_at, ended_at, waits_for)
          ), changed as (
             -- Whoever waited for a row reads it again, so that a request to cancel that is committed meanwhile is seen.
-            update jobs set failures = jobs.failures + s.failed, result = s.result, usage = s.usage,
+            -- A try that would go on ends as cancelled then, and is no failure any more.
+            update jobs set result = s.result, usage = s.usage,
+                failures = jobs.failures
+                    + case when s.goes_on and jobs.cancel_requested_at is not null then 0 else s.failed end,
                 seq = case when s.goes_on and jobs.cancel_requested_at is not null then s.seq + 1 else s.seq end,
                 state = case when s.goes_on and jobs.cancel_requested_at is not null then 'cancelled'
                     else s.state end,

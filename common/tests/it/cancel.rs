@@ -117,6 +117,9 @@ async fn a_request_is_not_lost_when_the_attempt_just_fails(pool: PgPool) {
                 env.queue.cancel(env.tenant_id, job.id, asked.seq, false).await.unwrap();
             }
             assert_matches!(env.state(job.id).await, JobState::Cancelled { .. }, "{decision:?}");
+            // Its attempt was cancelled, so it is none that failed.
+            let detail = env.store.job(env.tenant_id, job.id).await.unwrap().unwrap();
+            assert_eq!(detail.job.failures, 0, "{decision:?}");
             assert_eq!(env.promote().await, []);
             assert_eq!(ids(&worker.claim(5).await), []);
             let events = env.events(env.tenant_id, job.id, 100).await;
