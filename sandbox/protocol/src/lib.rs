@@ -30,7 +30,8 @@
 //! Data frames ([`ToInit::Stdin`], [`FromInit::Output`], both `Data`) cost [`cost`] of their length and may be sent only
 //! within the credit that the receiver gave for their stream and channel: [`WINDOW`] at first, [`TUNNEL_WINDOW`] each way
 //! of a tunnel, more by `Credit` frames. All other
-//! frames need none, so a flood of output never delays control. One exception is deliberate: init reads a program's
+//! frames need none, so a flood of output never delays control. Each end holds the other to it: who sends more than its
+//! credit ends the connection. One exception is deliberate: init reads a program's
 //! output past its head without credit and keeps only the tail, because a program must never hang on a slow reader.
 
 mod frame;

@@ -9,7 +9,7 @@ use tokio::sync::watch;
 
 use super::Ended;
 use crate::consumer::held::{Orders, Stop, stopped};
-use crate::sandbox::{self, Sandbox};
+use crate::sandbox::{self, Lost, Sandbox};
 
 /// The attempt was told to stop.
 #[derive(Clone, Copy, Debug)]
@@ -66,43 +66,48 @@ impl Keeper {
     /// Runs `work` in a sandbox and forwards each renewal of the lease to it. When the attempt is told to stop, `work`
     /// is dropped, which kills what it runs.
     pub(super) async fn keep<T>(&mut self, sandbox: &Sandbox, work: impl Future<Output = T>) -> Result<T, Stopped> {
-        tokio::pin!(work);
+        let ended = self.follow(sandbox, work, |stop| Some(stop)).await;
+        ended.map_err(Stopped)
+    }
+
+    /// Runs `work` in a sandbox and forwards each renewal of the lease, whatever the attempt is told, but that it is not
+    /// this worker's any more: then there is no answer.
+    pub(super) async fn finish<T>(&mut self, sandbox: &Sandbox, work: impl Future<Output = T>) -> Option<T> {
+        let ended = self.follow(sandbox, work, |stop| (stop == Stop::Lost).then_some(stop));
+        ended.await.ok()
+    }
+
+    /// Runs `work` until an order comes that `ends` it. A sandbox that is gone, or that is found to be silent, is what
+    /// `work` will say.
+    async fn follow<T>(
+        &mut self,
+        sandbox: &Sandbox,
+        work: impl Future<Output = T>,
+        ends: impl Fn(Stop) -> Option<Stop>,
+    ) -> Result<T, Stop> {
+        let watch = async {
+            sandbox.watch().await;
+            std::future::pending::<()>().await;
+        };
+        tokio::pin!(work, watch);
         loop {
             let orders = *self.orders.borrow_and_update();
-            if let Some(stop) = orders.stop {
-                return Err(Stopped(stop));
+            if let Some(stop) = orders.stop.and_then(&ends) {
+                return Err(stop);
             }
             let run_on = orders.run_until.saturating_duration_since(Instant::now());
-            // A sandbox that is gone is what `work` will say.
-            drop(sandbox.extend_lease(run_on).await);
+            // Beside the rest: a pipe that takes nothing must not keep an order from being heard.
+            let extend = async {
+                drop(sandbox.extend_lease(run_on).await);
+                std::future::pending::<()>().await;
+            };
             tokio::select! {
                 changed = self.orders.changed() => if changed.is_err() {
                     return Ok(work.await);
                 },
                 done = &mut work => return Ok(done),
-            }
-        }
-    }
-}
-
-impl Keeper {
-    /// Runs `work` in a sandbox and forwards each renewal of the lease, whatever the attempt is told, but that it is not
-    /// this worker's any more: then there is no answer.
-    pub(super) async fn finish<T>(&mut self, sandbox: &Sandbox, work: impl Future<Output = T>) -> Option<T> {
-        tokio::pin!(work);
-        loop {
-            let orders = *self.orders.borrow_and_update();
-            if orders.stop == Some(Stop::Lost) {
-                return None;
-            }
-            let run_on = orders.run_until.saturating_duration_since(Instant::now());
-            // A sandbox that is gone is what `work` will say.
-            drop(sandbox.extend_lease(run_on).await);
-            tokio::select! {
-                changed = self.orders.changed() => if changed.is_err() {
-                    return Some(work.await);
-                },
-                done = &mut work => return Some(done),
+                () = extend => {}
+                () = &mut watch => {}
             }
         }
     }
@@ -117,8 +122,13 @@ pub(super) fn sandbox_failure(error: &sandbox::Error) -> Failure {
             Failure::new(FailureCode::InvalidInput, refused.message.clone())
         }
         _ => {
-            tracing::warn!(%error, "a sandbox failed");
-            Failure::new(FailureCode::SandboxFailed, "the sandbox failed while the job ran in it")
+            let cause = std::error::Error::source(error).map(ToString::to_string);
+            tracing::warn!(%error, cause, "a sandbox failed");
+            let message = match error {
+                sandbox::Error::Lost(Lost::Silent(_)) => "the sandbox stopped answering while the job ran in it",
+                _ => "the sandbox failed while the job ran in it",
+            };
+            Failure::new(FailureCode::SandboxFailed, message)
         }
     }
 }

@@ -78,6 +78,9 @@ pub enum Lost {
     /// Init sent what it may not at that point.
     #[error("init broke the protocol: {0}")]
     Broken(&'static str),
+    /// Init answers no more, although the pipe stands: it or its engine hangs.
+    #[error("init did not answer for {0:?}")]
+    Silent(Duration),
     /// Reading or writing failed.
     #[error("the pipe failed: {0}")]
     Failed(String),

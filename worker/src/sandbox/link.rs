@@ -109,6 +109,7 @@ impl Link {
         let listener = Listener {
             events: sender,
             input_credit: Arc::clone(&input_credit),
+            windows: [WINDOW; 2],
         };
         let mut waiting = self.waiting();
         if !self.is_alive() {
@@ -120,6 +121,11 @@ impl Link {
             events,
             input_credit,
         })
+    }
+
+    /// Init may send so much more of a run's output.
+    pub(super) fn widen(&self, stream: u32, channel: Channel, credit: u32) {
+        self.waiting().widen(stream, channel, credit);
     }
 
     /// Nobody waits for this run any more: it is killed, and its output dropped.
@@ -247,7 +253,7 @@ impl Link {
     }
 
     /// The first reason counts. Everybody who waits hears that nothing comes any more.
-    fn end(&self, why: Lost) {
+    pub(super) fn end(&self, why: Lost) {
         self.lost.send_if_modified(|lost| {
             let is_first = lost.is_none();
             lost.get_or_insert(why);
@@ -339,7 +345,7 @@ impl Link {
                 drop(hello.send(about));
             }
             FromInit::Started { stream, .. } => waiting.tell(stream, Event::Started)?,
-            FromInit::Output { stream, channel, data } => waiting.tell(stream, Event::Output(channel, data))?,
+            FromInit::Output { stream, channel, data } => waiting.output(stream, channel, data)?,
             FromInit::Cut {
                 stream,
                 channel,

@@ -47,6 +47,12 @@ pub const JOB_UID: u32 = 1000;
 /// The folder of a job inside a sandbox.
 pub const WORKSPACE: &str = "/workspace";
 
+/// How long an init may be silent while a job runs. Without a renewal of its lease it would have ended itself by then.
+pub const SILENT_MAX: Duration = Duration::from_secs(10);
+
+/// How often an init is asked while a job runs.
+const ASK_EVERY: Duration = Duration::from_secs(5);
+
 /// How a sandbox is connected.
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -158,6 +164,20 @@ impl Sandbox {
             to: "ping",
             after: limit,
         })?
+    }
+
+    /// Asks init every now and then whether it is still there, and returns when the sandbox has ended. One that is silent
+    /// for [`SILENT_MAX`] is given up: init enforces every limit of a job, so without it nothing would end.
+    pub async fn watch(&self) {
+        while self.is_alive() {
+            tokio::select! {
+                _ = self.ended() => return,
+                () = tokio::time::sleep(ASK_EVERY) => {}
+            }
+            if let Err(Error::NoAnswer { after, .. }) = self.ping(SILENT_MAX).await {
+                self.link.end(Lost::Silent(after));
+            }
+        }
     }
 
     /// Kills all programs and returns when none is left.

@@ -217,10 +217,12 @@ impl Running {
             if *owed >= GRANT_AT {
                 // Nothing is forgotten when this is dropped while it waits for the place.
                 let place = self.link.reserve().await?;
+                let credit = std::mem::take(owed);
+                self.link.widen(self.port.stream, channel, credit);
                 place.send(ToInit::Credit {
                     stream: self.port.stream,
                     channel,
-                    credit: std::mem::take(owed),
+                    credit,
                 });
             }
         }

@@ -3,7 +3,8 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use hothouse_protocol::{About, Rested, WINDOW};
+use bytes::Bytes;
+use hothouse_protocol::{About, Channel, Rested, WINDOW, cost};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use super::super::error::Lost;
@@ -14,6 +15,8 @@ use super::Event;
 pub(super) struct Listener {
     pub(super) events: mpsc::Sender<Event>,
     pub(super) input_credit: Arc<Semaphore>,
+    /// What init may still send of each output.
+    pub(super) windows: [u32; 2],
 }
 
 #[derive(Debug, Default)]
@@ -27,6 +30,24 @@ pub(super) struct Waiting {
 }
 
 impl Waiting {
+    /// Output, which must be within its window: the number of events alone would let an init that lies fill the memory.
+    pub(super) fn output(&mut self, stream: u32, channel: Channel, data: Bytes) -> Result<(), Lost> {
+        if let Some(listener) = self.runs.get_mut(&stream) {
+            let window = &mut listener.windows[channel as usize];
+            let left = window.checked_sub(cost(data.len()));
+            *window = left.ok_or(Lost::Broken("more output than the window allows"))?;
+        }
+        self.tell(stream, Event::Output(channel, data))
+    }
+
+    /// Init may send so much more.
+    pub(super) fn widen(&mut self, stream: u32, channel: Channel, credit: u32) {
+        if let Some(listener) = self.runs.get_mut(&stream) {
+            let window = &mut listener.windows[channel as usize];
+            *window = window.saturating_add(credit);
+        }
+    }
+
     pub(super) fn tell(&self, stream: u32, event: Event) -> Result<(), Lost> {
         let Some(listener) = self.runs.get(&stream) else {
             return Ok(());
