@@ -110,6 +110,14 @@ pub enum Error {
         /// Its reference.
         image: String,
     },
+    /// The machine has no room for another sandbox's files.
+    #[error("sandbox {id} did not start, for want of room on the machine's disk: {reason}")]
+    NoRoom {
+        /// Which sandbox.
+        id: Uuid,
+        /// What the engine said.
+        reason: String,
+    },
     /// The sandbox did not start.
     #[error("sandbox {id} did not start: {reason}")]
     Start {

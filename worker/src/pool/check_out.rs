@@ -135,12 +135,10 @@ fn count_cold_start(shelf: &Shelf, reason: &'static str) {
 }
 
 fn exhausted(pool: &Inner, shelf: &Shelf) -> Error {
-    let last_error = shelf.look().2;
     Error::Exhausted {
         environment: shelf.environment.name.clone(),
         waited: pool.check_out_timeout,
-        engine_is_away: last_error.as_ref().is_some_and(|last| last.engine_is_away),
-        last_error: last_error.map(|last| last.error),
+        last_error: shelf.look().2,
     }
 }
 

@@ -4,7 +4,26 @@ use std::error::Error as _;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::LastError;
 use crate::{driver, sandbox};
+
+/// Whose fault it is that a sandbox did not start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// The engine does not answer.
+    Engine,
+    /// The machine's disk is full.
+    Disk,
+    /// The environment's, or that of something that passes.
+    Other,
+}
+
+impl Fault {
+    /// Whether it lies with this machine, so that the same job may find a sandbox on another.
+    pub const fn is_of_machine(self) -> bool {
+        matches!(self, Self::Engine | Self::Disk)
+    }
+}
 
 /// Why a job got no sandbox.
 #[derive(Debug, thiserror::Error)]
@@ -44,16 +63,14 @@ pub enum Error {
     },
     /// None became free in time.
     #[error("no sandbox of environment {environment:?} became free within {}{}", humantime::format_duration(*waited),
-        last_error.as_ref().map(|e| format!("; the last start failed: {e}")).unwrap_or_default())]
+        last_error.as_ref().map(|e| format!("; the last start failed: {}", e.error)).unwrap_or_default())]
     Exhausted {
         /// Its name.
         environment: String,
         /// How long the job waited.
         waited: Duration,
         /// The last failed start, when none has succeeded since.
-        last_error: Option<String>,
-        /// Whether that failed because the engine did not answer: no fault of the job's.
-        engine_is_away: bool,
+        last_error: Option<LastError>,
     },
     /// The pool has stopped.
     #[error("the pool has stopped")]
@@ -71,9 +88,47 @@ impl Error {
         }
     }
 
-    /// Whether what starts sandboxes does not answer.
-    pub(super) fn is_engine_away(&self) -> bool {
-        matches!(self, Self::Start(driver::Error::Unavailable { .. }))
+    /// Whose fault it is.
+    pub(super) fn fault(&self) -> Fault {
+        match self {
+            Self::Start(driver::Error::Unavailable { .. }) => Fault::Engine,
+            Self::Start(driver::Error::NoRoom { .. }) => Fault::Disk,
+            Self::Failing { source } => source.fault(),
+            _ => Fault::Other,
+        }
+    }
+
+    /// What the owner of a job that got no sandbox may know: nothing of the machine's insides.
+    pub fn told(&self) -> String {
+        match self {
+            Self::NoSuchEnvironment { .. } | Self::SlowStart { .. } => self.to_string(),
+            Self::Start(driver::Error::Unavailable { .. }) => {
+                "the engine that starts sandboxes does not answer".to_owned()
+            }
+            Self::Start(driver::Error::NoRoom { .. }) => {
+                "the machine that starts sandboxes has no room left on its disk".to_owned()
+            }
+            Self::Start(driver::Error::NoSuchImage { image }) => {
+                format!("the image of its environment, {image:?}, is not there")
+            }
+            Self::Unsealed { .. } => {
+                "sandboxes of its environment are not sealed on this machine, so nothing runs in them".to_owned()
+            }
+            Self::Failing { source } => source.told(),
+            Self::Exhausted {
+                environment,
+                waited,
+                last_error,
+            } => {
+                let waited = humantime::format_duration(*waited);
+                let because = last_error
+                    .as_ref()
+                    .map(|last| format!(": {}", last.told))
+                    .unwrap_or_default();
+                format!("no sandbox of environment {environment:?} became free within {waited}{because}")
+            }
+            Self::Start(_) | Self::Connect(_) | Self::Stopped => "no sandbox could be started".to_owned(),
+        }
     }
 
     /// Its text and those of its causes, in one line for status and log.

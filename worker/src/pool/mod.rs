@@ -44,7 +44,7 @@ mod shelf;
 mod slot;
 mod spares;
 
-pub use error::Error;
+pub use error::{Error, Fault};
 pub use reaper::Report;
 pub use shelf::{KeptFor, LastError, Who};
 pub use slot::Slot;
@@ -195,13 +195,22 @@ impl Pool {
         Self(inner)
     }
 
-    /// Whether a job may find a sandbox here: one is warm, or starts do not fail for want of the engine, or it answers
-    /// again.
+    /// Whether a job may find a sandbox here: one is warm, or starts do not fail for want of the engine or of room on the
+    /// disk, or the engine answers again, or it is time to see whether there is room again.
     pub async fn is_able(&self) -> bool {
-        let statuses: Vec<EnvironmentStatus> = self.0.shelves.values().map(|shelf| status(shelf)).collect();
-        let is_away = |status: &EnvironmentStatus| status.last_error.as_ref().is_some_and(|last| last.engine_is_away);
-        let may = statuses.iter().any(|status| status.warm > 0) || !statuses.iter().any(is_away);
-        may || self.0.driver.check().await.is_ok()
+        let statuses = self.status();
+        let failed = |fault| {
+            let last = statuses.iter().filter_map(|status| status.last_error.as_ref());
+            last.filter(|last| last.fault == fault).map(|last| last.at).max()
+        };
+        if statuses.iter().any(|status| status.warm > 0) {
+            return true;
+        }
+        let now = self.0.clock.now();
+        if failed(Fault::Disk).is_some_and(|at| (now - at).to_std().unwrap_or_default() < self.0.pace.backoff_max) {
+            return false;
+        }
+        failed(Fault::Engine).is_none() || self.0.driver.check().await.is_ok()
     }
 
     /// A sandbox for one job: a warm one at once, else the next that starts. With a `profile` that does not fit into

@@ -15,10 +15,10 @@ use tokio::sync::{Notify, OnceCell, oneshot};
 use tokio::time::Instant;
 use uuid::Uuid;
 
-use super::Error;
 use super::held::{Creating, Leased, Phase, Retiring};
 use super::plan::{self, Counts, Pace, Recent};
 use super::spares::Spares;
+use super::{Error, Fault};
 use crate::claude::{Process, Recipe};
 use crate::environment::Environment;
 use crate::sandbox::Sandbox;
@@ -74,8 +74,10 @@ pub struct LastError {
     pub at: DateTime<Utc>,
     /// Why.
     pub error: String,
-    /// Whether the engine did not answer.
-    pub engine_is_away: bool,
+    /// The same for a job's owner.
+    pub told: String,
+    /// Whose fault it was.
+    pub fault: Fault,
 }
 
 #[derive(Debug, Default)]
@@ -281,10 +283,17 @@ impl Shelf {
         let mut state = self.lock();
         state.recent.failures = state.recent.failures.saturating_add(1);
         state.recent.last_failure = Some(self.epoch.elapsed());
+        // On a full disk the engine fails in many ways, and most of their words do not say so.
+        let disk = state.last_error.take().filter(|last| last.fault == Fault::Disk);
+        let (told, fault) = match (disk, error.fault()) {
+            (Some(last), Fault::Other) if error.is_transient() => (last.told, Fault::Disk),
+            (_, fault) => (error.told(), fault),
+        };
         state.last_error = Some(LastError {
             at,
             error: error.with_causes(),
-            engine_is_away: error.is_engine_away(),
+            told,
+            fault,
         });
         state.refusal = None;
         if error.is_transient() {

@@ -6,6 +6,9 @@ use uuid::Uuid;
 use super::super::{Error, Spec};
 use super::NAME;
 
+/// The kernel's words for a full disk, which are all that the engine passes on of it.
+const NO_ROOM: &str = "no space left on device";
+
 /// The engine does not answer, or not as an engine does.
 pub(super) fn unavailable(error: &Docker) -> Error {
     Error::Unavailable {
@@ -28,6 +31,9 @@ pub(super) fn create(spec: &Spec, error: Docker) -> Error {
 /// A container was not started.
 pub(super) fn start(id: Uuid, error: Docker) -> Error {
     match error {
+        Docker::DockerResponseServerError { message, .. } if message.contains(NO_ROOM) => {
+            Error::NoRoom { id, reason: message }
+        }
         Docker::DockerResponseServerError { message, .. } => Error::Start { id, reason: message },
         other => unavailable(&other),
     }

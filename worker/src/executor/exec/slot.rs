@@ -59,10 +59,9 @@ pub(in super::super) async fn check_out(
             }
             let reason = Some(reason(pool, environment));
             if told != reason {
-                let detail = reason.map(str::to_owned);
                 context.events.say(EventBody::Status {
                     phase: "waiting_for_sandbox".to_owned(),
-                    detail,
+                    detail: reason.clone(),
                 });
                 told = reason;
             }
@@ -73,39 +72,22 @@ pub(in super::super) async fn check_out(
 }
 
 /// Why nothing is warm, as the job's owner may know it.
-fn reason(pool: &Pool, environment: &str) -> &'static str {
-    let last_error = pool
-        .status()
-        .into_iter()
+fn reason(pool: &Pool, environment: &str) -> String {
+    let mut statuses = pool.status().into_iter();
+    let last_error = statuses
         .find(|status| status.name == environment)
         .and_then(|it| it.last_error);
-    match last_error {
-        Some(last) if last.engine_is_away => "the engine that starts sandboxes does not answer",
-        Some(_) => "sandboxes do not start at present",
-        None => "every sandbox is in use",
-    }
+    last_error.map_or_else(|| "every sandbox is in use".to_owned(), |last| last.told)
 }
 
 fn broken(error: &pool::Error) -> Broken {
     tracing::warn!(error = %format!("{error:#}"), "no sandbox");
     match error {
-        // For as long as it takes: a job is not failed because an engine is.
+        // For as long as it takes: a job is not failed because a machine is.
         pool::Error::Exhausted {
-            engine_is_away: true, ..
-        } => Broken::GivenBack,
-        pool::Error::NoSuchEnvironment { environment } => Failure::new(
-            FailureCode::InvalidInput,
-            format!("there is no environment {environment:?}"),
-        )
-        .into(),
-        pool::Error::Exhausted {
-            environment, waited, ..
-        } => {
-            let waited = humantime::format_duration(*waited);
-            let message = format!("no sandbox of environment {environment:?} became free within {waited}");
-            Failure::new(FailureCode::SandboxFailed, message).into()
-        }
-        pool::Error::SlowStart { .. } => Failure::new(FailureCode::SandboxFailed, error.to_string()).into(),
-        _ => Failure::new(FailureCode::SandboxFailed, "no sandbox could be started").into(),
+            last_error: Some(last), ..
+        } if last.fault.is_of_machine() => Broken::GivenBack,
+        pool::Error::NoSuchEnvironment { .. } => Failure::new(FailureCode::InvalidInput, error.told()).into(),
+        _ => Failure::new(FailureCode::SandboxFailed, error.told()).into(),
     }
 }
