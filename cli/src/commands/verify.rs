@@ -48,7 +48,7 @@ pub(crate) async fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCod
     let mut has_held = true;
     for bench in &benches {
         let findings = make(bench, &attempts).await?;
-        has_held &= findings.iter().all(|finding| finding.verdict.has_held());
+        has_held &= findings.iter().all(|finding| finding.verdict.is_fine());
         print(bench.environment(), driver, &findings, args.all, globals.json)?;
     }
     Ok(if has_held {
@@ -114,6 +114,7 @@ fn print(environment: &str, driver: &str, findings: &[Finding], all: bool, is_js
                 Verdict::Held(why) => ("held", why),
                 Verdict::Broken(what) => ("BROKEN", what),
                 Verdict::Unclear(why) => ("unclear", why),
+                Verdict::DoesNotApply(why) => ("does not apply", why),
             };
             let name = finding.name.to_owned();
             [

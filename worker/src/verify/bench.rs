@@ -59,6 +59,11 @@ impl Bench {
         &self.environment.name
     }
 
+    /// The name of the driver.
+    pub(super) fn driver(&self) -> &'static str {
+        self.driver.name()
+    }
+
     /// How many processors a sandbox may use.
     pub(super) fn cpus(&self) -> f64 {
         self.environment.profile.cpus

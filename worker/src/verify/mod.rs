@@ -31,6 +31,12 @@ pub use probe::{PRELUDE, Probe, probe};
 /// How long an attempt may take, whatever it does.
 const ATTEMPT_MAX: Duration = Duration::from_mins(1);
 
+/// Attempts that are not made against bubblewrap, and why.
+const NOT_IN_BUBBLEWRAP: &[(&str, &str)] = &[(
+    "use up the names of the workspace",
+    "bubblewrap cannot limit the number of files: they count as memory of the sandbox, and its job ends out of memory",
+)];
+
 /// What an attempt is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -59,12 +65,19 @@ pub enum Verdict {
     Broken(String),
     /// It cannot be told, which is no proof.
     Unclear(String),
+    /// What it attacks is not there with this driver, for this reason, which an operator must know.
+    DoesNotApply(String),
 }
 
 impl Verdict {
     /// Whether the sandbox stood it.
     pub const fn has_held(&self) -> bool {
         matches!(self, Self::Held(_))
+    }
+
+    /// Whether nothing speaks against the sandbox.
+    pub const fn is_fine(&self) -> bool {
+        matches!(self, Self::Held(_) | Self::DoesNotApply(_))
     }
 }
 
@@ -114,8 +127,18 @@ impl Attempt {
         }
     }
 
+    /// Why it is not made against this driver.
+    fn excuse(&self, driver: &str) -> Option<&'static str> {
+        let excuses = (driver == "bubblewrap").then_some(NOT_IN_BUBBLEWRAP)?;
+        let (_, why) = excuses.iter().find(|(name, _)| *name == self.name)?;
+        Some(why)
+    }
+
     /// Makes it in sandboxes of its own.
     pub async fn make(&self, bench: &Bench) -> Verdict {
+        if let Some(why) = self.excuse(bench.driver()) {
+            return Verdict::DoesNotApply(why.to_owned());
+        }
         let made = async {
             match &self.act {
                 Act::Probe(probe) => bench.probe(probe).await,
@@ -192,6 +215,7 @@ mod tests {
         assert_eq!(names.len(), attempts.len());
         let groups: BTreeSet<_> = attempts.iter().map(|attempt| attempt.group).collect();
         assert_eq!(groups.len(), 6);
+        assert!(NOT_IN_BUBBLEWRAP.iter().all(|(name, _)| names.contains(name)));
         assert!(
             escape::PROBES
                 .iter()

@@ -13,7 +13,7 @@ use crate::conformance::{Subject, conformance, small};
 
 /// The static init, which the test command builds.
 #[expect(clippy::disallowed_methods, reason = "tests have no configuration")]
-fn init() -> PathBuf {
+pub(crate) fn init() -> PathBuf {
     let built = concat!(
         env!("CARGO_MANIFEST_DIR"),
         "/../target/init/x86_64-unknown-linux-gnu/init/hothouse-init"
@@ -27,7 +27,7 @@ fn init() -> PathBuf {
     init
 }
 
-fn driver() -> (Bubblewrap, tempfile::TempDir) {
+pub(crate) fn driver() -> (Bubblewrap, tempfile::TempDir) {
     let state = tempfile::tempdir().unwrap();
     let settings = Settings {
         init: init(),

@@ -13,6 +13,7 @@ use worker::sandbox::Settings;
 use worker::verify::{self, Attempt, Bench, Finding, PRELUDE};
 
 use crate::docker::{driver, image, test_variable};
+use crate::sandbox_bubblewrap;
 
 fn bench() -> Bench {
     let environment = Environment::built_in().with_image(image());
@@ -31,6 +32,22 @@ async fn every_attempt_fails() {
     let broken: Vec<&Finding> = findings.iter().filter(|finding| !finding.verdict.has_held()).collect();
     assert!(broken.is_empty(), "{broken:#?}");
     assert!(findings.len() >= 120);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_attempt_that_applies_fails_in_bubblewrap_too() {
+    let (driver, _state) = sandbox_bubblewrap::driver();
+    let settings = Settings {
+        must_have_own_uid: nix::unistd::geteuid().is_root(),
+        ..Settings::default()
+    };
+    let bench = Bench::new(Arc::new(driver), Arc::new(Environment::built_in()), settings);
+    let findings = verify::verify(&bench, &verify::attempts(), |_| {}).await;
+    bench.clear().await.unwrap();
+    let broken: Vec<&Finding> = findings.iter().filter(|finding| !finding.verdict.is_fine()).collect();
+    assert!(broken.is_empty(), "{broken:#?}");
+    let held = findings.iter().filter(|finding| finding.verdict.has_held()).count();
+    assert!(held >= findings.len() - 5, "{held} of {}", findings.len());
 }
 
 /// Attempts that change nothing on a machine that lets them through, and must be let through by one without a seal:

@@ -79,7 +79,8 @@ pub(super) fn sandbox(settings: &Settings, profile: &Profile, limited: Option<&L
     for path in etc::from_host() {
         args.words("--ro-bind").word(&path).word(&path);
     }
-    args.words("--proc /proc --dev /dev --remount-ro /dev");
+    // Queues can be made without the mount too, but only there can they be seen, and deleted between two jobs.
+    args.words("--proc /proc --dev /dev --mqueue /dev/mqueue --remount-ro /dev");
     args.tmpfs("/dev/shm", "1777", SHM_BYTES);
     // The folder cannot be given to the job's user from here; nobody else lives in the sandbox.
     args.tmpfs("/workspace", "0777", profile.workspace_bytes);
