@@ -1,6 +1,6 @@
 # Run `make` alone for the list of targets.
 .DEFAULT_GOAL := help
-.PHONY: help up down doctor test torture crash lint sqlx sqlx-check bench ci
+.PHONY: help up down doctor test torture faults fuzz crash lint sqlx sqlx-check bench ci
 MAKEFLAGS += --no-print-directory
 target := $(or $(CARGO_TARGET_DIR),target)
 # Queries are checked against .sqlx, not against whatever database the environment names.
@@ -26,6 +26,13 @@ test: ## Every test, with Redis, Postgres and Docker of its own (ARGS="-p worker
 
 torture: ## Kill, freeze, wipe and cut real processes, then prove that nothing broke (SEED=1 SECONDS=600 FAULTS=kills|freeze)
 	@SEED="$(SEED)" SECONDS_LONG="$(SECONDS)" FAULTS="$(FAULTS)" scripts/torture.sh
+
+faults: ## Take away what is under sandboxes, at full size: 40 killed at once, 1,000 jobs, 1,000 kills (CYCLES=1000)
+	@HOTHOUSE_FAULTS=full HOTHOUSE_KILL_CYCLES="$(or $(CYCLES),1000)" scripts/test.sh -p hothouse -p worker \
+		-E 'test(/^faults::/) + test(/^kill_cycles::/)' --test-threads 1 --success-output final
+
+fuzz: ## Say anything to both ends of a sandbox's pipe, for SECONDS (300) each
+	@SECONDS_LONG="$(SECONDS)" scripts/fuzz.sh
 
 crash: ## Drop a turn at random points and prove that no finished call is made again (POINTS=10000)
 	@HOTHOUSE_CRASH_POINTS="$(or $(POINTS),10000)" scripts/test.sh -p worker -E 'test(no_call_in_the_journal)' --success-output final

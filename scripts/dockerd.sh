@@ -8,6 +8,8 @@
 # The address is unix://DIR/docker.sock. The engine has neither a bridge nor firewall rules, because sandboxes have no
 # network; so it never meets another engine on the same machine. It needs root. `make up` never calls this: it is for
 # tests and for development.
+#
+#   HOTHOUSE_DOCKERD_CGROUP  a cgroup of its own for its containers, so that what they leave behind can be told
 set -euo pipefail
 
 die() {
@@ -16,7 +18,7 @@ die() {
 }
 
 usage() {
-    sed -n '2,9s/^# \{0,1\}//p' "$0"
+    sed -n '2,13s/^# \{0,1\}//p' "$0"
     exit 2
 }
 
@@ -117,6 +119,10 @@ start() {
         command -v "$tool" >/dev/null || die "$tool is missing: install docker.io and curl with the system's packages"
     done
     local pid
+    local cgroup=()
+    if [ -n "${HOTHOUSE_DOCKERD_CGROUP:-}" ]; then
+        cgroup=(--exec-opt native.cgroupdriver=cgroupfs --cgroup-parent="$HOTHOUSE_DOCKERD_CGROUP")
+    fi
     if ! pid=$(running_pid); then
         clean
         mount_cgroups
@@ -126,7 +132,7 @@ start() {
         setsid dockerd --host="unix://$socket" --data-root="$dir/data" --exec-root="$dir/exec" \
             --pidfile="$pid_file" --storage-driver="$storage" --bridge=none --iptables=false --ip6tables=false \
             --ip-forward=false --ip-masq=false --userland-proxy=false --log-level=warn \
-            --max-concurrent-downloads=2 >"$log" 2>&1 </dev/null &
+            --max-concurrent-downloads=2 "${cgroup[@]}" >"$log" 2>&1 </dev/null &
         pid=$!
     fi
     local tries=0

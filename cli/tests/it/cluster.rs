@@ -2,6 +2,7 @@
 //! frozen and cut off from each other. Everything ends with the fixture, whether the test passed or not.
 
 mod api;
+mod engine;
 mod log;
 mod postgres;
 pub(crate) mod process;
@@ -17,6 +18,7 @@ use tokio::sync::{Mutex, MutexGuard};
 use uuid::Uuid;
 
 pub(crate) use api::Api;
+pub(crate) use engine::{Engine, IMAGE, processes_of, processes_of_jobs, until_dead};
 pub(crate) use log::{Follower, assert_whole};
 pub(crate) use postgres::Postgres;
 pub(crate) use process::Process;
@@ -40,6 +42,8 @@ pub(crate) struct Setup {
     pub(crate) sandboxes: bool,
     /// Sandboxes that each worker keeps warm.
     pub(crate) warm: usize,
+    /// Sandboxes that each worker has at most.
+    pub(crate) sandboxes_max: usize,
     /// Further settings of every process.
     pub(crate) settings: &'static [(&'static str, &'static str)],
 }
@@ -51,6 +55,7 @@ impl Default for Setup {
             schedulers: 1,
             sandboxes: true,
             warm: 2,
+            sandboxes_max: 16,
             settings: &[],
         }
     }
@@ -75,14 +80,16 @@ pub(crate) struct Cluster {
 impl Cluster {
     /// Starts everything and waits until it can work.
     pub(crate) async fn start(setup: Setup) -> Self {
+        Self::start_on(setup, None).await
+    }
+
+    /// The same with sandboxes of an engine of the test's own, with nothing between it and the workers.
+    pub(crate) async fn start_on(setup: Setup, engine: Option<&Engine>) -> Self {
         let alone = ALONE.lock().await;
         let name = format!("hothouse_cluster_{}", Uuid::now_v7().simple());
         let folder = std::env::temp_dir().join(&name);
         fs::create_dir_all(folder.join("environments")).unwrap();
-        let size = format!("\nsize = {}\n", setup.warm);
-        let environment = include_str!("../../../environments/default.toml").replace("\nsize = 5\n", &size);
-        assert!(environment.contains(&size), "{environment}");
-        fs::write(folder.join("environments/default.toml"), environment).unwrap();
+        fs::write(folder.join("environments/default.toml"), environment(setup)).unwrap();
         let postgres_url = required("HOTHOUSE_TEST_POSTGRES_URL");
         psql(&postgres_url, &format!("create database {name}"));
         let mut database = url::Url::parse(&postgres_url).unwrap();
@@ -90,7 +97,10 @@ impl Cluster {
         database.set_path(&name);
 
         let postgres = Proxy::tcp(address).await;
-        let docker = docker_proxy(setup, &folder);
+        let docker = match engine {
+            Some(_) => Proxy::none(),
+            None => docker_proxy(setup, &folder),
+        };
         let redis = Redis::start(&folder).await;
         let port = process::free_port();
         let api = Api::new(port, KEY);
@@ -98,6 +108,8 @@ impl Cluster {
         proxied.set_ip_host("127.0.0.1".parse().unwrap()).unwrap();
         proxied.set_port(Some(postgres.port())).unwrap();
         let mut env = environment_of(setup, &folder, docker.path());
+        env.extend(engine.map(|engine| ("HOTHOUSE_SANDBOX__DOCKER_HOST".to_owned(), engine.host())));
+        env.extend(engine.map(|_| ("HOTHOUSE_SANDBOX__IMAGE".to_owned(), IMAGE.to_owned())));
         env.extend([
             ("HOTHOUSE_DATABASE__URL".to_owned(), proxied.to_string()),
             ("HOTHOUSE_REDIS__URL".to_owned(), redis.url()),
@@ -249,6 +261,18 @@ impl Drop for Cluster {
 )]
 fn report(text: &str) {
     eprintln!("{text}");
+}
+
+/// The default environment with so many sandboxes.
+fn environment(setup: Setup) -> String {
+    let (size, max) = (
+        format!("\nsize = {}\n", setup.warm),
+        format!("\nmax = {}\n", setup.sandboxes_max),
+    );
+    let text = include_str!("../../../environments/default.toml");
+    let text = text.replace("\nsize = 5\n", &size).replace("\nmax = 16\n", &max);
+    assert!(text.contains(&size) && text.contains(&max), "{text}");
+    text
 }
 
 fn environment_of(setup: Setup, folder: &Path, docker: Option<&Path>) -> Vec<(String, String)> {

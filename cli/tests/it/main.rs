@@ -9,6 +9,7 @@
 mod bench;
 mod claude_code;
 mod cluster;
+mod faults;
 mod groups;
 mod health;
 mod help;

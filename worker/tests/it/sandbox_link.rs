@@ -13,14 +13,14 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use worker::driver::Pipe;
 use worker::sandbox::{Error, Lost, Output, RunSpec, Sandbox, Settings};
 
-const LONG: Duration = Duration::from_secs(30);
+pub(crate) const LONG: Duration = Duration::from_secs(30);
 
 /// An init that says what a test wants.
-struct Init {
-    from_worker: DuplexStream,
-    to_worker: DuplexStream,
-    wire: BytesMut,
-    decoder: Decoder,
+pub(crate) struct Init {
+    pub(crate) from_worker: DuplexStream,
+    pub(crate) to_worker: DuplexStream,
+    pub(crate) wire: BytesMut,
+    pub(crate) decoder: Decoder,
 }
 
 impl Init {
@@ -42,7 +42,7 @@ impl Init {
         )
     }
 
-    async fn hear(&mut self) -> ToInit {
+    pub(crate) async fn hear(&mut self) -> ToInit {
         loop {
             if let Some(frame) = self.decoder.decode(&mut self.wire).unwrap() {
                 return ToInit::try_from(frame).unwrap();
@@ -55,7 +55,7 @@ impl Init {
         }
     }
 
-    async fn say(&mut self, message: FromInit) {
+    pub(crate) async fn say(&mut self, message: FromInit) {
         let token = self.decoder.token().unwrap();
         self.say_with(message, &token).await;
     }
@@ -76,7 +76,7 @@ impl Init {
     }
 }
 
-fn about() -> About {
+pub(crate) fn about() -> About {
     About {
         version: VERSION,
         init_version: "test".to_owned(),
@@ -88,12 +88,12 @@ fn about() -> About {
         has_read_only_root: true,
         cgroup: CgroupKind::None,
         writable_mounts: Vec::new(),
-        ports: Vec::new(),
+        ports: vec![hothouse_protocol::PROXY_PORT],
         can_rest: true,
     }
 }
 
-fn exit(sent: u64) -> Exit {
+pub(crate) fn exit(sent: u64) -> Exit {
     Exit {
         code: Some(0),
         signal: None,
@@ -115,7 +115,7 @@ fn exit(sent: u64) -> Exit {
 }
 
 /// A sandbox over a willing init.
-async fn connected() -> (Sandbox, Init) {
+pub(crate) async fn connected() -> (Sandbox, Init) {
     let (mut init, pipe) = Init::pipe();
     let settings = Settings::default();
     let (sandbox, ()) = tokio::join!(Sandbox::connect(pipe, &settings), init.greet(about()));

@@ -1,0 +1,385 @@
+//! Init's end of the pipe, the real one as PID 1 of a namespace, against workers that say anything in any order: it
+//! answers or ends the sandbox, never panics, never sends more than it has credit for, and stays small.
+//!
+//! `HOTHOUSE_FUZZ_SECONDS` goes on for so long instead of a number of cases; see `make fuzz`.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+use std::cell::Cell;
+use std::collections::HashMap;
+use std::fs;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use bytes::{Bytes, BytesMut};
+use hothouse_protocol::{
+    Channel, Decoder, Exec, Frame, FromInit, Greeting, Kind, PAYLOAD_MAX, Pack, Program, Reset, Rlimits, Run,
+    TUNNEL_BIT, TUNNEL_WINDOW, TerminalSize, TextFile, ToInit, Token, Unpack, VERSION, WINDOW, cost,
+};
+use proptest::prelude::*;
+use proptest::test_runner::{Config, TestRunner};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::process::{ChildStdout, Command};
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+
+use crate::docker::test_variable;
+use crate::sandbox_bubblewrap::init;
+use crate::sandbox_link::LONG;
+
+const TOKEN: Token = Token::new(*b"0123456789abcdef");
+const LAST_PING: u64 = u64::MAX - 7;
+
+/// More than all windows of a few programs, and less than a flood.
+const RESIDENT_MAX: u64 = 48 << 20;
+
+/// What a worker does next.
+#[derive(Debug, Clone)]
+enum Act {
+    Say(ToInit),
+    /// A frame of any kind with any payload.
+    Frame(u8, u8, u32, Bytes),
+    /// A frame with another secret.
+    Forge(ToInit),
+    /// Bytes that are no frame.
+    Rubbish(Vec<u8>),
+}
+
+fn stream() -> impl Strategy<Value = u32> {
+    prop_oneof![12 => 1..5_u32, 2 => (0..4_u32).prop_map(|n| TUNNEL_BIT | n), 1 => any::<u32>()]
+}
+
+fn data() -> impl Strategy<Value = Bytes> {
+    let size = prop_oneof![6 => 0..100_usize, 2 => 0..70_000_usize, 1 => Just(PAYLOAD_MAX)];
+    size.prop_map(|size| Bytes::from(vec![b'x'; size]))
+}
+
+fn number() -> impl Strategy<Value = u64> {
+    prop_oneof![Just(0), 1..50_u64, 1..100_000_u64, any::<u64>(), Just(u64::MAX)]
+}
+
+fn path() -> impl Strategy<Value = String> {
+    let odd = [
+        "",
+        "/",
+        "..",
+        "../../etc",
+        "/workspace",
+        "a/b",
+        "a\0b",
+        "/proc/1/mem",
+        "\u{fffd}",
+    ];
+    prop_oneof![
+        proptest::sample::select(odd.to_vec()).prop_map(str::to_owned),
+        ".{0,40}"
+    ]
+}
+
+fn exec() -> impl Strategy<Value = Exec> {
+    let programs = [
+        "true",
+        "cat",
+        "yes",
+        "sleep 0.05",
+        "env",
+        "no-such",
+        "/",
+        "head -c 300000 /dev/zero",
+        "kill -9 1",
+    ];
+    let argv = prop_oneof![
+        9 => proptest::sample::select(programs.to_vec())
+            .prop_map(|text| text.split(' ').map(str::to_owned).collect::<Vec<_>>()),
+        1 => proptest::collection::vec(".{0,20}", 0..4),
+    ];
+    let terminal =
+        proptest::option::of((any::<u16>(), any::<u16>()).prop_map(|(rows, cols)| TerminalSize { rows, cols }));
+    let rlimits = (proptest::option::of(number()), proptest::option::of(number()));
+    let files = proptest::collection::vec(
+        (path(), ".{0,60}").prop_map(|(path, text)| TextFile { path, text }),
+        0..3,
+    );
+    (argv, path(), any::<bool>(), rlimits, terminal, files).prop_map(
+        |(argv, cwd, stdin, (nofile, cpu), terminal, files)| Exec {
+            argv,
+            env: vec![("PATH".to_owned(), "/usr/bin".to_owned())],
+            files,
+            cwd: if cwd.len() % 3 == 0 {
+                cwd
+            } else {
+                "/workspace".to_owned()
+            },
+            stdin,
+            rlimits: Rlimits {
+                nofile,
+                fsize_bytes: None,
+                cpu_seconds: cpu,
+            },
+            terminal,
+        },
+    )
+}
+
+fn program() -> impl Strategy<Value = Program> {
+    let pack = (path(), proptest::collection::vec(path(), 0..3), any::<bool>(), number());
+    prop_oneof![
+        12 => exec().prop_map(Program::Exec),
+        2 => (path(), number(), number(), any::<bool>()).prop_map(|(dest, entries_max, bytes_max, outside_links)| {
+            Program::Unpack(Unpack { dest, entries_max, bytes_max, outside_links })
+        }),
+        1 => pack.prop_map(|(root, globs, whole_tree, max)| {
+            Program::Pack(Pack { root, globs, whole_tree, entries_max: max, bytes_max: max })
+        }),
+        1 => proptest::collection::vec(path(), 0..3).prop_map(|folders| Program::Reset(Reset { folders })),
+    ]
+}
+
+fn run() -> impl Strategy<Value = Run> {
+    let limits = (
+        proptest::option::of(number()),
+        number(),
+        proptest::option::of(number()),
+        proptest::option::of(number()),
+    );
+    (program(), limits, 0..65_536_u32).prop_map(
+        |(program, (timeout_ms, grace_ms, head_bytes, kill_bytes), tail_bytes)| Run {
+            program,
+            timeout_ms,
+            grace_ms,
+            head_bytes,
+            tail_bytes,
+            kill_bytes,
+        },
+    )
+}
+
+fn message() -> impl Strategy<Value = ToInit> {
+    let channel = prop_oneof![Just(Channel::Stdout), Just(Channel::Stderr)];
+    let credit = || prop_oneof![Just(0), 1..100_000_u32, Just(u32::MAX)];
+    prop_oneof![
+        1 => Just(ToInit::Hello(greeting())),
+        12 => (stream(), run()).prop_map(|(stream, run)| ToInit::Run { stream, run: Box::new(run) }),
+        8 => (stream(), data(), any::<bool>())
+            .prop_map(|(stream, data, is_end)| ToInit::Stdin { stream, data, is_end }),
+        3 => (stream(), any::<i32>()).prop_map(|(stream, signal)| ToInit::Signal { stream, signal: signal % 70 }),
+        3 => (stream(), any::<bool>()).prop_map(|(stream, discard)| ToInit::Kill { stream, discard }),
+        1 => (stream(), any::<u16>(), any::<u16>())
+            .prop_map(|(stream, rows, cols)| ToInit::Resize { stream, size: TerminalSize { rows, cols } }),
+        4 => (stream(), channel, credit())
+            .prop_map(|(stream, channel, credit)| ToInit::Credit { stream, channel, credit }),
+        // One that is short ends everything, as it should.
+        2 => (2_000..u64::MAX).prop_map(|run_on_ms| ToInit::Lease { run_on_ms }),
+        3 => (0..1_000_u64).prop_map(|nonce| ToInit::Ping { nonce }),
+        1 => stream().prop_map(|stream| ToInit::KillAll { stream }),
+        2 => stream().prop_map(|stream| ToInit::Rest { stream }),
+        2 => (stream(), data(), any::<bool>()).prop_map(|(stream, data, is_end)| ToInit::Data { stream, data, is_end }),
+        1 => (stream(), credit()).prop_map(|(stream, credit)| ToInit::TunnelCredit { stream, credit }),
+        1 => stream().prop_map(|stream| ToInit::Close { stream }),
+    ]
+}
+
+fn act() -> impl Strategy<Value = Act> {
+    prop_oneof![
+        60 => message().prop_map(Act::Say),
+        2 => (any::<u8>(), any::<u8>(), stream(), data())
+            .prop_map(|(kind, flags, stream, data)| Act::Frame(kind % 0x24, flags, stream, data)),
+        1 => message().prop_map(Act::Forge),
+        1 => proptest::collection::vec(any::<u8>(), 1..80).prop_map(Act::Rubbish),
+    ]
+}
+
+fn greeting() -> Greeting {
+    Greeting {
+        version: VERSION,
+        uid: 1000,
+        gid: 1000,
+        workspace: "/workspace".to_owned(),
+        listen: vec![3128],
+    }
+}
+
+/// The bytes of an act; none for one that is larger than a frame may be.
+fn wire(act: &Act) -> Option<BytesMut> {
+    let mut wire = BytesMut::new();
+    match act {
+        Act::Say(message) => Frame::from(message.clone()).encode(&TOKEN, &mut wire).ok()?,
+        Act::Forge(message) => Frame::from(message.clone())
+            .encode(&Token::new([1; 16]), &mut wire)
+            .ok()?,
+        Act::Frame(kind, flags, stream, data) => {
+            let mut frame = Frame::new(Kind::Ping, *stream, data.clone());
+            frame.flags = *flags;
+            frame.encode(&TOKEN, &mut wire).unwrap();
+            wire[0] = *kind;
+        }
+        Act::Rubbish(bytes) => wire.extend_from_slice(bytes),
+    }
+    Some(wire)
+}
+
+/// Credit that init had by the end, of each output and tunnel; it can only have had less when it spent it.
+#[derive(Default)]
+struct Credit(HashMap<(u32, u8), u64>);
+
+impl Credit {
+    fn of(acts: &[Act]) -> Self {
+        let mut given = Self::default();
+        for act in acts {
+            let (key, credit) = match act {
+                Act::Say(ToInit::Credit {
+                    stream,
+                    channel,
+                    credit,
+                }) => ((*stream, *channel as u8), *credit),
+                Act::Say(ToInit::TunnelCredit { stream, credit }) => ((*stream, 9), *credit),
+                // Whatever it turns out to mean.
+                Act::Frame(_, _, stream, _) => {
+                    for key in [0, 1, 9] {
+                        given.0.insert((*stream, key), u64::MAX / 2);
+                    }
+                    continue;
+                }
+                // A stream may be used again once it is over, with a window of its own.
+                Act::Say(ToInit::Run { stream, .. }) => {
+                    for key in [0, 1] {
+                        *given.0.entry((*stream, key)).or_default() += u64::from(WINDOW);
+                    }
+                    continue;
+                }
+                _ => continue,
+            };
+            let sum = given.0.entry(key).or_default();
+            *sum = sum.saturating_add(u64::from(credit));
+        }
+        given
+    }
+}
+
+/// Everything that init says until it ends, checked as it comes; whether the last ping was answered.
+async fn listen(
+    mut from_init: ChildStdout,
+    credit: Credit,
+    ping: tokio::sync::oneshot::Sender<()>,
+) -> HashMap<(u32, u8), u64> {
+    let (mut decoder, mut wire, mut spent) = (Decoder::expecting(TOKEN), BytesMut::new(), HashMap::new());
+    let mut ping = Some(ping);
+    loop {
+        while let Some(frame) = decoder.decode(&mut wire).unwrap() {
+            let (key, len) = match FromInit::try_from(frame).unwrap() {
+                FromInit::Output { stream, channel, data } => ((stream, channel as u8), data.len()),
+                FromInit::Data { stream, data, .. } => ((stream, 9), data.len()),
+                FromInit::Pong { nonce: LAST_PING } => {
+                    ping.take().map(|ping| ping.send(()));
+                    continue;
+                }
+                _ => continue,
+            };
+            let spent = spent.entry(key).or_insert(0_u64);
+            *spent += u64::from(cost(len));
+            let base = if key.1 == 9 { u64::from(TUNNEL_WINDOW) } else { 0 };
+            let had = credit.0.get(&key).copied().unwrap_or_default().saturating_add(base);
+            assert!(*spent <= had, "{key:?}: spent {spent} of {had}");
+        }
+        if from_init.read_buf(&mut wire).await.unwrap() == 0 {
+            return spent;
+        }
+    }
+}
+
+fn sandbox() -> Command {
+    let mut command = Command::new("bwrap");
+    let words = "--unshare-ipc --unshare-pid --unshare-net --unshare-uts --as-pid-1 --die-with-parent --new-session \
+        --clearenv --cap-drop ALL --cap-add CAP_SETUID --cap-add CAP_SETGID --cap-add CAP_KILL --ro-bind /usr /usr \
+        --symlink usr/bin /bin --symlink usr/lib /lib --symlink usr/lib64 /lib64 --proc /proc --dev /dev \
+        --perms 1777 --tmpfs /tmp --perms 0777 --tmpfs /workspace --ro-bind";
+    command.args(words.split_whitespace()).arg(init());
+    command.args(["/.hothouse/init", "/.hothouse/init"]);
+    command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true);
+    command
+}
+
+/// The most memory that the init below this `bwrap` has used.
+fn resident(bwrap: u32) -> Option<u64> {
+    let child = fs::read_to_string(format!("/proc/{bwrap}/task/{bwrap}/children")).ok()?;
+    let status = fs::read_to_string(format!("/proc/{}/status", child.trim())).ok()?;
+    let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
+    line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kib| kib << 10)
+}
+
+/// Plays one hostile worker to its end.
+async fn play(acts: Vec<Act>) {
+    let mut child = sandbox().spawn().unwrap();
+    let (mut to_init, from_init) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
+    let mut stderr = child.stderr.take().unwrap();
+    let (ping, pong) = tokio::sync::oneshot::channel();
+    let mut listening = JoinSet::new();
+    listening.spawn(listen(from_init, Credit::of(&acts), ping));
+    let pid = child.id().unwrap();
+
+    let hello = Act::Say(ToInit::Hello(greeting()));
+    let last = Act::Say(ToInit::Ping { nonce: LAST_PING });
+    let is_foreign = |act: &Act| matches!(act, Act::Forge(_) | Act::Rubbish(_));
+    let must_end = acts.iter().any(is_foreign);
+    for bytes in [&hello].into_iter().chain(&acts).chain([&last]).filter_map(wire) {
+        // It may end at any time; then it closes its input.
+        if timeout(LONG, to_init.write_all(&bytes)).await.unwrap().is_err() {
+            break;
+        }
+    }
+    let is_answered = timeout(LONG, pong).await.unwrap().is_ok();
+    assert!(!(is_answered && must_end), "it went on after bytes of somebody else");
+    if is_answered && let Some(bytes) = resident(pid) {
+        assert!(bytes < RESIDENT_MAX, "{bytes} bytes");
+    }
+    drop(to_init);
+    let mut said = String::new();
+    timeout(LONG, stderr.read_to_string(&mut said)).await.unwrap().unwrap();
+    let status = timeout(LONG, child.wait()).await.unwrap().unwrap();
+    let code = status.code();
+    assert!(
+        matches!(code, Some(0 | 1)) && !said.contains("panicked"),
+        "{status:?}: {said}"
+    );
+    assert!(code == Some(0) || !is_answered, "{said}");
+    listening.join_all().await;
+}
+
+#[test]
+fn an_init_stands_whatever_a_worker_says() {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    let seconds = test_variable("HOTHOUSE_FUZZ_SECONDS").and_then(|text| text.parse().ok());
+    let until = seconds.map(|seconds| Instant::now() + Duration::from_secs(seconds));
+    let played = Cell::new(0_u64);
+    loop {
+        let config = Config {
+            cases: 50,
+            failure_persistence: None,
+            ..Config::default()
+        };
+        let acts = proptest::collection::vec(act(), 0..40);
+        TestRunner::new(config)
+            .run(&acts, |acts| {
+                played.set(played.get() + 1);
+                runtime.block_on(play(acts));
+                Ok(())
+            })
+            .unwrap();
+        if until.is_none_or(|until| Instant::now() >= until) {
+            break;
+        }
+    }
+    show(&format!("{} hostile workers", played.get()));
+}
+
+#[expect(clippy::print_stderr, reason = "what a long run did")]
+fn show(text: &str) {
+    eprintln!("{text}");
+}
