@@ -202,6 +202,12 @@ impl Client {
         self.answer(request, Repeat::Safe).await
     }
 
+    /// Changes what is given of a resource. Doing it twice may count as two changes.
+    pub(crate) async fn patch<T: DeserializeOwned>(&self, path: &[&str], body: &impl Serialize) -> Result<T, Error> {
+        let request = self.http.patch(self.api_url(path)).json(body).timeout(Self::CALL_LIMIT);
+        self.answer(request, Repeat::Never).await
+    }
+
     /// Removes a resource.
     pub(crate) async fn delete(&self, path: &[&str]) -> Result<(), Error> {
         let request = self.http.delete(self.api_url(path)).timeout(Self::CALL_LIMIT);

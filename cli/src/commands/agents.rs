@@ -34,6 +34,13 @@ enum Action {
         #[arg(value_name = "FILE")]
         file: PathBuf,
     },
+    /// Change what a JSON file names of an agent's definition, as its next version; `-` reads the standard input
+    Update {
+        #[arg(value_name = "AGENT")]
+        agent: String,
+        #[arg(value_name = "FILE")]
+        file: PathBuf,
+    },
     /// List the versions of an agent
     Versions {
         #[arg(value_name = "AGENT")]
@@ -95,6 +102,11 @@ pub(crate) async fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCod
         }
         Some(Action::Create { file }) => {
             let agent: Value = client.post_once(&["agents"], &read_json(&file)?).await?;
+            output::record(globals.json, &agent)?;
+        }
+        Some(Action::Update { agent, file }) => {
+            let id = find(&client, &agent).await?.to_string();
+            let agent: Value = client.patch(&["agents", &id], &read_json(&file)?).await?;
             output::record(globals.json, &agent)?;
         }
         Some(Action::Versions { agent }) => {

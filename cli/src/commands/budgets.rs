@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use clap::{Subcommand, ValueEnum};
 use serde_json::{Value, json};
 
+use super::agents;
 use crate::client::Client;
 use crate::globals::Globals;
 use crate::output;
@@ -43,7 +44,7 @@ struct Set {
 struct Whose {
     #[arg(value_enum)]
     kind: Kind,
-    /// The id of an agent or a conversation, a user as jobs name it, or `provider/model`
+    /// An agent's id or name, a conversation's id, a user as jobs name it, or `provider/model`
     id: String,
 }
 
@@ -63,14 +64,14 @@ enum Window {
 }
 
 impl Whose {
-    fn path(&self) -> [&str; 3] {
-        let kind = match self.kind {
-            Kind::Agent => "agent",
-            Kind::Conversation => "conversation",
-            Kind::User => "user",
-            Kind::Model => "model",
-        };
-        ["budgets", kind, &self.id]
+    /// The kind and id as the server names them.
+    async fn found(self, client: &Client) -> anyhow::Result<(&'static str, String)> {
+        Ok(match self.kind {
+            Kind::Agent => ("agent", agents::find(client, &self.id).await?.to_string()),
+            Kind::Conversation => ("conversation", self.id),
+            Kind::User => ("user", self.id),
+            Kind::Model => ("model", self.id),
+        })
     }
 }
 
@@ -79,7 +80,7 @@ pub(crate) async fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCod
     let client = Client::new(globals)?;
     match args.action {
         None => {
-            let budgets = client.list(&["budgets"], &[], usize::MAX).await?;
+            let budgets = client.whole_list(&["budgets"]).await?;
             let fields = [
                 "kind",
                 "id",
@@ -98,10 +99,14 @@ pub(crate) async fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCod
                 Window::Total => "total",
             };
             let body = json!({"max_cost_usd": set.cost, "max_output_tokens": set.output_tokens, "window": window});
-            let budget: Value = client.put(&set.whose.path(), &body).await?;
+            let (kind, id) = set.whose.found(&client).await?;
+            let budget: Value = client.put(&["budgets", kind, &id], &body).await?;
             output::record(globals.json, &budget)?;
         }
-        Some(Action::Remove(whose)) => client.delete(&whose.path()).await?,
+        Some(Action::Remove(whose)) => {
+            let (kind, id) = whose.found(&client).await?;
+            client.delete(&["budgets", kind, &id]).await?;
+        }
     }
     Ok(ExitCode::SUCCESS)
 }
