@@ -176,8 +176,13 @@ impl Engine {
         let mounts = fs::read_to_string("/proc/mounts").unwrap();
         let below = format!("{text}/");
         let mut files = BTreeSet::new();
-        for place in ["data/containers", "data/overlay2", "exec/containerd/daemon"] {
-            files_below(&self.folder.join(place), 2, &mut files);
+        for place in [
+            "data/containers",
+            "data/overlay2",
+            "exec/containerd/daemon/io.containerd.runtime.v2.task/moby",
+        ] {
+            let entries = fs::read_dir(self.folder.join(place)).into_iter().flatten().flatten();
+            files.extend(entries.map(|entry| entry.path()));
         }
         let mut cgroups = BTreeSet::new();
         for place in self.cgroups() {
@@ -290,15 +295,6 @@ fn copy(from: &Path, root: &Path, to: &Path) {
     let to = root.join(to.strip_prefix("/").unwrap());
     fs::create_dir_all(to.parent().unwrap()).unwrap();
     fs::copy(from, to).unwrap();
-}
-
-fn files_below(folder: &Path, depth: usize, found: &mut BTreeSet<PathBuf>) {
-    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
-        if depth > 1 && entry.path().is_dir() {
-            files_below(&entry.path(), depth - 1, found);
-        }
-        found.insert(entry.path());
-    }
 }
 
 /// Numbers and command lines of the host's processes that have this text in it.

@@ -111,7 +111,8 @@ async fn clients_that_never_read_cost_a_bounded_amount_and_are_let_go() {
         "{SILENT} clients that never read: {} KiB each",
         grown / 1024 / SILENT as u64
     ));
-    assert!(grown < (SILENT as u64) << 20, "{grown} bytes more");
+    // Each holds a page of events and what waits to be written, however long its log and however often it asks.
+    assert!(grown < (SILENT as u64) << 22, "{grown} bytes more");
     eventually(2 * SOON, "they are let go", || {
         (connections(port) < SILENT / 2).then_some(())
     })
