@@ -73,10 +73,10 @@ pub(super) async fn run(
         waiting(client).await?;
     }
     for (how, name, name_all) in [
-        ("started", "cold", "cold, from the call"),
-        ("waiting", "waiting before", "waiting, from the call"),
-        ("kept", "next turn", "next, from the call"),
-        ("resumed", "resumed", "resumed, from the call"),
+        ("started", "cold", "cold, call"),
+        ("waiting", "waiting", "waiting, call"),
+        ("kept", "next turn", "next, call"),
+        ("resumed", "resumed", "resumed, call"),
     ] {
         if let Some((claimed, called)) = measured.remove(how) {
             report.latencies(name, claimed);
