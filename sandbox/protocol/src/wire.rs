@@ -453,12 +453,7 @@ mod tests {
             FromInit::Done { stream: 1 },
             FromInit::Rested {
                 stream: 1,
-                rested: crate::Rested {
-                    is_alive: true,
-                    others: 2,
-                    cpu_us: 3,
-                    memory_peak_bytes: 4,
-                },
+                rested: crate::Rested::default(),
             },
             FromInit::Open {
                 stream: TUNNEL_BIT | 2,

@@ -97,12 +97,11 @@ impl Home {
             who: Who::Workspace(workspace.owner().id()),
         });
         let version = workspace.as_ref().map_or(0, Workspace::version);
-        let (slot, is_kept) = match kept(pool, &environment.name, owner.as_ref(), version).await {
-            Some(slot) => (slot, true),
-            None => {
-                let wanted = (environment.name.as_str(), spare);
-                (slot::check_out(context, keeper, pool, wanted).await?, false)
-            }
+        let (slot, is_kept) = if let Some(slot) = kept(pool, &environment.name, owner.as_ref(), version).await {
+            (slot, true)
+        } else {
+            let wanted = (environment.name.as_str(), spare);
+            (slot::check_out(context, keeper, pool, wanted).await?, false)
         };
         let home = Self {
             slot,

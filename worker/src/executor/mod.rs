@@ -179,6 +179,6 @@ pub async fn execute(context: Context) -> Ended {
         Kind::Exec => Box::pin(exec::run(context)).await,
         Kind::AgentRun => Box::pin(agent::run(context)).await,
         Kind::ChatTurn => Box::pin(agent::turn(context)).await,
-        Kind::Group => group::run(context).await,
+        Kind::Group => Box::pin(group::run(context)).await,
     }
 }

@@ -257,12 +257,12 @@ impl Gateway {
         let models = self.models(&asked.model, route)?;
         let shrinks = self.terms.shrinks && route == Route::Messages && asked.names_limit;
         let request = call::Request {
-            shrinks,
             route,
             asked,
             headers,
             body,
             models,
+            shrinks,
         };
         let means = Means {
             caller: &self.terms.caller,

@@ -106,7 +106,7 @@ pub(super) fn evict(counts: Counts, warm: &Warm) -> u32 {
 }
 
 /// When refill may go on after claims; none when it was not disturbed.
-pub(super) fn refill_at(recent: Recent, pace: &Pace) -> Option<Duration> {
+fn refill_at(recent: Recent, pace: &Pace) -> Option<Duration> {
     let quiet_at = recent.last_check_out? + pace.quiet;
     let latest = recent.short_since? + pace.quiet_max;
     Some(quiet_at.min(latest))

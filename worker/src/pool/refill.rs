@@ -61,7 +61,7 @@ fn tick(pool: &Arc<Inner>, starts: &mut JoinSet<()>) -> Instant {
         for creating in creating {
             starts.spawn(start_one(Arc::clone(pool), creating));
         }
-        let (spare, look_at_spares) = shelf.plan_spare(&pool.pace);
+        let (spare, look_at_spares) = shelf.plan_spare();
         if let Some((planned, warm, creating)) = spare {
             starts.spawn(spares::prepare(Arc::clone(pool), planned, warm, creating));
         }

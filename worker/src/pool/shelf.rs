@@ -170,7 +170,12 @@ impl Shelf {
     pub(super) fn plan_starts(self: &Arc<Self>, pace: &Pace) -> (Vec<Creating>, Option<Instant>) {
         let now = self.epoch.elapsed();
         let mut state = self.lock();
-        let warm = &state.floor(&self.environment.warm, now);
+        // What waits for Claude Code is made ready when nobody is about to begin.
+        let warm = match state.spares_at().filter(|at| *at > now) {
+            Some(_) => self.environment.warm.clone(),
+            None => state.floor(&self.environment.warm, now),
+        };
+        let warm = &warm;
         let start = plan::start(counts(&mut state), state.recent, warm, pace, now);
         let creating = (0..start.count)
             .map(|_| Creating::counted(self, &mut state.counts))

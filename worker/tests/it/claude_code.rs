@@ -460,7 +460,7 @@ async fn a_model_that_falls_silent_does_not_hold_the_turn(pool: PgPool) {
     let begun = Instant::now();
     let done = turn_of(&bench, talk, &agent, "hello", None).await;
     assert_eq!(done.failure().0, FailureCode::ModelFailed);
-    assert!(begun.elapsed() < Duration::from_secs(60), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_mins(1), "{:?}", begun.elapsed());
     assert!(streamed(&done).starts_with("so "), "{done:#?}");
     bench.end().await;
 }

@@ -173,13 +173,11 @@ async fn attempt(
 ) -> Result<Done, Broken> {
     let stop = CancellationToken::new();
     let work = async {
-        match agent.harness {
-            Harness::ClaudeCode => claude::run(place, (agent, task), transcript, &stop).await,
-            _ => {
-                place.put_turn(agent, &task.history, None).await?;
-                command::run(place, agent, &prompt(&task.history), transcript).await
-            }
+        if agent.harness == Harness::ClaudeCode {
+            return claude::run(place, (agent, task), transcript, &stop).await;
         }
+        place.put_turn(agent, &task.history, None).await?;
+        command::run(place, agent, &prompt(&task.history), transcript).await
     };
     let doors = place.doors;
     let open = doors

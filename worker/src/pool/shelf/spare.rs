@@ -9,8 +9,10 @@ use super::{Shelf, State, Warm, count, counts};
 use crate::claude::{Process, Recipe};
 use crate::environment;
 use crate::pool::held::Creating;
-use crate::pool::plan::{self, Pace};
 use crate::pool::spares::Preparing;
+
+/// How long no job must have come before a spare is made ready.
+const QUIET: Duration = Duration::from_secs(2);
 
 impl Shelf {
     /// Remembers that Claude Code is started in this way.
@@ -31,10 +33,7 @@ impl Shelf {
     }
 
     /// A spare that is to be started now, in a sandbox that is taken off for it; or when to look again.
-    pub(in crate::pool) fn plan_spare(
-        self: &Arc<Self>,
-        pace: &Pace,
-    ) -> (Option<(Preparing, Warm, Creating)>, Option<Instant>) {
+    pub(in crate::pool) fn plan_spare(self: &Arc<Self>) -> (Option<(Preparing, Warm, Creating)>, Option<Instant>) {
         let now = self.epoch.elapsed();
         let mut state = self.lock();
         let state = &mut *state;
@@ -44,7 +43,7 @@ impl Shelf {
         let Some(recipe) = state.spares.missing(&there, &self.environment.warm, now) else {
             return (None, None);
         };
-        if let Some(at) = plan::refill_at(state.recent, pace).filter(|at| *at > now) {
+        if let Some(at) = state.spares_at().filter(|at| *at > now) {
             return (None, Some(self.epoch + at));
         }
         let unwanted = |warm: &Warm| match &warm.resident {
@@ -75,6 +74,11 @@ impl Shelf {
 }
 
 impl State {
+    /// When spares may be made ready after claims: starting one takes the processors from the turn that has just begun.
+    pub(super) fn spares_at(&self) -> Option<Duration> {
+        self.recent.last_check_out.map(|at| at + QUIET)
+    }
+
     /// How many are kept ready now: where Claude Code is in use, one for each of its spares too.
     pub(super) fn floor(&self, warm: &environment::Warm, now: Duration) -> environment::Warm {
         let spares = self.spares.wanted(warm, now);
