@@ -26,12 +26,21 @@ pub trait Duty: Send + Sync {
     /// Its name in logs, metrics and `GET /api/v1/duties`.
     fn name(&self) -> &'static str;
 
-    /// How long to wait between two ticks when the last one left nothing over.
+    /// How long to wait between two ticks when the last one left nothing over. Before the first tick it answers the longest
+    /// such time.
     fn interval(&self) -> Duration;
+
+    /// Waits until there is a reason to tick before the interval has passed. What happened since the last call counts.
+    fn woken(&self) -> impl Future<Output = ()> + Send {
+        std::future::pending()
+    }
 
     /// Does one bounded batch.
     fn tick(&self, now: DateTime<Utc>) -> impl Future<Output = anyhow::Result<Report>> + Send;
 }
+
+/// Shortest time between the end of a tick and one that somebody asked for: those who ask at once share a tick.
+const WOKEN_PAUSE: Duration = Duration::from_millis(10);
 
 /// Runs a duty until `stop`. `observe` hears of every tick.
 pub async fn run(
@@ -61,9 +70,14 @@ pub async fn run(
         } else {
             duty.interval()
         };
+        let woken = async {
+            tokio::time::sleep(WOKEN_PAUSE).await;
+            duty.woken().await;
+        };
         tokio::select! {
             () = stop.cancelled() => return,
             () = tokio::time::sleep(pause) => {}
+            () = woken => {}
         }
     }
 }

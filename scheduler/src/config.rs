@@ -82,6 +82,9 @@ pub struct Retention {
     pub workspace_archives: Duration,
 }
 
+/// What is due within 15 s is told of when it is saved; what is left covers clocks that differ and slow looks.
+const FIRE_POLL_MAX: Duration = Duration::from_secs(10);
+
 impl Settings for Config {
     const DEFAULTS: &'static str = include_str!("config.default.toml");
 
@@ -96,6 +99,9 @@ impl Settings for Config {
         }
         if scheduler.leader_renew.is_zero() || scheduler.fire_poll.is_zero() {
             return invalid("scheduler.leader_renew and scheduler.fire_poll must not be zero");
+        }
+        if scheduler.fire_poll > FIRE_POLL_MAX {
+            return invalid("scheduler.fire_poll must be at most 10s: of what is due later Postgres does not tell");
         }
         if scheduler.fire_batch == 0 {
             return invalid("scheduler.fire_batch must be at least 1");

@@ -1,4 +1,4 @@
-//! Writing down what the duties did: at most once a second, and at once when a tick failed.
+//! Writing down what the duties did: every ten seconds, at most a second after a change, and at once when a tick failed.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
@@ -11,7 +11,11 @@ use common::store::duties::DutyReport;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-const PAUSE: Duration = Duration::from_secs(1);
+/// How long ticks that changed nothing wait to be written down.
+const PAUSE: Duration = Duration::from_secs(10);
+
+/// How long those that changed something wait.
+const CHANGED: Duration = Duration::from_secs(1);
 
 /// Collects the reports of all duties of a process.
 #[derive(Debug)]
@@ -20,6 +24,7 @@ pub(crate) struct Recorder {
     clock: Clock,
     unwritten: Mutex<BTreeMap<&'static str, DutyReport>>,
     failed: Notify,
+    changed: Notify,
 }
 
 impl Recorder {
@@ -30,6 +35,7 @@ impl Recorder {
             clock,
             unwritten: Mutex::default(),
             failed: Notify::new(),
+            changed: Notify::new(),
         }
     }
 
@@ -52,6 +58,8 @@ impl Recorder {
         self.merge([tick]);
         if outcome.is_err() {
             self.failed.notify_one();
+        } else if changed > 0 {
+            self.changed.notify_one();
         }
     }
 
@@ -61,12 +69,23 @@ impl Recorder {
             let stopped = tokio::select! {
                 () = stop.cancelled() => true,
                 () = self.failed.notified() => false,
-                () = tokio::time::sleep(PAUSE) => false,
+                () = self.due() => false,
             };
             self.write().await;
             if stopped {
                 return;
             }
+        }
+    }
+
+    async fn due(&self) {
+        let changed = async {
+            tokio::time::sleep(CHANGED).await;
+            self.changed.notified().await;
+        };
+        tokio::select! {
+            () = tokio::time::sleep(PAUSE) => {}
+            () = changed => {}
         }
     }
 

@@ -37,16 +37,20 @@ pub struct Presence {
 impl Presence {
     /// Says it until `stop`, and hears whether the worker is to be drained.
     pub async fn run(self, stop: CancellationToken) {
+        let mut said = None;
         loop {
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = tokio::time::sleep(PRESENCE) => {}
             }
             let stalled = self.health.report().stalled();
-            if let Some(pool) = &self.pool
-                && let Err(error) = self.store.say_sandboxes(self.worker_id, &pool.report()).await
+            if let Some(report) = self.pool.as_ref().map(Pool::report)
+                && said.as_ref() != Some(&report)
             {
-                tracing::debug!(%error, "Postgres does not hear of this worker's sandboxes");
+                match self.store.say_sandboxes(self.worker_id, &report).await {
+                    Ok(()) => said = Some(report),
+                    Err(error) => tracing::debug!(%error, "Postgres does not hear of this worker's sandboxes"),
+                }
             }
             match self.store.worker_seen(self.worker_id, self.clock.now(), &stalled).await {
                 Ok(is_drained) => {

@@ -34,7 +34,7 @@ impl Queue {
     pub async fn strays(&self, shard: Shard, cursor: u64, count: u32) -> Result<(u64, Vec<JobId>), Error> {
         let mut invocation = self.inner.scripts.stray.key(self.root(shard));
         invocation.arg(cursor).arg(count);
-        let reply: Vec<String> = invocation.invoke_async(&mut self.connection().await?).await?;
+        let reply: Vec<String> = invocation.invoke_async(&mut self.link().await?).await?;
         let bad = || Error::Reply("strays without a cursor".to_owned());
         let (next, ids) = reply.split_first().ok_or_else(bad)?;
         let next = next.parse().map_err(|_garbage| bad())?;

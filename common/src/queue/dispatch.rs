@@ -158,7 +158,7 @@ impl Queue {
             for index in &indexes {
                 command.arg(jobs[*index].1.to_string());
             }
-            let found: Vec<Option<String>> = command.query_async(&mut self.connection().await?).await?;
+            let found: Vec<Option<String>> = command.query_async(&mut self.link().await?).await?;
             let is_unknown = |record: &Option<String>| record.as_ref().is_none_or(|text| text.starts_with("d|"));
             unknown.extend(
                 indexes
@@ -179,7 +179,7 @@ impl Queue {
     pub async fn spilled_with_room(&self) -> Result<Vec<(String, String, TenantId, u32)>, Error> {
         let mut found = Vec::new();
         for shard in self.shards() {
-            let mut connection = self.connection().await?;
+            let mut connection = self.link().await?;
             let members: Vec<String> = redis::cmd("SMEMBERS")
                 .arg(self.key(shard, "spilled"))
                 .query_async(&mut connection)

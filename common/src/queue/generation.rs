@@ -37,6 +37,19 @@ impl Queue {
         self.read_generation(shard, false).await
     }
 
+    /// Whether a shard may be claimed from: the cheapest question about it.
+    ///
+    /// # Errors
+    /// When Redis is away.
+    pub async fn is_open(&self, shard: Shard) -> Result<bool, Error> {
+        let open: Option<String> = redis::cmd("HGET")
+            .arg(self.key(shard, "gen"))
+            .arg("open")
+            .query_async(&mut self.link().await?)
+            .await?;
+        Ok(open.as_deref() == Some("1"))
+    }
+
     /// Begins a generation, closed for claims, unless there is one. Answers what there is then.
     ///
     /// # Errors
@@ -48,7 +61,7 @@ impl Queue {
     async fn read_generation(&self, shard: Shard, begin: bool) -> Result<Generation, Error> {
         let mut invocation = self.inner.scripts.generation.key(self.root(shard));
         invocation.arg(self.clock_offset_ms()).arg(u8::from(begin));
-        let (begun_ms, open, now_ms): (i64, i64, i64) = invocation.invoke_async(&mut self.connection().await?).await?;
+        let (begun_ms, open, now_ms): (i64, i64, i64) = invocation.invoke_async(&mut self.link().await?).await?;
         let begun = Begun {
             at: DateTime::from_timestamp_millis(begun_ms).unwrap_or_default(),
             age: TimeDelta::milliseconds(now_ms.saturating_sub(begun_ms)),

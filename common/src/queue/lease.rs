@@ -10,6 +10,8 @@
 //! # Not here
 //! Choosing the next job is [`super::claim`]; what happens to a passed lease is the scheduler's reclaim duty.
 
+use std::time::Duration;
+
 use super::{Dispatch, Error, Queue, Shard};
 use crate::ids::{JobId, TenantId, WorkerId};
 use crate::job::StateName;
@@ -153,7 +155,7 @@ impl Queue {
     pub async fn expired(&self, shard: Shard, limit: u32) -> Result<Vec<Expired>, Error> {
         let mut invocation = self.inner.scripts.expired.key(self.root(shard));
         invocation.arg(self.clock_offset_ms()).arg(limit);
-        let flat: Vec<String> = invocation.invoke_async(&mut self.connection().await?).await?;
+        let flat: Vec<String> = invocation.invoke_async(&mut self.link().await?).await?;
         flat.chunks_exact(4)
             .map(|fields| {
                 let bad = |what: &str| Error::Reply(format!("a lease with {what}"));
@@ -165,6 +167,27 @@ impl Queue {
                 })
             })
             .collect()
+    }
+
+    /// How long until the first lease of a shard passes, if there is one. Nobody begins a shorter one than
+    /// [`Queue::lease_ttl`].
+    ///
+    /// # Errors
+    /// When Redis is away.
+    pub async fn first_expiry(&self, shard: Shard) -> Result<Option<Duration>, Error> {
+        let (first, (seconds, micros)): (Vec<(String, f64)>, (i64, i64)) = redis::pipe()
+            .cmd("ZRANGE")
+            .arg(self.key(shard, "leases"))
+            .arg(0)
+            .arg(0)
+            .arg("WITHSCORES")
+            .cmd("TIME")
+            .query_async(&mut self.link().await?)
+            .await?;
+        let now_ms = seconds * 1_000 + micros / 1_000 + self.clock_offset_ms();
+        #[expect(clippy::cast_possible_truncation, reason = "milliseconds since 1970 are exact in a double")]
+        let wait_ms = first.first().map(|(_, at_ms)| *at_ms as i64 - now_ms);
+        Ok(wait_ms.map(|wait_ms| Duration::from_millis(u64::try_from(wait_ms).unwrap_or(0))))
     }
 
     /// Forgets jobs of one shard, whoever holds them: they have ended in Postgres, or are dispatched anew.

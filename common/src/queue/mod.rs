@@ -201,8 +201,7 @@ impl Queue {
     /// # Errors
     /// When it does not.
     pub async fn ping(&self) -> Result<(), Error> {
-        let mut connection = self.connection().await?;
-        let _pong: String = redis::cmd("PING").query_async(&mut connection).await?;
+        let _pong: String = redis::cmd("PING").query_async(&mut self.link().await?).await?;
         Ok(())
     }
 }

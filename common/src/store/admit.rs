@@ -255,22 +255,4 @@ impl Store {
         })
         .await
     }
-
-    /// Open jobs that somebody asked to stop before this time: whoever did may have died before it said so.
-    ///
-    /// # Errors
-    /// When Postgres is away.
-    pub async fn cancelling(&self, before: DateTime<Utc>, limit: u32) -> Result<Vec<(TenantId, JobId)>, Error> {
-        self.within(async {
-            Ok(sqlx::query_as(
-                "select tenant_id, id from jobs where cancel_requested_at < $1 and finished_at is null
-                 order by cancel_requested_at limit $2",
-            )
-            .bind(before)
-            .bind(i64::from(limit))
-            .fetch_all(self.pool())
-            .await?)
-        })
-        .await
-    }
 }

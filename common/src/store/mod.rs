@@ -32,6 +32,7 @@ pub mod outcomes;
 pub mod partitions;
 pub mod promote;
 pub mod queues;
+pub mod recent;
 pub mod reclaim;
 pub mod retention;
 mod row;
@@ -46,6 +47,7 @@ mod timed;
 mod turns;
 pub mod usage;
 pub mod wait;
+pub mod wakes;
 pub mod workers;
 pub mod workspaces;
 

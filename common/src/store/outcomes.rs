@@ -24,6 +24,8 @@ pub type Place = (ScheduleId, JobId);
 pub struct Noted {
     /// Jobs whose ends were written down.
     pub ended: u64,
+    /// Due times that were looked at: their jobs had not ended, as far as was written.
+    pub open: u64,
     /// Schedules that were paused because their jobs failed too often in a row.
     pub paused: Vec<ScheduleId>,
     /// Where to go on; `None` at the end.
@@ -68,6 +70,7 @@ pub(super) async fn note(tx: &mut PgConnection, which: Which<'_>) -> Result<Note
     let (places, next) = open(tx, which).await?;
     let ends = ends(tx, &places).await?;
     let mut noted = Noted {
+        open: u64::try_from(places.len()).unwrap_or(u64::MAX),
         next,
         ..Noted::default()
     };

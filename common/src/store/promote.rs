@@ -30,16 +30,11 @@ impl Store {
         self.within(async {
             let sql = format!(
                 "with due as (
-                    select id from jobs where state in ('scheduled', 'retrying') and due_at <= $1
-                    order by due_at limit $2 for update skip locked
-                 ), late as (
-                    select id from jobs where state = 'waiting' and due_at <= $1
-                    order by due_at limit $2 for update skip locked
+                    select id from jobs where due_at <= $1 order by due_at limit $2 for update skip locked
                  ), promoted as (
                     update jobs set state = 'queued', queued_at = $1, due_at = null, seq = jobs.seq + 1,
                         woken_by = case when jobs.state = 'waiting' then 'deadline' else jobs.woken_by end
-                    from (select id from due union all select id from late) as found
-                    where jobs.id = found.id and jobs.state in ('scheduled', 'retrying', 'waiting')
+                    from due where jobs.id = due.id and jobs.state in ('scheduled', 'retrying', 'waiting')
                     returning {columns}
                  ), written as (
                     insert into job_events (job_id, first_seq, last_seq, data)
@@ -60,23 +55,13 @@ impl Store {
         .await
     }
 
-    /// Jobs that were queued again after `since`, by a retry, a wait that ended, a drained or a lost worker: their ids tell
-    /// nothing of it.
+    /// When the next job is due: a scheduled or retrying one, or the deadline of one that waits. It may have passed.
     ///
     /// # Errors
     /// When Postgres is away.
-    pub async fn queued_again(&self, since: DateTime<Utc>, limit: u32) -> Result<Vec<Queued>, Error> {
-        self.within(async {
-            Ok(sqlx::query_as(
-                "select id, tenant_id, queued_at from jobs where state = 'queued' and attempt > 0 and queued_at > $1
-                 order by queued_at limit $2",
-            )
-            .bind(since)
-            .bind(i64::from(limit))
-            .fetch_all(self.pool())
-            .await?)
-        })
-        .await
+    pub async fn next_due_at(&self) -> Result<Option<DateTime<Utc>>, Error> {
+        let sql = "select due_at from jobs where due_at is not null order by due_at limit 1";
+        Ok(sqlx::query_scalar(sql).fetch_optional(self.pool()).await?)
     }
 
     /// Queued jobs with an id above `after`, in order of id: the slow cursor of redispatch.

@@ -101,7 +101,8 @@ impl Store {
                 union all
                 (select queue, state from jobs where tenant_id = $1 and state = 'running' limit $2)
                 union all
-                (select queue, state from jobs where tenant_id = $1 and state in ('scheduled', 'retrying') limit $2)
+                (select queue, state from jobs
+                    where tenant_id = $1 and due_at is not null and state in ('scheduled', 'retrying') limit $2)
              ), counted as (
                 select queue, count(*) filter (where state = 'queued') as queued,
                     count(*) filter (where state = 'running') as running,

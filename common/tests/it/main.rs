@@ -22,5 +22,6 @@ mod strategies;
 mod submit;
 mod turns;
 mod waiting;
+mod wakes;
 mod walk;
 mod workspaces;

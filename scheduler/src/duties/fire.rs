@@ -5,6 +5,7 @@
 //! cancelled is due until it is. When more is due than fits into one transaction, several run at once: each takes
 //! schedules that no other has.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -15,8 +16,10 @@ use common::service::{Duty, Report};
 use common::store::Store;
 use common::store::fire::Limits;
 use common::store::leaders::Leadership;
+use tokio::sync::Notify;
 
 use super::Deps;
+use super::wakes::Wakes;
 
 /// Never asks more often than this.
 const PAUSE_MIN: Duration = Duration::from_millis(1);
@@ -32,10 +35,12 @@ pub(super) struct Fire {
     poll: Duration,
     /// How long until something is due, as far as the last tick knew, ms.
     pause_ms: AtomicU64,
+    woken: Arc<Notify>,
+    fired: Arc<Notify>,
 }
 
 impl Fire {
-    pub(super) fn new(deps: &Deps, leadership: &Leadership) -> Self {
+    pub(super) fn new(deps: &Deps, leadership: &Leadership, wakes: &Wakes) -> Self {
         let settings = &deps.config.scheduler;
         Self {
             store: deps.store.clone(),
@@ -47,6 +52,8 @@ impl Fire {
             },
             poll: settings.fire_poll,
             pause_ms: AtomicU64::new(u64::try_from(settings.fire_poll.as_millis()).unwrap_or(u64::MAX)),
+            woken: Arc::clone(&wakes.schedules),
+            fired: Arc::clone(&wakes.fired),
         }
     }
 
@@ -75,6 +82,10 @@ impl Duty for Fire {
     fn interval(&self) -> Duration {
         let pause = Duration::from_millis(self.pause_ms.load(Ordering::Relaxed));
         pause.clamp(PAUSE_MIN, self.poll)
+    }
+
+    async fn woken(&self) {
+        self.woken.notified().await;
     }
 
     async fn tick(&self, now: DateTime<Utc>) -> anyhow::Result<Report> {
@@ -112,6 +123,7 @@ impl Fire {
         self.pause_ms
             .store(u64::try_from(pause.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
         if !fired.jobs.is_empty() {
+            self.fired.notify_one();
             let dispatches: Vec<Dispatch> = fired.jobs.iter().map(Dispatch::from_new).collect();
             if let Err(error) = self.queue.dispatch(&dispatches).await {
                 tracing::warn!(%error, jobs = fired.jobs.len(), "fired jobs wait for redispatch");

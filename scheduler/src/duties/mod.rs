@@ -15,6 +15,7 @@ mod redispatch;
 mod retention;
 mod stop;
 mod sweep;
+mod wakes;
 mod workspaces;
 
 use std::sync::Arc;
@@ -62,10 +63,11 @@ pub(crate) struct Deps {
 /// Starts every duty. A new one needs a line here.
 fn start(running: &mut Running<'_>) {
     let deps = running.deps.clone();
-    running.duty(fire::Fire::new(&deps, running.leadership));
-    running.duty(outcomes::Outcomes::new(&deps));
+    let wakes = wakes::Wakes::default();
+    running.duty(fire::Fire::new(&deps, running.leadership, &wakes));
+    running.duty(outcomes::Outcomes::new(&deps, &wakes));
     let (store, queue) = (&deps.store, &deps.queue);
-    running.duty(Promote::new(store.clone(), queue.clone()));
+    running.duty(Promote::new(store.clone(), queue.clone()).woken_by(&wakes));
     running.duty(Redispatch::new(
         store.clone(),
         queue.clone(),
@@ -73,7 +75,7 @@ fn start(running: &mut Running<'_>) {
     ));
     running.duty(Reclaim::new(store.clone(), queue.clone()));
     running.duty(Sweep::new(store.clone(), queue.clone()));
-    running.duty(orphans::Orphans::new(&deps));
+    running.duty(orphans::Orphans::new(&deps, &wakes));
     running.duty(partitions::Partitions::new(&deps));
     running.duty(retention::Retention::new(&deps));
     running.duty(forget::Forget::new(&deps));
@@ -87,6 +89,7 @@ fn start(running: &mut Running<'_>) {
         deps.objects.clone(),
         deps.config.retention.jobs,
     ));
+    running.tasks.spawn(wakes.run(deps.store.clone(), running.stop.clone()));
 }
 
 /// Runs the duties whenever this process leads, until `stop`.

@@ -1,5 +1,6 @@
 //! Orphans: cancels the open children of jobs that have ended, where whoever ended them did not.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
@@ -7,8 +8,10 @@ use common::cancel::Canceller;
 use common::clock::Clock;
 use common::service::{Duty, Report};
 use common::store::Store;
+use tokio::sync::Notify;
 
 use super::Deps;
+use super::wakes::Wakes;
 
 /// Parents of one tick.
 const BATCH: u32 = 100;
@@ -17,14 +20,16 @@ pub(super) struct Orphans {
     store: Store,
     canceller: Canceller,
     clock: Clock,
+    woken: Arc<Notify>,
 }
 
 impl Orphans {
-    pub(super) fn new(deps: &Deps) -> Self {
+    pub(super) fn new(deps: &Deps, wakes: &Wakes) -> Self {
         Self {
             store: deps.store.clone(),
             canceller: Canceller::new(deps.store.clone(), deps.queue.clone()),
             clock: deps.clock.clone(),
+            woken: Arc::clone(&wakes.orphans),
         }
     }
 }
@@ -35,7 +40,11 @@ impl Duty for Orphans {
     }
 
     fn interval(&self) -> Duration {
-        Duration::from_secs(2)
+        Duration::from_secs(10)
+    }
+
+    async fn woken(&self) {
+        self.woken.notified().await;
     }
 
     async fn tick(&self, _now: DateTime<Utc>) -> anyhow::Result<Report> {

@@ -1,5 +1,7 @@
 //! Promote: scheduled and retrying jobs become queued when their time has come, and are dispatched.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
@@ -7,38 +9,50 @@ use common::queue::{Dispatch, Queue};
 use common::service::{Duty, Report};
 use common::store::Store;
 use common::store::admit::Decided;
+use tokio::sync::Notify;
+
+use super::wakes::Wakes;
 
 /// Most jobs of one tick.
 const BATCH: u32 = 1_000;
+
+/// Longest time between two looks. What becomes due in less than half as much again is told by Postgres, so this counts only
+/// when its word was lost.
+const LOOK: Duration = Duration::from_secs(10);
+
+/// Time between two looks while somebody else holds what is due.
+const LOCKED: Duration = Duration::from_millis(50);
 
 /// The duty.
 #[derive(Debug)]
 pub struct Promote {
     store: Store,
     queue: Queue,
+    woken: Arc<Notify>,
+    /// How long until something is due, as far as the last tick knew, ms.
+    pause_ms: AtomicU64,
 }
 
 impl Promote {
     /// The duty over these parts.
     pub fn new(store: Store, queue: Queue) -> Self {
-        Self { store, queue }
-    }
-}
-
-impl Duty for Promote {
-    fn name(&self) -> &'static str {
-        "promote"
-    }
-
-    fn interval(&self) -> Duration {
-        Duration::from_millis(200)
-    }
-
-    async fn tick(&self, now: DateTime<Utc>) -> anyhow::Result<Report> {
-        let jobs = self.store.promote(now, BATCH).await?;
-        if jobs.is_empty() {
-            return Ok(Report::default());
+        Self {
+            store,
+            queue,
+            woken: Arc::default(),
+            pause_ms: AtomicU64::new(ms(LOOK)),
         }
+    }
+
+    /// The same, which hears of what will be due soon.
+    pub(super) fn woken_by(self, wakes: &Wakes) -> Self {
+        let woken = Arc::clone(&wakes.jobs);
+        Self { woken, ..self }
+    }
+
+    /// Queues what is due.
+    async fn promote(&self, now: DateTime<Utc>) -> anyhow::Result<Report> {
+        let jobs = self.store.promote(now, BATCH).await?;
         let mut dispatches = Vec::with_capacity(jobs.len());
         for job in &jobs {
             // A retry has been let in before.
@@ -61,4 +75,38 @@ impl Duty for Promote {
             more: changed == u64::from(BATCH),
         })
     }
+}
+
+impl Duty for Promote {
+    fn name(&self) -> &'static str {
+        "promote"
+    }
+
+    fn interval(&self) -> Duration {
+        Duration::from_millis(self.pause_ms.load(Ordering::Relaxed)).clamp(Duration::from_millis(1), LOOK)
+    }
+
+    async fn woken(&self) {
+        self.woken.notified().await;
+    }
+
+    async fn tick(&self, now: DateTime<Utc>) -> anyhow::Result<Report> {
+        self.pause_ms.store(ms(LOOK), Ordering::Relaxed);
+        let Some(next) = self.store.next_due_at().await? else {
+            return Ok(Report::default());
+        };
+        if let Some(wait) = (next - now).to_std().ok().filter(|wait| !wait.is_zero()) {
+            self.pause_ms.store(ms(wait).saturating_add(1), Ordering::Relaxed);
+            return Ok(Report::default());
+        }
+        let report = self.promote(now).await?;
+        // What is due next is not known, and need not be while the batches are full.
+        let pause = if report.changed == 0 { LOCKED } else { Duration::ZERO };
+        self.pause_ms.store(ms(pause), Ordering::Relaxed);
+        Ok(report)
+    }
+}
+
+fn ms(pause: Duration) -> u64 {
+    u64::try_from(pause.as_millis()).unwrap_or(u64::MAX)
 }

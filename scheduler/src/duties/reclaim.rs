@@ -6,6 +6,7 @@
 //! the word of an index that does not know it.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -20,12 +21,20 @@ use uuid::Uuid;
 /// Leases, or rows, of one tick.
 const BATCH: u32 = 200;
 
+/// Longest time between two looks while there are leases: an absence of Redis that is longer must not be overlooked.
+const LOOK: Duration = Duration::from_millis(500);
+
+/// Times are told in whole milliseconds, rounded down.
+const MOMENT: Duration = Duration::from_millis(1);
+
 /// The duty.
 #[derive(Debug)]
 pub struct Reclaim {
     store: Store,
     queue: Queue,
     state: Mutex<State>,
+    /// How long until a lease may pass, as far as the last tick knew, ms.
+    pause_ms: AtomicU64,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -39,10 +48,12 @@ struct State {
 impl Reclaim {
     /// A duty that has not looked yet.
     pub fn new(store: Store, queue: Queue) -> Self {
+        let pause_ms = AtomicU64::new(ms(queue.lease_ttl()));
         Self {
             store,
             queue,
             state: Mutex::default(),
+            pause_ms,
         }
     }
 
@@ -172,15 +183,25 @@ impl Reclaim {
 
     async fn reclaim(&self, now: DateTime<Utc>) -> anyhow::Result<Report> {
         let mut changed = 0;
+        // Where there is no lease none passes before one that begins now.
+        let mut pause = self.queue.lease_ttl();
         for shard in self.queue.shards() {
             if let Generation::Open(begun) = self.queue.generation(shard).await? {
                 changed += self.reclaim_expired(shard, begun, now).await?;
             }
+            if let Some(wait) = self.queue.first_expiry(shard).await? {
+                // One that has passed is a living worker's, who will register it.
+                let wait = if wait.is_zero() { LOOK } else { wait + MOMENT };
+                pause = pause.min(LOOK).min(wait);
+            }
         }
         if self.state().swept_at.is_none_or(|at| now - at >= self.ttl()) {
-            self.sweep(now).await?;
+            if self.sweep(now).await? > 0 {
+                pause = pause.min(LOOK);
+            }
             self.state().swept_at = Some(now);
         }
+        self.pause_ms.store(ms(pause), Ordering::Relaxed);
         Ok(Report {
             changed,
             more: changed >= u64::from(BATCH),
@@ -194,10 +215,11 @@ impl Duty for Reclaim {
     }
 
     fn interval(&self) -> Duration {
-        Duration::from_millis(500)
+        Duration::from_millis(self.pause_ms.load(Ordering::Relaxed))
     }
 
     async fn tick(&self, now: DateTime<Utc>) -> anyhow::Result<Report> {
+        self.pause_ms.store(ms(LOOK), Ordering::Relaxed);
         if let Err(error) = self.queue.ping().await {
             self.state().quiet_until = Some(now + self.ttl());
             return Err(error.into());
@@ -208,6 +230,10 @@ impl Duty for Reclaim {
         }
         self.reclaim(now).await
     }
+}
+
+fn ms(pause: Duration) -> u64 {
+    u64::try_from(pause.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Begins leases in the names of these running jobs' workers where Redis does not know them.

@@ -88,6 +88,9 @@ impl Redispatch {
 
     /// Begins, waits for, or opens the generation of a shard. Answers whether it is open.
     async fn open(&self, shard: Shard, now: DateTime<Utc>) -> anyhow::Result<bool> {
+        if self.queue.is_open(shard).await? {
+            return Ok(true);
+        }
         let begun = match self.queue.generation(shard).await? {
             Generation::Open(_) => return Ok(true),
             Generation::Closed(begun) => begun,
@@ -209,8 +212,12 @@ impl Redispatch {
         let until = floor(now - UNDER_WAY);
         let mut after = self.cursor().recent.unwrap_or_else(|| floor(now - RECENT));
         let mut changed = 0;
-        for _ in 0..RECENT_PAGES {
-            let queued = self.store.queued_between(after, until, PAGE).await?;
+        let recent = self
+            .store
+            .recent((after, until), now - RECENT, now - CANCELS_UNDER_WAY, PAGE)
+            .await?;
+        let mut queued = recent.queued;
+        for page in 1..=RECENT_PAGES {
             changed += self.dispatch_unknown(&queued, now).await?;
             match queued.last() {
                 Some(last) if queued.len() == usize::try_from(PAGE).unwrap_or(usize::MAX) => after = last.id,
@@ -219,10 +226,13 @@ impl Redispatch {
                     break;
                 }
             }
+            if page < RECENT_PAGES {
+                queued = self.store.queued_between(after, until, PAGE).await?;
+            }
         }
-        let again = self.store.queued_again(now - RECENT, PAGE).await?;
-        changed += self.dispatch_unknown(&again, now).await?;
+        changed += self.dispatch_unknown(&recent.again, now).await?;
         self.cursor().recent = Some(after);
+        changed += super::stop::stop(&self.store, &self.queue, &recent.cancelling, now).await?;
         Ok(changed)
     }
 
@@ -273,8 +283,6 @@ impl Duty for Redispatch {
             });
         };
         let mut changed = paged + self.dispatch_recent(now).await?;
-        let late = self.store.cancelling(now - CANCELS_UNDER_WAY, PAGE).await?;
-        changed += super::stop::stop(&self.store, &self.queue, &late, now).await?;
         if tick.is_multiple_of(SLOW) {
             changed += self.sweep(now).await?;
             self.sync_settings(now).await?;

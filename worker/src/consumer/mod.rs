@@ -29,8 +29,11 @@ use crate::pool::Pool;
 use held::HeldAttempt;
 use solitude::{Company, EMPTYING_MAX, Solitude};
 
-/// How long an idle loop waits before it looks without having been woken.
-const IDLE: Duration = Duration::from_secs(1);
+/// How long an idle loop waits before it looks without having been woken. A wake is lost only with Redis itself.
+const IDLE: Duration = Duration::from_secs(5);
+
+/// How long a loop whose sandboxes cannot be started waits before it tries again.
+const UNABLE: Duration = Duration::from_secs(1);
 
 /// How long a loop waits after Redis or Postgres did not answer.
 const PAUSE: Duration = Duration::from_millis(250);
@@ -93,7 +96,7 @@ impl Consumer {
             if !self.is_able().await {
                 tokio::select! {
                     () = stop.cancelled() => return,
-                    () = tokio::time::sleep(IDLE) => continue,
+                    () = tokio::time::sleep(UNABLE) => continue,
                 }
             }
             let taken = tokio::select! {
