@@ -185,7 +185,10 @@ impl Queue {
             .query_async(&mut self.link().await?)
             .await?;
         let now_ms = seconds * 1_000 + micros / 1_000 + self.clock_offset_ms();
-        #[expect(clippy::cast_possible_truncation, reason = "milliseconds since 1970 are exact in a double")]
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "milliseconds since 1970 are exact in a double"
+        )]
         let wait_ms = first.first().map(|(_, at_ms)| *at_ms as i64 - now_ms);
         Ok(wait_ms.map(|wait_ms| Duration::from_millis(u64::try_from(wait_ms).unwrap_or(0))))
     }

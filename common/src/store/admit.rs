@@ -10,10 +10,10 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use chrono::{DateTime, Utc};
 use sha2::{Digest, Sha256};
-use sqlx::PgConnection;
+use sqlx::{AssertSqlSafe, PgConnection};
 use uuid::Uuid;
 
-use super::{Error, Store};
+use super::{Error, Store, index};
 use crate::ids::{JobId, TenantId};
 use crate::job::{Concurrency, FailureCode, Job, NewJob, Strategy};
 
@@ -98,7 +98,7 @@ async fn supersede_key(
 ) -> Result<Vec<(TenantId, JobId)>, Error> {
     Ok(sqlx::query_as(
         "update jobs set cancel_requested_at = $5 where cancel_requested_at is null and finished_at is null and id in
-            (select id from jobs where tenant_id = $1 and concurrency_key = $2 and finished_at is null
+            (select id from jobs where tenant_id = $1 and open_key = $2
                 and state <> 'scheduled' and id <> all($6) order by (id = any($3)) desc, id desc offset $4)
          returning tenant_id, id",
     )
@@ -161,7 +161,7 @@ impl Newcomer<'_> {
             return Ok(());
         }
         let open: i64 = sqlx::query_scalar(
-            "select count(*) from jobs where tenant_id = $1 and concurrency_key = $2 and finished_at is null
+            "select count(*) from jobs where tenant_id = $1 and open_key = $2
                 and state <> 'scheduled' and id <> $3 and id <> all($4)",
         )
         .bind(self.key.0)
@@ -173,18 +173,22 @@ impl Newcomer<'_> {
         if open < i64::from(limit) {
             return Ok(());
         }
-        let failed = sqlx::query(
-            "update jobs set state = 'failed', finished_at = $2, seq = seq + 1, error_code = $3,
-                error_message = 'another job holds its concurrency key' where id = $1 and state = 'queued'",
-        )
-        .bind(self.id)
-        .bind(now)
-        .bind(FailureCode::ConcurrencyLimit.as_str())
-        .execute(&mut *tx)
-        .await?;
-        decided
-            .rejected
-            .extend((failed.rows_affected() == 1).then_some(self.id));
+        let sql = format!(
+            "with failed as (
+                update jobs set state = 'failed', finished_at = $2, seq = seq + 1, error_code = $3,
+                    error_message = 'another job holds its concurrency key' where id = $1 and state = 'queued'
+                returning tenant_id, queue, class, priority, id
+             ), left_queue as ({})
+             select id from failed",
+            index::leave("failed")
+        );
+        let failed: Option<JobId> = sqlx::query_scalar(AssertSqlSafe(sql))
+            .bind(self.id)
+            .bind(now)
+            .bind(FailureCode::ConcurrencyLimit.as_str())
+            .fetch_optional(&mut *tx)
+            .await?;
+        decided.rejected.extend(failed);
         Ok(())
     }
 }
@@ -216,8 +220,8 @@ async fn count(tx: &mut PgConnection, keys: &[Key<'_>]) -> Result<HashMap<(Tenan
     let names: Vec<&str> = keys.iter().map(|(_, key)| *key).collect();
     let rows: Vec<(TenantId, String, i64)> = sqlx::query_as(
         "select k.tenant_id, k.key, count(*) from unnest($1::uuid[], $2::text[]) as k(tenant_id, key)
-         join jobs on jobs.tenant_id = k.tenant_id and jobs.concurrency_key = k.key
-            and jobs.finished_at is null and jobs.state <> 'scheduled'
+         join jobs on jobs.tenant_id = k.tenant_id and jobs.open_key = k.key
+            and jobs.state <> 'scheduled'
          group by 1, 2",
     )
     .bind(&tenants)

@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::list::Filter;
 use super::row::{self, COLUMNS, bigint};
-use super::{Error, Store, wait};
+use super::{Error, Store, index, wait};
 use crate::ids::{ApiKeyId, JobId, TenantId};
 use crate::job::{Job, StateName};
 
@@ -67,12 +67,16 @@ impl Store {
             }
             query.push(
                 " returning jobs.id, jobs.seq, jobs.state, jobs.parent_id,
-                    jobs.conversation_id
+                    jobs.conversation_id, jobs.tenant_id, jobs.queue, jobs.class, jobs.priority
                  ), freed as (
                     update conversations c set active_job_id = null from changed
                     where c.id = changed.conversation_id and c.active_job_id = changed.id and changed.state = 'cancelled'
-                 ) select id, seq, state, parent_id from changed",
+                 )",
             );
+            if state == StateName::Queued {
+                query.push(", left_queue as (").push(index::leave("changed")).push(")");
+            }
+            query.push(" select id, seq, state, parent_id from changed");
             let mut tx = self.pool().begin().await?;
             let rows: Vec<(JobId, i64, String, Option<JobId>)> = query.build_query_as().fetch_all(&mut *tx).await?;
             let ended = |state: &str| state == StateName::Cancelled.as_str();
@@ -183,15 +187,14 @@ impl Store {
     }
 }
 
-/// The state stands in the text, so that the planner finds the partial index of it.
+/// As [`Filter::push`], for one state.
 fn push_matching(query: &mut QueryBuilder<Postgres>, tenant_id: TenantId, filter: &Filter, state: StateName) {
     query.push("tenant_id = ").push_bind(tenant_id);
-    query.push(format!(" and state = '{}'", state.as_str()));
-    let rest = Filter {
-        state: None,
+    let of_state = Filter {
+        state: Some(state),
         ..filter.clone()
     };
-    rest.push(query);
+    of_state.push(query);
 }
 
 /// Inserts the repetitions of locked rows and marks these, inputs never leaving Postgres.
@@ -208,7 +211,7 @@ async fn repeat(
         "with marked as (
             update jobs set redriven_as = n.new_id from unnest($1::uuid[], $2::uuid[]) as n(old_id, new_id)
             where jobs.id = n.old_id and jobs.id = any($1)
-         )
+         ), repeated as (
          insert into jobs (id, tenant_id, kind, queue, class, labels, priority, state, max_attempts, backoff_initial_ms,
             backoff_factor, backoff_max_ms, retry_on, timeout_ms, created_at, queued_at, seq, input, concurrency_key,
             concurrency_limit, concurrency_strategy, user_id, api_key_id, metadata, agent_id, agent_version,
@@ -219,7 +222,10 @@ async fn repeat(
             conversation_id, schedule_id, id, rate_key, rate_limit, rate_window_ms
          from jobs join unnest($1::uuid[], $2::uuid[]) as n(old_id, new_id) on jobs.id = n.old_id
          where jobs.id = any($1)
-         returning {COLUMNS}"
+         returning {COLUMNS}
+         ), queued as ({enter})
+         select * from repeated",
+        enter = index::enter("repeated"),
     );
     let rows = sqlx::query(AssertSqlSafe(sql))
         .bind(old)

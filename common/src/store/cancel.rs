@@ -4,7 +4,7 @@ use chrono::{DateTime, Utc};
 use sqlx::AssertSqlSafe;
 
 use super::row::{self, qualified};
-use super::{Error, Store, wait};
+use super::{Error, Store, index, wait};
 use crate::ids::{JobId, TenantId};
 use crate::job::Job;
 
@@ -17,7 +17,7 @@ impl Store {
     pub async fn cancel(&self, tenant_id: TenantId, id: JobId, now: DateTime<Utc>) -> Result<Option<Job>, Error> {
         let mut tx = self.pool().begin().await?;
         let sql = format!(
-            "update jobs set
+            "with changed as (update jobs set
                 cancel_requested_at = coalesce(cancel_requested_at, $3),
                 seq = case when state = 'running' then seq else seq + 1 end,
                 finished_at = case when state = 'running' then null else $3 end,
@@ -26,8 +26,9 @@ impl Store {
                 error_message = case when state = 'running' then error_message end,
                 state = case when state = 'running' then state else 'cancelled' end
              where id = $1 and tenant_id = $2 and state in ('scheduled', 'queued', 'running', 'waiting', 'retrying')
-             returning {}",
-            qualified()
+             returning {}), left_queue as ({}) select * from changed",
+            qualified(),
+            index::leave("changed"),
         );
         let changed = sqlx::query(AssertSqlSafe(sql))
             .bind(id)

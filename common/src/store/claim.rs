@@ -5,7 +5,7 @@ use sqlx::{AssertSqlSafe, PgConnection, Row};
 use uuid::Uuid;
 
 use super::row::{self, int};
-use super::{Error, Store};
+use super::{Error, Store, index};
 use crate::ids::{JobId, WorkerId};
 use crate::job::Job;
 
@@ -44,6 +44,7 @@ impl Store {
         now: DateTime<Utc>,
     ) -> Result<Vec<Claimed>, Error> {
         self.within(async {
+            let table = &self.days().table(self, claims.iter().map(|claim| claim.job_id)).await?;
             if claims.iter().any(|claim| claim.is_turn) {
                 let mut tx = self.pool().begin_planned().await?;
                 let free = take_turns(&mut tx, claims).await?;
@@ -51,11 +52,11 @@ impl Store {
                 sqlx::query("set local plan_cache_mode = force_custom_plan")
                     .execute(&mut *tx)
                     .await?;
-                let claimed = take(&mut tx, worker_id, &free, now).await?;
+                let claimed = take(&mut tx, table, worker_id, &free, now).await?;
                 tx.commit().await?;
                 return Ok(claimed);
             }
-            take(&mut *self.pool().acquire().await?, worker_id, claims, now).await
+            take(&mut *self.pool().acquire().await?, table, worker_id, claims, now).await
         })
         .await
     }
@@ -88,6 +89,7 @@ async fn take_turns(connection: &mut PgConnection, claims: &[Claim]) -> Result<V
 
 async fn take(
     connection: &mut PgConnection,
+    table: &str,
     worker_id: WorkerId,
     claims: &[Claim],
     now: DateTime<Utc>,
@@ -97,24 +99,32 @@ async fn take(
     }
     let ids: Vec<Uuid> = claims.iter().map(|claim| claim.job_id.uuid()).collect();
     let attempts: Vec<i32> = claims.iter().map(|claim| int(claim.attempt)).collect();
-    // The fence is compared in the join. With a constant the planner would take the partial index of all queued rows,
-    // dead ones too, and the claim would cost more the longer the backlog is.
     let sql = format!(
         "with c as materialized (
-            select id, attempt, 'queued'::text as state from unnest($1::uuid[], $2::integer[]) as c(id, attempt)
+            select id, attempt from unnest($1::uuid[], $2::integer[]) as c(id, attempt)
+         ), changed as (
+            update {table} as jobs
+            set state = 'running', attempt = c.attempt, worker_id = $3, started_at = $4, seq = jobs.seq + 1
+            from c
+            where jobs.id = c.id and jobs.id = any($1) and jobs.state = 'queued' and jobs.attempt = c.attempt - 1
+                and jobs.cancel_requested_at is null
+            returning {columns}, jobs.input
+         ), left_queue as (
+            {leave}
+         ), handed as (
+            insert into handouts (id, worker_id, claimed_at, job_ids)
+            select $5, $3, $4, array_agg(id) from changed having count(*) > 0
          )
-         update jobs set state = 'running', attempt = c.attempt, worker_id = $3, started_at = $4, seq = jobs.seq + 1
-         from c
-         where jobs.id = c.id and jobs.id = any($1) and jobs.state = c.state and jobs.attempt = c.attempt - 1
-            and jobs.cancel_requested_at is null
-         returning {}, jobs.input",
-        row::qualified().replace("jobs.attempt,", "jobs.attempt as attempt,")
+         select * from changed",
+        columns = row::qualified(),
+        leave = index::leave("changed"),
     );
     let rows = sqlx::query(AssertSqlSafe(sql))
         .bind(&ids)
         .bind(&attempts)
         .bind(worker_id)
         .bind(now)
+        .bind(Uuid::now_v7())
         .fetch_all(connection)
         .await?;
     rows.iter()

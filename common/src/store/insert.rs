@@ -211,6 +211,32 @@ fn column<'a, T: 'a>(jobs: &[&'a NewJob], value: impl Fn(&'a NewJob) -> T) -> Ve
     jobs.iter().map(|job| value(job)).collect()
 }
 
+/// A row for each job, and one in `queued_jobs` for each that is queued.
+const INSERT: &str = "with t as materialized (
+        select * from unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::text[], $6::text[], $7::smallint[], $8::text[],
+            $9::integer[], $10::bigint[], $11::float8[], $12::bigint[], $13::text[], $14::bigint[], $15::timestamptz[],
+            $16::timestamptz[], $17::timestamptz[], $18::timestamptz[], $19::bytea[], $20::text[], $21::integer[],
+            $22::text[], $23::text[], $24::uuid[], $25::jsonb[], $26::uuid[], $27::integer[], $28::uuid[], $29::uuid[],
+            $30::uuid[], $31::uuid[], $32::text[], $33::integer[], $34::bigint[])
+        as t(id, tenant_id, kind, queue, class, labels, priority, state, max_attempts, backoff_initial_ms,
+            backoff_factor, backoff_max_ms, retry_on, timeout_ms, run_at, due_at, created_at, queued_at, input,
+            concurrency_key, concurrency_limit, concurrency_strategy, user_id, api_key_id, metadata, agent_id,
+            agent_version, conversation_id, schedule_id, parent_id, redrive_of, rate_key, rate_limit, rate_window_ms)
+     ), queued as (
+        insert into queued_jobs (tenant_id, queue, class, priority, id)
+        select tenant_id, queue, class, priority, id from t where state = 'queued'
+     )
+     insert into jobs (id, tenant_id, kind, queue, class, labels, priority, state, max_attempts, backoff_initial_ms,
+        backoff_factor, backoff_max_ms, retry_on, timeout_ms, run_at, due_at, created_at, queued_at, seq, input,
+        concurrency_key, concurrency_limit, concurrency_strategy, user_id, api_key_id, metadata, agent_id,
+        agent_version, conversation_id, schedule_id, parent_id, redrive_of, rate_key, rate_limit, rate_window_ms)
+     select id, tenant_id, kind, queue, class, string_to_array(labels, ','), priority, state, max_attempts,
+        backoff_initial_ms, backoff_factor, backoff_max_ms, string_to_array(retry_on, ','), timeout_ms, run_at,
+        due_at, created_at, queued_at, 1, input, concurrency_key, concurrency_limit, concurrency_strategy, user_id,
+        api_key_id, metadata, agent_id, agent_version, conversation_id, schedule_id, parent_id, redrive_of,
+        rate_key, rate_limit, rate_window_ms
+     from t";
+
 /// Inserts jobs on a connection, which may be in a transaction.
 pub(super) async fn insert_jobs(connection: &mut PgConnection, jobs: &[&NewJob]) -> Result<(), Error> {
     if jobs.is_empty() {
@@ -221,61 +247,42 @@ pub(super) async fn insert_jobs(connection: &mut PgConnection, jobs: &[&NewJob])
     let queued = |job: &NewJob| -> Option<DateTime<Utc>> { later(job).is_none().then_some(job.created_at) };
     let limits = |job: &NewJob| -> Option<Concurrency> { job.spec.concurrency.clone() };
     let rate = |job: &NewJob| -> Option<Rate> { job.spec.rate.clone() };
-    sqlx::query(
-        "insert into jobs (id, tenant_id, kind, queue, class, labels, priority, state, max_attempts, backoff_initial_ms,
-            backoff_factor, backoff_max_ms, retry_on, timeout_ms, run_at, due_at, created_at, queued_at, seq, input,
-            concurrency_key, concurrency_limit, concurrency_strategy, user_id, api_key_id, metadata, agent_id,
-            agent_version, conversation_id, schedule_id, parent_id, redrive_of, rate_key, rate_limit, rate_window_ms)
-         select id, tenant_id, kind, queue, class, string_to_array(labels, ','), priority, state, max_attempts,
-            backoff_initial_ms, backoff_factor, backoff_max_ms, string_to_array(retry_on, ','), timeout_ms, run_at,
-            due_at, created_at, queued_at, 1, input, concurrency_key, concurrency_limit, concurrency_strategy, user_id,
-            api_key_id, metadata, agent_id, agent_version, conversation_id, schedule_id, parent_id, redrive_of,
-            rate_key, rate_limit, rate_window_ms
-         from unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::text[], $6::text[], $7::smallint[], $8::text[],
-            $9::integer[], $10::bigint[], $11::float8[], $12::bigint[], $13::text[], $14::bigint[], $15::timestamptz[],
-            $16::timestamptz[], $17::timestamptz[], $18::timestamptz[], $19::bytea[], $20::text[], $21::integer[],
-            $22::text[], $23::text[], $24::uuid[], $25::jsonb[], $26::uuid[], $27::integer[], $28::uuid[], $29::uuid[],
-            $30::uuid[], $31::uuid[], $32::text[], $33::integer[], $34::bigint[])
-         as t(id, tenant_id, kind, queue, class, labels, priority, state, max_attempts, backoff_initial_ms,
-            backoff_factor, backoff_max_ms, retry_on, timeout_ms, run_at, due_at, created_at, queued_at, input,
-            concurrency_key, concurrency_limit, concurrency_strategy, user_id, api_key_id, metadata, agent_id,
-            agent_version, conversation_id, schedule_id, parent_id, redrive_of, rate_key, rate_limit, rate_window_ms)",
-    )
-    .bind(column(jobs, |job| job.id))
-    .bind(column(jobs, |job| job.tenant_id))
-    .bind(column(jobs, |job| job.spec.kind.as_str()))
-    .bind(column(jobs, |job| job.spec.queue.as_str()))
-    .bind(column(jobs, |job| job.class.as_str()))
-    .bind(column(jobs, |job| job.spec.labels.join(",")))
-    .bind(column(jobs, |job| i16::from(job.spec.priority)))
-    .bind(column(jobs, state))
-    .bind(column(jobs, |job| int(job.spec.max_attempts)))
-    .bind(column(jobs, |job| ms(job.spec.backoff.initial)))
-    .bind(column(jobs, |job| job.spec.backoff.factor))
-    .bind(column(jobs, |job| ms(job.spec.backoff.max)))
-    .bind(column(jobs, |job| job.spec.retry_on.join(",")))
-    .bind(column(jobs, |job| ms(job.spec.timeout)))
-    .bind(column(jobs, |job| job.spec.run_at))
-    .bind(column(jobs, later))
-    .bind(column(jobs, |job| job.created_at))
-    .bind(column(jobs, queued))
-    .bind(column(jobs, |job| job.input.as_slice()))
-    .bind(column(jobs, |job| limits(job).map(|c| c.key)))
-    .bind(column(jobs, |job| limits(job).map(|c| int(c.limit))))
-    .bind(column(jobs, |job| limits(job).map(|c| c.strategy.as_str())))
-    .bind(column(jobs, |job| job.spec.user_id.as_deref()))
-    .bind(column(jobs, |job| job.api_key_id))
-    .bind(column(jobs, |job| Json(&job.spec.metadata)))
-    .bind(column(jobs, |job| job.links.agent.map(|(id, _)| id)))
-    .bind(column(jobs, |job| job.links.agent.map(|(_, version)| int(version))))
-    .bind(column(jobs, |job| job.links.conversation_id))
-    .bind(column(jobs, |job| job.links.schedule_id))
-    .bind(column(jobs, |job| job.links.parent_id))
-    .bind(column(jobs, |job| job.links.redrive_of))
-    .bind(column(jobs, |job| rate(job).map(|rate| rate.key)))
-    .bind(column(jobs, |job| rate(job).map(|rate| int(rate.limit))))
-    .bind(column(jobs, |job| rate(job).map(|rate| ms(rate.window))))
-    .execute(connection)
-    .await?;
+    sqlx::query(INSERT)
+        .bind(column(jobs, |job| job.id))
+        .bind(column(jobs, |job| job.tenant_id))
+        .bind(column(jobs, |job| job.spec.kind.as_str()))
+        .bind(column(jobs, |job| job.spec.queue.as_str()))
+        .bind(column(jobs, |job| job.class.as_str()))
+        .bind(column(jobs, |job| job.spec.labels.join(",")))
+        .bind(column(jobs, |job| i16::from(job.spec.priority)))
+        .bind(column(jobs, state))
+        .bind(column(jobs, |job| int(job.spec.max_attempts)))
+        .bind(column(jobs, |job| ms(job.spec.backoff.initial)))
+        .bind(column(jobs, |job| job.spec.backoff.factor))
+        .bind(column(jobs, |job| ms(job.spec.backoff.max)))
+        .bind(column(jobs, |job| job.spec.retry_on.join(",")))
+        .bind(column(jobs, |job| ms(job.spec.timeout)))
+        .bind(column(jobs, |job| job.spec.run_at))
+        .bind(column(jobs, later))
+        .bind(column(jobs, |job| job.created_at))
+        .bind(column(jobs, queued))
+        .bind(column(jobs, |job| job.input.as_slice()))
+        .bind(column(jobs, |job| limits(job).map(|c| c.key)))
+        .bind(column(jobs, |job| limits(job).map(|c| int(c.limit))))
+        .bind(column(jobs, |job| limits(job).map(|c| c.strategy.as_str())))
+        .bind(column(jobs, |job| job.spec.user_id.as_deref()))
+        .bind(column(jobs, |job| job.api_key_id))
+        .bind(column(jobs, |job| Json(&job.spec.metadata)))
+        .bind(column(jobs, |job| job.links.agent.map(|(id, _)| id)))
+        .bind(column(jobs, |job| job.links.agent.map(|(_, version)| int(version))))
+        .bind(column(jobs, |job| job.links.conversation_id))
+        .bind(column(jobs, |job| job.links.schedule_id))
+        .bind(column(jobs, |job| job.links.parent_id))
+        .bind(column(jobs, |job| job.links.redrive_of))
+        .bind(column(jobs, |job| rate(job).map(|rate| rate.key)))
+        .bind(column(jobs, |job| rate(job).map(|rate| int(rate.limit))))
+        .bind(column(jobs, |job| rate(job).map(|rate| ms(rate.window))))
+        .execute(connection)
+        .await?;
     Ok(())
 }

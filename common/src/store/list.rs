@@ -4,7 +4,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use sqlx::{Postgres, QueryBuilder};
 
 use super::row::{self, COLUMNS};
-use super::{Error, Store};
+use super::{Error, Store, index};
 use crate::ids::{AgentId, ConversationId, JobId, ScheduleId, TenantId};
 use crate::job::{Job, Kind, StateName};
 
@@ -38,7 +38,17 @@ pub struct Filter {
 impl Filter {
     pub(super) fn push(&self, query: &mut QueryBuilder<Postgres>) {
         if let Some(state) = self.state {
-            query.push(" and state = ").push_bind(state.as_str());
+            // Beside the state, what its jobs are found by: a state has no index.
+            query.push(" and ").push(match state {
+                StateName::Queued => index::IS_QUEUED.to_owned(),
+                StateName::Running => index::IS_RUNNING.to_owned(),
+                StateName::Scheduled | StateName::Retrying => {
+                    format!("due_at is not null and state = '{}'", state.as_str())
+                }
+                StateName::Waiting => "waits_for is not null and state = 'waiting'".to_owned(),
+                StateName::Failed => "error_code is not null and state = 'failed'".to_owned(),
+                StateName::Succeeded | StateName::Cancelled => format!("state = '{}'", state.as_str()),
+            });
         }
         if let Some(kind) = self.kind {
             query.push(" and kind = ").push_bind(kind.as_str());

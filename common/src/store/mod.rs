@@ -13,6 +13,7 @@ pub mod bulk;
 pub mod cancel;
 pub mod claim;
 pub mod conversations;
+mod days;
 pub mod duties;
 pub mod egress;
 pub mod environments;
@@ -20,6 +21,7 @@ mod error;
 pub mod events;
 pub mod fire;
 pub mod forget;
+mod index;
 pub mod insert;
 pub mod jobs;
 pub mod journal;
@@ -60,6 +62,7 @@ use sqlx::migrate::Migrator;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{Connection as _, PgConnection, PgPool};
 
+use days::Days;
 pub use error::{Class, Error};
 use timed::Timed;
 
@@ -73,6 +76,7 @@ pub static MIGRATOR: Migrator = sqlx::migrate!("../migrations");
 pub struct Store {
     pool: Timed,
     clock_offset_us: Arc<AtomicI64>,
+    days: Arc<Days>,
 }
 
 impl Store {
@@ -115,6 +119,7 @@ impl Store {
         Ok(Self {
             pool: Timed::new(pool, database.query_timeout),
             clock_offset_us: Arc::default(),
+            days: Arc::default(),
         })
     }
 
@@ -123,6 +128,7 @@ impl Store {
         Self {
             pool: Timed::new(pool, Duration::from_secs(15)),
             clock_offset_us: Arc::default(),
+            days: Arc::default(),
         }
     }
 
@@ -141,6 +147,11 @@ impl Store {
     /// The pool, for this crate's own modules.
     pub(crate) fn pool(&self) -> &Timed {
         &self.pool
+    }
+
+    /// Which daily partitions there are.
+    fn days(&self) -> &Days {
+        &self.days
     }
 
     /// Runs a transaction, or several queries, within the time limit of one.

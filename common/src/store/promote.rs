@@ -1,10 +1,12 @@
 //! Promoting: scheduled and retrying jobs become queued when their time has come, and waiting ones at their deadline.
 
 use chrono::{DateTime, Utc};
-use sqlx::AssertSqlSafe;
+use sqlx::postgres::PgRow;
+use sqlx::{AssertSqlSafe, Row};
+use uuid::Uuid;
 
 use super::row::{self, qualified};
-use super::{Error, Store};
+use super::{Error, Store, index};
 use crate::ids::{JobId, TenantId};
 use crate::job::Job;
 use crate::job::spec::LEVEL_HEAD_START;
@@ -19,6 +21,50 @@ pub struct Queued {
     pub tenant_id: TenantId,
     /// When it last became queued.
     pub queued_at: DateTime<Utc>,
+}
+
+/// A place in the order of all queued jobs.
+#[derive(Clone, Debug)]
+pub struct Place {
+    tenant_id: TenantId,
+    queue: String,
+    class: String,
+    priority: i16,
+    id: JobId,
+}
+
+/// A page of them.
+#[derive(Clone, Debug, Default)]
+pub struct Page {
+    /// The jobs.
+    pub queued: Vec<Queued>,
+    /// Those that are not queued any more, and whose place was left behind.
+    pub left: Vec<JobId>,
+    /// Where the next page begins; none after the last.
+    pub next: Option<Place>,
+}
+
+impl Place {
+    /// Before all of them.
+    pub fn first() -> Self {
+        Self {
+            tenant_id: TenantId(Uuid::nil()),
+            queue: String::new(),
+            class: String::new(),
+            priority: 0,
+            id: JobId(Uuid::nil()),
+        }
+    }
+
+    fn from_row(row: &PgRow) -> Result<Self, Error> {
+        Ok(Self {
+            tenant_id: row.try_get("tenant_id")?,
+            queue: row.try_get("queue")?,
+            class: row.try_get("class")?,
+            priority: row.try_get("priority")?,
+            id: row.try_get("id")?,
+        })
+    }
 }
 
 impl Store {
@@ -41,9 +87,10 @@ impl Store {
                     select id, seq, seq, convert_to(json_build_object(
                         'seq', seq, 'at', queued_at, 'attempt', attempt, 'type', 'queued')::text, 'UTF8')
                     from promoted
-                 )
+                 ), queued as ({enter})
                  select * from promoted",
-                columns = qualified()
+                columns = qualified(),
+                enter = index::enter("promoted"),
             );
             let rows = sqlx::query(AssertSqlSafe(sql))
                 .bind(now)
@@ -64,19 +111,45 @@ impl Store {
         Ok(sqlx::query_scalar(sql).fetch_optional(self.pool()).await?)
     }
 
-    /// Queued jobs with an id above `after`, in order of id: the slow cursor of redispatch.
+    /// Queued jobs after a place in the order of their tenants, queues, classes and levels, and where to go on, if there are
+    /// more: the slow cursor of redispatch.
     ///
     /// # Errors
     /// When Postgres is away.
-    pub async fn queued_after(&self, after: JobId, limit: u32) -> Result<Vec<Queued>, Error> {
+    pub async fn queued_after(&self, after: &Place, limit: u32) -> Result<Page, Error> {
         self.within(async {
-            Ok(sqlx::query_as(
-                "select id, tenant_id, queued_at from jobs where state = 'queued' and id > $1 order by id limit $2",
+            let rows = sqlx::query(
+                "select q.*, jobs.queued_at from (
+                    select * from queued_jobs where (tenant_id, queue, class, priority, id) > ($1, $2, $3, $4, $5)
+                    order by tenant_id, queue, class, priority, id limit $6
+                 ) q left join jobs on jobs.id = q.id and jobs.state = 'queued'
+                 order by q.tenant_id, q.queue, q.class, q.priority, q.id",
             )
-            .bind(after)
+            .bind(after.tenant_id)
+            .bind(&after.queue)
+            .bind(&after.class)
+            .bind(after.priority)
+            .bind(after.id)
             .bind(i64::from(limit))
             .fetch_all(self.pool())
-            .await?)
+            .await?;
+            let is_full = rows.len() == usize::try_from(limit).unwrap_or(usize::MAX);
+            let mut page = Page {
+                next: rows.last().filter(|_| is_full).map(Place::from_row).transpose()?,
+                ..Page::default()
+            };
+            for row in &rows {
+                let (id, tenant_id) = (row.try_get("id")?, row.try_get("tenant_id")?);
+                match row.try_get("queued_at")? {
+                    Some(queued_at) => page.queued.push(Queued {
+                        id,
+                        tenant_id,
+                        queued_at,
+                    }),
+                    None => page.left.push(id),
+                }
+            }
+            Ok(page)
         })
         .await
     }
@@ -88,10 +161,9 @@ impl Store {
     /// When Postgres is away.
     pub async fn queued_between(&self, after: JobId, until: JobId, limit: u32) -> Result<Vec<Queued>, Error> {
         self.within(async {
-            // With a plain comparison the planner would read and sort all queued rows, by their partial index.
             Ok(sqlx::query_as(
                 "select id, tenant_id, queued_at from jobs
-                 where id > $1 and id < $2 and coalesce(state, '') = 'queued' order by id limit $3",
+                 where id > $1 and id < $2 and state = 'queued' order by id limit $3",
             )
             .bind(after)
             .bind(until)
@@ -117,10 +189,10 @@ impl Store {
         self.within(async {
             let sql = format!(
                 "select next.* from generate_series(0, 9) as level cross join lateral (
-                    select {} from jobs where state = 'queued' and tenant_id = $1 and queue = $2 and class = $3
-                        and priority = level order by id limit $4
+                    select {} from queued_jobs q join jobs on jobs.id = q.id and jobs.state = 'queued'
+                    where q.tenant_id = $1 and q.queue = $2 and q.class = $3 and q.priority = level order by q.id limit $4
                  ) as next order by next.created_at - next.priority * $5::interval, next.id limit $4",
-                row::COLUMNS
+                qualified()
             );
             let rows = sqlx::query(AssertSqlSafe(sql))
                 .bind(tenant_id)
@@ -142,7 +214,7 @@ impl Store {
     pub async fn queued_lanes(&self) -> Result<Vec<(TenantId, String, String)>, Error> {
         self.within(async {
             Ok(
-                sqlx::query_as("select distinct tenant_id, queue, class from jobs where state = 'queued'")
+                sqlx::query_as("select distinct tenant_id, queue, class from queued_jobs")
                     .fetch_all(self.pool())
                     .await?,
             )

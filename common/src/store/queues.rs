@@ -97,9 +97,10 @@ impl Store {
     pub async fn queues(&self, tenant_id: TenantId) -> Result<Vec<QueueStatus>, Error> {
         let rows = sqlx::query(
             "with open as (
-                (select queue, state from jobs where tenant_id = $1 and state = 'queued' limit $2)
+                (select queue, 'queued' as state from queued_jobs where tenant_id = $1 limit $2)
                 union all
-                (select queue, state from jobs where tenant_id = $1 and state = 'running' limit $2)
+                (select queue, state from jobs where tenant_id = $1 and state = 'running'
+                    and id in (select unnest(job_ids) from handouts) limit $2)
                 union all
                 (select queue, state from jobs
                     where tenant_id = $1 and due_at is not null and state in ('scheduled', 'retrying') limit $2)

@@ -32,16 +32,15 @@ impl Store {
         limit: u32,
     ) -> Result<Recent, Error> {
         self.within(async {
-            // With a plain comparison of the state the planner would read and sort all queued rows, by their partial index.
             let rows = sqlx::query(
                 "(select 1 as kind, id, tenant_id, queued_at as at from jobs
-                  where id > $1 and id < $2 and coalesce(state, '') = 'queued' order by id limit $5)
+                  where id > $1 and id < $2 and state = 'queued' order by id limit $5)
                  union all
                  (select 2, id, tenant_id, queued_at from jobs
-                  where state = 'queued' and attempt > 0 and queued_at > $3 order by queued_at limit $5)
+                  where queued_at <> created_at and queued_at > $3 and state = 'queued' order by queued_at limit $5)
                  union all
-                 (select 3, id, tenant_id, cancel_requested_at from jobs
-                  where cancel_requested_at < $4 and finished_at is null order by cancel_requested_at limit $5)",
+                 (select 3, id, tenant_id, stopping_since from jobs
+                  where stopping_since < $4 order by stopping_since limit $5)",
             )
             .bind(after)
             .bind(until)
@@ -53,7 +52,11 @@ impl Store {
             let mut recent = Recent::default();
             for row in &rows {
                 let (id, tenant_id) = (row.try_get("id")?, row.try_get("tenant_id")?);
-                let queued = |queued_at| Queued { id, tenant_id, queued_at };
+                let queued = |queued_at| Queued {
+                    id,
+                    tenant_id,
+                    queued_at,
+                };
                 match row.try_get("kind")? {
                     1 => recent.queued.push(queued(row.try_get("at")?)),
                     2 => recent.again.push(queued(row.try_get("at")?)),

@@ -4,8 +4,8 @@ use chrono::{DateTime, Utc};
 use sqlx::AssertSqlSafe;
 
 use super::events::{Chunk, insert_chunks, last_written};
-use super::row::{self, COLUMNS, bigint, int};
-use super::{Error, Store, wait};
+use super::row::{self, COLUMNS, bigint, int, qualified};
+use super::{Error, Store, index, wait};
 use crate::ids::{JobId, WorkerId};
 use crate::job::decision::{Counts, Decision, reclaim};
 use crate::job::event::{Event, EventBody, UNWRITTEN_MAX};
@@ -24,7 +24,10 @@ impl Store {
     ) -> Result<Vec<Job>, Error> {
         self.within(async {
             let sql = format!(
-                "select {COLUMNS} from jobs where state = 'running' and id > $1 and started_at < $2 order by id limit $3"
+                "select {} from (select distinct unnest(job_ids) as id from handouts where claimed_at < $2) as held
+                 join jobs on jobs.id = held.id
+                 where jobs.state = 'running' and jobs.id > $1 and jobs.started_at < $2 order by jobs.id limit $3",
+                qualified()
             );
             let rows = sqlx::query(AssertSqlSafe(sql))
                 .bind(after)
@@ -176,10 +179,12 @@ async fn write(
         _ => ("queued", None),
     };
     let sql = format!(
-        "update jobs set state = $2, losses = losses + 1, seq = $3, error_code = $4, error_message = $5,
+        "with changed as (update jobs set state = $2, losses = losses + 1, seq = $3, error_code = $4, error_message = $5,
             queued_at = case when $2 = 'queued' then $6 else queued_at end,
             finished_at = case when $2 <> 'queued' then $6 end
-         where id = $1 and state = 'running' and attempt = $7 returning {COLUMNS}"
+         where id = $1 and state = 'running' and attempt = $7 returning {COLUMNS}), queued as ({})
+         select * from changed",
+        index::enter("changed")
     );
     let changed = sqlx::query(AssertSqlSafe(sql))
         .bind(job.id)

@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 
 use chrono::{DateTime, Utc};
-use sqlx::PgConnection;
 use sqlx::types::Json;
+use sqlx::{AssertSqlSafe, PgConnection};
 use uuid::Uuid;
 
 use super::admit::{Decided, admit_inserted};
@@ -13,7 +13,7 @@ use super::insert::insert_jobs;
 use super::row::{bigint, int};
 use super::steering::add_unheard;
 use super::turns::{NewMessage, write_message};
-use super::{Error, Store, approvals, wait};
+use super::{Error, Store, approvals, index, wait};
 use crate::ids::{ConversationId, JobId, MessageId, WorkerId};
 use crate::job::approval::NewApproval;
 use crate::job::decision::Decision;
@@ -158,16 +158,18 @@ impl Store {
     /// from the answer, so a caller that does not know asks [`Self::is_settled`].
     pub async fn settle(&self, worker_id: WorkerId, settlements: &[Settlement]) -> Result<Committed, Error> {
         self.within(async {
+            let ids = settlements.iter().map(|settlement| settlement.job_id);
+            let table = &self.days().table(self, ids).await?;
             if settlements.iter().all(is_lone) {
                 // One statement is a transaction: two round trips less.
-                let changed = update(&mut *self.pool().acquire().await?, worker_id, settlements).await?;
+                let changed = update(&mut *self.pool().acquire().await?, table, worker_id, settlements).await?;
                 return Ok(Committed {
                     changed,
                     ..Committed::default()
                 });
             }
             let mut tx = self.pool().begin().await?;
-            let changed = update(&mut tx, worker_id, settlements).await?;
+            let changed = update(&mut tx, table, worker_id, settlements).await?;
             let states: HashMap<JobId, StateName> = changed.iter().copied().collect();
             let kept: Vec<(&Settlement, StateName)> = settlements
                 .iter()
@@ -244,14 +246,58 @@ async fn follow_up(tx: &mut PgConnection, kept: &[(&Settlement, StateName)]) -> 
 /// One statement: the rows, and an `attempts` row for each that changed.
 async fn update(
     connection: &mut PgConnection,
+    table: &str,
     worker_id: WorkerId,
     settlements: &[Settlement],
 ) -> Result<Vec<(JobId, StateName)>, Error> {
     let columns: Vec<Columns> = settlements.iter().map(columns).collect();
-    let changed: Vec<(JobId, String)> = sqlx::query_as(
+    let is_given_back = columns.iter().any(|columns| columns.state == StateName::Queued);
+    let changed: Vec<(JobId, String)> = sqlx::query_as(AssertSqlSafe(update_sql(table, is_given_back)))
+        .bind(worker_id)
+        .bind(settlements.iter().map(|s| s.job_id.uuid()).collect::<Vec<Uuid>>())
+        .bind(settlements.iter().map(|s| int(s.attempt)).collect::<Vec<_>>())
+        .bind(columns.iter().map(|c| c.state.as_str()).collect::<Vec<_>>())
+        .bind(columns.iter().map(|c| c.outcome).collect::<Vec<_>>())
+        .bind(columns.iter().map(|c| c.due_at).collect::<Vec<_>>())
+        .bind(columns.iter().map(|c| c.queued_at).collect::<Vec<_>>())
+        .bind(columns.iter().map(|c| c.finished_at).collect::<Vec<_>>())
+        .bind(columns.iter().map(|c| c.failed).collect::<Vec<_>>())
+        .bind(
+            columns
+                .iter()
+                .map(|c| c.failure.as_ref().map(|f| f.code.as_str()))
+                .collect::<Vec<_>>(),
+        )
+        .bind(
+            columns
+                .iter()
+                .map(|c| c.failure.as_ref().map(|f| f.message.replace('\0', "\u{fffd}")))
+                .collect::<Vec<_>>(),
+        )
+        .bind(settlements.iter().map(|s| s.result.as_deref()).collect::<Vec<_>>())
+        .bind(settlements.iter().map(used).collect::<Vec<_>>())
+        .bind(settlements.iter().map(|s| bigint(s.seq)).collect::<Vec<_>>())
+        .bind(settlements.iter().map(|s| s.started_at).collect::<Vec<_>>())
+        .bind(settlements.iter().map(|s| s.finished_at).collect::<Vec<_>>())
+        .bind(columns.iter().map(|c| c.waits_for.as_deref()).collect::<Vec<_>>())
+        .fetch_all(connection)
+        .await?;
+    Ok(changed
+        .into_iter()
+        .filter_map(|(id, state)| Some((id, StateName::parse(&state)?)))
+        .collect())
+}
+
+/// The statement of [`update`]; only what gives jobs back looks after their places in `queued_jobs`.
+fn update_sql(table: &str, is_given_back: bool) -> String {
+    let given_back = if is_given_back {
+        format!(", queued as ({})", index::enter("changed"))
+    } else {
+        String::new()
+    };
+    format!(
         "with s as materialized (
-            -- As in a claim: with constants the planner would read the whole index of running rows, dead ones too.
-            select s.*, 'running'::text as held_state, $1::uuid as worker_id, finished_at is null as goes_on
+            select s.*, finished_at is null as goes_on
             from unnest($2::uuid[], $3::integer[], $4::text[], $5::text[], $6::timestamptz[],
                 $7::timestamptz[], $8::timestamptz[], $9::integer[], $10::text[], $11::text[], $12::bytea[],
                 $13::json[], $14::bigint[], $15::timestamptz[], $16::timestamptz[], $17::text[])
@@ -260,7 +306,7 @@ async fn update(
          ), changed as (
             -- Whoever waited for a row reads it again, so that a request to cancel that is committed meanwhile is seen.
             -- A try that would go on ends as cancelled then, and is no failure any more.
-            update jobs set result = s.result, usage = s.usage,
+            update {table} as jobs set result = s.result, usage = s.usage,
                 failures = jobs.failures
                     + case when s.goes_on and jobs.cancel_requested_at is not null then 0 else s.failed end,
                 seq = case when s.goes_on and jobs.cancel_requested_at is not null then s.seq + 1 else s.seq end,
@@ -277,40 +323,17 @@ async fn update(
                 waits_for = case when s.goes_on and jobs.cancel_requested_at is not null then jobs.waits_for
                     else coalesce(s.waits_for::json, jobs.waits_for) end
             from s
-            where jobs.id = s.id and jobs.id = any($2) and jobs.state = s.held_state and jobs.attempt = s.attempt
-                and jobs.worker_id = s.worker_id
-            returning jobs.id, jobs.state
+            where jobs.id = s.id and jobs.id = any($2) and jobs.state = 'running' and jobs.attempt = s.attempt
+                and jobs.worker_id = $1
+            returning jobs.id, jobs.state, jobs.tenant_id, jobs.queue, jobs.class, jobs.priority
          ), ended as (
             insert into attempts (job_id, attempt, worker_id, started_at, finished_at, outcome, error_code, error_message)
             select s.id, s.attempt, $1, s.started_at, s.ended_at,
                 case when changed.state = 'cancelled' then 'cancelled' else s.outcome end, s.error_code, s.error_message
             from s join changed using (id)
-         )
-         select id, state from changed",
+         ){given_back}
+         select id, state from changed"
     )
-    .bind(worker_id)
-    .bind(settlements.iter().map(|s| s.job_id.uuid()).collect::<Vec<Uuid>>())
-    .bind(settlements.iter().map(|s| int(s.attempt)).collect::<Vec<_>>())
-    .bind(columns.iter().map(|c| c.state.as_str()).collect::<Vec<_>>())
-    .bind(columns.iter().map(|c| c.outcome).collect::<Vec<_>>())
-    .bind(columns.iter().map(|c| c.due_at).collect::<Vec<_>>())
-    .bind(columns.iter().map(|c| c.queued_at).collect::<Vec<_>>())
-    .bind(columns.iter().map(|c| c.finished_at).collect::<Vec<_>>())
-    .bind(columns.iter().map(|c| c.failed).collect::<Vec<_>>())
-    .bind(columns.iter().map(|c| c.failure.as_ref().map(|f| f.code.as_str())).collect::<Vec<_>>())
-    .bind(columns.iter().map(|c| c.failure.as_ref().map(|f| f.message.replace('\0', "\u{fffd}"))).collect::<Vec<_>>())
-    .bind(settlements.iter().map(|s| s.result.as_deref()).collect::<Vec<_>>())
-    .bind(settlements.iter().map(used).collect::<Vec<_>>())
-    .bind(settlements.iter().map(|s| bigint(s.seq)).collect::<Vec<_>>())
-    .bind(settlements.iter().map(|s| s.started_at).collect::<Vec<_>>())
-    .bind(settlements.iter().map(|s| s.finished_at).collect::<Vec<_>>())
-    .bind(columns.iter().map(|c| c.waits_for.as_deref()).collect::<Vec<_>>())
-    .fetch_all(connection)
-    .await?;
-    Ok(changed
-        .into_iter()
-        .filter_map(|(id, state)| Some((id, StateName::parse(&state)?)))
-        .collect())
 }
 
 /// A job that used nothing keeps a null.

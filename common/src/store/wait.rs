@@ -12,7 +12,7 @@ use serde_json::value::RawValue;
 use sqlx::{AssertSqlSafe, PgConnection, Row};
 
 use super::row::{self, bigint, qualified};
-use super::{Error, Store};
+use super::{Error, Store, index};
 use crate::ids::{JobId, TenantId};
 use crate::job::group::Member;
 use crate::job::{Failure, FailureCode, Job, StateName, Woken};
@@ -75,9 +75,10 @@ async fn write(
             select id, seq, seq, convert_to(json_build_object(
                 'seq', seq, 'at', queued_at, 'attempt', attempt, 'type', 'queued')::text, 'UTF8')
             from woken
-         )
+         ), queued as ({enter})
          select * from woken",
-        columns = qualified()
+        columns = qualified(),
+        enter = index::enter("woken"),
     );
     let rows = sqlx::query(AssertSqlSafe(sql))
         .bind(ids)
@@ -159,12 +160,11 @@ impl Store {
     /// When Postgres is away.
     pub async fn orphaned(&self, limit: u32) -> Result<Vec<Orphaned>, Error> {
         self.within(async {
-            let rows: Vec<(TenantId, JobId)> = sqlx::query_as(
-                "select tenant_id, id from jobs where finished_at is not null and waits_for is not null order by id limit $1",
-            )
-            .bind(i64::from(limit))
-            .fetch_all(self.pool())
-            .await?;
+            let rows: Vec<(TenantId, JobId)> =
+                sqlx::query_as("select tenant_id, id from jobs where leaves_children order by id limit $1")
+                    .bind(i64::from(limit))
+                    .fetch_all(self.pool())
+                    .await?;
             let orphaned = |(tenant_id, parent_id)| Orphaned { tenant_id, parent_id };
             Ok(rows.into_iter().map(orphaned).collect())
         })

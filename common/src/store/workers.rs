@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;
-use sqlx::Row;
 use sqlx::postgres::PgRow;
 use sqlx::types::Json;
+use sqlx::{AssertSqlSafe, Row};
 
 use super::row::int;
-use super::{Error, Store};
+use super::{Error, Store, index};
 use crate::ids::{JobId, WorkerId};
 
 /// A worker process as it describes itself.
@@ -174,7 +174,9 @@ impl Store {
     pub async fn workers(&self, now: DateTime<Utc>, within: Duration) -> Result<Vec<WorkerStatus>, Error> {
         let rows = sqlx::query(
             "select id, name, version, slots, labels, queues, driver, started_at, seen_at, draining_at, stalled,
-                (select count(*) from jobs where jobs.worker_id = workers.id and jobs.state = 'running') as running
+                (select count(distinct jobs.id) from handouts h, unnest(h.job_ids) as held(id), jobs
+                    where h.worker_id = workers.id and jobs.id = held.id and jobs.state = 'running'
+                        and jobs.worker_id = workers.id) as running
              from workers where stopped_at is null and seen_at > $1 order by id",
         )
         .bind(now - within)
@@ -190,14 +192,15 @@ impl Store {
     /// # Errors
     /// When Postgres is away.
     pub async fn is_worker_gone(&self, id: WorkerId, before: DateTime<Utc>) -> Result<bool, Error> {
-        Ok(sqlx::query_scalar(
-            "select exists (select from workers where id = $1 and (stopped_at is not null or seen_at < $2))
-                and not exists (select from jobs where worker_id = $1 and state = 'running')",
-        )
-        .bind(id)
-        .bind(before)
-        .fetch_one(self.pool())
-        .await?)
+        let sql = format!(
+            "select exists (select from workers where id = $1 and (stopped_at is not null or seen_at < $2)) and not {}",
+            index::runs_anything("$1")
+        );
+        Ok(sqlx::query_scalar(AssertSqlSafe(sql))
+            .bind(id)
+            .bind(before)
+            .fetch_one(self.pool())
+            .await?)
     }
 
     /// Of these attempts, those that are still the worker's: what it may go on with when Redis cannot say so. Waits for a

@@ -4,6 +4,7 @@ use super::TestEnv;
 use crate::ids::JobId;
 use crate::job::{Job, JobState};
 use crate::queue::{Acked, Dispatch, Keeps};
+use crate::store::promote::Place;
 
 impl TestEnv {
     /// Promotes everything that is due, and dispatches it.
@@ -15,7 +16,7 @@ impl TestEnv {
 
     /// Dispatches the queued rows that Redis does not know.
     pub async fn redispatch(&self) -> usize {
-        let queued = self.store.queued_after(JobId(uuid::Uuid::nil()), 10_000).await.unwrap();
+        let queued = self.store.queued_after(&Place::first(), 10_000).await.unwrap().queued;
         let ids: Vec<_> = queued.iter().map(|job| (job.tenant_id, job.id)).collect();
         let unknown = self.queue.unknown(&ids).await.unwrap();
         let missing: Vec<JobId> = unknown.into_iter().map(|index| queued[index].id).collect();

@@ -29,7 +29,10 @@ async fn a_job_that_is_due_soon_wakes_once_a_transaction_and_a_later_one_does_no
         env.insert(&due_in(&env, TimeDelta::days(1))).await;
         env.insert(&env.noop()).await;
     }
-    sqlx::query("notify hothouse_due, 'end'").execute(&mut *tx).await.unwrap();
+    sqlx::query("notify hothouse_due, 'end'")
+        .execute(&mut *tx)
+        .await
+        .unwrap();
     tx.commit().await.unwrap();
     // Words come in the order of the commits: there was none before this.
     let heard = timeout(PATIENCE, wakes.next()).await.unwrap().unwrap();

@@ -55,7 +55,11 @@ impl Duty for Outcomes {
     }
 
     fn interval(&self) -> Duration {
-        if self.is_idle.load(Ordering::Relaxed) { IDLE } else { LOOK }
+        if self.is_idle.load(Ordering::Relaxed) {
+            IDLE
+        } else {
+            LOOK
+        }
     }
 
     /// The first jobs after an idle time; later ones are looked at with the others.

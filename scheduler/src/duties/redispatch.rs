@@ -18,7 +18,7 @@ use common::job::{Job, JobState};
 use common::queue::{Dispatch, Dispatched, Generation, Queue, Shard};
 use common::service::{Duty, Report};
 use common::store::Store;
-use common::store::promote::Queued;
+use common::store::promote::{Place, Queued};
 use uuid::Uuid;
 
 use super::reclaim::adopt;
@@ -56,13 +56,13 @@ pub struct Redispatch {
     cursor: Mutex<Cursor>,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Cursor {
     tick: u64,
     looked_at: Option<DateTime<Utc>>,
     /// Where the next look at recent rows begins; a look that failed is made again.
     recent: Option<JobId>,
-    after: JobId,
+    after: Option<Place>,
 }
 
 impl Redispatch {
@@ -72,7 +72,7 @@ impl Redispatch {
             tick: 0,
             looked_at: None,
             recent: None,
-            after: JobId(Uuid::nil()),
+            after: None,
         });
         Self {
             store,
@@ -248,13 +248,11 @@ impl Redispatch {
 
     /// One page of the slow cursor.
     async fn sweep(&self, now: DateTime<Utc>) -> anyhow::Result<u64> {
-        let after = self.cursor().after;
-        let jobs = self.store.queued_after(after, PAGE).await?;
-        self.cursor().after = match jobs.last() {
-            Some(last) if jobs.len() == usize::try_from(PAGE).unwrap_or(usize::MAX) => last.id,
-            _ => JobId(Uuid::nil()),
-        };
-        self.dispatch_unknown(&jobs, now).await
+        let after = self.cursor().after.clone().unwrap_or_else(Place::first);
+        let page = self.store.queued_after(&after, PAGE).await?;
+        self.cursor().after = page.next;
+        let left = self.store.forget_left(&page.left).await?;
+        Ok(left + self.dispatch_unknown(&page.queued, now).await?)
     }
 }
 

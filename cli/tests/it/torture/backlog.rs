@@ -88,14 +88,15 @@ fn insert(rig: &Rig, jobs: u64) {
             select gen_random_uuid(), 'bulk-' || n, now() from generate_series(1, {TENANTS}) n"
     ));
     rig.sql(&format!(
-        "with t as (select array_agg(id) as ids from tenants where name like 'bulk-%')
+        "with t as (select array_agg(id) as ids from tenants where name like 'bulk-%'), made as (
          insert into jobs (id, tenant_id, kind, queue, class, labels, priority, state, max_attempts, backoff_initial_ms,
             backoff_factor, backoff_max_ms, retry_on, timeout_ms, created_at, queued_at, seq, input, metadata)
          select encode(set_byte(set_byte(decode(lpad(to_hex((extract(epoch from now()) * 1000)::bigint), 12, '0') ||
                 right(replace(gen_random_uuid()::text, '-', ''), 20), 'hex'), 6, 112), 8, 128), 'hex')::uuid,
             t.ids[1 + n % {TENANTS}], 'noop', 'bulk', 'light', '{{}}', 5, 'queued', 3, 1000, 2, 300000, '{{}}', 60000,
             now(), now(), 1, '{{}}', '{{}}'
-         from generate_series(1, {jobs}) n, t"
+         from generate_series(1, {jobs}) n, t returning tenant_id, queue, class, priority, id)
+         insert into queued_jobs select tenant_id, queue, class, priority, id from made"
     ));
     rig.sql("analyze jobs");
 }

@@ -1,0 +1,48 @@
+//! The partition in which some jobs are: a statement that names it is planned for one table, not for each day there is.
+//!
+//! A day's partition holds all of its rows or does not exist: while rows of a day lie in the default partition, none can be
+//! made for it. It is dropped when all of its jobs have ended, and then nobody claims or settles any of them.
+
+use std::collections::HashSet;
+use std::sync::{Mutex, PoisonError};
+
+use chrono::{DateTime, NaiveDate};
+
+use super::{Error, Store};
+use crate::ids::JobId;
+
+/// The days whose partitions are known to exist.
+#[derive(Debug, Default)]
+pub(super) struct Days(Mutex<HashSet<NaiveDate>>);
+
+impl Days {
+    /// The name of the table that holds all of these jobs: their day's partition, or `jobs`.
+    pub(super) async fn table(&self, store: &Store, ids: impl Iterator<Item = JobId>) -> Result<String, Error> {
+        let mut days = ids.map(day);
+        let first = days.next().flatten();
+        let Some(day) = first.filter(|_| days.all(|day| day == first)) else {
+            return Ok("jobs".to_owned());
+        };
+        let name = format!("jobs_{}", day.format("%Y%m%d"));
+        if self.known().contains(&day) {
+            return Ok(name);
+        }
+        let sql = "select to_regclass($1) is not null";
+        let exists: bool = sqlx::query_scalar(sql).bind(&name).fetch_one(store.pool()).await?;
+        if !exists {
+            return Ok("jobs".to_owned());
+        }
+        self.known().insert(day);
+        Ok(name)
+    }
+
+    fn known(&self) -> std::sync::MutexGuard<'_, HashSet<NaiveDate>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The UTC day of an id: its first 48 bits are milliseconds since 1970.
+fn day(id: JobId) -> Option<NaiveDate> {
+    let ms = i64::try_from(id.uuid().as_u128() >> 80).ok()?;
+    Some(DateTime::from_timestamp_millis(ms)?.date_naive())
+}
