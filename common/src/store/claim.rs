@@ -5,7 +5,7 @@ use sqlx::{AssertSqlSafe, PgConnection, Row};
 use uuid::Uuid;
 
 use super::row::{self, int};
-use super::{Error, Store, index};
+use super::{Error, Store, days, index};
 use crate::ids::{JobId, WorkerId};
 use crate::job::Job;
 
@@ -101,13 +101,14 @@ async fn take(
     let attempts: Vec<i32> = claims.iter().map(|claim| int(claim.attempt)).collect();
     let sql = format!(
         "with c as materialized (
-            select id, attempt from unnest($1::uuid[], $2::integer[]) as c(id, attempt)
+            -- Beside a constant state the planner expects hardly any row, and compares each id with each.
+            select id, attempt, 'queued'::text as state from unnest($1::uuid[], $2::integer[]) as c(id, attempt)
          ), changed as (
             update {table} as jobs
             set state = 'running', attempt = c.attempt, worker_id = $3, started_at = $4, seq = jobs.seq + 1
             from c
-            where jobs.id = c.id and jobs.id = any($1) and jobs.state = 'queued' and jobs.attempt = c.attempt - 1
-                and jobs.cancel_requested_at is null
+            where jobs.id = c.id and jobs.state = c.state and jobs.attempt = c.attempt - 1
+                and jobs.cancel_requested_at is null{prune}
             returning {columns}, jobs.input
          ), left_queue as (
             {leave}
@@ -118,6 +119,7 @@ async fn take(
          select * from changed",
         columns = row::qualified(),
         leave = index::leave("changed"),
+        prune = days::prune(table, "$1"),
     );
     let rows = sqlx::query(AssertSqlSafe(sql))
         .bind(&ids)

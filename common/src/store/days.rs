@@ -41,6 +41,15 @@ impl Days {
     }
 }
 
+/// SQL: a condition that leaves out the days of none of these ids, where a statement does not name its partition.
+pub(super) fn prune(table: &str, ids: &str) -> String {
+    if table == "jobs" {
+        format!(" and jobs.id = any({ids})")
+    } else {
+        String::new()
+    }
+}
+
 /// The UTC day of an id: its first 48 bits are milliseconds since 1970.
 fn day(id: JobId) -> Option<NaiveDate> {
     let ms = i64::try_from(id.uuid().as_u128() >> 80).ok()?;

@@ -13,7 +13,7 @@ use super::insert::insert_jobs;
 use super::row::{bigint, int};
 use super::steering::add_unheard;
 use super::turns::{NewMessage, write_message};
-use super::{Error, Store, approvals, index, wait};
+use super::{Error, Store, approvals, days, index, wait};
 use crate::ids::{ConversationId, JobId, MessageId, WorkerId};
 use crate::job::approval::NewApproval;
 use crate::job::decision::Decision;
@@ -295,9 +295,11 @@ fn update_sql(table: &str, is_given_back: bool) -> String {
     } else {
         String::new()
     };
+    let prune = days::prune(table, "$2");
     format!(
         "with s as materialized (
-            select s.*, finished_at is null as goes_on
+            -- As in a claim.
+            select s.*, 'running'::text as held_state, finished_at is null as goes_on
             from unnest($2::uuid[], $3::integer[], $4::text[], $5::text[], $6::timestamptz[],
                 $7::timestamptz[], $8::timestamptz[], $9::integer[], $10::text[], $11::text[], $12::bytea[],
                 $13::json[], $14::bigint[], $15::timestamptz[], $16::timestamptz[], $17::text[])
@@ -323,14 +325,15 @@ fn update_sql(table: &str, is_given_back: bool) -> String {
                 waits_for = case when s.goes_on and jobs.cancel_requested_at is not null then jobs.waits_for
                     else coalesce(s.waits_for::json, jobs.waits_for) end
             from s
-            where jobs.id = s.id and jobs.id = any($2) and jobs.state = 'running' and jobs.attempt = s.attempt
-                and jobs.worker_id = $1
-            returning jobs.id, jobs.state, jobs.tenant_id, jobs.queue, jobs.class, jobs.priority
+            where jobs.id = s.id and jobs.state = s.held_state and jobs.attempt = s.attempt
+                and jobs.worker_id = $1{prune}
+            returning jobs.id, jobs.state, jobs.tenant_id, jobs.queue, jobs.class, jobs.priority, jobs.attempt,
+                s.started_at, s.ended_at, s.outcome, s.error_code, s.error_message
          ), ended as (
             insert into attempts (job_id, attempt, worker_id, started_at, finished_at, outcome, error_code, error_message)
-            select s.id, s.attempt, $1, s.started_at, s.ended_at,
-                case when changed.state = 'cancelled' then 'cancelled' else s.outcome end, s.error_code, s.error_message
-            from s join changed using (id)
+            select id, attempt, $1, started_at, ended_at, case when state = 'cancelled' then 'cancelled' else outcome end,
+                error_code, error_message
+            from changed
          ){given_back}
          select id, state from changed"
     )

@@ -241,6 +241,16 @@ impl TestEnv {
             .collect()
     }
 
+    /// Jobs that are queued or run and are not found where the store looks for them, and places of jobs that are not queued.
+    pub async fn misplaced(&self) -> Vec<crate::ids::JobId> {
+        let sql = "select id from jobs where state = 'queued'
+                and (tenant_id, queue, class, priority, id) not in (select tenant_id, queue, class, priority, id from queued_jobs)
+             union all select id from queued_jobs where id not in (select id from jobs where state = 'queued')
+             union all select id from jobs where state = 'running' and (id, worker_id) not in
+                (select unnest(job_ids), worker_id from handouts)";
+        sqlx::query_scalar(sql).fetch_all(self.store.pool()).await.unwrap()
+    }
+
     /// Forgets everything that Redis knows of the test, as a wipe does.
     pub async fn wipe_redis(&self) {
         let client = redis::Client::open(self.redis.url.expose()).unwrap();

@@ -11,6 +11,7 @@ mod cancel;
 mod fairness;
 mod fence;
 mod gates;
+mod in_place;
 mod log;
 mod order;
 mod places;

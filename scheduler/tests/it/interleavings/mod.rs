@@ -77,7 +77,7 @@ fn runner(seed: u64) -> TestRunner {
 /// One run.
 async fn walk(pool: PgPool, steps: &[Step]) -> Result<(), String> {
     // Nothing of a run that broke may be seen by the shorter ones that follow it.
-    sqlx::query("truncate jobs, attempts, job_events cascade")
+    sqlx::query("truncate jobs, attempts, job_events, queued_jobs, handouts cascade")
         .execute(&pool)
         .await
         .map_err(|e| e.to_string())?;

@@ -221,6 +221,8 @@ impl World {
     /// That rows are as expected, and that the index agrees with itself.
     pub(crate) async fn check(&self) -> Result<(), Broken> {
         self.oracle.check(&self.rows().await, LIMIT as usize)?;
+        let misplaced = self.env.misplaced().await;
+        ensure(misplaced.is_empty(), || format!("not found where they should be: {misplaced:?}"))?;
         Index::read(&self.env).await.check(LIMIT as usize)
     }
 
