@@ -49,7 +49,7 @@ declare
     part regclass;
 begin
     for part in select inhrelid::regclass from pg_inherits where inhparent = 'jobs'::regclass loop
-        execute format('alter table %s set (fillfactor = 50)', part);
+        execute format('alter table %s set (fillfactor = 45)', part);
     end loop;
 end $$;
 
@@ -68,7 +68,7 @@ begin
                 begin
                     execute format('create table %I partition of %I for values from (%L) to (%L)%s', name, parent,
                         uuid_floor(day::timestamp at time zone 'UTC'), uuid_floor((day + 1)::timestamp at time zone 'UTC'),
-                        case parent when 'jobs' then ' with (fillfactor = 50)' else '' end);
+                        case parent when 'jobs' then ' with (fillfactor = 45)' else '' end);
                     made := made + 1;
                 exception when check_violation then
                     raise warning 'partition % not made: the default partition holds rows of that day', name;
