@@ -33,7 +33,10 @@ async fn no_index_of_jobs_names_what_a_claim_or_an_end_sets(pool: PgPool) {
     .fetch_all(&pool)
     .await
     .unwrap();
-    assert!(named.contains(&("jobs_due_at".to_owned(), "due_at".to_owned())), "{named:?}");
+    assert!(
+        named.contains(&("jobs_due_at".to_owned(), "due_at".to_owned())),
+        "{named:?}"
+    );
     let wrong: Vec<_> = named
         .iter()
         .filter(|(_, column)| CHANGING.contains(&column.as_str()))
@@ -51,7 +54,11 @@ async fn blocks(pool: &PgPool) -> Vec<(JobId, i64)> {
 const MOVED_MAX: usize = 12;
 
 fn moved(before: &[(JobId, i64)], after: &[(JobId, i64)]) -> usize {
-    before.iter().zip(after).filter(|(before, after)| before != after).count()
+    before
+        .iter()
+        .zip(after)
+        .filter(|(before, after)| before != after)
+        .count()
 }
 
 #[sqlx::test(migrator = "common::store::MIGRATOR")]
@@ -113,7 +120,10 @@ async fn each_state_is_found_and_a_handout_is_kept_while_one_of_its_jobs_runs(po
     assert_eq!(env.misplaced().await, []);
     assert_eq!(found(&env, StateName::Queued).await.len(), 2);
     assert_eq!(env.store.forget_handouts(10).await.unwrap(), 1);
-    env.store.cancel(env.tenant_id, jobs[3].id, env.clock.now()).await.unwrap();
+    env.store
+        .cancel(env.tenant_id, jobs[3].id, env.clock.now())
+        .await
+        .unwrap();
     assert_eq!(env.misplaced().await, []);
     assert_eq!(found(&env, StateName::Cancelled).await, [jobs[3].id]);
 }

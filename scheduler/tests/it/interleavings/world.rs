@@ -222,7 +222,9 @@ impl World {
     pub(crate) async fn check(&self) -> Result<(), Broken> {
         self.oracle.check(&self.rows().await, LIMIT as usize)?;
         let misplaced = self.env.misplaced().await;
-        ensure(misplaced.is_empty(), || format!("not found where they should be: {misplaced:?}"))?;
+        ensure(misplaced.is_empty(), || {
+            format!("not found where they should be: {misplaced:?}")
+        })?;
         Index::read(&self.env).await.check(LIMIT as usize)
     }
 
