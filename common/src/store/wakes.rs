@@ -3,7 +3,6 @@
 //! Triggers tell of jobs and schedules whose time comes within 15 s, and of jobs that end and may leave children. A word that is lost with its connection costs the
 //! listener's own pause between two looks, no more.
 
-use std::future::Future;
 
 use sqlx::postgres::PgListener;
 
@@ -49,14 +48,12 @@ impl Wakes {
     ///
     /// # Errors
     /// When the connection broke and there is no new one: listen anew.
-    pub fn next(&mut self) -> impl Future<Output = Result<Wake, Error>> + Send {
-        async {
-            Ok(match self.0.try_recv().await? {
-                Some(word) if word.payload() == "jobs" => Wake::Jobs,
-                Some(word) if word.payload() == "schedules" => Wake::Schedules,
-                Some(word) if word.payload() == "orphans" => Wake::Orphans,
-                _ => Wake::Everything,
-            })
-        }
+    pub async fn next(&mut self) -> Result<Wake, Error> {
+        Ok(match self.0.try_recv().await? {
+            Some(word) if word.payload() == "jobs" => Wake::Jobs,
+            Some(word) if word.payload() == "schedules" => Wake::Schedules,
+            Some(word) if word.payload() == "orphans" => Wake::Orphans,
+            _ => Wake::Everything,
+        })
     }
 }
