@@ -44,12 +44,17 @@ pub enum Error {
 #[derive(Clone, Debug)]
 pub struct Objects {
     store: Option<(Arc<dyn ObjectStore>, Path)>,
+    /// The same, where it is a folder.
+    folder: Option<Arc<LocalFileSystem>>,
 }
 
 impl Objects {
     /// No place: nothing is kept.
     pub fn none() -> Self {
-        Self { store: None }
+        Self {
+            store: None,
+            folder: None,
+        }
     }
 
     /// Opens the place that the settings name; a folder is made when it is not there.
@@ -65,16 +70,18 @@ impl Objects {
         if url.scheme() == "file" {
             std::fs::create_dir_all(url.path()).map_err(|error| invalid(&error))?;
             // Folders that become empty are deleted with the last object in them.
-            let store = LocalFileSystem::new().with_automatic_cleanup(true);
+            let store = Arc::new(LocalFileSystem::new().with_automatic_cleanup(true));
             let prefix = Path::from_url_path(url.path()).map_err(|error| invalid(&error))?;
             return Ok(Self {
-                store: Some((Arc::new(store), prefix)),
+                store: Some((Arc::clone(&store) as Arc<dyn ObjectStore>, prefix)),
+                folder: Some(store),
             });
         }
         let environment = std::env::vars().filter(|(name, _)| name.starts_with("AWS_"));
         let (store, prefix) = object_store::parse_url_opts(&url, environment).map_err(|error| invalid(&error))?;
         Ok(Self {
             store: Some((Arc::from(store), prefix)),
+            folder: None,
         })
     }
 
@@ -176,8 +183,27 @@ impl Objects {
     pub async fn delete(&self, key: &str) -> Result<(), Error> {
         let (store, path) = self.at(key)?;
         match store.delete(&path).await {
-            Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
-            Err(error) => Err(Error::Store(error)),
+            Ok(()) | Err(object_store::Error::NotFound { .. }) => {}
+            Err(error) => return Err(Error::Store(error)),
+        }
+        if let Some(folder) = &self.folder {
+            let file = folder.path_to_filesystem(&path).map_err(Error::Store)?;
+            delete_uploads(&file).await;
+        }
+        Ok(())
+    }
+}
+
+/// Deletes what uploads of this file left behind whose process died: they are written beside it, as `file#1`, `file#2` and so
+/// on, and the store knows them no more.
+async fn delete_uploads(file: &std::path::Path) {
+    for number in 1_u32.. {
+        let mut upload = file.as_os_str().to_owned();
+        upload.push(format!("#{number}"));
+        match tokio::fs::remove_file(&upload).await {
+            Ok(()) => {}
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return,
+            Err(error) => return tracing::warn!(%error, ?upload, "an upload that was broken off stays"),
         }
     }
 }
@@ -275,6 +301,21 @@ mod tests {
             objects.get(&artifact_key(job_id, 2, path)).await,
             Err(Error::NotFound)
         ));
+    }
+
+    #[tokio::test]
+    async fn what_an_upload_left_whose_process_died_goes_with_its_object() {
+        let folder = tempfile::tempdir().unwrap();
+        let url = format!("file://{}", folder.path().display());
+        let objects = Objects::open(&Settings { url }).unwrap();
+        for name in ["a#1", "a#2", "b#1"] {
+            std::fs::write(folder.path().join(name), "half").unwrap();
+        }
+        objects.put("a", Bytes::from_static(b"x")).await.unwrap();
+        objects.delete("a").await.unwrap();
+        let left = std::fs::read_dir(folder.path()).unwrap();
+        let left: Vec<_> = left.map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(left, ["b#1"]);
     }
 
     #[tokio::test]
