@@ -3,7 +3,6 @@
 //! Triggers tell of jobs and schedules whose time comes within 15 s, and of jobs that end and may leave children. A word that is lost with its connection costs the
 //! listener's own pause between two looks, no more.
 
-
 use sqlx::postgres::PgListener;
 
 use super::{Error, Store};

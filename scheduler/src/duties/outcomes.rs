@@ -67,7 +67,7 @@ impl Duty for Outcomes {
         if self.is_idle.load(Ordering::Relaxed) {
             self.fired.notified().await;
         } else {
-            std::future::pending().await
+            std::future::pending::<()>().await;
         }
     }
 

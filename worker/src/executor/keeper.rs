@@ -66,7 +66,7 @@ impl Keeper {
     /// Runs `work` in a sandbox and forwards each renewal of the lease to it. When the attempt is told to stop, `work`
     /// is dropped, which kills what it runs.
     pub(super) async fn keep<T>(&mut self, sandbox: &Sandbox, work: impl Future<Output = T>) -> Result<T, Stopped> {
-        let ended = self.follow(sandbox, work, |stop| Some(stop)).await;
+        let ended = self.follow(sandbox, work, Some).await;
         ended.map_err(Stopped)
     }
 

@@ -140,7 +140,7 @@ async fn in_slot(
 ) -> Result<Ended, Broken> {
     let (sandbox, input) = (slot.sandbox(), doors.input);
     keeper.begin(sandbox).await?;
-    let work = async {
+    let work = Box::pin(async {
         let time = doors.install(context, sandbox, &mut plan).await?;
         if !plan.archive.is_empty() {
             sandbox.put_files(plan.archive, PutFiles::default()).await?;
@@ -160,7 +160,7 @@ async fn in_slot(
         // Open before the program starts: its first connection must not come too early.
         let program = run_program(context, sandbox, spec);
         doors.way_out.during(sandbox, doors.policy(), program).await
-    };
+    });
     let (exit, collected) = keeper.keep(sandbox, work).await.map_err(Broken::Stopped)??;
     let kept = keeper
         .keep(sandbox, artifacts::keep(context, sandbox, &input.artifacts))
