@@ -108,6 +108,8 @@ async fn answer(State(shared): State<Arc<Shared>>, Json(request): Json<Value>) -
     body += &chunk(json!({}), finish.into());
     let usage = json!({"prompt_tokens": 10, "completion_tokens": 2, "total_tokens": 12});
     let last = json!({"id": "c", "object": "chat.completion.chunk", "created": 0, "model": "m", "choices": [], "usage": usage});
-    body += &format!("data: {last}\n\ndata: [DONE]\n\n");
+    body += "data: ";
+    body += &last.to_string();
+    body += "\n\ndata: [DONE]\n\n";
     ([(header::CONTENT_TYPE, "text/event-stream")], body).into_response()
 }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use common::cancel::Canceller;
+use common::ids::WorkerId;
 use common::job::decision::{Decision, Outcome};
 use common::job::event::{Event, EventBody};
 use common::job::spec::{JobSpec, SlotClass, class_of};
@@ -134,6 +135,11 @@ impl Bench {
         self.run_next(stop).await
     }
 
+    fn outlets(&self, worker_id: WorkerId) -> Outlets {
+        let (store, queue) = (self.env.store.clone(), self.env.queue.clone());
+        Outlets::spawn(worker_id, store, queue, &TaskTracker::new())
+    }
+
     /// Runs the next attempt that the queue hands out.
     pub(crate) async fn run_next(&self, stop: Option<(&str, Stop)>) -> Done {
         let worker = self.worker.clone();
@@ -153,12 +159,7 @@ impl Bench {
             job_id: job.id,
             attempt: job.attempt,
             worker_id: worker.id,
-            outlets: Outlets::spawn(
-                worker.id,
-                self.env.store.clone(),
-                self.env.queue.clone(),
-                &TaskTracker::new(),
-            ),
+            outlets: self.outlets(worker.id),
             clock: clock.clone(),
         };
         let started = Event {

@@ -214,7 +214,7 @@ async fn play(acts: Vec<Act>) {
     }
     if must_end {
         // The rest of a frame that was begun.
-        drop(to_worker.write_all(&[0xff; HEAD_LEN + PAYLOAD_MAX]).await);
+        drop(to_worker.write_all(&vec![0xff; HEAD_LEN + PAYLOAD_MAX]).await);
         let lost = timeout(LONG, sandbox.ended()).await.unwrap();
         assert!(matches!(lost, Lost::Broken(_) | Lost::Refused(_)), "{lost:?}");
     }

@@ -58,9 +58,9 @@ impl Engine {
 
     /// The same on a disk of its own of so many MiB, when there is a number.
     pub(crate) fn start_in(disk_mib: Option<u32>) -> Self {
-        let id = Uuid::now_v7().simple().to_string();
+        let mut id = Uuid::now_v7().simple().to_string();
         // The path of a socket has little room.
-        let folder = std::env::temp_dir().join(format!("hh-engine-{}", &id[20..]));
+        let folder = std::env::temp_dir().join(format!("hh-engine-{}", &id.split_off(20)));
         fs::create_dir_all(&folder).unwrap();
         if let Some(size) = disk_mib {
             let options = format!("size={size}m");
@@ -162,7 +162,8 @@ impl Engine {
     pub(crate) fn fill_disk(&self) {
         assert!(self.is_mount, "somebody else's disk");
         let mut ballast = fs::File::create(self.folder.join("ballast")).unwrap();
-        while ballast.write_all(&[0; 64 << 10]).is_ok() {}
+        let some = vec![0; 64 << 10];
+        while ballast.write_all(&some).is_ok() {}
     }
 
     /// Gives that room back.
@@ -303,7 +304,8 @@ fn processes_with(text: &str) -> Vec<String> {
     let with = processes.filter_map(|process| {
         let command = fs::read(process.path().join("cmdline")).ok()?;
         let command = String::from_utf8_lossy(&command).replace('\0', " ");
-        (command.contains("shim") && command.contains(text)).then(|| format!("{:?} {command}", process.file_name()))
+        (command.contains("shim") && command.contains(text))
+            .then(|| format!("{} {command}", process.file_name().display()))
     });
     with.collect()
 }

@@ -24,7 +24,7 @@ async fn a_thousand_jobs_at_once_get_their_turn_in_five_sandboxes() {
     let open = "select count(*) from jobs where finished_at is null";
     while cluster.sql(open) != ["0"] {
         assert!(
-            begun.elapsed() < Duration::from_secs(900),
+            begun.elapsed() < Duration::from_mins(15),
             "{:?} are open",
             cluster.sql(open)
         );

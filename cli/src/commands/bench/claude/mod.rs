@@ -28,7 +28,7 @@ use crate::client::Client;
 use crate::output;
 
 /// How long a process may take to be there before it is asked for.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// Options of `hothouse bench claude`.
 #[derive(Debug, clap::Args)]

@@ -51,7 +51,7 @@ impl<'c> Talk<'c> {
                 "started" => {
                     claimed_us = DateTime::parse_from_rfc3339(event.text("at"))
                         .ok()
-                        .map(|at| at.timestamp_micros())
+                        .map(|at| at.timestamp_micros());
                 }
                 "status" if event.text("phase") == "running" => how = Some(event.text("detail").to_owned()),
                 "message.delta" if sent_us.is_none() => sent_us = event.text("text").trim().parse::<i64>().ok(),
