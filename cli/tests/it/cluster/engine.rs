@@ -222,10 +222,12 @@ impl Engine {
         Self::until_same(before, || self.remains()).await;
     }
 
-    /// The same without a look at cgroups.
-    pub(crate) async fn until_clean_but_for_cgroups(&self, before: &Remains) {
+    /// The same without a look at what an engine that was killed itself leaves: cgroups, and the folder of a container that
+    /// it was making.
+    pub(crate) async fn until_clean_but_for_its_own(&self, before: &Remains) {
         let look = || Remains {
             cgroups: before.cgroups.clone(),
+            files: before.files.clone(),
             ..self.remains()
         };
         Self::until_same(before, look).await;
@@ -333,12 +335,17 @@ fn runs(pid: i32) -> bool {
     !matches!(state, None | Some('Z' | 'X'))
 }
 
-/// Every process of those sandboxes with these inits in which something runs.
+/// Every process of those sandboxes with these inits in which something runs. Init has forks of itself that wait for a
+/// program; they are none.
 pub(crate) fn processes_of_jobs(inits: &[i32]) -> BTreeSet<i32> {
+    let is_init = |pid: &i32| {
+        let image = fs::read_link(format!("/proc/{pid}/exe"));
+        image.is_ok_and(|image| image.ends_with(".hothouse/init"))
+    };
     let of_jobs = inits
         .iter()
         .map(|init| processes_of(&[*init]))
-        .filter(|found| found.len() > 1);
+        .filter(|found| !found.iter().all(is_init));
     of_jobs.flatten().collect()
 }
 

@@ -131,9 +131,9 @@ pub(crate) struct Sighting {
     pub(crate) token: String,
     /// The sandbox, by its namespace of processes. The kernel uses numbers again, but never for two at a time.
     pub(crate) sandbox: u64,
-    /// When it began, as the kernel says.
+    /// Since when it was certainly there.
     pub(crate) began: f64,
-    /// When it was certainly there.
+    /// Until when.
     pub(crate) seen: f64,
 }
 

@@ -1,9 +1,9 @@
 //! A witness outside of Hothouse: the kernel's list of processes, which shows those in sandboxes too.
 //!
 //! Each job's program has the job's token in its command line, and each sandbox has a namespace of processes of its own.
-//! The kernel says when a process began; the witness adds when it was certainly still there. Two sandboxes of one job
-//! whose spans overlap ran at the same time, whatever Hothouse believes; a short overlap between two looks may be missed,
-//! but none is made up.
+//! The witness notes when each was certainly there, first and last. When its process began is no answer to the first: a
+//! process of init waits before it becomes the program. Two sandboxes of one job whose spans overlap ran at the same time,
+//! whatever Hothouse believes; a short overlap between two looks may be missed, but none is made up.
 
 use std::collections::HashMap;
 use std::fs;
@@ -71,11 +71,16 @@ impl Drop for Witness {
 }
 
 fn look(prefix: &str, seen: &mut Sightings) {
-    // Before the look: what is found was there at this time, if it had begun.
+    // Before the look: what was found before, and is found again, was there at this time.
     let now = uptime();
     for (pid, program) in programs(prefix) {
         let key = (pid, format!("{} {}", program.token, program.began));
-        let sighting = seen.entry(key).or_insert(program);
+        let first = uptime();
+        let sighting = seen.entry(key).or_insert(Sighting {
+            began: first,
+            seen: first,
+            ..program
+        });
         sighting.seen = sighting.seen.max(now);
     }
 }

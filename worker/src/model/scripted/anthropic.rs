@@ -2,6 +2,7 @@
 
 use common::message::Usage;
 use serde_json::{Value, json};
+use uuid::Uuid;
 
 use super::frame::Frame;
 use super::perform::Step;
@@ -27,8 +28,13 @@ pub fn whole(model: &str, finished: &Finished) -> Value {
         _ => None,
     };
     let content: Vec<Value> = finished.parts.iter().filter_map(block).collect();
-    json!({"id": "msg_scripted", "type": "message", "role": "assistant", "model": model, "content": content,
+    json!({"id": message_id(), "type": "message", "role": "assistant", "model": model, "content": content,
            "stop_reason": finished.stop_reason, "stop_sequence": null, "usage": usage(&finished.usage)})
+}
+
+/// Each answer has its own, as with a real provider: clients take pieces with the same one for one message.
+fn message_id() -> String {
+    format!("msg_{}", Uuid::now_v7().simple())
 }
 
 /// The frames of a performance that does not begin with a refusal.
@@ -125,7 +131,7 @@ impl Writer<'_> {
         if std::mem::replace(&mut self.started, true) {
             return;
         }
-        let message = json!({"id": "msg_scripted", "type": "message", "role": "assistant", "model": self.model,
+        let message = json!({"id": message_id(), "type": "message", "role": "assistant", "model": self.model,
                              "content": [], "stop_reason": null, "stop_sequence": null, "usage": usage(&self.usage)});
         self.send("message_start", &json!({"type": "message_start", "message": message}));
         self.send("ping", &json!({"type": "ping"}));
