@@ -2,8 +2,9 @@
 //!
 //! It speaks [`hothouse_protocol`] over its standard input and output and needs nothing else: no port, no shared
 //! folder, no file but itself. One thread, one loop ([`server`]); each run gets a [`supervisor`] of its own, a fork of
-//! init that reaps the run's whole tree of processes and kills it whole, and that is there before the request ([`spare`]). Files are moved and cleared by init's own other
-//! faces ([`files`]), which run as the job and can do no more than a job can.
+//! init that reaps the run's whole tree of processes and kills it whole, and that is there before the request ([`spare`]).
+//! Files are moved and cleared by init's own other faces ([`files`]), which run as the job and can do no more than a job
+//! can.
 //!
 //! # Invariants
 //! - Nothing of a job runs with init's uid, capabilities or descriptors.

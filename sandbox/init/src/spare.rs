@@ -100,8 +100,11 @@ impl Spare {
             return Ok(spare);
         }
         let fresh = Self::fork(around)?;
-        fresh.order(order)?;
-        Ok(fresh)
+        match fresh.order(order) {
+            // Nobody is at the door any more. Why is to be heard there.
+            Ok(()) | Err(Errno::EPIPE | Errno::ECONNRESET) => Ok(fresh),
+            Err(errno) => Err(errno),
+        }
     }
 
     /// Whether both still wait: somebody with the same user could have killed them.
@@ -152,7 +155,8 @@ impl Spare {
         let mut packet = [0; PACKET_MAX];
         loop {
             match recv(self.door.as_raw_fd(), &mut packet, MsgFlags::MSG_DONTWAIT) {
-                Err(Errno::EINTR) => {}
+                // Reset: nobody read the order. What was said before is still there.
+                Err(Errno::EINTR | Errno::ECONNRESET) => {}
                 Err(Errno::EAGAIN) => return Ok(Heard::Nothing),
                 Ok(len) if len > 0 => match parsed(&packet, len)? {
                     Word::Here(pid) => self.pid = pid,

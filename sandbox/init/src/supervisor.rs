@@ -26,6 +26,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::clock::Moment;
 use crate::plan::Identity;
+use crate::spare::Word;
 use crate::{child, mounts, sys, tree};
 
 /// The most bytes of a packet, either way.
@@ -109,13 +110,19 @@ pub(crate) fn supervise(charge: Charge<'_>) -> ! {
         socket,
         door,
     } = charge;
-    // Init sees the end of the socket when this fails, and starts another.
-    let begun = arrange(&[&socket, &door], own_image).and_then(|()| {
-        // Numbers were overwritten: nothing that was there before may close them later.
-        [socket, door].into_iter().for_each(sys::leak);
-        Supervisor::start(&identity, workspace, mounts.to_vec())
-    });
-    let told = begun.is_ok_and(|mut supervisor| supervisor.run());
+    let arranged = arrange(&[&socket, &door], own_image);
+    // Numbers were overwritten: nothing that was there before may close them later.
+    [socket, door].into_iter().for_each(sys::leak);
+    if arranged.is_err() {
+        // No number is certain, so nothing can be said but by ending.
+        sys::exit_now(1);
+    }
+    let told = match Supervisor::start(&identity, workspace, mounts.to_vec()) {
+        Ok(mut supervisor) => supervisor.run(),
+        Err(errno) => {
+            Word::Failed(failed_to_fork(errno)).say(&sys::own(DOOR)) && report(&Report::Ended(Ended::default()))
+        }
+    };
     sys::exit_now(i32::from(!told))
 }
 
@@ -313,8 +320,8 @@ fn next_command() -> Option<Command> {
     }
 }
 
-fn report(ended: &Report) -> bool {
-    let packet = serde_json::to_vec(ended).unwrap_or_default();
+fn report(report: &Report) -> bool {
+    let packet = serde_json::to_vec(report).unwrap_or_default();
     send(SOCKET, &packet, MsgFlags::MSG_NOSIGNAL).is_ok()
 }
 

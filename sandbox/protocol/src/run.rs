@@ -129,7 +129,8 @@ pub struct Reset {
     pub folders: Vec<String>,
 }
 
-/// What [`Program::Unpack`], [`Program::Pack`] or [`Program::Reset`] did. It comes from a process of the sandbox: trust nothing in it.
+/// What [`Program::Unpack`], [`Program::Pack`] or [`Program::Reset`] did. It comes from a process of the sandbox: trust
+/// nothing in it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FilesReport {
     /// How many entries were written or read.

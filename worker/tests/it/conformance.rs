@@ -31,8 +31,10 @@ macro_rules! conformance {
             bytes_pass_unchanged, stdout_and_stderr_come_apart_and_in_order, long_output_keeps_head_and_tail,
             a_flood_is_killed_and_bounded, a_slow_reader_holds_up_nobody_else, time_is_over_after_sigterm_and_sigkill,
             a_polite_program_ends_at_sigterm, a_daemon_dies_with_its_run, runs_side_by_side_are_killed_apart,
-            a_dropped_run_is_killed, a_kill_that_comes_too_late_is_harmless, everything_can_be_killed_at_once, a_program_rests_alone_and_goes_on, a_signal_reaches_the_process_group,
-            a_terminal_is_one, a_fork_bomb_is_bounded_and_killed, memory_is_limited_and_its_end_told,
+            a_dropped_run_is_killed, a_kill_that_comes_too_late_is_harmless, everything_can_be_killed_at_once,
+            a_program_rests_alone_and_goes_on, a_signal_reaches_the_process_group,
+            a_terminal_is_one, a_fork_bomb_is_bounded_and_killed,
+            without_processes_left_a_run_is_refused, memory_is_limited_and_its_end_told,
             a_full_disk_is_told, time_and_memory_are_accounted, files_go_in_and_come_out,
             files_come_with_the_program,
             only_what_matches_comes_out, hostile_archives_are_refused,
@@ -663,6 +665,41 @@ while True:
                  if pid == 0: time.sleep(1000)\n  n += 1\n  if n > 1000: print('unbounded', flush=True); os._exit(1)";
     let bounded: u32 = run(&sandbox, python(count)).await.text().parse().unwrap();
     assert!(bounded <= subject.profile.pids, "{bounded} processes");
+}
+
+pub(crate) async fn without_processes_left_a_run_is_refused(subject: &Subject) {
+    let sandbox = subject.sandbox().await;
+    let greedy = "\
+import os, time
+pids = []
+def sleep():
+    while True: time.sleep(1000)
+while True:
+    try: pid = os.fork()
+    except OSError: break
+    if pid == 0: sleep()
+    pids.append(pid)
+print('full', flush=True)
+input()
+os.kill(pids[-1], 9)
+os.waitpid(pids[-1], 0)
+print('one', flush=True)
+input()
+";
+    let spec = RunSpec {
+        stdin: Input::Stream,
+        ..python(greedy)
+    };
+    let mut others = sandbox.run(spec).await.unwrap();
+    // With none left init forks no supervisor; with one left the supervisor forks no program.
+    for said in ["full", "one"] {
+        read_until(&mut others, said).await;
+        let refused = sandbox.run(self::spec(&["true"])).await.unwrap_err();
+        assert_matches!(refused, Error::Refused(failure) if failure.code == FailureCode::Exhausted);
+        others.write_stdin("\n").await.unwrap();
+    }
+    assert_eq!(finish(others).await.exit.code, Some(0));
+    assert_eq!(run(&sandbox, self::spec(&["true"])).await.exit.code, Some(0));
 }
 
 pub(crate) async fn memory_is_limited_and_its_end_told(subject: &Subject) {
