@@ -6,7 +6,6 @@
 //! schedules that no other has.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
@@ -19,6 +18,7 @@ use common::store::leaders::Leadership;
 use tokio::sync::Notify;
 
 use super::Deps;
+use super::pause::Pause;
 use super::wakes::Wakes;
 
 /// Never asks more often than this.
@@ -33,8 +33,8 @@ pub(super) struct Fire {
     leadership: Leadership,
     limits: Limits,
     poll: Duration,
-    /// How long until something is due, as far as the last tick knew, ms.
-    pause_ms: AtomicU64,
+    /// How long until something is due, as far as the last tick knew.
+    pause: Pause,
     woken: Arc<Notify>,
     fired: Arc<Notify>,
 }
@@ -51,7 +51,7 @@ impl Fire {
                 grace: settings.grace,
             },
             poll: settings.fire_poll,
-            pause_ms: AtomicU64::new(u64::try_from(settings.fire_poll.as_millis()).unwrap_or(u64::MAX)),
+            pause: Pause::new(settings.fire_poll),
             woken: Arc::clone(&wakes.schedules),
             fired: Arc::clone(&wakes.fired),
         }
@@ -80,8 +80,7 @@ impl Duty for Fire {
     }
 
     fn interval(&self) -> Duration {
-        let pause = Duration::from_millis(self.pause_ms.load(Ordering::Relaxed));
-        pause.clamp(PAUSE_MIN, self.poll)
+        self.pause.get().clamp(PAUSE_MIN, self.poll)
     }
 
     async fn woken(&self) {
@@ -119,9 +118,7 @@ impl Fire {
     /// One transaction, and what follows. `more` says that it was full.
     async fn round(&self, now: DateTime<Utc>) -> anyhow::Result<Report> {
         let fired = self.store.fire_due(&self.leadership, self.limits).await?;
-        let pause = fired.next_in.unwrap_or(self.poll).min(self.poll);
-        self.pause_ms
-            .store(u64::try_from(pause.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
+        self.pause.set(fired.next_in.unwrap_or(self.poll).min(self.poll));
         if !fired.jobs.is_empty() {
             self.fired.notify_one();
             let dispatches: Vec<Dispatch> = fired.jobs.iter().map(Dispatch::from_new).collect();

@@ -9,6 +9,7 @@ mod forget;
 mod orphans;
 mod outcomes;
 mod partitions;
+mod pause;
 mod promote;
 mod reclaim;
 mod redispatch;

@@ -1,7 +1,6 @@
 //! Promote: scheduled and retrying jobs become queued when their time has come, and are dispatched.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
@@ -11,6 +10,7 @@ use common::store::Store;
 use common::store::admit::Decided;
 use tokio::sync::Notify;
 
+use super::pause::Pause;
 use super::wakes::Wakes;
 
 /// Most jobs of one tick.
@@ -29,8 +29,8 @@ pub struct Promote {
     store: Store,
     queue: Queue,
     woken: Arc<Notify>,
-    /// How long until something is due, as far as the last tick knew, ms.
-    pause_ms: AtomicU64,
+    /// How long until something is due, as far as the last tick knew.
+    pause: Pause,
 }
 
 impl Promote {
@@ -40,7 +40,7 @@ impl Promote {
             store,
             queue,
             woken: Arc::default(),
-            pause_ms: AtomicU64::new(ms(LOOK)),
+            pause: Pause::new(LOOK),
         }
     }
 
@@ -83,7 +83,7 @@ impl Duty for Promote {
     }
 
     fn interval(&self) -> Duration {
-        Duration::from_millis(self.pause_ms.load(Ordering::Relaxed)).clamp(Duration::from_millis(1), LOOK)
+        self.pause.get().clamp(Duration::from_millis(1), LOOK)
     }
 
     async fn woken(&self) {
@@ -91,22 +91,18 @@ impl Duty for Promote {
     }
 
     async fn tick(&self, now: DateTime<Utc>) -> anyhow::Result<Report> {
-        self.pause_ms.store(ms(LOOK), Ordering::Relaxed);
+        self.pause.set(LOOK);
         let Some(next) = self.store.next_due_at().await? else {
             return Ok(Report::default());
         };
         if let Some(wait) = (next - now).to_std().ok().filter(|wait| !wait.is_zero()) {
-            self.pause_ms.store(ms(wait).saturating_add(1), Ordering::Relaxed);
+            self.pause.set(wait);
             return Ok(Report::default());
         }
         let report = self.promote(now).await?;
         // What is due next is not known, and need not be while the batches are full.
         let pause = if report.changed == 0 { LOCKED } else { Duration::ZERO };
-        self.pause_ms.store(ms(pause), Ordering::Relaxed);
+        self.pause.set(pause);
         Ok(report)
     }
-}
-
-fn ms(pause: Duration) -> u64 {
-    u64::try_from(pause.as_millis()).unwrap_or(u64::MAX)
 }

@@ -6,7 +6,6 @@
 //! the word of an index that does not know it.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -17,6 +16,8 @@ use common::queue::{Acked, Begun, Dispatch, Expired, Generation, Keeps, Queue, S
 use common::service::{Duty, Report};
 use common::store::Store;
 use uuid::Uuid;
+
+use super::pause::Pause;
 
 /// Leases, or rows, of one tick.
 const BATCH: u32 = 200;
@@ -33,8 +34,8 @@ pub struct Reclaim {
     store: Store,
     queue: Queue,
     state: Mutex<State>,
-    /// How long until a lease may pass, as far as the last tick knew, ms.
-    pause_ms: AtomicU64,
+    /// How long until a lease may pass, as far as the last tick knew.
+    pause: Pause,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -48,12 +49,12 @@ struct State {
 impl Reclaim {
     /// A duty that has not looked yet.
     pub fn new(store: Store, queue: Queue) -> Self {
-        let pause_ms = AtomicU64::new(ms(queue.lease_ttl()));
+        let pause = Pause::new(queue.lease_ttl());
         Self {
             store,
             queue,
             state: Mutex::default(),
-            pause_ms,
+            pause,
         }
     }
 
@@ -203,7 +204,7 @@ impl Reclaim {
             }
             self.state().swept_at = Some(now);
         }
-        self.pause_ms.store(ms(pause), Ordering::Relaxed);
+        self.pause.set(pause);
         Ok(Report {
             changed,
             more: changed >= u64::from(BATCH),
@@ -217,11 +218,11 @@ impl Duty for Reclaim {
     }
 
     fn interval(&self) -> Duration {
-        Duration::from_millis(self.pause_ms.load(Ordering::Relaxed))
+        self.pause.get()
     }
 
     async fn tick(&self, now: DateTime<Utc>) -> anyhow::Result<Report> {
-        self.pause_ms.store(ms(LOOK), Ordering::Relaxed);
+        self.pause.set(LOOK);
         if let Err(error) = self.queue.ping().await {
             self.state().quiet_until = Some(now + self.ttl());
             return Err(error.into());
@@ -232,10 +233,6 @@ impl Duty for Reclaim {
         }
         self.reclaim(now).await
     }
-}
-
-fn ms(pause: Duration) -> u64 {
-    u64::try_from(pause.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Begins leases in the names of these running jobs' workers where Redis does not know them.
