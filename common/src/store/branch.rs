@@ -27,7 +27,8 @@ impl BranchAt {
 }
 
 impl Store {
-    /// Makes a branch with this id and title; that of the conversation when there is none. `None` when the tenant has no such conversation, or it no such message.
+    /// Makes a branch with this id and title; that of the conversation when there is none. `None` when the tenant has no such
+    /// conversation, or it no such message.
     ///
     /// # Errors
     /// When Postgres is away.

@@ -95,7 +95,8 @@ pub(super) struct NewMessage<'a> {
     pub(super) message: &'a Message,
 }
 
-/// Adds a message, unless it is there: a turn that waited has written what it had said. JSON goes as text: bound as JSON it would be checked as `jsonb`, which refuses NUL in strings.
+/// Adds a message, unless it is there: a turn that waited has written what it had said. JSON goes as text: bound as JSON it
+/// would be checked as `jsonb`, which refuses NUL in strings.
 pub(super) async fn write_message(connection: &mut PgConnection, new: &NewMessage<'_>) -> Result<(), Error> {
     let message = new.message;
     sqlx::query(

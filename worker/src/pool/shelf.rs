@@ -128,9 +128,10 @@ impl Shelf {
     pub(super) fn take(self: &Arc<Self>, recipe: Option<&Recipe>) -> Option<(Warm, Leased)> {
         self.note_check_out();
         let mut state = self.lock();
-        let recipe_of = |warm: &Warm| warm.resident.as_ref().map(|resident| resident.recipe().clone());
-        let residents: Vec<_> = state.warm.iter().map(recipe_of).collect();
-        let suits = |wanted: Option<&Recipe>| residents.iter().position(|recipe| recipe.as_ref() == wanted);
+        let suits = |wanted: Option<&Recipe>| {
+            let is_wanted = |warm: &Warm| warm.resident.as_ref().map(Process::recipe) == wanted;
+            state.warm.iter().position(is_wanted)
+        };
         let index = suits(recipe).or_else(|| suits(None)).unwrap_or(0);
         let warm = state.warm.remove(index)?;
         Some((warm, Leased::counted(self, &mut state.counts)))

@@ -65,8 +65,8 @@ impl Slot {
         }
     }
 
-    /// Whether the process in it is of no use to this job is decided here: one of another recipe goes, with everything that
-    /// it left behind. False when something of it is left.
+    /// Makes it fit for a job of this recipe, or of none: a process of another goes, with everything that it left behind.
+    /// False when something of it is left.
     pub(super) async fn suits(&mut self, recipe: Option<&Recipe>) -> bool {
         match &self.held().0.resident {
             None => true,
