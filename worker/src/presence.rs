@@ -2,6 +2,7 @@
 //!
 //! Only lists and reapers read it. Leases are another matter: see [`crate::consumer::heartbeat`].
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use common::clock::Clock;
@@ -10,10 +11,14 @@ use common::ids::WorkerId;
 use common::store::Store;
 use tokio_util::sync::CancellationToken;
 
+use crate::environment::DEFAULT;
 use crate::pool::Pool;
 
 /// Time between two signs of life.
 pub const PRESENCE: Duration = Duration::from_secs(5);
+
+/// How long before schedules fire their sandboxes are started.
+const AHEAD: Duration = Duration::from_secs(20);
 
 /// The loop's parts.
 #[derive(Debug)]
@@ -52,6 +57,7 @@ impl Presence {
                     Err(error) => tracing::debug!(%error, "Postgres does not hear of this worker's sandboxes"),
                 }
             }
+            self.look_ahead().await;
             match self.store.worker_seen(self.worker_id, self.clock.now(), &stalled).await {
                 Ok(is_drained) => {
                     self.pulse.progress();
@@ -63,6 +69,22 @@ impl Presence {
                 }
                 Err(error) => tracing::debug!(%error, "Postgres does not hear that this worker lives"),
             }
+        }
+    }
+
+    /// Tells the pool what schedules are about to ask for.
+    async fn look_ahead(&self) {
+        let Some(pool) = &self.pool else { return };
+        match self.store.fires_ahead(self.clock.now(), AHEAD).await {
+            Ok(fires) => {
+                let named = |(name, fires): (Option<String>, u32)| (name.unwrap_or_else(|| DEFAULT.to_owned()), fires);
+                let mut expected = BTreeMap::new();
+                for (name, fires) in fires.into_iter().map(named) {
+                    *expected.entry(name).or_insert(0) += fires;
+                }
+                pool.expect(&expected, 2 * PRESENCE);
+            }
+            Err(error) => tracing::debug!(%error, "Postgres does not say what schedules are about to fire"),
         }
     }
 }

@@ -5,6 +5,7 @@
 
 pub mod admit;
 pub mod agents;
+mod ahead;
 pub mod approvals;
 pub mod attempts;
 pub mod branch;

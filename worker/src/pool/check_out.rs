@@ -30,8 +30,8 @@ pub(super) async fn check_out(
         return sized(pool, shelf, profile).await;
     }
     let mut reason = None;
-    while let Some((warm, leased)) = shelf.take(recipe) {
-        let mut slot = Slot::new(pool, warm, leased, true);
+    while let Some((warm, leased)) = shelf.take(recipe, pool.pace.quiet_max) {
+        let mut slot = Slot::new(pool, warm, leased, None);
         if is_healthy(&slot).await && slot.suits(recipe).await {
             return Ok(slot);
         }
@@ -53,7 +53,7 @@ pub(super) async fn kept(pool: &Arc<Inner>, environment: &str, owner: &KeptFor) 
         return None;
     }
     let (warm, leased, version) = pool.shelves.get(environment)?.take_kept(owner)?;
-    let slot = Slot::new(pool, warm, leased, true);
+    let slot = Slot::new(pool, warm, leased, None);
     if slot.sandbox().ping(PING_TIMEOUT).await.is_err() {
         slot.retire();
         return None;
@@ -73,7 +73,7 @@ async fn cold(pool: &Arc<Inner>, shelf: &Arc<Shelf>, reason: &'static str) -> Re
         waited = timeout(pool.check_out_timeout, delivery) => waited,
     };
     match waited {
-        Ok(Ok(Ok((warm, leased)))) => Ok(Slot::new(pool, warm, leased, false)),
+        Ok(Ok(Ok((warm, leased)))) => Ok(Slot::new(pool, warm, leased, Some(reason))),
         Ok(Ok(Err(source))) => Err(Error::Failing { source }),
         Ok(Err(_)) => Err(Error::Stopped),
         Err(_) => Err(exhausted(pool, shelf)),
@@ -100,7 +100,7 @@ async fn sized(pool: &Arc<Inner>, shelf: &Arc<Shelf>, profile: &Profile) -> Resu
     };
     let started = refill::start_for_job(pool, creating, profile.clone());
     match timeout_at(deadline, started).await {
-        Ok(Ok(Ok((warm, leased)))) => Ok(Slot::new(pool, warm, leased, false)),
+        Ok(Ok(Ok((warm, leased)))) => Ok(Slot::new(pool, warm, leased, Some("profile"))),
         Ok(Ok(Err(error))) => Err(error),
         Ok(Err(_)) => Err(Error::Stopped),
         Err(_) => Err(exhausted(pool, shelf)),

@@ -22,7 +22,7 @@ use common::clock::Clock;
 use common::lifecycle::Lifecycle;
 use common::store::sandboxes::Sandboxes;
 use futures_util::future::BoxFuture;
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
@@ -33,6 +33,7 @@ use crate::environment::Environments;
 use crate::sandbox::{self, Sandbox};
 
 mod check_out;
+mod demand;
 mod error;
 mod held;
 mod plan;
@@ -43,6 +44,7 @@ mod rollover;
 mod shelf;
 mod slot;
 mod spares;
+mod throttle;
 
 pub use error::{Error, Fault};
 pub use reaper::Report;
@@ -52,6 +54,7 @@ pub use slot::Slot;
 use held::Retiring;
 use plan::Pace;
 use shelf::Shelf;
+use throttle::Throttle;
 
 /// Tells whether a worker still lives. Asked of the store by the caller; when in doubt it must say yes.
 pub type IsAlive = Arc<dyn Fn(Uuid) -> BoxFuture<'static, bool> + Send + Sync>;
@@ -61,7 +64,7 @@ pub type IsAlive = Arc<dyn Fn(Uuid) -> BoxFuture<'static, bool> + Send + Sync>;
 pub struct Settings {
     /// The worker whose sandboxes these are.
     pub worker_id: Uuid,
-    /// How many may start at once. The engine's rate falls beyond about twice the number of processors.
+    /// The most that may start at once. How many do is measured: the engine's rate falls when they are too many.
     pub starts_max: usize,
     /// How long a start may take until the sandbox answers.
     pub start_timeout: Duration,
@@ -88,7 +91,7 @@ impl Settings {
             check_out_timeout: Duration::from_mins(1),
             quiet: Duration::from_millis(100),
             backoff_max: Duration::from_secs(30),
-            cleanup_interval: Duration::from_mins(2),
+            cleanup_interval: Duration::from_hours(1),
             sandbox: sandbox::Settings {
                 must_have_own_uid: true,
                 ..sandbox::Settings::default()
@@ -106,6 +109,8 @@ pub struct EnvironmentStatus {
     pub image: String,
     /// What the image's name stood for when it was looked at last.
     pub image_id: Option<String>,
+    /// How many it aims to have ready: the floor, or more when jobs came or schedules are about to fire.
+    pub aim: u32,
     /// Sandboxes that are ready.
     pub warm: u32,
     /// In use.
@@ -138,7 +143,7 @@ pub(crate) struct Inner {
     check_out_timeout: Duration,
     sandbox: sandbox::Settings,
     pace: Pace,
-    starts: Semaphore,
+    starts: Throttle,
     is_alive: IsAlive,
     clock: Clock,
     wake: Arc<Notify>,
@@ -179,7 +184,7 @@ impl Pool {
                 backoff: Duration::from_millis(250),
                 backoff_max: settings.backoff_max,
             },
-            starts: Semaphore::new(settings.starts_max.max(1)),
+            starts: Throttle::new(settings.starts_max),
             is_alive,
             clock: Clock::system(),
             wake,
@@ -237,6 +242,15 @@ impl Pool {
     /// does not answer any more.
     pub async fn check_out_kept(&self, environment: &str, owner: &KeptFor) -> Option<(Slot, u64)> {
         check_out::kept(&self.0, environment, owner).await
+    }
+
+    /// Hears how many sandboxes of each environment schedules are about to ask for, of this worker, within `lasting`; what is
+    /// not named is not expected. They are ready before, as far as the ceilings go.
+    pub fn expect(&self, fires: &BTreeMap<String, u32>, lasting: Duration) {
+        for (name, shelf) in &self.0.shelves {
+            shelf.expect(fires.get(name).copied().unwrap_or(0), lasting);
+        }
+        self.0.wake.notify_one();
     }
 
     /// Looks at the images once, which also happens by itself: what is warm of an older one is retired.
@@ -327,6 +341,7 @@ fn status(shelf: &Shelf) -> EnvironmentStatus {
         name: shelf.environment.name.clone(),
         image: shelf.environment.image(),
         image_id: shelf.image_id(),
+        aim: shelf.aim(),
         warm: counts.warm,
         leased: counts.leased,
         kept: counts.kept,

@@ -74,6 +74,8 @@ fn tick(pool: &Arc<Inner>, starts: &mut JoinSet<()>) -> Instant {
 
 fn show(shelf: &Shelf) {
     let (counts, ..) = shelf.look();
+    let environment = shelf.environment.name.clone();
+    metrics::gauge!("hothouse_sandbox_aim", "environment" => environment).set(shelf.aim());
     for (state, count) in [
         ("creating", counts.creating),
         ("warm", counts.warm),
@@ -133,7 +135,7 @@ type Started = Result<(Creating, Warm), (Arc<Shelf>, Error)>;
 /// Starts one as soon as not too many others are starting, and waits until it answers.
 async fn start(pool: &Arc<Inner>, creating: Creating, profile: Profile) -> Started {
     let shelf = Arc::clone(creating.shelf());
-    let _permit = pool.starts.acquire().await;
+    let starting = pool.starts.enter().await;
     let spec = Spec {
         id: Uuid::now_v7(),
         worker_id: pool.worker_id,
@@ -141,15 +143,16 @@ async fn start(pool: &Arc<Inner>, creating: Creating, profile: Profile) -> Start
         image: shelf.environment.image(),
         profile,
     };
-    let begun = Instant::now();
     pool.know(spec.id);
     let result = timeout(pool.start_timeout, start_and_connect(pool, &shelf, &spec)).await;
     let result = result.unwrap_or(Err(Error::SlowStart {
         waited: pool.start_timeout,
     }));
-    record_start(&spec, begun, result.is_ok());
+    record_start(&spec, starting.elapsed(), result.is_ok());
     match result {
         Ok(sandbox) => {
+            shelf.note_start(starting.elapsed());
+            starting.succeeded();
             let warm = Warm {
                 id: spec.id,
                 sandbox,
@@ -172,13 +175,12 @@ async fn start_and_connect(pool: &Inner, shelf: &Shelf, spec: &Spec) -> Result<S
     Sandbox::connect(pipe, &pool.sandbox).await.map_err(Error::Connect)
 }
 
-fn record_start(spec: &Spec, begun: Instant, is_ok: bool) {
+fn record_start(spec: &Spec, took: Duration, is_ok: bool) {
     let outcome = if is_ok { "ok" } else { "error" };
     let environment = spec.environment.clone();
     metrics::counter!("hothouse_sandbox_starts_total", "environment" => environment.clone(), "outcome" => outcome)
         .increment(1);
     if is_ok {
-        metrics::histogram!("hothouse_sandbox_start_seconds", "environment" => environment)
-            .record(begun.elapsed().as_secs_f64());
+        metrics::histogram!("hothouse_sandbox_start_seconds", "environment" => environment).record(took.as_secs_f64());
     }
 }

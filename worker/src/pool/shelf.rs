@@ -4,10 +4,12 @@
 //! state, by the type that holds it: [`Creating`] while it starts, the shelf itself while it is warm, [`Leased`] while
 //! a job has it, [`Retiring`] while it is destroyed.
 
+mod arrivals;
 mod spare;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use common::ids::TenantId;
@@ -15,6 +17,7 @@ use tokio::sync::{Notify, OnceCell, oneshot};
 use tokio::time::Instant;
 use uuid::Uuid;
 
+use super::demand::Demand;
 use super::held::{Creating, Leased, Phase, Retiring};
 use super::plan::{self, Counts, Pace, Recent};
 use super::spares::Spares;
@@ -90,6 +93,8 @@ struct State {
     // Without those that are warm, kept or waited for, which the lists above count.
     counts: Counts,
     recent: Recent,
+    demand: Demand,
+    has_started: bool,
     cold_starts: BTreeMap<&'static str, u64>,
     image_id: Option<String>,
     last_error: Option<LastError>,
@@ -125,9 +130,12 @@ impl Shelf {
     }
 
     /// Takes a warm sandbox for a job: the oldest in which Claude Code was started in this way, else without it, else any.
-    pub(super) fn take(self: &Arc<Self>, recipe: Option<&Recipe>) -> Option<(Warm, Leased)> {
+    /// Refill may be held back by it for so long.
+    pub(super) fn take(self: &Arc<Self>, recipe: Option<&Recipe>, held_back: Duration) -> Option<(Warm, Leased)> {
         self.note_check_out();
+        let now = self.epoch.elapsed();
         let mut state = self.lock();
+        state.demand.arrived(&self.environment.warm, held_back, now);
         let suits = |wanted: Option<&Recipe>| {
             let is_wanted = |warm: &Warm| warm.resident.as_ref().map(Process::recipe) == wanted;
             state.warm.iter().position(is_wanted)
@@ -173,7 +181,7 @@ impl Shelf {
         let mut state = self.lock();
         // What waits for Claude Code is made ready when nobody is about to begin.
         let warm = match state.spares_at().filter(|at| *at > now) {
-            Some(_) => self.environment.warm.clone(),
+            Some(_) => state.ready(&self.environment.warm, now),
             None => state.floor(&self.environment.warm, now),
         };
         let warm = &warm;
@@ -195,24 +203,6 @@ impl Shelf {
             return None;
         }
         Some(Creating::counted(self, &mut state.counts))
-    }
-
-    /// Counts a job that found nothing warm.
-    pub(super) fn note_cold_start(&self, reason: &'static str) {
-        *self.lock().cold_starts.entry(reason).or_default() += 1;
-    }
-
-    /// Why nothing is warm.
-    pub(super) fn why_empty(&self) -> &'static str {
-        let mut state = self.lock();
-        let counts = counts(&mut state);
-        if state.recent.failures > 0 {
-            "failing"
-        } else if counts.leased + counts.retiring >= self.environment.warm.max {
-            "ceiling"
-        } else {
-            "burst"
-        }
     }
 
     /// Takes off the one that was kept longest, or else the oldest warm one, to make room.
@@ -268,7 +258,7 @@ impl Shelf {
 
     /// Those kept ones whose time is over, that are dead, or whose place somebody needs.
     fn sweep_kept(&self, state: &mut State, everything: bool) -> Vec<Warm> {
-        let warm = &state.floor(&self.environment.warm, self.epoch.elapsed());
+        let warm = &state.sure_floor(&self.environment.warm, self.epoch.elapsed());
         let is_good = |kept: &Kept| {
             !everything
                 && kept.warm.sandbox.is_alive()
@@ -336,6 +326,7 @@ impl Shelf {
     /// A start worked: the next one need not be careful. Hands out the job that waits longest, if it is to have it.
     pub(super) fn succeeded(&self) -> Option<oneshot::Sender<Delivery>> {
         let mut state = self.lock();
+        state.has_started = true;
         state.recent.failures = 0;
         state.last_error = None;
         state.refusal = None;
@@ -356,14 +347,6 @@ impl Shelf {
     pub(super) fn count_out(&self, phase: Phase) {
         *phase.of(&mut self.lock().counts) -= 1;
         self.changed.notify_waiters();
-        self.wake.notify_one();
-    }
-
-    fn note_check_out(&self) {
-        let now = self.epoch.elapsed();
-        let mut state = self.lock();
-        state.recent.last_check_out = Some(now);
-        state.recent.short_since.get_or_insert(now);
         self.wake.notify_one();
     }
 

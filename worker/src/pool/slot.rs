@@ -26,15 +26,15 @@ pub struct Slot {
     pool: Arc<Inner>,
     // None once settled.
     held: Option<(Warm, Leased)>,
-    is_warm: bool,
+    cold: Option<&'static str>,
 }
 
 impl Slot {
-    pub(super) fn new(pool: &Arc<Inner>, warm: Warm, leased: Leased, is_warm: bool) -> Self {
+    pub(super) fn new(pool: &Arc<Inner>, warm: Warm, leased: Leased, cold: Option<&'static str>) -> Self {
         Self {
             pool: Arc::clone(pool),
             held: Some((warm, leased)),
-            is_warm,
+            cold,
         }
     }
 
@@ -80,7 +80,19 @@ impl Slot {
 
     /// Whether it was ready when the job came; otherwise the job waited for its start.
     pub fn is_warm(&self) -> bool {
-        self.is_warm
+        self.cold.is_none()
+    }
+
+    /// Why nothing was ready, for the job's owner; none when something was.
+    pub fn why_cold(&self) -> Option<&'static str> {
+        self.cold.map(|reason| match reason {
+            "failing" => "sandboxes did not start just before",
+            "starting" => "the worker had only begun to start sandboxes",
+            "ceiling" => "every sandbox that the environment may have was in use",
+            "profile" => "the job needs a larger sandbox than those that are kept ready",
+            "unhealthy" => "what was ready did not answer any more",
+            _ => "more jobs came at once than sandboxes were ready",
+        })
     }
 
     /// Gives the sandbox up. Its processes are killed at once; removing what is left goes on behind.

@@ -25,6 +25,7 @@ use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 use worker::consumer::held::{Orders, Stop};
+use worker::driver::SandboxDriver;
 use worker::egress::Settings;
 use worker::environment::{Environment, Environments};
 use worker::events::{EventLog, LogTarget, Outlets};
@@ -40,6 +41,7 @@ pub(crate) struct Bench {
     pub(crate) machine: Machine,
     /// Where artifacts and workspaces are.
     pub(crate) folder: Arc<tempfile::TempDir>,
+    driver: Arc<dyn SandboxDriver>,
     worker: TestWorker,
     lifecycle: Lifecycle,
 }
@@ -58,17 +60,26 @@ impl Bench {
     /// One with this image's `default` environment, changed, and these providers.
     pub(crate) async fn new(pool: PgPool, models: model::Settings, change: impl FnOnce(&mut Environment)) -> Self {
         let folder = Arc::new(tempfile::tempdir().unwrap());
-        Self::over(TestEnv::new(pool).await, folder, &models, change)
+        Self::over(TestEnv::new(pool).await, (folder, driver()), &models, change)
+    }
+
+    /// The same over the bubblewrap driver.
+    pub(crate) async fn bubblewrap(pool: PgPool, change: impl FnOnce(&mut Environment)) -> Self {
+        let folder = Arc::new(tempfile::tempdir().unwrap());
+        let driver = Arc::new(crate::sandbox_bubblewrap::driver_in(&folder.path().join("state")));
+        let models = model::Settings::default();
+        Self::over(TestEnv::new(pool).await, (folder, driver), &models, change)
     }
 
     /// Another machine over the same stores.
     pub(crate) fn beside(&self, models: &model::Settings, change: impl FnOnce(&mut Environment)) -> Self {
-        Self::over(self.env.clone(), Arc::clone(&self.folder), models, change)
+        let shared = (Arc::clone(&self.folder), Arc::clone(&self.driver));
+        Self::over(self.env.clone(), shared, models, change)
     }
 
     fn over(
         env: TestEnv,
-        folder: Arc<tempfile::TempDir>,
+        (folder, driver): (Arc<tempfile::TempDir>, Arc<dyn SandboxDriver>),
         models: &model::Settings,
         change: impl FnOnce(&mut Environment),
     ) -> Self {
@@ -81,7 +92,7 @@ impl Bench {
         let environments = Environments::from([(environment.name.clone(), Arc::new(environment))]);
         let lives = Arc::new(|_| async { true }.boxed());
         let settings = pool::Settings::new(Uuid::now_v7());
-        let pool = Pool::start(driver(), &environments, settings, lives, &lifecycle);
+        let pool = Pool::start(Arc::clone(&driver), &environments, settings, lives, &lifecycle);
         let url = format!("file://{}", folder.path().display());
         let objects = Objects::open(&objects::Settings { url }).unwrap();
         let machine = Machine {
@@ -106,6 +117,7 @@ impl Bench {
             env,
             machine,
             folder,
+            driver,
             lifecycle,
         }
     }

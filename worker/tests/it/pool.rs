@@ -15,7 +15,7 @@ use tokio::task::JoinSet;
 use uuid::Uuid;
 use worker::driver::{Profile, SandboxDriver};
 use worker::environment::{Environment, Environments, Warm};
-use worker::pool::{EnvironmentStatus, Error, IsAlive, Pool, Settings};
+use worker::pool::{EnvironmentStatus, Error, IsAlive, Pool, Settings, Slot};
 
 use crate::docker::{driver, driver_at, eventually, image, of, profile, sh, spec, test_variable};
 
@@ -158,9 +158,45 @@ async fn a_burst_above_the_ceiling_is_served_in_turn_and_never_passes_it() {
     assert!((1..=CEILING as usize).contains(&most), "{most} at once");
     let cold = fixture.status().cold_starts;
     assert!(
-        cold.values().sum::<u64>() >= 8 && cold.keys().all(|why| ["burst", "ceiling"].contains(why)),
+        cold.values().sum::<u64>() >= 8 && cold.keys().all(|why| ["burst", "ceiling", "starting"].contains(why)),
         "{cold:?}"
     );
+    fixture.end().await;
+}
+
+#[tokio::test]
+async fn after_a_burst_as_many_are_ready_as_came_at_once() {
+    let fixture = Fixture::new(warm(1, 6));
+    fixture.warm(1).await;
+    let burst = (0..3).map(async |_| fixture.pool.check_out("default", None).await.unwrap());
+    let slots = join_all(burst).await;
+    assert!(slots.iter().filter(|slot| slot.is_warm()).count() == 1);
+    assert!(
+        slots
+            .iter()
+            .any(|slot| slot.why_cold().unwrap_or("").starts_with("more jobs came"))
+    );
+    slots.into_iter().for_each(Slot::retire);
+    assert_eq!(fixture.status().aim, 3);
+    fixture.warm(3).await;
+    let again = (0..3).map(async |_| fixture.pool.check_out("default", None).await.unwrap());
+    let slots = join_all(again).await;
+    assert!(slots.iter().all(Slot::is_warm));
+    slots.into_iter().for_each(Slot::retire);
+    fixture.end().await;
+}
+
+#[tokio::test]
+async fn what_schedules_will_ask_for_is_ready_before() {
+    let fixture = Fixture::new(warm(1, 4));
+    fixture.warm(1).await;
+    let fires = |count| std::collections::BTreeMap::from([("default".to_owned(), count)]);
+    fixture.pool.expect(&fires(3), Duration::from_mins(1));
+    fixture.warm(3).await;
+    fixture.pool.expect(&fires(9), Duration::from_mins(1));
+    fixture.warm(4).await;
+    fixture.pool.expect(&fires(0), Duration::from_mins(1));
+    assert_eq!(fixture.status().aim, 1);
     fixture.end().await;
 }
 

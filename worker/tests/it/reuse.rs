@@ -18,12 +18,13 @@ use crate::attempts::Bench;
 /// What tells one sandbox from another: when its init was started, and the namespace that it is in.
 const WHICH: &str = "readlink /proc/self/ns/pid; cut -d' ' -f22 /proc/1/stat";
 
+fn reuse(environment: &mut Environment) {
+    environment.reuse = Reuse::User;
+    environment.warm.max = 6;
+}
+
 async fn bench(pool: PgPool) -> Bench {
-    let change = |environment: &mut Environment| {
-        environment.reuse = Reuse::User;
-        environment.warm.max = 6;
-    };
-    Bench::new(pool, model::Settings::default(), change).await
+    Bench::new(pool, model::Settings::default(), reuse).await
 }
 
 fn job(bench: &Bench, script: &str, user: Option<&str>) -> NewJob {
@@ -50,7 +51,15 @@ async fn run(bench: &Bench, job: &NewJob) -> String {
 
 #[sqlx::test(migrator = "common::store::MIGRATOR")]
 async fn jobs_of_one_user_share_a_sandbox_in_which_nothing_is_left(pool: PgPool) {
-    let bench = bench(pool).await;
+    jobs_of_one_user_share(bench(pool).await).await;
+}
+
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn so_they_do_on_bubblewrap(pool: PgPool) {
+    jobs_of_one_user_share(Bench::bubblewrap(pool, reuse).await).await;
+}
+
+async fn jobs_of_one_user_share(bench: Bench) {
     let leave = "mkdir -p .hidden/deep /tmp/d; echo secret | tee .hidden/deep/x /tmp/d/x /dev/shm/x >/dev/null; chmod 0 .hidden; \
                  (setsid sleep 300 </dev/null >/dev/null 2>&1 &)";
     let first = run(&bench, &job(&bench, &format!("{leave}; {WHICH}"), Some("ann"))).await;

@@ -2,7 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use uuid::Uuid;
@@ -27,18 +27,19 @@ pub(crate) fn init() -> PathBuf {
     init
 }
 
-pub(crate) fn driver() -> (Bubblewrap, tempfile::TempDir) {
-    let state = tempfile::tempdir().unwrap();
+/// The driver, with its state below this folder.
+pub(crate) fn driver_in(state: &Path) -> Bubblewrap {
     let settings = Settings {
         init: init(),
-        state: state.path().to_owned(),
+        state: state.to_owned(),
         bwrap: "bwrap".into(),
     };
-    (Bubblewrap::new(settings).unwrap(), state)
+    Bubblewrap::new(settings).unwrap()
 }
 
 pub(crate) async fn subject() -> Subject {
-    let (driver, state) = driver();
+    let state = tempfile::tempdir().unwrap();
+    let driver = driver_in(state.path());
     driver.check().await.unwrap();
     Subject {
         driver: Arc::new(driver),

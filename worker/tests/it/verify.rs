@@ -36,7 +36,8 @@ async fn every_attempt_fails() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_attempt_that_applies_fails_in_bubblewrap_too() {
-    let (driver, _state) = sandbox_bubblewrap::driver();
+    let state = tempfile::tempdir().unwrap();
+    let driver = sandbox_bubblewrap::driver_in(state.path());
     let settings = Settings {
         must_have_own_uid: nix::unistd::geteuid().is_root(),
         ..Settings::default()

@@ -11,6 +11,7 @@ mod machine;
 mod modes;
 mod pickup;
 mod queue;
+mod rates;
 mod report;
 mod sandbox;
 mod scheduler;

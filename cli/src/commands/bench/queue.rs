@@ -28,9 +28,14 @@ impl<'c> BenchQueue<'c> {
     pub(super) fn new(client: &'c Client, measurement: &str) -> Self {
         let id = Uuid::new_v4().simple().to_string();
         let short: String = id.chars().take(8).collect();
+        Self::named(client, format!("bench-{measurement}-{short}"))
+    }
+
+    /// A queue of this name.
+    pub(super) fn named(client: &'c Client, name: String) -> Self {
         Self {
             client,
-            name: format!("bench-{measurement}-{short}"),
+            name,
             is_paused: Cell::new(false),
         }
     }

@@ -13,7 +13,7 @@ use tokio::process::Command;
 use super::latency::Samples;
 use super::queue::BenchQueue;
 use super::report::Report;
-use super::workspace;
+use super::{rates, workspace};
 use crate::client::{Client, Event, Follower, Job};
 use crate::output;
 
@@ -40,6 +40,12 @@ pub(super) struct Args {
     /// Times that each workspace is saved and restored
     #[arg(long, value_name = "N", default_value_t = 5)]
     workspaces: u64,
+    /// Programs of which it is measured how many run in a second, beside the bare engine; 0 leaves it out
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    rate: u64,
+    /// An environment with `reuse = "user"`, to measure the same in sandboxes that are reused, beside the bare machine
+    #[arg(long, value_name = "NAME", requires = "rate")]
+    reuse: Option<String>,
 }
 
 #[derive(Debug, Default)]
@@ -83,6 +89,15 @@ pub(super) async fn run(
         for mib in [1, args.workspace] {
             workspace::run(client, (mib, args.workspaces), report).await?;
         }
+    }
+
+    if args.rate > 0 {
+        let asked = rates::Asked {
+            jobs: args.rate,
+            reuse: args.reuse.as_deref(),
+            image: &args.image,
+        };
+        rates::run(asked, client, queue, report).await?;
     }
 
     let drivers = drivers(client).await?;

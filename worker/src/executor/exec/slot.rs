@@ -68,7 +68,14 @@ pub(in super::super) async fn check_out(
         }
     };
     let taken = keeper.until_stopped(taken).await.map_err(Broken::Stopped)?;
-    taken.map_err(|error| broken(&error))
+    let slot = taken.map_err(|error| broken(&error))?;
+    if let Some(why) = slot.why_cold() {
+        context.events.say(EventBody::Status {
+            phase: "cold_start".to_owned(),
+            detail: Some(why.to_owned()),
+        });
+    }
+    Ok(slot)
 }
 
 /// Why nothing is warm, as the job's owner may know it.

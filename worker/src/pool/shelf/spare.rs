@@ -79,8 +79,20 @@ impl State {
         self.recent.last_check_out.map(|at| at + QUIET)
     }
 
-    /// How many are kept ready now: where Claude Code is in use, one for each of its spares too.
+    /// How many are kept ready now: what the demand says, and where Claude Code is in use, one for each of its spares.
     pub(super) fn floor(&self, warm: &environment::Warm, now: Duration) -> environment::Warm {
+        let size = self.ready(warm, now).size.max(self.sure_floor(warm, now).size);
+        environment::Warm { size, ..warm.clone() }
+    }
+
+    /// The same without what Claude Code's spares need.
+    pub(super) fn ready(&self, warm: &environment::Warm, now: Duration) -> environment::Warm {
+        let size = self.demand.aim(warm, now);
+        environment::Warm { size, ..warm.clone() }
+    }
+
+    /// The same without what is only expected to come: that takes no place from sandboxes which are kept for somebody.
+    pub(super) fn sure_floor(&self, warm: &environment::Warm, now: Duration) -> environment::Warm {
         let spares = self.spares.wanted(warm, now);
         environment::Warm {
             size: warm.size.max(spares).min(warm.max),
