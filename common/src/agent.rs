@@ -17,6 +17,8 @@ use crate::job::spec::SlotClass;
 pub use crate::egress::Egress;
 pub use tools::{AgentTool, PATIENCE, PATIENCE_MAX, ToolPolicy};
 
+/// The environment of those that name none.
+pub const DEFAULT_ENVIRONMENT: &str = "default";
 /// Longest instructions, bytes.
 pub const INSTRUCTIONS_BYTES_MAX: usize = 1024 * 1024;
 /// Most models, tools or allowed addresses.
@@ -149,7 +151,7 @@ impl Default for AgentDefinition {
             models: Vec::new(),
             tools: Vec::new(),
             provider_features: Vec::new(),
-            environment: "default".to_owned(),
+            environment: DEFAULT_ENVIRONMENT.to_owned(),
             egress: Egress::default(),
             max_steps: 50,
             timeout: Duration::from_mins(10),

@@ -28,7 +28,7 @@ const MORE: [(&str, &str); 2] = [
 ];
 
 /// The name of the environment of jobs that name none.
-pub const DEFAULT: &str = "default";
+pub const DEFAULT: &str = common::agent::DEFAULT_ENVIRONMENT;
 
 /// The name of the environment that has the Claude Code command line.
 pub const CLAUDE_CODE: &str = "claude-code";

@@ -2,7 +2,6 @@
 //!
 //! Only lists and reapers read it. Leases are another matter: see [`crate::consumer::heartbeat`].
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use common::clock::Clock;
@@ -11,7 +10,6 @@ use common::ids::WorkerId;
 use common::store::Store;
 use tokio_util::sync::CancellationToken;
 
-use crate::environment::DEFAULT;
 use crate::pool::Pool;
 
 /// Time between two signs of life.
@@ -76,14 +74,7 @@ impl Presence {
     async fn look_ahead(&self) {
         let Some(pool) = &self.pool else { return };
         match self.store.fires_ahead(self.clock.now(), AHEAD).await {
-            Ok(fires) => {
-                let named = |(name, fires): (Option<String>, u32)| (name.unwrap_or_else(|| DEFAULT.to_owned()), fires);
-                let mut expected = BTreeMap::new();
-                for (name, fires) in fires.into_iter().map(named) {
-                    *expected.entry(name).or_insert(0) += fires;
-                }
-                pool.expect(&expected, 2 * PRESENCE);
-            }
+            Ok(fires) => pool.expect(&fires, 2 * PRESENCE),
             Err(error) => tracing::debug!(%error, "Postgres does not say what schedules are about to fire"),
         }
     }

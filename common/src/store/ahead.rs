@@ -9,7 +9,7 @@ use sqlx::Row;
 use sqlx::types::Json;
 
 use super::{Error, Store};
-use crate::agent::{AgentDefinition, Harness};
+use crate::agent::{AgentDefinition, DEFAULT_ENVIRONMENT, Harness};
 use crate::ids::{AgentId, ConversationId};
 use crate::job::Kind;
 use crate::schedule::Target;
@@ -28,16 +28,12 @@ struct Input {
 }
 
 impl Store {
-    /// How many sandboxes of each environment (none: the default one) the fires within `ahead` will want of each worker that
+    /// How many sandboxes of each environment the fires within `ahead` will want of each worker that
     /// has sandboxes, taken as if they went to all alike.
     ///
     /// # Errors
     /// When Postgres is away.
-    pub async fn fires_ahead(
-        &self,
-        now: DateTime<Utc>,
-        ahead: Duration,
-    ) -> Result<BTreeMap<Option<String>, u32>, Error> {
+    pub async fn fires_ahead(&self, now: DateTime<Utc>, ahead: Duration) -> Result<BTreeMap<String, u32>, Error> {
         let rows = sqlx::query(
             "select target, (select count(*) from workers
                              where stopped_at is null and seen_at > $4 and driver <> 'none') as workers
@@ -58,12 +54,12 @@ impl Store {
             targets.extend(serde_json::from_slice(row.try_get("target")?).ok());
         }
         let talks = self.agents_of(&targets).await?;
-        let mut wanted: BTreeMap<Option<String>, u32> = BTreeMap::new();
+        let mut wanted: BTreeMap<String, u32> = BTreeMap::new();
         for environment in targets.iter().filter_map(|target| environment(target, &talks)) {
             *wanted.entry(environment).or_default() += 1;
         }
-        wanted.values_mut().for_each(|fires| *fires = fires.div_ceil(workers));
-        Ok(wanted)
+        let shared = |(name, fires): (String, u32)| (name, fires.div_ceil(workers));
+        Ok(wanted.into_iter().map(shared).collect())
     }
 
     /// The saved agents that targets name, and those that answer in their conversations.
@@ -104,11 +100,12 @@ struct Agents {
     talks: HashMap<ConversationId, AgentDefinition>,
 }
 
-/// The environment whose sandbox a fire will want, none for the default one; nothing when it will want none.
-fn environment(target: &Target, agents: &Agents) -> Option<Option<String>> {
+/// The environment whose sandbox a fire will want, if any.
+fn environment(target: &Target, agents: &Agents) -> Option<String> {
     let input: Option<Input> = serde_json::from_str(target.input.get()).ok();
     if target.spec.kind == Kind::Exec {
-        return Some(input.and_then(|input| input.environment));
+        let named = input.and_then(|input| input.environment);
+        return Some(named.unwrap_or_else(|| DEFAULT_ENVIRONMENT.to_owned()));
     }
     let agent = match (target.conversation_id, target.agent_id) {
         (Some(id), _) => agents.talks.get(&id).cloned(),
@@ -117,5 +114,5 @@ fn environment(target: &Target, agents: &Agents) -> Option<Option<String>> {
     };
     agent
         .filter(|agent| agent.harness != Harness::Chat)
-        .map(|agent| Some(agent.environment))
+        .map(|agent| agent.environment)
 }

@@ -41,8 +41,8 @@ async fn sandboxes_are_counted_by_environment_before_they_are_wanted(pool: PgPoo
         .fires_ahead(fixture.env.clock.now(), AHEAD)
         .await
         .unwrap();
-    let counts: Vec<_> = ahead.iter().map(|(name, count)| (name.as_deref(), *count)).collect();
-    assert_eq!(counts, [(None, 2), (Some("polyglot"), 2)]);
+    let counts: Vec<_> = ahead.iter().map(|(name, count)| (name.as_str(), *count)).collect();
+    assert_eq!(counts, [("default", 2), ("polyglot", 2)]);
 }
 
 #[sqlx::test(migrator = "common::store::MIGRATOR")]
@@ -66,5 +66,5 @@ async fn workers_share_what_is_ahead(pool: PgPool) {
         .unwrap();
     }
     let ahead = fixture.env.store.fires_ahead(now, AHEAD).await.unwrap();
-    assert_eq!(ahead.get(&None), Some(&3));
+    assert_eq!(ahead.get("default"), Some(&3));
 }
