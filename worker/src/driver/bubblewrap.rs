@@ -4,7 +4,8 @@
 //! read-only, a generated `/etc` and nothing else; the network is loopback alone. Init is PID 1 inside.
 //!
 //! It does not ask the kernel to kill the sandbox with its parent: that follows the thread that started it, and threads
-//! of a runtime come and go. It does not need to: init ends with its input, which ends with the worker.
+//! of a runtime come and go. It does not need to: init ends with its input, which ends with the worker. Before there is an
+//! init, what was begun is taken back by `outer`.
 //!
 //! # What is weaker than with Docker
 //! - As root, init is the host's root in namespaces of its own, with three capabilities; jobs run as a user that the
@@ -23,7 +24,7 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, geteuid};
-use tokio::process::{Child, Command};
+use tokio::process::Command;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -35,10 +36,12 @@ mod cgroup;
 mod command;
 mod etc;
 mod notes;
+mod outer;
 mod seccomp;
 mod state;
 
 use cgroup::{Cgroups, Limited};
+use outer::Outer;
 pub use state::{remove_left_behind, state_folder};
 
 const NAME: &str = "bubblewrap";
@@ -116,11 +119,9 @@ impl Bubblewrap {
             Err(_) => None,
         };
         let mut command = self.command(spec, limited.as_ref());
-        let mut child = command
-            .spawn()
-            .map_err(|e| io(&format!("starting {}", self.settings.bwrap.display()), e))?;
-        let (Some(writer), Some(reader), Some(stderr)) = (child.stdin.take(), child.stdout.take(), child.stderr.take())
-        else {
+        let mut outer =
+            Outer::spawn(&mut command).map_err(|e| io(&format!("starting {}", self.settings.bwrap.display()), e))?;
+        let Some((writer, reader, stderr)) = outer.pipes() else {
             return Err(Error::Start {
                 id,
                 reason: "it has no pipes".to_owned(),
@@ -137,7 +138,7 @@ impl Bubblewrap {
                 });
             }
         };
-        self.keep(spec, init, child, notes, limited);
+        self.keep(spec, init, outer, notes, limited);
         Ok(Pipe {
             reader: Box::new(reader),
             writer: Box::new(writer),
@@ -156,12 +157,11 @@ impl Bubblewrap {
         command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .kill_on_drop(true);
+            .stderr(Stdio::piped());
         command
     }
 
-    fn keep(&self, spec: &Spec, init: Pid, mut child: Child, notes: notes::Notes, limited: Option<Limited>) {
+    fn keep(&self, spec: &Spec, init: Pid, mut outer: Outer, notes: notes::Notes, limited: Option<Limited>) {
         let (tell, gone) = watch::channel(false);
         let found = Found {
             id: spec.id,
@@ -171,7 +171,7 @@ impl Bubblewrap {
         running(&self.running).insert(spec.id, Entry { found, init, gone });
         let (all, id) = (Arc::clone(&self.running), spec.id);
         let keeper = async move {
-            let (ended, ()) = tokio::join!(child.wait(), notes.log(id));
+            let (ended, ()) = tokio::join!(outer.wait(), notes.log(id));
             tracing::debug!(sandbox = %id, ?ended, "sandbox ended");
             // The cgroup goes when the last process has; dropping waits for nothing.
             drop(limited);
@@ -216,15 +216,16 @@ impl Bubblewrap {
         command
             .args(["--", "/usr/bin/true"])
             .env_clear()
-            .env("PATH", command::PATH)
-            .kill_on_drop(true);
+            .env("PATH", command::PATH);
         command
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped());
-        let output = timeout(START_MAX, command.output()).await;
+        let cannot = |e: std::io::Error| unavailable(format!("cannot be started: {e}"));
+        let outer = Outer::spawn(&mut command).map_err(cannot)?;
+        let output = timeout(START_MAX, outer.output()).await;
         let output = output.map_err(|_elapsed| unavailable(format!("not ready within {START_MAX:?}")))?;
-        let output = output.map_err(|e| unavailable(format!("cannot be started: {e}")))?;
+        let output = output.map_err(cannot)?;
         if output.status.success() {
             return Ok(());
         }

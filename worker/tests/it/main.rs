@@ -1,6 +1,7 @@
 //! The worker against real sandboxes: every driver, its conformance, the pool.
 
 mod attempts;
+mod bubblewrap_starts;
 mod claude_code;
 mod conformance;
 mod docker;

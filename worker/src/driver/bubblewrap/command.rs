@@ -26,11 +26,14 @@ const OUTSIDE_UID: u32 = 60_999;
 pub(super) const SHM_BYTES: u64 = 16 << 20;
 
 const FILTER_FD: &str = "9";
+const INFO_FD: &str = "8";
 
-// Enters the cgroups, opens the filter at its number and becomes the program. `$1` counts the folders that follow.
+// Enters the cgroups, opens the filter at its number and becomes the program. `$1` counts the folders that follow. Where
+// init runs is told on standard error, by a number that can read it too: were it only written to, the worker's death in
+// that moment would end `bwrap` before it tells the sandbox to go on, which then would wait for ever.
 const LAUNCH: &str = r#"n=$1; shift
 while [ "$n" -gt 0 ]; do echo $$ >"$1/cgroup.procs" || exit 97; shift; n=$((n - 1)); done
-exec 9<"$1"; shift
+exec 9<"$1" 8<>/proc/self/fd/2; shift
 exec "$@""#;
 
 /// The user that jobs run as.
@@ -55,7 +58,9 @@ pub(super) fn launcher(limited: Option<&Limited>, state: &Path) -> Command {
 pub(super) fn sandbox(settings: &Settings, profile: &Profile, limited: Option<&Limited>) -> Vec<OsString> {
     let mut args = Args::default();
     args.words("--unshare-ipc --unshare-pid --unshare-net --unshare-uts --unshare-cgroup-try --hostname sandbox");
-    args.words("--as-pid-1 --new-session --clearenv --info-fd 2 --seccomp")
+    args.words("--as-pid-1 --new-session --clearenv --info-fd")
+        .word(INFO_FD)
+        .word("--seccomp")
         .word(FILTER_FD);
     if geteuid().is_root() {
         // What init needs to start jobs as another user and to kill them.
