@@ -33,13 +33,20 @@ pub(crate) const KEY: &str = "hh_cluster_of_a_test_0123456789";
 /// One cluster at a time: each takes all of a small machine. Where every test is a process, the runner sees to it.
 pub(crate) static ALONE: Mutex<()> = Mutex::const_new(());
 
+/// Whose sandboxes workers have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Sandboxes {
+    None,
+    Docker,
+    Bubblewrap,
+}
+
 /// What to start.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Setup {
     pub(crate) workers: usize,
     pub(crate) schedulers: usize,
-    /// Whether workers have sandboxes, in a Docker engine.
-    pub(crate) sandboxes: bool,
+    pub(crate) sandboxes: Sandboxes,
     /// Sandboxes that each worker keeps warm.
     pub(crate) warm: usize,
     /// Sandboxes that each worker has at most.
@@ -53,7 +60,7 @@ impl Default for Setup {
         Self {
             workers: 2,
             schedulers: 1,
-            sandboxes: true,
+            sandboxes: Sandboxes::Docker,
             warm: 2,
             sandboxes_max: 16,
             settings: &[],
@@ -285,7 +292,12 @@ fn environment_of(setup: Setup, folder: &Path, docker: Option<&Path>) -> Vec<(St
         ),
         (
             "HOTHOUSE_SANDBOX__DRIVER",
-            if setup.sandboxes { "docker" } else { "none" }.to_owned(),
+            match setup.sandboxes {
+                Sandboxes::None => "none",
+                Sandboxes::Docker => "docker",
+                Sandboxes::Bubblewrap => "bubblewrap",
+            }
+            .to_owned(),
         ),
         ("HOTHOUSE_SANDBOX__ENVIRONMENTS", text(&folder.join("environments"))),
         ("HOTHOUSE_WORKER__SANDBOX_SLOTS", "4".to_owned()),
@@ -294,6 +306,9 @@ fn environment_of(setup: Setup, folder: &Path, docker: Option<&Path>) -> Vec<(St
             "info,common=debug,worker=debug,scheduler=debug".to_owned(),
         ),
     ];
+    if setup.sandboxes == Sandboxes::Bubblewrap {
+        env.push(("HOTHOUSE_SANDBOX__INIT", required("HOTHOUSE_TEST_INIT")));
+    }
     env.extend(docker.map(|path| ("HOTHOUSE_SANDBOX__DOCKER_HOST", format!("unix://{}", text(path)))));
     env.extend(optional("HOTHOUSE_TEST_IMAGE").map(|image| ("HOTHOUSE_SANDBOX__IMAGE", image)));
     env.extend(setup.settings.iter().map(|(name, value)| (*name, (*value).to_owned())));
@@ -301,7 +316,7 @@ fn environment_of(setup: Setup, folder: &Path, docker: Option<&Path>) -> Vec<(St
 }
 
 fn docker_proxy(setup: Setup, folder: &Path) -> Proxy {
-    if !setup.sandboxes {
+    if setup.sandboxes != Sandboxes::Docker {
         return Proxy::none();
     }
     let host = required("HOTHOUSE_TEST_DOCKER_HOST");

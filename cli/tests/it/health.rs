@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::cluster::{Cluster, SOON, Setup};
+use crate::cluster::{Cluster, SOON, Sandboxes, Setup};
 
 /// What a worker or scheduler answers; `None` when it does not.
 async fn ready(address: &str) -> Option<(u16, Value)> {
@@ -54,7 +54,7 @@ async fn who_makes_no_progress_is_not_ready_and_is_shown_so() {
     let cluster = Cluster::start(Setup {
         workers: 1,
         schedulers: 2,
-        sandboxes: false,
+        sandboxes: Sandboxes::None,
         settings: &[("HOTHOUSE_HEALTH__STALL_MAX", "4s")],
         ..Setup::default()
     })

@@ -8,7 +8,7 @@ use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
-use crate::cluster::{Api, Cluster, Follower, SOON, Setup, assert_whole, eventually};
+use crate::cluster::{Api, Cluster, Follower, SOON, Sandboxes, Setup, assert_whole, eventually};
 
 /// A job whose worker died runs elsewhere within this.
 const TAKEOVER: Duration = Duration::from_secs(10);
@@ -275,7 +275,7 @@ async fn a_killed_leader_is_followed_by_another() {
     let setup = Setup {
         workers: 1,
         schedulers: 2,
-        sandboxes: false,
+        sandboxes: Sandboxes::None,
         ..Setup::default()
     };
     let mut cluster = Cluster::start(setup).await;

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::Command;
 
-use crate::cluster::{Cluster, SOON, Setup, assert_whole, eventually};
+use crate::cluster::{Cluster, SOON, Sandboxes, Setup, assert_whole, eventually};
 use crate::provider::{Answer, Provider};
 
 /// Settings must live as long as the test's process.
@@ -24,7 +24,7 @@ async fn cluster(provider: &Provider, workers: usize) -> Cluster {
     ];
     Cluster::start(Setup {
         workers,
-        sandboxes: false,
+        sandboxes: Sandboxes::None,
         settings: Box::leak(settings.into_boxed_slice()),
         ..Setup::default()
     })
