@@ -3,6 +3,7 @@
 //! Every measurement uses a queue of its own, checks that what it counted is true (each accepted job is there, each
 //! ended exactly once) and cleans up. A measurement whose check fails is not a result: the exit code is 1.
 
+mod alone;
 mod claude;
 mod fairness;
 mod latency;

@@ -13,7 +13,7 @@ use tokio::process::Command;
 use super::latency::Samples;
 use super::queue::BenchQueue;
 use super::report::Report;
-use super::{rates, workspace};
+use super::{alone, rates, workspace};
 use crate::client::{Client, Event, Follower, Job};
 use crate::output;
 
@@ -46,6 +46,12 @@ pub(super) struct Args {
     /// An environment with `reuse = "user"`, to measure the same in sandboxes that are reused, beside the bare machine
     #[arg(long, value_name = "NAME", requires = "rate")]
     reuse: Option<String>,
+    /// Times that files are unpacked and programs are run in one sandbox without the queue; 0 leaves it out
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    alone: u64,
+    /// Sandboxes that do nothing, to see what one weighs
+    #[arg(long, value_name = "N", default_value_t = 0, requires = "alone")]
+    idle: u64,
 }
 
 #[derive(Debug, Default)]
@@ -91,6 +97,14 @@ pub(super) async fn run(
         }
     }
 
+    if args.alone > 0 {
+        let asked = alone::Asked {
+            times: args.alone,
+            idle: args.idle,
+            image: &args.image,
+        };
+        alone::run(asked, report).await?;
+    }
     if args.rate > 0 {
         let asked = rates::Asked {
             jobs: args.rate,

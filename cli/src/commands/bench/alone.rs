@@ -1,0 +1,247 @@
+//! What one sandbox does by itself, without queue or worker: files into it, programs in it, output out of it, and what it
+//! weighs while it does nothing. Part of `hothouse bench sandbox`, each beside what the machine or the engine does bare.
+
+use std::fs;
+use std::process::Stdio;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, ensure};
+use bytes::Bytes;
+use tokio::io::AsyncReadExt as _;
+use tokio::process::Command;
+use tokio::task::JoinSet;
+use uuid::Uuid;
+use worker::driver::docker::{DockerDriver, Settings};
+use worker::driver::{Profile, SandboxDriver, Spec};
+use worker::sandbox::{self, GetFiles, Output, PutFiles, RunSpec, Sandbox};
+
+use super::latency::Samples;
+use super::report::Report;
+
+/// One file of a megabyte, which cannot be made smaller.
+const ONE_FILE: &str = "head -c 1000000 /dev/urandom >file";
+
+/// A megabyte in a hundred files.
+const MANY_FILES: &str = "head -c 1000000 /dev/urandom | split -a 3 -b 10000 - file";
+
+/// Bytes that a program prints to see how fast they come.
+const OUTPUT_BYTES: u64 = 500_000_000;
+
+/// Starts at once while the idle ones are made.
+const AT_ONCE: usize = 3;
+
+/// What is measured.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Asked<'a> {
+    /// Times of each.
+    pub(super) times: u64,
+    /// Sandboxes that do nothing; 0 leaves them out.
+    pub(super) idle: u64,
+    /// What the engine starts.
+    pub(super) image: &'a str,
+}
+
+/// Measures all of it, over a Docker engine.
+pub(super) async fn run(asked: Asked<'_>, report: &mut Report) -> anyhow::Result<()> {
+    let engine = Engine {
+        driver: Arc::new(DockerDriver::new(Settings::default())),
+        image: asked.image.to_owned(),
+        worker_id: Uuid::now_v7(),
+    };
+    if let Err(error) = engine.driver.check().await {
+        report.remark("alone", format!("not measured: {error}"));
+        return Ok(());
+    }
+    let (id, sandbox) = engine.start().await?;
+    files(&sandbox, asked.times, report).await?;
+    programs(&sandbox, (id, asked.times), report).await?;
+    output(&sandbox, report).await?;
+    engine.destroy(id, sandbox).await?;
+    if asked.idle > 0 {
+        idle(&engine, asked.idle, report).await?;
+    }
+    Ok(())
+}
+
+/// Where sandboxes are started.
+#[derive(Debug, Clone)]
+struct Engine {
+    driver: Arc<DockerDriver>,
+    image: String,
+    worker_id: Uuid,
+}
+
+impl Engine {
+    async fn start(&self) -> anyhow::Result<(Uuid, Sandbox)> {
+        let spec = Spec {
+            id: Uuid::now_v7(),
+            worker_id: self.worker_id,
+            environment: "bench".to_owned(),
+            image: self.image.clone(),
+            profile: Profile::default(),
+        };
+        let pipe = self.driver.start(&spec).await?;
+        let sandbox = Sandbox::connect(pipe, &sandbox::Settings::default()).await?;
+        Ok((spec.id, sandbox))
+    }
+
+    async fn destroy(&self, id: Uuid, sandbox: Sandbox) -> anyhow::Result<()> {
+        sandbox.close().await;
+        Ok(self.driver.destroy(id).await?)
+    }
+}
+
+async fn files(sandbox: &Sandbox, times: u64, report: &mut Report) -> anyhow::Result<()> {
+    for (name, packing, script) in [
+        ("unpack 1 MB", "pack 1 MB", ONE_FILE),
+        ("unpack 1 MB, 100", "pack 1 MB, 100", MANY_FILES),
+    ] {
+        sandbox.reset().await?;
+        shell(sandbox, script).await?;
+        let (mut packed, mut unpacked, mut archive) = (Samples::default(), Samples::default(), Bytes::new());
+        for _ in 0..times {
+            let begun = Instant::now();
+            archive = sandbox.get_files(GetFiles::everything(1 << 21, 1_000)).await?.archive;
+            packed.add(begun.elapsed());
+        }
+        for number in 0..times {
+            // Into a folder that is not there, as before a job.
+            let put = PutFiles {
+                dest: format!("to-{number}"),
+                ..PutFiles::default()
+            };
+            let begun = Instant::now();
+            sandbox.put_files(archive.clone(), put).await?;
+            unpacked.add(begun.elapsed());
+            shell(sandbox, "rm -r to-*").await?;
+        }
+        report.latencies(name, unpacked);
+        report.latencies(packing, packed);
+    }
+    Ok(())
+}
+
+/// A program that does nothing, from the request to its end.
+async fn programs(sandbox: &Sandbox, (id, times): (Uuid, u64), report: &mut Report) -> anyhow::Result<()> {
+    let (mut ours, mut exec, mut bare) = (Samples::default(), Samples::default(), Samples::default());
+    let container = format!("hothouse-{id}");
+    for _ in 0..times {
+        let begun = Instant::now();
+        shell(sandbox, "").await?;
+        ours.add(begun.elapsed());
+        let begun = Instant::now();
+        quietly(&["sh", "-c", ""]).await?;
+        bare.add(begun.elapsed());
+        let begun = Instant::now();
+        quietly(&["docker", "exec", &container, "sh", "-c", ""]).await?;
+        exec.add(begun.elapsed());
+    }
+    report.latencies("sh, in a sandbox", ours);
+    report.latencies("sh, docker exec", exec);
+    report.latencies("sh, bare process", bare);
+    Ok(())
+}
+
+/// How fast the output of a program comes.
+async fn output(sandbox: &Sandbox, report: &mut Report) -> anyhow::Result<()> {
+    let count = OUTPUT_BYTES.to_string();
+    let begun = Instant::now();
+    let came = program(sandbox, &["head", "-c", &count, "/dev/zero"]).await?;
+    ensure!(came == OUTPUT_BYTES, "{came} bytes came");
+    report.number(
+        "output",
+        megabytes(came) / begun.elapsed().as_secs_f64(),
+        "MB/s of a program",
+    );
+    let begun = Instant::now();
+    let mut head = Command::new("head")
+        .args(["-c", &count, "/dev/zero"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()?;
+    let mut stdout = head.stdout.take().context("no output")?;
+    let (mut piece, mut came) = (vec![0; 1 << 16], 0_u64);
+    loop {
+        match stdout.read(&mut piece).await? {
+            0 => break,
+            read => came += u64::try_from(read)?,
+        }
+    }
+    let bare = megabytes(came) / begun.elapsed().as_secs_f64();
+    report.number("output, bare", bare, "MB/s through a pipe");
+    Ok(())
+}
+
+/// What sandboxes that do nothing take of the machine's memory: all of it, the engine's part too.
+async fn idle(engine: &Engine, count: u64, report: &mut Report) -> anyhow::Result<()> {
+    let before = available().await?;
+    let mut sandboxes = Vec::new();
+    let mut starts = JoinSet::new();
+    for number in 0..count {
+        let engine = engine.clone();
+        starts.spawn(async move { engine.start().await });
+        if starts.len() >= AT_ONCE || number + 1 == count {
+            while let Some(started) = starts.join_next().await {
+                sandboxes.push(started??);
+            }
+        }
+    }
+    let after = available().await?;
+    let each = megabytes(before.saturating_sub(after)) / megabytes(count * 1_000_000);
+    for (id, sandbox) in sandboxes {
+        engine.destroy(id, sandbox).await?;
+    }
+    report.number(
+        "idle sandbox",
+        each,
+        &format!("MB each of {count}, by what the machine has less"),
+    );
+    Ok(())
+}
+
+/// Memory that the machine could give to programs, bytes, once it does not change any more.
+async fn available() -> anyhow::Result<u64> {
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let text = fs::read_to_string("/proc/meminfo")?;
+    let line = text.lines().find(|line| line.starts_with("MemAvailable:"));
+    let kib = line
+        .and_then(|line| line.split_whitespace().nth(1))
+        .context("MemAvailable")?;
+    Ok(kib.parse::<u64>()? * 1024)
+}
+
+async fn shell(sandbox: &Sandbox, script: &str) -> anyhow::Result<()> {
+    program(sandbox, &["sh", "-c", script]).await.map(drop)
+}
+
+/// Runs a program to its end; the bytes that it printed.
+async fn program(sandbox: &Sandbox, argv: &[&str]) -> anyhow::Result<u64> {
+    let mut spec = RunSpec::new(argv.iter().copied());
+    spec.env = vec![("PATH".to_owned(), "/usr/local/bin:/usr/bin:/bin".to_owned())];
+    (spec.keep_bytes, spec.kill_bytes) = (None, None);
+    let mut running = sandbox.run(spec).await?;
+    let mut came = 0;
+    while let Some(output) = running.next().await {
+        if let Output::Stdout(data) | Output::Stderr(data) = output {
+            came += u64::try_from(data.len())?;
+        }
+    }
+    let exit = running.wait().await?;
+    ensure!(exit.is_success(), "{argv:?} did not do well: {exit:?}");
+    Ok(came)
+}
+
+async fn quietly(argv: &[&str]) -> anyhow::Result<()> {
+    let (program, arguments) = argv.split_first().context("no program")?;
+    let mut command = Command::new(program);
+    command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null());
+    ensure!(command.status().await?.success(), "{argv:?} did not do well");
+    Ok(())
+}
+
+#[expect(clippy::cast_precision_loss, reason = "a measurement")]
+fn megabytes(bytes: u64) -> f64 {
+    bytes as f64 / 1e6
+}
