@@ -11,6 +11,9 @@ use crate::job::decision::ALONE_AFTER;
 use crate::job::spec::LEVEL_HEAD_START;
 use crate::job::{Job, NewJob};
 
+/// Backlogs that are asked for in one round trip.
+const SPILLED_AT_ONCE: usize = 500;
+
 /// What Redis needs to know of a job.
 #[derive(Clone, Debug)]
 pub struct Dispatch {
@@ -32,6 +35,25 @@ pub enum Dispatched {
     Known,
     /// Its backlog is full: it stays in Postgres until there is room.
     Spilled,
+}
+
+/// A backlog of a tenant's lane that once was full: some of its jobs may be in Postgres alone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Spilled {
+    /// The lane's queue.
+    pub queue: String,
+    /// The lane's class.
+    pub class: String,
+    /// Whether it is the lane of those that are claimed alone.
+    pub is_alone: bool,
+    /// Whose it is.
+    pub tenant_id: TenantId,
+    /// Jobs that it has room for.
+    pub room: u32,
+    /// Jobs of it that wait at a gate, for as long as that is shut.
+    pub parked: u32,
+    /// The time of the last job that is in it, its level's head start taken off; none when it is empty.
+    pub last: Option<DateTime<Utc>>,
 }
 
 impl Dispatch {
@@ -103,6 +125,10 @@ pub(super) fn lane(queue: &str, class: &str, is_alone: bool) -> String {
     format!("{queue}/{class}{mark}")
 }
 
+fn read<T: redis::FromRedisValue>(value: &redis::Value) -> Result<T, Error> {
+    Ok(redis::from_redis_value_ref(value).map_err(redis::RedisError::from)?)
+}
+
 /// Order within a tenant: the lowest first. Never negative, because times are after 2026.
 fn score(created_at: DateTime<Utc>, priority: u8) -> i64 {
     let head_start = i64::from(priority) * i64::try_from(LEVEL_HEAD_START.as_millis()).unwrap_or(0);
@@ -172,45 +198,57 @@ impl Queue {
         Ok(unknown)
     }
 
-    /// Takes the backlogs that once were full and have room for `below` more: queue, class and tenant of each.
+    /// The backlogs that once were full, of which jobs may be left in Postgres alone.
     ///
     /// # Errors
     /// When Redis is away.
-    pub async fn spilled_with_room(&self) -> Result<Vec<(String, String, TenantId, u32)>, Error> {
+    pub async fn spilled(&self) -> Result<Vec<Spilled>, Error> {
         let mut found = Vec::new();
         for shard in self.shards() {
-            let mut connection = self.link().await?;
             let members: Vec<String> = redis::cmd("SMEMBERS")
                 .arg(self.key(shard, "spilled"))
-                .query_async(&mut connection)
+                .query_async(&mut self.link().await?)
                 .await?;
-            for member in members {
-                let Some((lane, tenant)) = member.split_once(' ') else {
-                    continue;
-                };
-                let (Some((queue, class)), Ok(tenant_id)) = (lane.split_once('/'), tenant.parse()) else {
-                    continue;
-                };
-                let (waiting, parked): (u32, u32) = redis::pipe()
-                    .cmd("ZCARD")
-                    .arg(self.key(shard, &format!("b:{lane}:{tenant}")))
-                    .cmd("ZCARD")
-                    .arg(self.key(shard, &format!("p:{lane}:{tenant}")))
-                    .query_async(&mut connection)
-                    .await?;
-                let length = waiting.saturating_add(parked);
-                if length <= self.inner.dispatched_max / 2 {
-                    let room = self.inner.dispatched_max - length;
-                    found.push((
-                        queue.to_owned(),
-                        class.trim_end_matches('!').to_owned(),
-                        tenant_id,
-                        room,
-                    ));
+            for members in members.chunks(SPILLED_AT_ONCE) {
+                let mut pipe = redis::pipe();
+                for member in members {
+                    let name = member.replacen(' ', ":", 1);
+                    let backlog = self.key(shard, &format!("b:{name}"));
+                    pipe.cmd("ZCARD").arg(&backlog);
+                    pipe.cmd("ZCARD").arg(self.key(shard, &format!("p:{name}")));
+                    pipe.cmd("ZRANGE").arg(backlog).arg(-1).arg(-1).arg("WITHSCORES");
+                }
+                let answers: Vec<redis::Value> = pipe.query_async(&mut self.link().await?).await?;
+                for (member, answers) in members.iter().zip(answers.chunks(3)) {
+                    found.extend(self.spilled_of(member, answers)?);
                 }
             }
         }
         Ok(found)
+    }
+
+    fn spilled_of(&self, member: &str, answers: &[redis::Value]) -> Result<Option<Spilled>, Error> {
+        let Some((lane, tenant)) = member.split_once(' ') else {
+            return Ok(None);
+        };
+        let (Some((queue, class)), Ok(tenant_id), [waiting, parked, last]) =
+            (lane.split_once('/'), tenant.parse(), answers)
+        else {
+            return Ok(None);
+        };
+        let (waiting, parked): (u32, u32) = (read(waiting)?, read(parked)?);
+        let last: Vec<(String, i64)> = read(last)?;
+        Ok(Some(Spilled {
+            queue: queue.to_owned(),
+            class: class.trim_end_matches('!').to_owned(),
+            is_alone: class.ends_with('!'),
+            tenant_id,
+            parked,
+            room: self.inner.dispatched_max.saturating_sub(waiting.saturating_add(parked)),
+            last: last
+                .first()
+                .and_then(|(_, score)| DateTime::from_timestamp_millis(*score)),
+        }))
     }
 
     /// Says that nothing of a tenant's lane is left in Postgres alone.

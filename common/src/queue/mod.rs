@@ -59,7 +59,7 @@ use deadpool_redis::{Connection, Pool, Runtime};
 
 pub use accounts::{Admission, CallAsk, CallReport, OPEN as CIRCUIT_OPEN, Obstacle, PLACE_TTL};
 pub use claim::{Handout, Mode, Want};
-pub use dispatch::{Dispatch, Dispatched};
+pub use dispatch::{Dispatch, Dispatched, Spilled};
 pub use error::Error;
 pub use gate::{FOREVER_MS, Gate, GateLimit, Hold};
 pub use generation::{Begun, Generation};

@@ -154,26 +154,6 @@ impl Store {
         .await
     }
 
-    /// Jobs between two ids that are queued, in order of id. Few rows lie between them, so it goes by the primary key
-    /// whatever the number of queued rows.
-    ///
-    /// # Errors
-    /// When Postgres is away.
-    pub async fn queued_between(&self, after: JobId, until: JobId, limit: u32) -> Result<Vec<Queued>, Error> {
-        self.within(async {
-            Ok(sqlx::query_as(
-                "select id, tenant_id, queued_at from jobs
-                 where id > $1 and id < $2 and state = 'queued' order by id limit $3",
-            )
-            .bind(after)
-            .bind(until)
-            .bind(i64::from(limit))
-            .fetch_all(self.pool())
-            .await?)
-        })
-        .await
-    }
-
     /// Queued jobs of one tenant, queue and class that come next, as the queue orders them: by age, each level a head start
     /// older. So what waits here of a low level starves no more than it does in Redis.
     ///

@@ -1,8 +1,12 @@
 //! Full backlogs: Redis stays bounded, the rest comes in from Postgres.
 
+use chrono::{SubsecRound, TimeDelta};
 use common::config::Leases;
+use common::ids::JobId;
 use common::job::NewJob;
+use common::job::spec::LEVEL_HEAD_START;
 use common::queue::{Dispatch, Dispatched};
+use common::store::recent::Left;
 use common::testing::{TestEnv, ids, leases};
 use sqlx::PgPool;
 
@@ -20,7 +24,11 @@ async fn small(pool: PgPool) -> TestEnv {
 /// As the redispatch duty does.
 async fn page_in(env: &TestEnv) -> usize {
     let mut added = 0;
-    for (queue, class, tenant_id, _room) in env.queue.spilled_with_room().await.unwrap() {
+    for lane in env.queue.spilled().await.unwrap() {
+        if lane.room < 5 {
+            continue;
+        }
+        let (tenant_id, queue, class) = (lane.tenant_id, lane.queue, lane.class);
         let jobs = env.store.queued_of(tenant_id, &queue, &class, 10).await.unwrap();
         let dispatches: Vec<Dispatch> = jobs.iter().map(Dispatch::from_job).collect();
         let dispatched = env.queue.dispatch(&dispatches).await.unwrap();
@@ -113,4 +121,57 @@ async fn what_was_spilled_survives_a_wipe(pool: PgPool) {
     }
     assert_eq!(done.len(), 25);
     assert_eq!(env.leftovers().await, Vec::<String>::new());
+}
+
+/// As the redispatch duty asks for recent rows.
+async fn recent(env: &TestEnv, limit: u32) -> Vec<JobId> {
+    let left: Vec<Left> = env
+        .queue
+        .spilled()
+        .await
+        .unwrap()
+        .into_iter()
+        .map(|lane| Left {
+            from: lane.last.unwrap(),
+            tenant_id: lane.tenant_id,
+            queue: lane.queue,
+            class: lane.class,
+        })
+        .collect();
+    let range = (JobId(uuid::Uuid::nil()), JobId(uuid::Uuid::max()));
+    let now = env.clock.now();
+    let recent = env.store.recent(range, now, now, (&left, limit)).await.unwrap().queued;
+    let between = env.store.queued_between(range, (&left, limit)).await.unwrap();
+    let ids: Vec<JobId> = recent.iter().map(|job| job.id).collect();
+    assert_eq!(ids, between.iter().map(|job| job.id).collect::<Vec<_>>());
+    ids
+}
+
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn a_look_at_recent_rows_leaves_out_those_of_a_full_backlog_that_come_after_its_last(pool: PgPool) {
+    let env = small(pool).await;
+    let mut jobs: Vec<NewJob> = (0..25).map(|_| env.noop()).collect();
+    for (job, second) in jobs.iter_mut().zip(0..) {
+        job.created_at = job.created_at.trunc_subsecs(3) + TimeDelta::seconds(second);
+        env.enqueue(job).await;
+    }
+    let known: Vec<JobId> = jobs[..10].iter().map(|job| job.id).collect();
+    let lanes = env.queue.spilled().await.unwrap();
+    let [lane] = lanes.as_slice() else { panic!("{lanes:?}") };
+    assert_eq!((lane.room, lane.parked, lane.is_alone), (0, 0, false));
+    let last = jobs[9].created_at - LEVEL_HEAD_START * u32::from(jobs[9].spec.priority);
+    assert_eq!(lane.last.unwrap().timestamp_millis(), last.timestamp_millis());
+    assert_eq!(recent(&env, 100).await, known);
+
+    // Their dispatch was lost: one that comes before the last of the backlog, and one of another queue.
+    let mut first = env.noop();
+    (first.spec.priority, first.created_at) = (9, jobs[24].created_at);
+    let mut elsewhere = env.noop();
+    elsewhere.spec.queue = "elsewhere".to_owned();
+    env.insert(&first).await;
+    env.insert(&elsewhere).await;
+    let mut expected = [known, vec![first.id, elsewhere.id]].concat();
+    expected.sort_unstable();
+    assert_eq!(recent(&env, 100).await, expected);
+    assert_eq!(recent(&env, 3).await, expected[..3]);
 }

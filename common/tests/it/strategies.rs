@@ -120,7 +120,10 @@ async fn cancel_running_ends_the_holder_and_takes_its_place(pool: PgPool) {
     assert_eq!(gone, [(env.tenant_id, first.id)]);
     // It is committed: whoever must stop it may die now.
     let (now, nil) = (env.clock.now(), JobId(uuid::Uuid::nil()));
-    let recent = env.store.recent((nil, nil), now, now + TimeDelta::seconds(1), 10).await;
+    let recent = env
+        .store
+        .recent((nil, nil), now, now + TimeDelta::seconds(1), (&[], 10))
+        .await;
     assert_eq!(recent.unwrap().cancelling, gone);
     env.queue
         .dispatch(&[common::queue::Dispatch::from_new(&second)])

@@ -15,10 +15,11 @@ use std::time::Duration;
 use chrono::{DateTime, TimeDelta, Utc};
 use common::ids::JobId;
 use common::job::{Job, JobState};
-use common::queue::{Dispatch, Dispatched, Generation, Queue, Shard};
+use common::queue::{Dispatch, Dispatched, Generation, Queue, Shard, Spilled};
 use common::service::{Duty, Report};
 use common::store::Store;
 use common::store::promote::{Place, Queued};
+use common::store::recent::Left;
 use uuid::Uuid;
 
 use super::reclaim::adopt;
@@ -150,13 +151,13 @@ impl Redispatch {
         for shard in self.queue.shards() {
             known.insert(shard, self.queue.limits(shard).await?);
         }
-        let limits = self.store.limits(now).await?;
-        self.queue.sync_limits(&known, &limits).await?;
-        for (queue, weight) in self.store.queue_weights().await? {
+        let settings = self.store.settings(now).await?;
+        self.queue.sync_limits(&known, &settings.limits).await?;
+        for (queue, weight) in settings.queue_weights {
             self.queue.set_queue_weight(&queue, weight).await?;
         }
-        self.queue.set_paused(&self.store.paused_queues().await?).await?;
-        for (tenant_id, weight) in self.store.tenant_weights().await? {
+        self.queue.set_paused(&settings.paused_queues).await?;
+        for (tenant_id, weight) in settings.tenant_weights {
             self.queue.set_weight(tenant_id, weight).await?;
         }
         Ok(())
@@ -174,20 +175,43 @@ impl Redispatch {
         Some(cursor.tick)
     }
 
+    /// Whether more of a backlog is brought in. Half of it at once, or it would be asked for all the time.
+    fn has_room(&self, lane: &Spilled) -> bool {
+        lane.room >= self.dispatched_max.div_ceil(2)
+    }
+
     /// Brings in what is next of the backlogs that were full. Answers how many jobs it added.
     async fn page_in(&self) -> anyhow::Result<u64> {
         let mut added = 0;
-        for (queue, class, tenant_id, _room) in self.queue.spilled_with_room().await? {
+        for lane in self.queue.spilled().await?.iter().filter(|lane| self.has_room(lane)) {
             let jobs = self
                 .store
-                .queued_of(tenant_id, &queue, &class, self.dispatched_max)
+                .queued_of(lane.tenant_id, &lane.queue, &lane.class, self.dispatched_max)
                 .await?;
             added += self.dispatch(&jobs).await?;
             if jobs.len() < usize::try_from(self.dispatched_max).unwrap_or(usize::MAX) {
-                self.queue.unspill(&queue, &class, tenant_id).await?;
+                self.queue.unspill(&lane.queue, &lane.class, lane.tenant_id).await?;
             }
         }
         Ok(added)
+    }
+
+    /// What waits in Postgres for room: [`Self::page_in`] brings it. Of a flood that is nearly everything, and reading each of
+    /// its rows to be told that there is no room costs more than accepting it.
+    async fn left(&self) -> anyhow::Result<Vec<Left>> {
+        let lanes = self.queue.spilled().await?.into_iter();
+        // Where others may stand at a gate for hours, what there is room for does not wait for half a backlog.
+        let is_brought = |lane: &Spilled| lane.room == 0 || lane.parked == 0 || self.has_room(lane);
+        let lanes = lanes.filter(|lane| !lane.is_alone && is_brought(lane));
+        let left = lanes.filter_map(|lane| {
+            Some(Left {
+                from: lane.last?,
+                tenant_id: lane.tenant_id,
+                queue: lane.queue,
+                class: lane.class,
+            })
+        });
+        Ok(left.collect())
     }
 
     /// Dispatches those rows that Redis does not know and that nobody is bringing there.
@@ -212,9 +236,10 @@ impl Redispatch {
         let until = floor(now - UNDER_WAY);
         let mut after = self.cursor().recent.unwrap_or_else(|| floor(now - RECENT));
         let mut changed = 0;
+        let left = self.left().await?;
         let recent = self
             .store
-            .recent((after, until), now - RECENT, now - CANCELS_UNDER_WAY, PAGE)
+            .recent((after, until), now - RECENT, now - CANCELS_UNDER_WAY, (&left, PAGE))
             .await?;
         let mut queued = recent.queued;
         for page in 1..=RECENT_PAGES {
@@ -227,7 +252,7 @@ impl Redispatch {
                 }
             }
             if page < RECENT_PAGES {
-                queued = self.store.queued_between(after, until, PAGE).await?;
+                queued = self.store.queued_between((after, until), (&left, PAGE)).await?;
             }
         }
         changed += self.dispatch_unknown(&recent.again, now).await?;
