@@ -24,6 +24,19 @@ pub struct KeyPause {
     pub created_at: DateTime<Utc>,
 }
 
+/// What operators have set.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Settings {
+    /// Limits of tenants, queues and agents, and pauses of tenants and keys.
+    pub limits: Vec<(Subject, Limit)>,
+    /// The queues that are paused, by name.
+    pub paused_queues: Vec<String>,
+    /// The queues whose weight is not 1.
+    pub queue_weights: Vec<(String, u32)>,
+    /// The tenants whose weight is not 1.
+    pub tenant_weights: Vec<(TenantId, u32)>,
+}
+
 impl KeyPause {
     /// As a limit.
     pub fn limit(&self) -> Limit {
@@ -55,30 +68,38 @@ pub(super) fn rate_window_ms(rate: Option<(u32, Duration)>) -> Option<i64> {
 }
 
 impl Store {
-    /// Every limit that is set, and every key that is paused at `now`.
+    /// Every limit and weight that is set, every queue that is paused, and every key that is at `now`. One statement, for
+    /// it is asked all the time.
     ///
     /// # Errors
     /// When Postgres is away.
-    pub async fn limits(&self, now: DateTime<Utc>) -> Result<Vec<(Subject, Limit)>, Error> {
+    pub async fn settings(&self, now: DateTime<Utc>) -> Result<Settings, Error> {
         self.within(async {
             let rows = sqlx::query(
                 "select 't' as kind, id as tenant_id, null::uuid as agent_id, null as name, max_running, run_limit,
-                    run_window_ms, paused_at is not null as is_paused, null::timestamptz as until
-                 from tenants where max_running is not null or run_limit is not null or paused_at is not null
+                    run_window_ms, paused_at is not null as is_paused, null::timestamptz as until, weight
+                 from tenants
+                 where max_running is not null or run_limit is not null or paused_at is not null or weight <> 1
                  union all
-                 select 'q', null, null, name, max_running, run_limit, run_window_ms, false, null
-                 from queues where max_running is not null or run_limit is not null
+                 select 'q', null, null, name, max_running, run_limit, run_window_ms, paused_at is not null, null, weight
+                 from queues
+                 where max_running is not null or run_limit is not null or paused_at is not null or weight <> 1
                  union all
-                 select 'a', tenant_id, id, null, max_running, null, null, false, null
+                 select 'a', tenant_id, id, null, max_running, null, null, false, null, 1
                  from agents where max_running is not null
                  union all
-                 select 'k', tenant_id, null, key, null, null, null, true, until
+                 select 'k', tenant_id, null, key, null, null, null, true, until, 1
                  from key_pauses where until is null or until > $1",
             )
             .bind(now)
             .fetch_all(self.pool())
             .await?;
-            rows.iter().map(limit).collect()
+            let mut settings = Settings::default();
+            for row in &rows {
+                settings.read(row)?;
+            }
+            settings.paused_queues.sort_unstable();
+            Ok(settings)
         })
         .await
     }
@@ -174,6 +195,30 @@ impl Store {
                 .execute(self.pool())
                 .await?;
         Ok(changed.rows_affected() > 0)
+    }
+}
+
+impl Settings {
+    fn read(&mut self, row: &PgRow) -> Result<(), Error> {
+        let (subject, mut limit) = limit(row)?;
+        let weight = u32::try_from(row.try_get::<i32, _>("weight")?).unwrap_or(1);
+        match &subject {
+            Subject::Queue(name) => {
+                // A queue is paused by another means than a limit.
+                if limit.pause.take().is_some() {
+                    self.paused_queues.push(name.clone());
+                }
+                if weight != 1 {
+                    self.queue_weights.push((name.clone(), weight));
+                }
+            }
+            Subject::Tenant(id) if weight != 1 => self.tenant_weights.push((*id, weight)),
+            _ => {}
+        }
+        if limit != Limit::default() {
+            self.limits.push((subject, limit));
+        }
+        Ok(())
     }
 }
 

@@ -185,20 +185,6 @@ impl Store {
         settings(&row)
     }
 
-    /// The queues whose weight is not the default one.
-    ///
-    /// # Errors
-    /// When Postgres is away.
-    pub async fn queue_weights(&self) -> Result<Vec<(String, u32)>, Error> {
-        let rows: Vec<(String, i32)> = sqlx::query_as("select name, weight from queues where weight <> 1")
-            .fetch_all(self.pool())
-            .await?;
-        Ok(rows
-            .into_iter()
-            .map(|(name, weight)| (name, u32::try_from(weight).unwrap_or(1)))
-            .collect())
-    }
-
     /// The queues that are paused.
     ///
     /// # Errors

@@ -203,22 +203,6 @@ impl Store {
     }
 }
 
-impl Store {
-    /// The tenants whose weight is not the default one.
-    ///
-    /// # Errors
-    /// When Postgres is away.
-    pub async fn tenant_weights(&self) -> Result<Vec<(TenantId, u32)>, Error> {
-        let rows: Vec<(TenantId, i32)> = sqlx::query_as("select id, weight from tenants where weight <> 1")
-            .fetch_all(self.pool())
-            .await?;
-        Ok(rows
-            .into_iter()
-            .map(|(id, weight)| (id, u32::try_from(weight).unwrap_or(1)))
-            .collect())
-    }
-}
-
 impl Tenant {
     /// What its jobs are limited to.
     pub fn limit(&self) -> Limit {

@@ -16,6 +16,7 @@ mod log;
 mod order;
 mod places;
 mod reclaim;
+mod settings;
 mod slots;
 mod spill;
 mod sticky;
