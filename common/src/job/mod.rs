@@ -169,7 +169,7 @@ pub struct NewJob {
 }
 
 /// What a job belongs to.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Links {
     /// The agent that it runs, and its version.
     pub agent: Option<(AgentId, u32)>,

@@ -56,7 +56,9 @@ impl Store {
                 tx.commit().await?;
                 return Ok(claimed);
             }
-            take(&mut *self.pool().acquire().await?, table, worker_id, claims, now).await
+            let mut lent = self.moving().lend().await?;
+            let claimed = take(&mut lent.connection, table, worker_id, claims, now).await;
+            lent.done(claimed)
         })
         .await
     }

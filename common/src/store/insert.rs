@@ -1,15 +1,18 @@
 //! Accepting jobs: one multi-row insert for whatever arrived together.
 
+use std::sync::LazyLock;
+
 use chrono::{DateTime, Utc};
+use sqlx::postgres::PgArguments;
 use sqlx::types::Json;
-use sqlx::{PgConnection, Row};
+use sqlx::{AssertSqlSafe, PgConnection, Postgres, Row};
 use uuid::Uuid;
 
 use super::admit::{self, Decided};
 use super::row::{int, ms};
 use super::{Class, Error, Store};
 use crate::ids::{JobId, TenantId};
-use crate::job::{Concurrency, NewJob, Rate};
+use crate::job::{Concurrency, Links, NewJob, Rate};
 
 /// Remembers a request, so that its repetition is answered with the same jobs.
 #[derive(Clone, Debug)]
@@ -80,7 +83,9 @@ impl Store {
             let jobs: Vec<&NewJob> = submissions.iter().flat_map(|submission| &submission.jobs).collect();
             let has_strategies = admit::has_strategies(&jobs);
             if !has_strategies && submissions.iter().all(|submission| submission.idempotency.is_none()) {
-                insert_jobs(&mut *self.pool().acquire().await?, &jobs).await?;
+                let mut lent = self.inserting().lend().await?;
+                let outcome = insert_jobs(&mut lent.connection, &jobs).await;
+                lent.done(outcome)?;
                 return Ok(submissions.iter().map(|_| Accepted::Inserted).collect());
             }
             let mut tx = self.pool().begin().await?;
@@ -211,43 +216,115 @@ fn column<'a, T: 'a>(jobs: &[&'a NewJob], value: impl Fn(&'a NewJob) -> T) -> Ve
     jobs.iter().map(|job| value(job)).collect()
 }
 
+/// What every job has, with its type.
+const COMMON: [(&str, &str); 17] = [
+    ("id", "uuid"),
+    ("tenant_id", "uuid"),
+    ("kind", "text"),
+    ("queue", "text"),
+    ("class", "text"),
+    ("labels", "text"),
+    ("priority", "smallint"),
+    ("max_attempts", "integer"),
+    ("backoff_initial_ms", "bigint"),
+    ("backoff_factor", "float8"),
+    ("backoff_max_ms", "bigint"),
+    ("retry_on", "text"),
+    ("timeout_ms", "bigint"),
+    ("created_at", "timestamptz"),
+    ("input", "bytea"),
+    ("api_key_id", "uuid"),
+    ("metadata", "jsonb"),
+];
+
+/// What most jobs do not have. Each array of a statement costs something for itself and something for each job, so those that
+/// hold nothing are left out.
+const RARE: [(&str, &str); 15] = [
+    ("run_at", "timestamptz"),
+    ("due_at", "timestamptz"),
+    ("concurrency_key", "text"),
+    ("concurrency_limit", "integer"),
+    ("concurrency_strategy", "text"),
+    ("user_id", "text"),
+    ("agent_id", "uuid"),
+    ("agent_version", "integer"),
+    ("conversation_id", "uuid"),
+    ("schedule_id", "uuid"),
+    ("parent_id", "uuid"),
+    ("redrive_of", "uuid"),
+    ("rate_key", "text"),
+    ("rate_limit", "integer"),
+    ("rate_window_ms", "bigint"),
+];
+
+/// The statement for jobs that have nothing rare, and the one for all others.
+static STATEMENTS: LazyLock<[String; 2]> =
+    LazyLock::new(|| [statement(&COMMON), statement(&[&COMMON[..], &RARE].concat())]);
+
 /// A row for each job, and one in `queued_jobs` for each that is queued.
-const INSERT: &str = "with t as materialized (
-        select * from unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::text[], $6::text[], $7::smallint[], $8::text[],
-            $9::integer[], $10::bigint[], $11::float8[], $12::bigint[], $13::text[], $14::bigint[], $15::timestamptz[],
-            $16::timestamptz[], $17::timestamptz[], $18::timestamptz[], $19::bytea[], $20::text[], $21::integer[],
-            $22::text[], $23::text[], $24::uuid[], $25::jsonb[], $26::uuid[], $27::integer[], $28::uuid[], $29::uuid[],
-            $30::uuid[], $31::uuid[], $32::text[], $33::integer[], $34::bigint[])
-        as t(id, tenant_id, kind, queue, class, labels, priority, state, max_attempts, backoff_initial_ms,
-            backoff_factor, backoff_max_ms, retry_on, timeout_ms, run_at, due_at, created_at, queued_at, input,
-            concurrency_key, concurrency_limit, concurrency_strategy, user_id, api_key_id, metadata, agent_id,
-            agent_version, conversation_id, schedule_id, parent_id, redrive_of, rate_key, rate_limit, rate_window_ms)
-     ), queued as (
-        insert into queued_jobs (tenant_id, queue, class, priority, id)
-        select tenant_id, queue, class, priority, id from t where state = 'queued'
-     )
-     insert into jobs (id, tenant_id, kind, queue, class, labels, priority, state, max_attempts, backoff_initial_ms,
-        backoff_factor, backoff_max_ms, retry_on, timeout_ms, run_at, due_at, created_at, queued_at, seq, input,
-        concurrency_key, concurrency_limit, concurrency_strategy, user_id, api_key_id, metadata, agent_id,
-        agent_version, conversation_id, schedule_id, parent_id, redrive_of, rate_key, rate_limit, rate_window_ms)
-     select id, tenant_id, kind, queue, class, string_to_array(labels, ','), priority, state, max_attempts,
-        backoff_initial_ms, backoff_factor, backoff_max_ms, string_to_array(retry_on, ','), timeout_ms, run_at,
-        due_at, created_at, queued_at, 1, input, concurrency_key, concurrency_limit, concurrency_strategy, user_id,
-        api_key_id, metadata, agent_id, agent_version, conversation_id, schedule_id, parent_id, redrive_of,
-        rate_key, rate_limit, rate_window_ms
-     from t";
+fn statement(columns: &[(&str, &str)]) -> String {
+    let names = columns.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ");
+    let arrays = columns
+        .iter()
+        .zip(1..)
+        .map(|((_, kind), place)| format!("${place}::{kind}[]"));
+    let values = columns.iter().map(|(name, _)| match *name {
+        // An array of arrays must be as wide everywhere.
+        "labels" | "retry_on" => format!("string_to_array({name}, ',')"),
+        _ => (*name).to_owned(),
+    });
+    let is_due_later = columns.iter().any(|(name, _)| *name == "due_at");
+    let (state, queued_at) = if is_due_later {
+        (
+            "case when due_at is null then 'queued' else 'scheduled' end",
+            "case when due_at is null then created_at end",
+        )
+    } else {
+        ("'queued'", "created_at")
+    };
+    format!(
+        "with t as materialized (
+            select *, {state} as state, {queued_at} as queued_at from unnest({arrays}) as t({names})
+         ), queued as (
+            insert into queued_jobs (tenant_id, queue, class, priority, id)
+            select tenant_id, queue, class, priority, id from t where state = 'queued'
+         )
+         insert into jobs ({names}, state, queued_at, seq) select {values}, state, queued_at, 1 from t",
+        arrays = arrays.collect::<Vec<_>>().join(", "),
+        values = values.collect::<Vec<_>>().join(", "),
+    )
+}
+
+type Insert = sqlx::query::Query<'static, Postgres, PgArguments>;
 
 /// Inserts jobs on a connection, which may be in a transaction.
 pub(super) async fn insert_jobs(connection: &mut PgConnection, jobs: &[&NewJob]) -> Result<(), Error> {
     if jobs.is_empty() {
         return Ok(());
     }
-    let later = |job: &NewJob| job.spec.run_at.filter(|run_at| *run_at > job.created_at);
-    let state = |job: &NewJob| if later(job).is_some() { "scheduled" } else { "queued" };
-    let queued = |job: &NewJob| -> Option<DateTime<Utc>> { later(job).is_none().then_some(job.created_at) };
-    let limits = |job: &NewJob| -> Option<Concurrency> { job.spec.concurrency.clone() };
-    let rate = |job: &NewJob| -> Option<Rate> { job.spec.rate.clone() };
-    sqlx::query(INSERT)
+    let [plain, whole] = &*STATEMENTS;
+    let query = if jobs.iter().all(|job| is_plain(job)) {
+        bind_common(sqlx::query(AssertSqlSafe(plain.as_str())), jobs)
+    } else {
+        bind_rare(bind_common(sqlx::query(AssertSqlSafe(whole.as_str())), jobs), jobs)
+    };
+    query.execute(connection).await?;
+    Ok(())
+}
+
+fn later(job: &NewJob) -> Option<DateTime<Utc>> {
+    job.spec.run_at.filter(|run_at| *run_at > job.created_at)
+}
+
+/// Whether it has nothing of what is [`RARE`].
+fn is_plain(job: &NewJob) -> bool {
+    let spec = &job.spec;
+    let has_key = spec.concurrency.is_some() || spec.rate.is_some() || spec.user_id.is_some();
+    spec.run_at.is_none() && !has_key && job.links == Links::default()
+}
+
+fn bind_common(query: Insert, jobs: &[&NewJob]) -> Insert {
+    query
         .bind(column(jobs, |job| job.id))
         .bind(column(jobs, |job| job.tenant_id))
         .bind(column(jobs, |job| job.spec.kind.as_str()))
@@ -255,24 +332,28 @@ pub(super) async fn insert_jobs(connection: &mut PgConnection, jobs: &[&NewJob])
         .bind(column(jobs, |job| job.class.as_str()))
         .bind(column(jobs, |job| job.spec.labels.join(",")))
         .bind(column(jobs, |job| i16::from(job.spec.priority)))
-        .bind(column(jobs, state))
         .bind(column(jobs, |job| int(job.spec.max_attempts)))
         .bind(column(jobs, |job| ms(job.spec.backoff.initial)))
         .bind(column(jobs, |job| job.spec.backoff.factor))
         .bind(column(jobs, |job| ms(job.spec.backoff.max)))
         .bind(column(jobs, |job| job.spec.retry_on.join(",")))
         .bind(column(jobs, |job| ms(job.spec.timeout)))
+        .bind(column(jobs, |job| job.created_at))
+        .bind(column(jobs, |job| job.input.as_slice()))
+        .bind(column(jobs, |job| job.api_key_id))
+        .bind(column(jobs, |job| Json(&job.spec.metadata)))
+}
+
+fn bind_rare(query: Insert, jobs: &[&NewJob]) -> Insert {
+    let limits = |job: &NewJob| -> Option<Concurrency> { job.spec.concurrency.clone() };
+    let rate = |job: &NewJob| -> Option<Rate> { job.spec.rate.clone() };
+    query
         .bind(column(jobs, |job| job.spec.run_at))
         .bind(column(jobs, later))
-        .bind(column(jobs, |job| job.created_at))
-        .bind(column(jobs, queued))
-        .bind(column(jobs, |job| job.input.as_slice()))
         .bind(column(jobs, |job| limits(job).map(|c| c.key)))
         .bind(column(jobs, |job| limits(job).map(|c| int(c.limit))))
         .bind(column(jobs, |job| limits(job).map(|c| c.strategy.as_str())))
         .bind(column(jobs, |job| job.spec.user_id.as_deref()))
-        .bind(column(jobs, |job| job.api_key_id))
-        .bind(column(jobs, |job| Json(&job.spec.metadata)))
         .bind(column(jobs, |job| job.links.agent.map(|(id, _)| id)))
         .bind(column(jobs, |job| job.links.agent.map(|(_, version)| int(version))))
         .bind(column(jobs, |job| job.links.conversation_id))
@@ -282,7 +363,4 @@ pub(super) async fn insert_jobs(connection: &mut PgConnection, jobs: &[&NewJob])
         .bind(column(jobs, |job| rate(job).map(|rate| rate.key)))
         .bind(column(jobs, |job| rate(job).map(|rate| int(rate.limit))))
         .bind(column(jobs, |job| rate(job).map(|rate| ms(rate.window))))
-        .execute(connection)
-        .await?;
-    Ok(())
 }

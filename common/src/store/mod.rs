@@ -26,6 +26,7 @@ mod index;
 pub mod insert;
 pub mod jobs;
 pub mod journal;
+mod kept;
 pub mod keys;
 pub mod leaders;
 pub mod limits;
@@ -65,6 +66,7 @@ use sqlx::{Connection as _, PgConnection, PgPool};
 
 use days::Days;
 pub use error::{Class, Error};
+use kept::{Kept, Plans};
 use timed::Timed;
 
 use crate::config::{self, Database};
@@ -76,6 +78,10 @@ pub static MIGRATOR: Migrator = sqlx::migrate!("../migrations");
 #[derive(Clone, Debug)]
 pub struct Store {
     pool: Timed,
+    /// For accepting jobs: what an insert writes lies in no partition before it is there, so one plan serves all.
+    inserting: Kept,
+    /// For claims and ends, which name their jobs.
+    moving: Kept,
     clock_offset_us: Arc<AtomicI64>,
     days: Arc<Days>,
 }
@@ -117,17 +123,19 @@ impl Store {
             // pool until TCP gives up too.
             .after_release(|connection, _| Box::pin(async move { release(connection).await }))
             .connect_lazy_with(options);
-        Ok(Self {
-            pool: Timed::new(pool, database.query_timeout),
-            clock_offset_us: Arc::default(),
-            days: Arc::default(),
-        })
+        Ok(Self::over(pool, database.query_timeout))
     }
 
     /// A store over a pool that somebody else made.
     pub fn from_pool(pool: PgPool) -> Self {
+        Self::over(pool, Duration::from_secs(15))
+    }
+
+    fn over(pool: PgPool, limit: Duration) -> Self {
         Self {
-            pool: Timed::new(pool, Duration::from_secs(15)),
+            inserting: Kept::new(pool.clone(), INSERTING_MAX, Plans::Once),
+            moving: Kept::new(pool.clone(), MOVING_MAX, Plans::EachTime),
+            pool: Timed::new(pool, limit),
             clock_offset_us: Arc::default(),
             days: Arc::default(),
         }
@@ -148,6 +156,16 @@ impl Store {
     /// The pool, for this crate's own modules.
     pub(crate) fn pool(&self) -> &Timed {
         &self.pool
+    }
+
+    /// Connections for statements that insert jobs and nothing else.
+    fn inserting(&self) -> &Kept {
+        &self.inserting
+    }
+
+    /// Connections for statements that claim or end jobs and do nothing else.
+    fn moving(&self) -> &Kept {
+        &self.moving
     }
 
     /// Which daily partitions there are.
@@ -196,9 +214,17 @@ impl Store {
 
     /// Closes every connection.
     pub async fn close(&self) {
+        self.inserting.close();
+        self.moving.close();
         self.pool.untimed().close().await;
     }
 }
+
+/// Connections that are kept for inserts: two of lone jobs and one of batches are under way at once.
+const INSERTING_MAX: usize = 3;
+
+/// Connections that are kept for claims and ends.
+const MOVING_MAX: usize = 4;
 
 /// How long a connection that was just used is believed to live: asking it is a round trip before each query.
 const BELIEVED: Duration = Duration::from_secs(1);

@@ -162,7 +162,9 @@ impl Store {
             let table = &self.days().table(self, ids).await?;
             if settlements.iter().all(is_lone) {
                 // One statement is a transaction: two round trips less.
-                let changed = update(&mut *self.pool().acquire().await?, table, worker_id, settlements).await?;
+                let mut lent = self.moving().lend().await?;
+                let changed = update(&mut lent.connection, table, worker_id, settlements).await;
+                let changed = lent.done(changed)?;
                 return Ok(Committed {
                     changed,
                     ..Committed::default()
