@@ -12,7 +12,7 @@ mod stream_token;
 
 use std::sync::Arc;
 
-use axum::extract::{FromRequestParts, MatchedPath, Request, State};
+use axum::extract::{FromRequestParts, MatchedPath, Request};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, header};
 use axum::middleware::Next;
@@ -76,10 +76,10 @@ impl<S: Sync> FromRequestParts<S> for Admin {
     }
 }
 
-/// The layer of the base path: finds the caller, counts the request, and says how many are left.
-pub(crate) async fn layer(State(app): State<App>, request: Request, next: Next) -> Response {
+/// Lets a request below the base path through: finds the caller, counts the request, and says how many are left.
+pub(crate) async fn admit(app: &App, request: Request, next: Next) -> Response {
     let (mut parts, body) = request.into_parts();
-    let caller = match identify(&app, &parts).await {
+    let caller = match identify(app, &parts).await {
         Ok(caller) => caller,
         Err(problem) => return problem.into_response(),
     };

@@ -1,14 +1,16 @@
-//! What happens around every request: its id, its time limit, its metrics, and a net for panics.
+//! What happens around every request: its id, its time limit, its caller, its metrics, and a net for panics.
 
 use std::panic::AssertUnwindSafe;
 use std::time::Instant;
 
 use axum::extract::{MatchedPath, Request, State};
-use axum::http::{HeaderName, HeaderValue};
+use axum::http::{HeaderName, HeaderValue, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use futures_util::FutureExt;
 
+use crate::auth;
+use crate::openapi::BASE;
 use crate::problem::{Code, Problem};
 use crate::state::App;
 
@@ -24,15 +26,29 @@ pub(crate) fn current_id() -> String {
     ID.try_with(Clone::clone).unwrap_or_default()
 }
 
-/// The outermost layer.
+/// The only layer. Another would cost each request two copies of everything below it, so what others would do is called
+/// from here.
 pub(crate) async fn around(State(app): State<App>, request: Request, next: Next) -> Response {
     let id = request_id(&request);
     let header = HeaderValue::from_str(&id);
     let mut response = ID.scope(id, answer(&app, request, next)).await;
+    let headers = response.headers_mut();
     if let Ok(header) = header {
-        response.headers_mut().insert(REQUEST_ID, header);
+        headers.insert(REQUEST_ID, header);
     }
+    // No answer of ours is anything but what its type says.
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     response
+}
+
+/// What is below the base path is for known callers; what is nowhere is not found by anybody.
+async fn admitted(app: &App, route: Option<&MatchedPath>, request: Request, next: Next) -> Response {
+    let is_below = |route: &MatchedPath| route.as_str().strip_prefix(BASE).is_some_and(|rest| rest.starts_with('/'));
+    if route.is_some_and(is_below) {
+        auth::admit(app, request, next).await
+    } else {
+        next.run(request).await
+    }
 }
 
 async fn answer(app: &App, request: Request, next: Next) -> Response {
@@ -43,7 +59,7 @@ async fn answer(app: &App, request: Request, next: Next) -> Response {
     if request.uri().query().is_some_and(|query| query.contains("wait=")) {
         limit += app.config().http.wait_max;
     }
-    let handled = tokio::time::timeout(limit, AssertUnwindSafe(next.run(request)).catch_unwind()).await;
+    let handled = tokio::time::timeout(limit, AssertUnwindSafe(admitted(app, route.as_ref(), request, next)).catch_unwind()).await;
     let response = match handled {
         Ok(Ok(response)) => response,
         Ok(Err(_)) => {

@@ -19,7 +19,7 @@ mod tenants;
 mod usage;
 
 use axum::http::{HeaderValue, StatusCode, header};
-use axum::middleware::{from_fn_with_state, map_response};
+use axum::middleware::from_fn_with_state;
 use axum::response::{IntoResponse, Response};
 use axum::{Json, Router};
 use serde::Serialize;
@@ -30,7 +30,7 @@ use crate::extract::Cursor;
 use crate::openapi::{self, BASE};
 use crate::problem::{Code, Problem};
 use crate::state::App;
-use crate::{auth, request};
+use crate::request;
 
 /// One page of a list.
 #[derive(Clone, Debug, Serialize, ToSchema)]
@@ -107,25 +107,12 @@ pub(crate) fn open_api_router() -> OpenApiRouter<App> {
 
 /// The whole API.
 pub(crate) fn router(app: App) -> Router {
-    let authenticated = resources().route_layer(from_fn_with_state(app.clone(), auth::layer));
-    let (router, _) = OpenApiRouter::new()
-        .nest(BASE, authenticated)
-        .merge(health::routes())
-        .split_for_parts();
+    let (router, _) = open_api_router().split_for_parts();
     router
         .fallback(async || Problem::new(Code::NotFound, "there is no such path"))
         .method_not_allowed_fallback(async || {
             Problem::new(Code::MethodNotAllowed, "see /openapi.json for what there is")
         })
-        .layer(map_response(harden))
         .layer(from_fn_with_state(app.clone(), request::around))
         .with_state(app)
-}
-
-/// No answer of ours is anything but what its type says.
-async fn harden(mut response: Response) -> Response {
-    response
-        .headers_mut()
-        .insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-    response
 }
