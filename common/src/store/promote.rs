@@ -168,8 +168,12 @@ impl Store {
     ) -> Result<Vec<Job>, Error> {
         self.within(async {
             let sql = format!(
+                // The limit of one makes the planner look up each row by its key. Where it believes that many are queued it would
+                // read all rows of all days instead, once for each level.
                 "select next.* from generate_series(0, 9) as level cross join lateral (
-                    select {} from queued_jobs q join jobs on jobs.id = q.id and jobs.state = 'queued'
+                    select job.* from queued_jobs q cross join lateral (
+                        select {} from jobs where jobs.id = q.id and jobs.state = 'queued' limit 1
+                    ) as job
                     where q.tenant_id = $1 and q.queue = $2 and q.class = $3 and q.priority = level order by q.id limit $4
                  ) as next order by next.created_at - next.priority * $5::interval, next.id limit $4",
                 qualified()

@@ -1,5 +1,7 @@
 //! Full backlogs: Redis stays bounded, the rest comes in from Postgres.
 
+use std::time::Duration;
+
 use chrono::{SubsecRound, TimeDelta};
 use common::config::Leases;
 use common::ids::JobId;
@@ -7,7 +9,7 @@ use common::job::NewJob;
 use common::job::spec::LEVEL_HEAD_START;
 use common::queue::{Dispatch, Dispatched};
 use common::store::recent::Left;
-use common::testing::{TestEnv, ids, leases};
+use common::testing::{TestEnv, eventually, ids, leases};
 use sqlx::PgPool;
 
 async fn small(pool: PgPool) -> TestEnv {
@@ -174,4 +176,53 @@ async fn a_look_at_recent_rows_leaves_out_those_of_a_full_backlog_that_come_afte
     expected.sort_unstable();
     assert_eq!(recent(&env, 100).await, expected);
     assert_eq!(recent(&env, 3).await, expected[..3]);
+}
+
+/// Rows that Postgres has read from all partitions of `jobs`; it tells them late.
+async fn rows_read(pool: &PgPool) -> i64 {
+    let sql = "select sum(seq_tup_read + coalesce(idx_tup_fetch, 0))::bigint from pg_stat_user_tables where relname like 'jobs\\_%'";
+    sqlx::query_scalar(sql).fetch_one(pool).await.unwrap()
+}
+
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn paging_in_reads_no_more_rows_than_it_brings_however_many_there_are(pool: PgPool) {
+    const WANTED: u32 = 50;
+    let env = small(pool.clone()).await;
+    let job = env.noop();
+    env.insert(&job).await;
+    // History before it and a long backlog behind, of which the planner knows: joining all of both looks cheap then.
+    for (state, first, last) in [("succeeded", 1, 20_000), ("queued", 20_001, 40_000)] {
+        let sql = format!(
+            "insert into jobs (id, tenant_id, kind, queue, class, labels, priority, state, max_attempts, backoff_initial_ms,
+                backoff_factor, backoff_max_ms, retry_on, timeout_ms, created_at, queued_at, finished_at, seq, input, metadata)
+             select (left(jobs.id::text, 13) || '-7000-8000-' || lpad(to_hex(n), 12, '0'))::uuid, tenant_id, kind, queue, class,
+                labels, priority, '{state}', max_attempts, backoff_initial_ms, backoff_factor, backoff_max_ms, retry_on,
+                timeout_ms, created_at, queued_at, case when '{state}' = 'succeeded' then created_at end, 1, input, metadata
+             from jobs, generate_series({first}, {last}) n where jobs.id = $1"
+        );
+        sqlx::query(sqlx::AssertSqlSafe(sql))
+            .bind(job.id)
+            .execute(&pool)
+            .await
+            .unwrap();
+    }
+    for sql in [
+        "insert into queued_jobs select tenant_id, queue, class, priority, id from jobs where state = 'queued' on conflict do nothing",
+        "analyze",
+    ] {
+        sqlx::query(sql).execute(&pool).await.unwrap();
+    }
+    let before = rows_read(&pool).await;
+    let jobs = env
+        .store
+        .queued_of(job.tenant_id, &job.spec.queue, &job.class, WANTED)
+        .await
+        .unwrap();
+    assert_eq!(jobs.len(), usize::try_from(WANTED).unwrap());
+    let told = eventually(Duration::from_secs(20), "Postgres tells what it read", || async {
+        let read = rows_read(&pool).await - before;
+        (read >= i64::from(WANTED)).then_some(read)
+    })
+    .await;
+    assert!(told < 10 * i64::from(WANTED), "{told} rows for {WANTED} jobs");
 }
