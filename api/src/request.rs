@@ -43,7 +43,12 @@ pub(crate) async fn around(State(app): State<App>, request: Request, next: Next)
 
 /// What is below the base path is for known callers; what is nowhere is not found by anybody.
 async fn admitted(app: &App, route: Option<&MatchedPath>, request: Request, next: Next) -> Response {
-    let is_below = |route: &MatchedPath| route.as_str().strip_prefix(BASE).is_some_and(|rest| rest.starts_with('/'));
+    let is_below = |route: &MatchedPath| {
+        route
+            .as_str()
+            .strip_prefix(BASE)
+            .is_some_and(|rest| rest.starts_with('/'))
+    };
     if route.is_some_and(is_below) {
         auth::admit(app, request, next).await
     } else {
@@ -59,7 +64,11 @@ async fn answer(app: &App, request: Request, next: Next) -> Response {
     if request.uri().query().is_some_and(|query| query.contains("wait=")) {
         limit += app.config().http.wait_max;
     }
-    let handled = tokio::time::timeout(limit, AssertUnwindSafe(admitted(app, route.as_ref(), request, next)).catch_unwind()).await;
+    let handled = tokio::time::timeout(
+        limit,
+        AssertUnwindSafe(admitted(app, route.as_ref(), request, next)).catch_unwind(),
+    )
+    .await;
     let response = match handled {
         Ok(Ok(response)) => response,
         Ok(Err(_)) => {

@@ -29,8 +29,8 @@ use utoipa_axum::router::OpenApiRouter;
 use crate::extract::Cursor;
 use crate::openapi::{self, BASE};
 use crate::problem::{Code, Problem};
-use crate::state::App;
 use crate::request;
+use crate::state::App;
 
 /// One page of a list.
 #[derive(Clone, Debug, Serialize, ToSchema)]
