@@ -10,7 +10,7 @@ use tokio::sync::{Notify, Semaphore, mpsc, oneshot};
 use tokio_util::task::TaskTracker;
 
 /// Most turns of the scheduler that a batch waits for company.
-const TURNS_MAX: u32 = 16;
+const TURNS_MAX: u32 = 2;
 
 /// Why a batch did not answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
