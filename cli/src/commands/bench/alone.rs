@@ -174,9 +174,9 @@ async fn output(sandbox: &Sandbox, report: &mut Report) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What sandboxes that do nothing take of the machine's memory: all of it, the engine's part too.
+/// What sandboxes that do nothing take of the machine's memory: their processes, the engine's part and the kernel's.
 async fn idle(engine: &Engine, count: u64, report: &mut Report) -> anyhow::Result<()> {
-    let before = available().await?;
+    let before = taken().await?;
     let mut sandboxes = Vec::new();
     let mut starts = JoinSet::new();
     for number in 0..count {
@@ -188,28 +188,57 @@ async fn idle(engine: &Engine, count: u64, report: &mut Report) -> anyhow::Resul
             }
         }
     }
-    let after = available().await?;
-    let each = megabytes(before.saturating_sub(after)) / megabytes(count * 1_000_000);
+    let after = taken().await?;
     for (id, sandbox) in sandboxes {
         engine.destroy(id, sandbox).await?;
     }
+    let each = |after: u64, before: u64| megabytes(after.saturating_sub(before)) / megabytes(count * 1_000_000);
     report.number(
         "idle sandbox",
-        each,
-        &format!("MB each of {count}, by what the machine has less"),
+        each(after.processes + after.kernel, before.processes + before.kernel),
+        &format!("MB each of {count}, everything counted"),
+    );
+    report.number(
+        "of it, processes",
+        each(after.processes, before.processes),
+        "MB of init and the engine",
     );
     Ok(())
 }
 
-/// Memory that the machine could give to programs, bytes, once it does not change any more.
-async fn available() -> anyhow::Result<u64> {
+/// Bytes in use.
+struct Taken {
+    /// By inits and by all of the engine, what they share counted once.
+    processes: u64,
+    /// By the kernel itself: stacks, tables, inodes, cgroups.
+    kernel: u64,
+}
+
+/// What is taken, once it does not change any more.
+async fn taken() -> anyhow::Result<Taken> {
     tokio::time::sleep(Duration::from_secs(2)).await;
-    let text = fs::read_to_string("/proc/meminfo")?;
-    let line = text.lines().find(|line| line.starts_with("MemAvailable:"));
-    let kib = line
-        .and_then(|line| line.split_whitespace().nth(1))
-        .context("MemAvailable")?;
-    Ok(kib.parse::<u64>()? * 1024)
+    let is_counted =
+        |name: &str| ["init", "hothouse-init", "dockerd"].contains(&name) || name.starts_with("containerd");
+    let mut processes = 0;
+    for process in fs::read_dir("/proc")?.flatten() {
+        let name = fs::read_to_string(process.path().join("comm")).unwrap_or_default();
+        if is_counted(name.trim_end()) {
+            // One that has just ended has none.
+            let rollup = fs::read_to_string(process.path().join("smaps_rollup")).unwrap_or_default();
+            processes += kilobytes(&rollup, "Pss:").unwrap_or(0);
+        }
+    }
+    let memory = fs::read_to_string("/proc/meminfo")?;
+    let parts = ["Slab:", "KernelStack:", "PageTables:", "Percpu:", "Shmem:"];
+    let kernel = parts.iter().filter_map(|part| kilobytes(&memory, part)).sum();
+    Ok(Taken { processes, kernel })
+}
+
+/// The bytes that a line of the kernel's says in kibibytes.
+fn kilobytes(text: &str, name: &str) -> Option<u64> {
+    let line = text.lines().find(|line| line.starts_with(name))?;
+    let kib: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
+    Some(kib * 1024)
 }
 
 async fn shell(sandbox: &Sandbox, script: &str) -> anyhow::Result<()> {
