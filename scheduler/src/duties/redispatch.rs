@@ -1,5 +1,7 @@
 //! Redispatch: makes Redis know what is queued in Postgres, and rebuilds it when it is new.
 //!
+//! A tick is every second, and more often while a backlog that was full is drained.
+//!
 //! | what | how often |
 //! |---|---|
 //! | a shard without a generation: begin one with leases for what runs, wait until those have passed or their workers have registered, dispatch, open | every tick |
@@ -22,6 +24,7 @@ use common::store::promote::{Place, Queued};
 use common::store::recent::Left;
 use uuid::Uuid;
 
+use super::pause::Pause;
 use super::reclaim::adopt;
 
 /// Rows of one page.
@@ -45,6 +48,15 @@ const RECENT_PAGES: u32 = 16;
 /// Time between two looks at recent rows, however often there is something to page in.
 const RECENT_EVERY: TimeDelta = TimeDelta::milliseconds(900);
 
+/// Time between two ticks while no backlog was ever full.
+const IDLE: Duration = Duration::from_secs(1);
+
+/// The same beside a backlog of which nothing is taken: when that begins, half of it must not be gone before the next tick.
+const FULL: Duration = Duration::from_millis(250);
+
+/// The same beside one that is drained. Workers take ten thousand jobs in less than a second, and then stand still.
+const DRAINING: Duration = Duration::from_millis(50);
+
 /// Looks at recent rows between two pages of the slow cursor.
 const SLOW: u64 = 10;
 
@@ -55,6 +67,7 @@ pub struct Redispatch {
     queue: Queue,
     dispatched_max: u32,
     cursor: Mutex<Cursor>,
+    pause: Pause,
 }
 
 #[derive(Clone, Debug)]
@@ -64,6 +77,8 @@ struct Cursor {
     /// Where the next look at recent rows begins; a look that failed is made again.
     recent: Option<JobId>,
     after: Option<Place>,
+    /// The backlogs that were full, as the last tick saw them.
+    spilled: Vec<Spilled>,
 }
 
 impl Redispatch {
@@ -74,12 +89,14 @@ impl Redispatch {
             looked_at: None,
             recent: None,
             after: None,
+            spilled: Vec::new(),
         });
         Self {
             store,
             queue,
             dispatched_max,
             cursor,
+            pause: Pause::new(IDLE),
         }
     }
 
@@ -183,7 +200,16 @@ impl Redispatch {
     /// Brings in what is next of the backlogs that were full. Answers how many jobs it added.
     async fn page_in(&self) -> anyhow::Result<u64> {
         let mut added = 0;
-        for lane in self.queue.spilled().await?.iter().filter(|lane| self.has_room(lane)) {
+        let spilled = self.queue.spilled().await?;
+        let before = std::mem::replace(&mut self.cursor().spilled, spilled.clone());
+        self.pause.set(if spilled.is_empty() {
+            IDLE
+        } else if spilled == before {
+            FULL
+        } else {
+            DRAINING
+        });
+        for lane in spilled.iter().filter(|lane| self.has_room(lane)) {
             let jobs = self
                 .store
                 .queued_of(lane.tenant_id, &lane.queue, &lane.class, self.dispatched_max)
@@ -287,10 +313,11 @@ impl Duty for Redispatch {
     }
 
     fn interval(&self) -> Duration {
-        Duration::from_secs(1)
+        self.pause.get()
     }
 
     async fn tick(&self, now: DateTime<Utc>) -> anyhow::Result<Report> {
+        self.pause.set(IDLE);
         let mut are_open = true;
         for shard in self.queue.shards() {
             are_open &= self.open(shard, now).await?;
