@@ -4,8 +4,9 @@ use chrono::{DateTime, Utc};
 use sqlx::{AssertSqlSafe, PgConnection, Row};
 use uuid::Uuid;
 
+use super::days::Table;
 use super::row::{self, int};
-use super::{Error, Store, days, index};
+use super::{Error, Store, index};
 use crate::ids::{JobId, WorkerId};
 use crate::job::Job;
 
@@ -45,18 +46,7 @@ impl Store {
     ) -> Result<Vec<Claimed>, Error> {
         self.within(async {
             let table = &self.days().table(self, claims.iter().map(|claim| claim.job_id)).await?;
-            if claims.iter().any(|claim| claim.is_turn) {
-                let mut tx = self.pool().begin_planned().await?;
-                let free = take_turns(&mut tx, claims).await?;
-                // What follows names its jobs, and so its partitions.
-                sqlx::query("set local plan_cache_mode = force_custom_plan")
-                    .execute(&mut *tx)
-                    .await?;
-                let claimed = take(&mut tx, table, worker_id, &free, now).await?;
-                tx.commit().await?;
-                return Ok(claimed);
-            }
-            let mut lent = self.moving().lend().await?;
+            let mut lent = self.moving(table).lend().await?;
             let claimed = take(&mut lent.connection, table, worker_id, claims, now).await;
             lent.done(claimed)
         })
@@ -64,34 +54,27 @@ impl Store {
     }
 }
 
-/// Leaves out the turns whose conversation runs another, or has an older one open.
-async fn take_turns(connection: &mut PgConnection, claims: &[Claim]) -> Result<Vec<Claim>, Error> {
-    let turns: Vec<Uuid> = claims
-        .iter()
-        .filter(|claim| claim.is_turn)
-        .map(|claim| claim.job_id.uuid())
-        .collect();
-    let free: Vec<JobId> = sqlx::query_scalar(
-        "update conversations c set active_job_id = j.id
-         from jobs j
-         where j.id = any($1) and c.id = j.conversation_id and (c.active_job_id is null or c.active_job_id = j.id)
-           and not exists (select from jobs older where older.conversation_id = c.id and older.id < j.id
+/// SQL: the turns whose conversation runs no other and has no older one open, a condition that leaves out all other turns,
+/// and that theirs are under way now, but only if they were taken: one that was cancelled meanwhile must not hold its
+/// conversation. Conversations are locked before jobs.
+const TURNS: (&str, &str, &str) = (
+    ", free as materialized (
+        select j.id, v.id as conversation_id from c join jobs j on j.id = c.id join conversations v on v.id = j.conversation_id
+        where c.is_turn and (v.active_job_id is null or v.active_job_id = j.id)
+            and not exists (select from jobs older where older.conversation_id = v.id and older.id < j.id
                 and older.state not in ('succeeded', 'failed', 'cancelled'))
-         returning j.id",
-    )
-    .bind(&turns)
-    .fetch_all(connection)
-    .await?;
-    Ok(claims
-        .iter()
-        .copied()
-        .filter(|claim| !claim.is_turn || free.contains(&claim.job_id))
-        .collect())
-}
+        for update of v
+     )",
+    " and (not c.is_turn or c.id in (select id from free))",
+    ", begun as (
+        update conversations v set active_job_id = changed.id from changed join free on free.id = changed.id
+        where v.id = free.conversation_id
+     )",
+);
 
 async fn take(
     connection: &mut PgConnection,
-    table: &str,
+    table: &Table,
     worker_id: WorkerId,
     claims: &[Claim],
     now: DateTime<Utc>,
@@ -101,27 +84,34 @@ async fn take(
     }
     let ids: Vec<Uuid> = claims.iter().map(|claim| claim.job_id.uuid()).collect();
     let attempts: Vec<i32> = claims.iter().map(|claim| int(claim.attempt)).collect();
+    let turns: Vec<bool> = claims.iter().map(|claim| claim.is_turn).collect();
+    let (free, is_free, begun) = if turns.contains(&true) {
+        TURNS
+    } else {
+        Default::default()
+    };
     let sql = format!(
         "with c as materialized (
             -- Beside a constant state the planner expects hardly any row, and compares each id with each.
-            select id, attempt, 'queued'::text as state from unnest($1::uuid[], $2::integer[]) as c(id, attempt)
-         ), changed as (
+            select id, attempt, is_turn, 'queued'::text as state
+            from unnest($1::uuid[], $2::integer[], $6::boolean[]) as c(id, attempt, is_turn)
+         ){free}, changed as (
             update {table} as jobs
             set state = 'running', attempt = c.attempt, worker_id = $3, started_at = $4, seq = jobs.seq + 1
             from c
             where jobs.id = c.id and jobs.state = c.state and jobs.attempt = c.attempt - 1
-                and jobs.cancel_requested_at is null{prune}
+                and jobs.cancel_requested_at is null{is_free}{prune}
             returning {columns}, jobs.input
          ), left_queue as (
             {leave}
          ), handed as (
             insert into handouts (id, worker_id, claimed_at, job_ids)
             select $5, $3, $4, array_agg(id) from changed having count(*) > 0
-         )
+         ){begun}
          select * from changed",
         columns = row::qualified(),
         leave = index::leave("changed"),
-        prune = days::prune(table, "$1"),
+        prune = table.prune("$1"),
     );
     let rows = sqlx::query(AssertSqlSafe(sql))
         .bind(&ids)
@@ -129,6 +119,7 @@ async fn take(
         .bind(worker_id)
         .bind(now)
         .bind(Uuid::now_v7())
+        .bind(&turns)
         .fetch_all(connection)
         .await?;
     rows.iter()

@@ -1,5 +1,6 @@
 //! Reading one job.
 
+use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, Row};
 
 use super::row::{self, COLUMNS};
@@ -25,19 +26,20 @@ impl Store {
     /// When Postgres is away.
     pub async fn job(&self, tenant_id: TenantId, id: JobId) -> Result<Option<JobDetail>, Error> {
         let sql = format!("select {COLUMNS}, input, result from jobs where id = $1 and tenant_id = $2");
-        let row = sqlx::query(AssertSqlSafe(sql))
-            .bind(id)
-            .bind(tenant_id)
-            .fetch_optional(self.pool())
-            .await?;
-        row.map(|row| {
+        let row = self.within(async {
+            let mut lent = self.reading().lend().await?;
+            let query = sqlx::query(AssertSqlSafe(sql)).bind(id).bind(tenant_id);
+            let row = query.fetch_optional(&mut lent.connection).await;
+            lent.done(row.map_err(Error::from))
+        });
+        let detail = |row: PgRow| {
             Ok(JobDetail {
                 job: row::job(&row)?,
                 input: row.try_get("input")?,
                 result: row.try_get("result")?,
             })
-        })
-        .transpose()
+        };
+        row.await?.map(detail).transpose()
     }
 
     /// Jobs by id, whosever they are, in no order; for the parts of Hothouse that act for every tenant.

@@ -64,7 +64,7 @@ use sqlx::migrate::Migrator;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{Connection as _, PgConnection, PgPool};
 
-use days::Days;
+use days::{Days, Table};
 pub use error::{Class, Error};
 use kept::{Kept, Plans};
 use timed::Timed;
@@ -80,8 +80,13 @@ pub struct Store {
     pool: Timed,
     /// For accepting jobs: what an insert writes lies in no partition before it is there, so one plan serves all.
     inserting: Kept,
-    /// For claims and ends, which name their jobs.
+    /// For claims and ends of jobs of one day, which name its partition.
     moving: Kept,
+    /// For those of jobs of several days: a generic plan cannot know which partitions an array of ids lies in, and planning
+    /// costs less than scanning all.
+    searching: Kept,
+    /// For looking up one job, whose partition is found when its id is known.
+    reading: Kept,
     clock_offset_us: Arc<AtomicI64>,
     days: Arc<Days>,
 }
@@ -134,7 +139,9 @@ impl Store {
     fn over(pool: PgPool, limit: Duration) -> Self {
         Self {
             inserting: Kept::new(pool.clone(), INSERTING_MAX, Plans::Once),
-            moving: Kept::new(pool.clone(), MOVING_MAX, Plans::EachTime),
+            moving: Kept::new(pool.clone(), MOVING_MAX, Plans::Once),
+            searching: Kept::new(pool.clone(), MOVING_MAX, Plans::EachTime),
+            reading: Kept::new(pool.clone(), READING_MAX, Plans::Once),
             pool: Timed::new(pool, limit),
             clock_offset_us: Arc::default(),
             days: Arc::default(),
@@ -163,9 +170,17 @@ impl Store {
         &self.inserting
     }
 
-    /// Connections for statements that claim or end jobs and do nothing else.
-    fn moving(&self) -> &Kept {
-        &self.moving
+    /// Connections for statements that claim or end jobs of a table and do nothing else.
+    fn moving(&self, table: &Table) -> &Kept {
+        match table {
+            Table::Day(_) => &self.moving,
+            Table::Jobs => &self.searching,
+        }
+    }
+
+    /// Connections for statements that look up one job by its id.
+    fn reading(&self) -> &Kept {
+        &self.reading
     }
 
     /// Which daily partitions there are.
@@ -216,6 +231,8 @@ impl Store {
     pub async fn close(&self) {
         self.inserting.close();
         self.moving.close();
+        self.searching.close();
+        self.reading.close();
         self.pool.untimed().close().await;
     }
 }
@@ -223,8 +240,11 @@ impl Store {
 /// Connections that are kept for inserts: three of lone jobs and one of batches are under way at once.
 const INSERTING_MAX: usize = 4;
 
-/// Connections that are kept for claims and ends.
+/// Connections that are kept for claims and ends, of one day and of several.
 const MOVING_MAX: usize = 4;
+
+/// Connections that are kept for looking up one job.
+const READING_MAX: usize = 4;
 
 /// How long a connection that was just used is believed to live: asking it is a round trip before each query.
 const BELIEVED: Duration = Duration::from_secs(1);

@@ -8,12 +8,13 @@ use sqlx::{AssertSqlSafe, PgConnection};
 use uuid::Uuid;
 
 use super::admit::{Decided, admit_inserted};
+use super::days::Table;
 use super::events::{Chunk, insert_chunks};
 use super::insert::insert_jobs;
 use super::row::{bigint, int};
 use super::steering::add_unheard;
 use super::turns::{NewMessage, write_message};
-use super::{Error, Store, approvals, days, index, wait};
+use super::{Error, Store, approvals, index, wait};
 use crate::ids::{ConversationId, JobId, MessageId, WorkerId};
 use crate::job::approval::NewApproval;
 use crate::job::decision::Decision;
@@ -162,7 +163,7 @@ impl Store {
             let table = &self.days().table(self, ids).await?;
             if settlements.iter().all(is_lone) {
                 // One statement is a transaction: two round trips less.
-                let mut lent = self.moving().lend().await?;
+                let mut lent = self.moving(table).lend().await?;
                 let changed = update(&mut lent.connection, table, worker_id, settlements).await;
                 let changed = lent.done(changed)?;
                 return Ok(Committed {
@@ -248,7 +249,7 @@ async fn follow_up(tx: &mut PgConnection, kept: &[(&Settlement, StateName)]) -> 
 /// One statement: the rows, and an `attempts` row for each that changed.
 async fn update(
     connection: &mut PgConnection,
-    table: &str,
+    table: &Table,
     worker_id: WorkerId,
     settlements: &[Settlement],
 ) -> Result<Vec<(JobId, StateName)>, Error> {
@@ -291,13 +292,13 @@ async fn update(
 }
 
 /// The statement of [`update`]; only what gives jobs back looks after their places in `queued_jobs`.
-fn update_sql(table: &str, is_given_back: bool) -> String {
+fn update_sql(table: &Table, is_given_back: bool) -> String {
     let given_back = if is_given_back {
         format!(", queued as ({})", index::enter("changed"))
     } else {
         String::new()
     };
-    let prune = days::prune(table, "$2");
+    let prune = table.prune("$2");
     format!(
         "with s as materialized (
             -- As in a claim.

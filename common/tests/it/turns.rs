@@ -134,3 +134,28 @@ async fn a_cancelled_turn_frees_its_conversation(pool: PgPool) {
     assert_eq!(active, None);
     assert_eq!(env.leftovers().await, Vec::<String>::new());
 }
+
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn a_turn_that_is_cancelled_between_handout_and_claim_does_not_hold_its_conversation(pool: PgPool) {
+    let env = TestEnv::new(pool.clone()).await;
+    let talk = conversation(&pool, env.tenant_id).await;
+    let (first, second) = (turn(&env, talk), turn(&env, talk));
+    env.enqueue(&first).await;
+    env.enqueue(&second).await;
+    let worker = env.worker();
+    let claims = worker.take(&light(1)).await.unwrap();
+    assert_eq!(claims.iter().map(|claim| claim.job_id).collect::<Vec<_>>(), [first.id]);
+    env.store
+        .cancel(env.tenant_id, first.id, env.clock.now())
+        .await
+        .unwrap();
+    assert_eq!(ids(&worker.confirm(&claims).await), []);
+    let active: Option<uuid::Uuid> = sqlx::query_scalar("select active_job_id from conversations where id = $1")
+        .bind(talk)
+        .fetch_one(&pool)
+        .await
+        .unwrap();
+    assert_eq!(active, None);
+    env.redispatch().await;
+    assert_eq!(ids(&worker.claim(2).await), [second.id]);
+}
