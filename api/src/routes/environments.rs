@@ -1,12 +1,10 @@
 //! Environments: what sandboxes hold, as the workers say it.
 
-use std::time::Duration;
-
 use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use common::store::environments::Served;
-use common::store::workers::SILENT_AFTER;
+use common::store::workers::BELIEVED_FOR;
 use serde::Serialize;
 use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
@@ -17,9 +15,6 @@ use crate::auth::Caller;
 use crate::extract::Params;
 use crate::problem::Problem;
 use crate::state::App;
-
-/// A worker that was silent for a moment still serves what it serves.
-const WITHIN: Duration = SILENT_AFTER.saturating_mul(2);
 
 pub(super) fn routes() -> OpenApiRouter<App> {
     OpenApiRouter::new().routes(routes!(environments))
@@ -90,6 +85,6 @@ impl From<Served> for EnvironmentView {
 #[utoipa::path(get, path = "/environments", tag = "operating", responses((status = 200, body = List<EnvironmentView>)))]
 async fn environments(State(app): State<App>, _caller: Caller, params: Params) -> Result<Response, Problem> {
     params.finish()?;
-    let served = app.store().environments(app.clock().now(), WITHIN).await?;
+    let served = app.store().environments(app.clock().now(), BELIEVED_FOR).await?;
     Ok(Json(List::whole(served.into_iter().map(EnvironmentView::from).collect())).into_response())
 }

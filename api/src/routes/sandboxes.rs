@@ -1,12 +1,12 @@
 //! `GET /sandboxes`: what the workers' pools hold, and why jobs had to wait for one.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use chrono::{DateTime, Utc};
+use common::store::workers::BELIEVED_FOR;
 use serde::Serialize;
 use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
@@ -18,9 +18,6 @@ use crate::auth::Admin;
 use crate::extract::Params;
 use crate::problem::Problem;
 use crate::state::App;
-
-/// A worker that was not heard of for so long is not shown.
-const SILENCE: Duration = Duration::from_secs(30);
 
 pub(super) fn routes() -> OpenApiRouter<App> {
     OpenApiRouter::new().routes(routes!(list))
@@ -63,7 +60,7 @@ struct SandboxesView {
 #[utoipa::path(get, path = "/sandboxes", tag = "operating", responses((status = 200, body = List<SandboxesView>)))]
 async fn list(State(app): State<App>, _admin: Admin, params: Params) -> Result<Response, Problem> {
     params.finish()?;
-    let since = app.clock().now() - SILENCE;
+    let since = app.clock().now() - BELIEVED_FOR;
     let mut all = Vec::new();
     for said in app.store().sandboxes(since).await? {
         all.extend(said.sandboxes.into_iter().map(|of| SandboxesView {

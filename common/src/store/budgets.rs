@@ -14,7 +14,7 @@ use sqlx::{AssertSqlSafe, PgConnection};
 use uuid::Uuid;
 
 use super::row::{bigint, int};
-use super::subjects::{OF_SUBJECT, Subject};
+use super::subjects::{Subject, of_subject};
 use super::usage::amount;
 use super::{Error, Store};
 use crate::ids::{JobId, TenantId};
@@ -334,8 +334,9 @@ async fn begin_window(
         .await?;
     let sql = format!(
         "insert into budgets (tenant_id, began_on, subject, cost_usd, output_tokens)
-         select $1, $2, $5, coalesce(sum(cost_usd), 0), coalesce(sum(output_tokens), 0) from usage where {OF_SUBJECT}
-         on conflict do nothing"
+         select $1, $2, $5, coalesce(sum(cost_usd), 0), coalesce(sum(output_tokens), 0) from usage where {}
+         on conflict do nothing",
+        of_subject("$2", "$3", "$4")
     );
     let (kind, id) = subject.parts();
     sqlx::query(AssertSqlSafe(sql))

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use chrono::NaiveDate;
+use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, PgConnection, Row};
 
 use super::budgets::{Amounts, SubjectBudget, Window, WindowBudget};
@@ -75,18 +76,22 @@ impl fmt::Display for Subject {
     }
 }
 
-fn budget(row: &sqlx::postgres::PgRow) -> Result<SubjectBudget, Error> {
-    let cost: Option<&str> = row.try_get("cost")?;
-    let output: Option<i64> = row.try_get("output")?;
+fn subject_budget(row: &PgRow) -> Result<SubjectBudget, Error> {
     Ok(SubjectBudget {
         subject: Subject::read(row.try_get("subject")?)?,
-        budget: WindowBudget {
-            amounts: Amounts {
-                cost: cost.map(amount).transpose()?,
-                output_tokens: output.and_then(|n| u64::try_from(n).ok()),
-            },
-            window: Window::read(row.try_get("budget_window")?),
+        budget: budget(row)?,
+    })
+}
+
+fn budget(row: &PgRow) -> Result<WindowBudget, Error> {
+    let cost: Option<&str> = row.try_get("cost")?;
+    let output: Option<i64> = row.try_get("output")?;
+    Ok(WindowBudget {
+        amounts: Amounts {
+            cost: cost.map(amount).transpose()?,
+            output_tokens: output.and_then(|n| u64::try_from(n).ok()),
         },
+        window: Window::read(row.try_get("budget_window")?),
     })
 }
 
@@ -111,7 +116,7 @@ impl Store {
             .bind(only.map(ToString::to_string))
             .fetch_all(self.pool())
             .await?;
-        rows.iter().map(budget).collect()
+        rows.iter().map(subject_budget).collect()
     }
 
     /// Whether a tenant has set any.
@@ -141,7 +146,7 @@ impl Store {
             )
             .fetch_all(self.pool())
             .await?;
-        rows.iter().map(budget).collect()
+        rows.iter().map(subject_budget).collect()
     }
 
     /// Sets a subject's budget, or removes it. Answers whether there was one.
@@ -191,16 +196,7 @@ impl Store {
         .bind(id)
         .fetch_optional(self.pool())
         .await?;
-        let Some(row) = row else { return Ok(None) };
-        let cost: Option<&str> = row.try_get("cost")?;
-        let output: Option<i64> = row.try_get("output")?;
-        Ok(Some(WindowBudget {
-            amounts: Amounts {
-                cost: cost.map(amount).transpose()?,
-                output_tokens: output.and_then(|n| u64::try_from(n).ok()),
-            },
-            window: Window::read(row.try_get("budget_window")?),
-        }))
+        row.as_ref().map(budget).transpose()
     }
 
     /// Sets the budget of a tenant, or removes it; answers false when there is no such tenant.
@@ -226,35 +222,43 @@ impl Store {
         Ok(done.rows_affected() == 1)
     }
 
-    /// What a subject has spent in the window that began on a day, as its budget counts.
+    /// What subjects have spent, each in the window that began on a day, as their budgets count; in the order of `windows`.
     ///
     /// # Errors
     /// When Postgres is away.
-    pub async fn spent(
-        &self,
-        tenant_id: TenantId,
-        subject: &Subject,
-        began_on: NaiveDate,
-    ) -> Result<(Usd, u64), Error> {
+    pub async fn spent(&self, tenant_id: TenantId, windows: &[(Subject, NaiveDate)]) -> Result<Vec<(Usd, u64)>, Error> {
         let sql = format!(
-            "select coalesce(sum(cost_usd), 0)::text, coalesce(sum(output_tokens), 0)::bigint from usage where {OF_SUBJECT}"
+            "select u.cost_usd, u.output_tokens
+             from unnest($2::date[], $3::text[], $4::text[]) with ordinality as w(began_on, kind, id, place)
+             cross join lateral (
+                select coalesce(sum(cost_usd), 0)::text as cost_usd, coalesce(sum(output_tokens), 0)::bigint as output_tokens
+                from usage where {}
+             ) u order by w.place",
+            of_subject("w.began_on", "w.kind", "w.id")
         );
-        let (kind, id) = subject.parts();
-        let (cost, output): (String, i64) = sqlx::query_as(AssertSqlSafe(sql))
+        let (kinds, ids): (Vec<&str>, Vec<String>) = windows.iter().map(|(subject, _)| subject.parts()).unzip();
+        let rows: Vec<(String, i64)> = sqlx::query_as(AssertSqlSafe(sql))
             .bind(tenant_id)
-            .bind(began_on)
-            .bind(kind)
-            .bind(id)
-            .fetch_one(self.pool())
+            .bind(windows.iter().map(|(_, began_on)| *began_on).collect::<Vec<_>>())
+            .bind(kinds)
+            .bind(ids)
+            .fetch_all(self.pool())
             .await?;
-        Ok((amount(&cost)?, u64::try_from(output).unwrap_or(0)))
+        rows.iter()
+            .map(|(cost, output)| Ok((amount(cost)?, u64::try_from(*output).unwrap_or(0))))
+            .collect()
     }
 }
 
-/// The facts that count for a subject, of a tenant ($1), since a day ($2), of this kind ($3) and id ($4).
-pub(super) const OF_SUBJECT: &str = "tenant_id = $1 and at >= $2::timestamp at time zone 'UTC' and case $3::text
-    when '' then true when 'conversation' then conversation_id::text = $4 when 'agent' then agent_id::text = $4
-    when 'user' then user_id = $4 else provider || '/' || model = $4 end";
+/// SQL: the facts that count for a subject of a tenant ($1): those since this day, and of this kind and id.
+pub(super) fn of_subject(began_on: &str, kind: &str, id: &str) -> String {
+    format!(
+        "tenant_id = $1 and at >= {began_on}::timestamp at time zone 'UTC' and case {kind}::text
+            when '' then true when 'conversation' then conversation_id::text = {id}
+            when 'agent' then agent_id::text = {id} when 'user' then user_id = {id}
+            else provider || '/' || model = {id} end"
+    )
+}
 
 /// Forgets the budget of a conversation that is forgotten.
 pub(super) async fn forget(connection: &mut PgConnection, id: ConversationId) -> Result<(), Error> {

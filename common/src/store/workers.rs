@@ -53,6 +53,9 @@ pub struct WorkerStatus {
 /// A worker that was not heard of for so long is silent: three signs of life are missing.
 pub const SILENT_AFTER: Duration = Duration::from_secs(15);
 
+/// How long what a worker said of itself is believed: one that was silent for a moment still has what it had.
+pub const BELIEVED_FOR: Duration = SILENT_AFTER.saturating_mul(2);
+
 /// A worker in a word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]

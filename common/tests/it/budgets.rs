@@ -219,9 +219,17 @@ async fn the_smallest_of_all_budgets_decides_and_each_counts_its_own_calls(pool:
     );
     let spent = env
         .store
-        .spent(mine.tenant_id, &agent, Window::Month.began_on(now))
+        .spent(
+            mine.tenant_id,
+            &[
+                (agent.clone(), Window::Month.began_on(now)),
+                (Subject::User("nobody".to_owned()), Window::Total.began_on(now)),
+                (agent.clone(), Window::Total.began_on(now)),
+            ],
+        )
         .await;
-    assert_eq!(spent.unwrap(), (usd("0.75"), 14));
+    let of_agent = (usd("0.75"), 14);
+    assert_eq!(spent.unwrap(), [of_agent, (usd("0"), 0), of_agent]);
     assert!(
         env.store
             .set_subject_budget(mine.tenant_id, &agent, None)

@@ -106,27 +106,38 @@ async fn set(
 
 async fn view(app: &App, id: TenantId) -> Result<BudgetView, Problem> {
     let budget = app.store().tenant_budget(id).await?;
-    BudgetView::read(app, id, &Subject::Tenant, budget).await
+    let views = BudgetView::read(app, id, &[(&Subject::Tenant, budget)]).await?;
+    views.into_iter().next().ok_or_else(|| Problem::not_found("budget"))
 }
 
 impl BudgetView {
+    /// What is spent of each of these budgets, in their order.
     async fn read(
         app: &App,
         tenant_id: TenantId,
-        subject: &Subject,
-        budget: Option<WindowBudget>,
-    ) -> Result<Self, Problem> {
-        let window = budget.map(|budget| budget.window);
-        let began_on = window.unwrap_or(Window::Month).began_on(app.clock().now());
-        let (cost, output_tokens) = app.store().spent(tenant_id, subject, began_on).await?;
-        let amounts = budget.map(|budget| budget.amounts).unwrap_or_default();
-        Ok(Self {
-            max_cost_usd: amounts.cost.map(|cost| cost.to_string()),
-            max_output_tokens: amounts.output_tokens,
-            window,
-            began_on,
-            spent_cost_usd: cost.to_string(),
-            spent_output_tokens: output_tokens,
-        })
+        budgets: &[(&Subject, Option<WindowBudget>)],
+    ) -> Result<Vec<Self>, Problem> {
+        let now = app.clock().now();
+        let began_on =
+            |budget: &Option<WindowBudget>| budget.map_or(Window::Month, |budget| budget.window).began_on(now);
+        let windows = budgets
+            .iter()
+            .map(|(subject, budget)| ((*subject).clone(), began_on(budget)));
+        let windows: Vec<_> = windows.collect();
+        let spent = app.store().spent(tenant_id, &windows).await?;
+        let views = budgets.iter().zip(windows).zip(spent);
+        Ok(views
+            .map(|(((_, budget), (_, began_on)), (cost, output_tokens))| {
+                let amounts = budget.map(|budget| budget.amounts).unwrap_or_default();
+                Self {
+                    max_cost_usd: amounts.cost.map(|cost| cost.to_string()),
+                    max_output_tokens: amounts.output_tokens,
+                    window: budget.map(|budget| budget.window),
+                    began_on,
+                    spent_cost_usd: cost.to_string(),
+                    spent_output_tokens: output_tokens,
+                }
+            })
+            .collect())
     }
 }

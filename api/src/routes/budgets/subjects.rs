@@ -40,11 +40,8 @@ struct SubjectBudgetView {
     responses((status = 200, body = List<SubjectBudgetView>)))]
 async fn list(State(app): State<App>, caller: Caller, params: Params) -> Result<Response, Problem> {
     params.finish()?;
-    let mut views = Vec::new();
-    for set in app.store().subject_budgets(caller.tenant_id(), None).await? {
-        views.push(view(&app, &caller, set).await?);
-    }
-    Ok(Json(List::whole(views)).into_response())
+    let set = app.store().subject_budgets(caller.tenant_id(), None).await?;
+    Ok(Json(List::whole(views(&app, &caller, &set).await?)).into_response())
 }
 
 /// Read a budget and what of it is spent.
@@ -58,7 +55,7 @@ async fn get(State(app): State<App>, caller: Caller, steps: PathSteps) -> Result
     let subject = subject(&steps)?;
     let set = app.store().subject_budgets(caller.tenant_id(), Some(&subject)).await?;
     let set = set.into_iter().next().ok_or_else(|| Problem::not_found("budget"))?;
-    Ok(Json(view(&app, &caller, set).await?).into_response())
+    Ok(Json(view(&app, &caller, &set).await?).into_response())
 }
 
 /// Set what calls of models may spend for a conversation, an agent, a user or a model.
@@ -95,7 +92,7 @@ async fn set(
         .set_subject_budget(tenant_id, &subject, Some(budget))
         .await?;
     let set = SubjectBudget { subject, budget };
-    Ok(Json(view(&app, &caller, set).await?).into_response())
+    Ok(Json(view(&app, &caller, &set).await?).into_response())
 }
 
 /// Remove a budget.
@@ -120,8 +117,17 @@ fn subject(steps: &PathSteps) -> Result<Subject, Problem> {
     Subject::new(steps.get("kind"), steps.get("id")).ok_or_else(|| Problem::not_found("budget"))
 }
 
-async fn view(app: &App, caller: &Caller, set: SubjectBudget) -> Result<SubjectBudgetView, Problem> {
-    let (kind, id) = set.subject.parts();
-    let budget = BudgetView::read(app, caller.tenant_id(), &set.subject, Some(set.budget)).await?;
-    Ok(SubjectBudgetView { kind, id, budget })
+async fn view(app: &App, caller: &Caller, set: &SubjectBudget) -> Result<SubjectBudgetView, Problem> {
+    let views = views(app, caller, std::slice::from_ref(set)).await?;
+    views.into_iter().next().ok_or_else(|| Problem::not_found("budget"))
+}
+
+async fn views(app: &App, caller: &Caller, set: &[SubjectBudget]) -> Result<Vec<SubjectBudgetView>, Problem> {
+    let budgets: Vec<_> = set.iter().map(|set| (&set.subject, Some(set.budget))).collect();
+    let budgets = BudgetView::read(app, caller.tenant_id(), &budgets).await?;
+    let views = set.iter().zip(budgets).map(|(set, budget)| {
+        let (kind, id) = set.subject.parts();
+        SubjectBudgetView { kind, id, budget }
+    });
+    Ok(views.collect())
 }
