@@ -233,6 +233,10 @@ impl Consumer {
             Err(error) => return Err(error.into()),
         };
         room.truncate(handout.claims.len());
+        // With more than one the processors have enough to do.
+        if let ([_], Some(pool)) = (handout.claims.as_slice(), &self.pool) {
+            pool.rouse();
+        }
         let confirming = (!handout.claims.is_empty()).then(|| {
             let consumer = self.clone();
             self.attempts.tracker().spawn(async move {

@@ -10,7 +10,7 @@ use super::{Error, Inner, Slot, refill};
 use crate::claude::Recipe;
 use crate::driver::Profile;
 
-/// A sandbox that became warm longer ago is asked whether it answers before a job gets it.
+/// A sandbox that said nothing for longer is asked whether it answers before a job gets it.
 const PING_AFTER: Duration = Duration::from_secs(5);
 const PING_TIMEOUT: Duration = Duration::from_millis(250);
 
@@ -119,12 +119,12 @@ fn fits(wanted: &Profile, has: &Profile) -> bool {
         && wanted.inodes <= has.inodes
 }
 
-/// Whether it still answers; one that became warm just now did so then.
+/// Whether it still answers; one that did so just now, as after [`super::Pool::rouse`], is not asked again.
 async fn is_healthy(slot: &Slot) -> bool {
     if !slot.sandbox().is_alive() {
         return false;
     }
-    slot.warm_for() < PING_AFTER || slot.sandbox().ping(PING_TIMEOUT).await.is_ok()
+    slot.sandbox().silent_for() < PING_AFTER || slot.sandbox().ping(PING_TIMEOUT).await.is_ok()
 }
 
 fn count_cold_start(shelf: &Shelf, reason: &'static str) {

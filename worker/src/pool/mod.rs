@@ -218,6 +218,14 @@ impl Pool {
         failed(Fault::Engine).is_none() || self.0.driver.check().await.is_ok()
     }
 
+    /// Has the sandbox that the next job will probably get answer, while it is not certain yet that there is one. All that is
+    /// between the worker and its init has slept since it became warm, and is awake when the job comes.
+    pub fn rouse(&self) {
+        if let Some(shelf) = self.0.shelves.values().max_by_key(|shelf| shelf.last_check_out()) {
+            shelf.rouse();
+        }
+    }
+
     /// A sandbox for one job: a warm one at once, else the next that starts. With a `profile` that does not fit into
     /// the environment's, one of that size is started for it.
     ///

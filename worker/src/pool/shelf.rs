@@ -145,6 +145,20 @@ impl Shelf {
         Some((warm, Leased::counted(self, &mut state.counts)))
     }
 
+    /// When a job asked here last, since the pool was made.
+    pub(super) fn last_check_out(&self) -> Option<Duration> {
+        self.lock().recent.last_check_out
+    }
+
+    /// Rouses the one that the next job gets, if it is like most.
+    pub(super) fn rouse(&self) {
+        let state = self.lock();
+        let plain = state.warm.iter().find(|warm| warm.resident.is_none());
+        if let Some(warm) = plain.or_else(|| state.warm.front()) {
+            warm.sandbox.rouse();
+        }
+    }
+
     /// Keeps a sandbox for its owner.
     pub(super) fn keep(&self, warm: Warm, leased: Leased, owner: KeptFor, version: u64) {
         let since = Instant::now();

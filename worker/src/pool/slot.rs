@@ -155,11 +155,6 @@ impl Slot {
         });
     }
 
-    /// How long ago it became warm.
-    pub(super) fn warm_for(&self) -> Duration {
-        self.held().0.since.elapsed()
-    }
-
     fn held(&self) -> &(Warm, Leased) {
         self.held
             .as_ref()

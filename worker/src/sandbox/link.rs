@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use hothouse_protocol::{
@@ -54,6 +55,9 @@ pub(super) struct Link {
     outgoing: mpsc::Sender<ToInit>,
     next_stream: AtomicU32,
     next_nonce: AtomicU64,
+    opened: Instant,
+    // When something came from init last, in milliseconds since then.
+    heard_ms: AtomicU64,
     waiting: Mutex<Waiting>,
     // What to tell init of runs and tunnels that somebody dropped, who could not wait for a place in line.
     abandoned: Mutex<Vec<ToInit>>,
@@ -70,6 +74,8 @@ impl Link {
             outgoing,
             next_stream: AtomicU32::new(1),
             next_nonce: AtomicU64::new(1),
+            opened: Instant::now(),
+            heard_ms: AtomicU64::new(0),
             waiting: Mutex::new(Waiting {
                 hello: Some(hello),
                 ..Waiting::default()
@@ -200,6 +206,18 @@ impl Link {
         self.answer(pong).await
     }
 
+    /// Asks for an answer that nobody waits for, unless enough is asked already.
+    pub(super) fn rouse(&self) {
+        let nonce = self.next_nonce.fetch_add(1, Ordering::Relaxed);
+        drop(self.outgoing.try_send(ToInit::Ping { nonce }));
+    }
+
+    /// How long ago something came from init.
+    pub(super) fn silent_for(&self) -> Duration {
+        let heard = Duration::from_millis(self.heard_ms.load(Ordering::Relaxed));
+        self.opened.elapsed().saturating_sub(heard)
+    }
+
     /// Kills everything and waits until it is done.
     pub(super) async fn kill_all(&self) -> Result<(), Error> {
         let stream = self.next_stream();
@@ -318,7 +336,7 @@ impl Link {
             wire.reserve(READ_BYTES);
             match pipe.read_buf(&mut wire).await {
                 Ok(0) => return self.end(Lost::Closed),
-                Ok(_) => {}
+                Ok(_) => self.heard_ms.store(millis(self.opened.elapsed()), Ordering::Relaxed),
                 Err(error) => return self.end(Lost::Failed(error.to_string())),
             }
             loop {
@@ -373,6 +391,10 @@ impl Link {
         }
         Ok(())
     }
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Ends the link when a task of it does, however that happens: when its sandbox is dropped, the tasks are.

@@ -166,6 +166,16 @@ impl Sandbox {
         })?
     }
 
+    /// Has init answer soon, without waiting for it.
+    pub fn rouse(&self) {
+        self.link.rouse();
+    }
+
+    /// How long ago init said anything.
+    pub fn silent_for(&self) -> Duration {
+        self.link.silent_for()
+    }
+
     /// Asks init every now and then whether it is still there, and returns when the sandbox has ended. One that is silent
     /// for [`SILENT_MAX`] is given up: init enforces every limit of a job, so without it nothing would end.
     pub async fn watch(&self) {

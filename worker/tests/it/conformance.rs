@@ -38,7 +38,7 @@ macro_rules! conformance {
             a_full_disk_is_told, time_and_memory_are_accounted, files_go_in_and_come_out,
             files_come_with_the_program,
             only_what_matches_comes_out, hostile_archives_are_refused,
-            archives_over_their_caps_are_refused, a_lease_that_passes_ends_everything,
+            archives_over_their_caps_are_refused, a_lease_that_passes_ends_everything, a_roused_sandbox_is_heard,
             a_dropped_sandbox_leaves_nothing, a_destroyed_sandbox_is_a_lost_one, init_cannot_be_reached_by_a_job,
             a_forged_frame_ends_the_sandbox, rubbish_ends_the_sandbox,
             a_job_has_no_privileges, there_is_no_network, nothing_of_the_host_is_visible);
@@ -1032,6 +1032,16 @@ pub(crate) async fn a_lease_that_passes_ends_everything(subject: &Subject) {
         Err(Error::Lost(Lost::Closed | Lost::Failed(_)))
     );
     subject.has_nothing_left().await;
+}
+
+pub(crate) async fn a_roused_sandbox_is_heard(subject: &Subject) {
+    let sandbox = subject.sandbox().await;
+    let asked = Instant::now();
+    sandbox.rouse();
+    eventually("an answer", async || sandbox.silent_for() < asked.elapsed()).await;
+    // More than can wait is asked for by nobody, and what is asked for goes on.
+    (0..1_000).for_each(|_| sandbox.rouse());
+    assert_eq!(run(&sandbox, spec(&["true"])).await.exit.code, Some(0));
 }
 
 pub(crate) async fn a_dropped_sandbox_leaves_nothing(subject: &Subject) {
