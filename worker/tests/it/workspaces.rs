@@ -112,14 +112,14 @@ fn kept(bench: &Bench) -> u32 {
 #[sqlx::test(migrator = "common::store::MIGRATOR")]
 async fn files_go_with_the_conversation_and_the_sandbox_stays_while_they_are_the_same(pool: PgPool) {
     let (here, talk) = bench(&pool).await;
-    files_go_with_the_conversation(here, talk).await;
+    Box::pin(files_go_with_the_conversation(here, talk)).await;
 }
 
 #[sqlx::test(migrator = "common::store::MIGRATOR")]
 async fn so_they_do_on_bubblewrap(pool: PgPool) {
     let here = Bench::bubblewrap(pool.clone(), |_| {}).await;
     let talk = conversation(&here, &pool).await;
-    files_go_with_the_conversation(here, talk).await;
+    Box::pin(files_go_with_the_conversation(here, talk)).await;
 }
 
 async fn files_go_with_the_conversation(here: Bench, talk: ConversationId) {
