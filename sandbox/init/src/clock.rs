@@ -15,6 +15,11 @@ impl Moment {
         Self(clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(Duration::ZERO, Duration::from))
     }
 
+    /// In microseconds.
+    pub(crate) fn micros(self) -> u64 {
+        u64::try_from(self.0.as_micros()).unwrap_or(u64::MAX)
+    }
+
     /// That much later.
     pub(crate) fn after(self, span: Duration) -> Self {
         Self(self.0.saturating_add(span))

@@ -248,14 +248,15 @@ impl Run {
         match self.ends.hear_program()? {
             Heard::Nothing => {}
             Heard::Failed(failure) => self.stage = Stage::Failed(failure),
-            Heard::Runs(pid) => {
+            Heard::Runs => {
+                let now = Moment::now();
                 self.is_started = true;
                 // A kill or a timeout before that stays what it is.
                 if let Stage::Running { until } = &mut self.stage {
-                    *until = self.timeout.map(|timeout| Moment::now().after(timeout));
+                    *until = self.timeout.map(|timeout| now.after(timeout));
                 }
-                let stream = self.stream;
-                connection.send(FromInit::Started { stream, pid })?;
+                let (stream, at_us) = (self.stream, now.micros());
+                connection.send(FromInit::Started { stream, at_us })?;
             }
         }
         Ok(())

@@ -37,8 +37,8 @@ pub(crate) struct Spare {
 pub(crate) enum Heard {
     /// It is not known yet.
     Nothing,
-    /// The program runs, under this number.
-    Runs(u32),
+    /// The program runs.
+    Runs,
     /// It could not be started.
     Failed(Failure),
 }
@@ -162,7 +162,7 @@ impl Spare {
                     Word::Here(pid) => self.pid = pid,
                     Word::Failed(failure) => return Ok(Heard::Failed(failure)),
                 },
-                Ok(_) | Err(_) => return Ok(Heard::Runs(self.pid)),
+                Ok(_) | Err(_) => return Ok(Heard::Runs),
             }
         }
     }

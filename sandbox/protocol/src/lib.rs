@@ -47,7 +47,7 @@ pub use run::{
 };
 
 /// The version of this protocol; both ends must name the same.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// The credit of a stream's channel before the first `Credit` frame, in [`cost`].
 pub const WINDOW: u32 = 256 * 1024;

@@ -208,8 +208,9 @@ pub enum FromInit {
     Started {
         /// Its stream.
         stream: u32,
-        /// Its process id inside the sandbox.
-        pid: u32,
+        /// Since when, in microseconds of `CLOCK_BOOTTIME`: the word of it may be late where the program uses the processor
+        /// that would pass it on.
+        at_us: u64,
     },
     /// What the program wrote, within the window.
     Output {

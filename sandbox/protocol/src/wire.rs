@@ -132,8 +132,8 @@ impl From<FromInit> for Frame {
     fn from(message: FromInit) -> Self {
         match message {
             FromInit::Hello(about) => Self::new(Kind::Hello, 0, json(&about)),
-            FromInit::Started { stream, pid } => {
-                Self::new(Kind::Started, stream, Bytes::copy_from_slice(&pid.to_be_bytes()))
+            FromInit::Started { stream, at_us } => {
+                Self::new(Kind::Started, stream, Bytes::copy_from_slice(&at_us.to_be_bytes()))
             }
             FromInit::Output {
                 stream,
@@ -179,7 +179,7 @@ impl TryFrom<Frame> for FromInit {
             Kind::Hello => Self::Hello(parse(&frame)?),
             Kind::Started => Self::Started {
                 stream,
-                pid: u32::from_be_bytes(number(&frame)?),
+                at_us: u64::from_be_bytes(number(&frame)?),
             },
             Kind::Stdout => Self::Output {
                 stream,
@@ -427,7 +427,7 @@ mod tests {
             message: "no such program".to_owned(),
         };
         for message in [
-            FromInit::Started { stream: 1, pid: 7 },
+            FromInit::Started { stream: 1, at_us: 7 },
             FromInit::Output {
                 stream: 1,
                 channel: Channel::Stdout,

@@ -2,8 +2,9 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use common::clock::Clock;
 use common::job::event::EventBody;
 use tokio::sync::Notify;
@@ -62,7 +63,17 @@ impl Sink {
     }
 
     pub(super) fn push(&self, body: EventBody) {
-        let (at, size) = (self.clock.now(), size(&body));
+        self.push_at(self.clock.now(), body);
+    }
+
+    /// Says what happened so long ago.
+    pub fn say_late(&self, ago: Duration, body: EventBody) {
+        let ago = TimeDelta::from_std(ago).unwrap_or_default();
+        self.push_at(self.clock.now() - ago, body);
+    }
+
+    fn push_at(&self, at: DateTime<Utc>, body: EventBody) {
+        let size = size(&body);
         let mut state = self.lock();
         if state.closed {
             return;

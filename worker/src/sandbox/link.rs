@@ -34,7 +34,8 @@ use waiting::{Listener, Waiting};
 /// What comes to a run.
 #[derive(Debug)]
 pub(super) enum Event {
-    Started,
+    /// Since when, in microseconds of `CLOCK_BOOTTIME`, as init says.
+    Started(u64),
     Output(Channel, Bytes),
     Cut(Channel, u64),
     Exit(Box<hothouse_protocol::Exit>),
@@ -362,7 +363,7 @@ impl Link {
                 let hello = waiting.hello.take().ok_or(Lost::Broken("a second hello"))?;
                 drop(hello.send(about));
             }
-            FromInit::Started { stream, .. } => waiting.tell(stream, Event::Started)?,
+            FromInit::Started { stream, at_us } => waiting.tell(stream, Event::Started(at_us))?,
             FromInit::Output { stream, channel, data } => waiting.output(stream, channel, data)?,
             FromInit::Cut {
                 stream,

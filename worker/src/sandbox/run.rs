@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use hothouse_protocol::{Channel, FRAME_COST, PAYLOAD_MAX, Rested, Run, TerminalSize, ToInit, WINDOW, cost};
+use nix::time::{ClockId, clock_gettime};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
@@ -41,6 +42,7 @@ pub struct Running {
     owed: [u32; 2],
     received: [u64; 2],
     end: Option<Result<Exit, Error>>,
+    began_ago: Duration,
 }
 
 impl Running {
@@ -76,17 +78,29 @@ impl Running {
             owed: [0; 2],
             received: [0; 2],
             end: None,
+            began_ago: Duration::ZERO,
         };
+        let asked = since_boot();
         link.send(ToInit::Run {
             stream,
             run: Box::new(run),
         })
         .await?;
         match running.port.events.recv().await {
-            Some(Event::Started) => Ok(running),
+            Some(Event::Started(at_us)) => {
+                // An init that lies cannot have begun before it was asked, nor later than it said so.
+                let at = Duration::from_micros(at_us).max(asked);
+                running.began_ago = since_boot().saturating_sub(at);
+                Ok(running)
+            }
             Some(Event::Failed(failure)) => Err(Error::Refused(failure)),
             Some(_) | None => Err(link.lost()),
         }
+    }
+
+    /// How long ago the program had begun when [`super::Sandbox::run`] answered.
+    pub const fn began_ago(&self) -> Duration {
+        self.began_ago
     }
 
     /// The next piece of output, or none when there is no more and [`Running::wait`] answers at once. Cancel-safe.
@@ -111,7 +125,7 @@ impl Running {
             Some(Event::Cut(channel, dropped)) => return Some(Output::Cut { channel, dropped }),
             Some(Event::Exit(exit)) => self.end = Some(self.account(*exit)),
             Some(Event::Failed(failure)) => self.end = Some(Err(Error::Refused(failure))),
-            Some(Event::Started) | None => self.end = Some(Err(self.link.lost())),
+            Some(Event::Started(_)) | None => self.end = Some(Err(self.link.lost())),
         }
         None
     }
@@ -240,6 +254,11 @@ impl Running {
         }
         Ok(Exit::from(exit))
     }
+}
+
+/// The time of init's clock, which is the kernel's and so everybody's.
+fn since_boot() -> Duration {
+    clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(Duration::ZERO, Duration::from)
 }
 
 impl Drop for Running {

@@ -66,7 +66,7 @@ fn channel() -> impl Strategy<Value = Channel> {
 fn message() -> impl Strategy<Value = FromInit> {
     prop_oneof![
         1 => Just(FromInit::Hello(about())),
-        3 => stream().prop_map(|stream| FromInit::Started { stream, pid: 2 }),
+        3 => stream().prop_map(|stream| FromInit::Started { stream, at_us: 2 }),
         8 => (stream(), channel(), data())
             .prop_map(|(stream, channel, data)| FromInit::Output { stream, channel, data }),
         2 => (stream(), channel(), any::<u64>())
@@ -175,7 +175,7 @@ async fn started(sandbox: &Sandbox, init: &mut Init) -> Running {
         let ToInit::Run { stream, .. } = init.hear().await else {
             unreachable!("a run")
         };
-        init.say(FromInit::Started { stream, pid: 2 }).await;
+        init.say(FromInit::Started { stream, at_us: 2 }).await;
     };
     tokio::join!(sandbox.run(RunSpec::new(["cat"])), answer).0.unwrap()
 }

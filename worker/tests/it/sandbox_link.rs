@@ -2,7 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use assert_matches::assert_matches;
 use bytes::{Bytes, BytesMut};
@@ -179,6 +179,27 @@ async fn an_init_that_is_silent_is_given_up() {
 }
 
 #[tokio::test]
+async fn an_init_that_lies_about_a_start_is_believed_within_reason() {
+    let (sandbox, mut init) = connected().await;
+    // Since the machine was started, and at the end of all time.
+    for at_us in [0, u64::MAX] {
+        let asked = Instant::now();
+        let run = sandbox.run(RunSpec::new(["true"]));
+        let answer = async {
+            let ToInit::Run { stream, .. } = init.hear().await else {
+                panic!("a run")
+            };
+            init.say(FromInit::Started { stream, at_us }).await;
+        };
+        let (run, ()) = tokio::join!(run, answer);
+        let run = run.unwrap();
+        assert!(run.began_ago() <= asked.elapsed(), "{:?}", run.began_ago());
+        drop(run);
+        assert_matches!(init.hear().await, ToInit::Kill { .. });
+    }
+}
+
+#[tokio::test]
 async fn a_forged_frame_ends_the_sandbox() {
     let (sandbox, mut init) = connected().await;
     let run = sandbox.run(RunSpec::new(["true"]));
@@ -186,7 +207,7 @@ async fn a_forged_frame_ends_the_sandbox() {
         let ToInit::Run { stream, .. } = init.hear().await else {
             panic!("a run")
         };
-        init.say(FromInit::Started { stream, pid: 2 }).await;
+        init.say(FromInit::Started { stream, at_us: 2 }).await;
         // What a program would write that got hold of init's output: right in all but the secret.
         init.say_with(
             FromInit::Exit {
@@ -211,7 +232,7 @@ async fn output_beyond_the_window_ends_the_sandbox() {
         let ToInit::Run { stream, .. } = init.hear().await else {
             panic!("a run")
         };
-        init.say(FromInit::Started { stream, pid: 2 }).await;
+        init.say(FromInit::Started { stream, at_us: 2 }).await;
         // Nobody reads: frames of one byte each, many more than the window holds.
         let mut wire = BytesMut::new();
         let frame = Frame::from(FromInit::Output {
@@ -239,7 +260,7 @@ async fn credit_that_nobody_spent_ends_the_sandbox() {
         let ToInit::Run { stream, .. } = init.hear().await else {
             panic!("a run")
         };
-        init.say(FromInit::Started { stream, pid: 2 }).await;
+        init.say(FromInit::Started { stream, at_us: 2 }).await;
         init.say(FromInit::Credit { stream, credit: 1 }).await;
     };
     let (run, ()) = tokio::join!(sandbox.run(RunSpec::new(["cat"])), answer);
@@ -254,7 +275,7 @@ async fn output_that_went_missing_is_an_error() {
         let ToInit::Run { stream, .. } = init.hear().await else {
             panic!("a run")
         };
-        init.say(FromInit::Started { stream, pid: 2 }).await;
+        init.say(FromInit::Started { stream, at_us: 2 }).await;
         let data = Bytes::from_static(b"four");
         init.say(FromInit::Output {
             stream,
@@ -283,7 +304,7 @@ async fn an_init_that_dies_is_told_to_everybody_who_waits() {
         let ToInit::Run { stream, .. } = init.hear().await else {
             panic!("a run")
         };
-        init.say(FromInit::Started { stream, pid: 2 }).await;
+        init.say(FromInit::Started { stream, at_us: 2 }).await;
         drop(init);
     };
     let (run, ()) = tokio::join!(sandbox.run(RunSpec::new(["true"])), answer);
@@ -303,7 +324,7 @@ async fn a_run_that_is_dropped_is_killed_and_no_longer_listened_to() {
         let ToInit::Run { stream, .. } = init.hear().await else {
             panic!("a run")
         };
-        init.say(FromInit::Started { stream, pid: 2 }).await;
+        init.say(FromInit::Started { stream, at_us: 2 }).await;
         stream
     };
     let (run, stream) = tokio::join!(sandbox.run(RunSpec::new(["true"])), answer);

@@ -18,7 +18,6 @@ use super::way_out::WayOut;
 use super::{Context, Ended};
 use crate::egress::Policy;
 use crate::environment::{self, Environment};
-use crate::events::Say as _;
 use crate::pool::Slot;
 use crate::sandbox::{self, Exit, Input, PutFiles, RunSpec, Sandbox};
 use output::Collected;
@@ -183,7 +182,8 @@ async fn run_program(context: &Context, sandbox: &Sandbox, spec: RunSpec) -> Res
         Err(error) => return Err(error.into()),
     };
     let phase = "running".to_owned();
-    context.events.say(EventBody::Status { phase, detail: None });
+    let begun = EventBody::Status { phase, detail: None };
+    context.events.say_late(running.began_ago(), begun);
     let mut collected = Collected::default();
     while let Some(output) = running.next().await {
         collected.take(output, &context.events);

@@ -67,7 +67,7 @@ pub(super) async fn answer(context: Context, agent: AgentDefinition, task: Task)
         gateway,
     };
     let mut keeper = Keeper::new(context.orders.clone());
-    let (done, left) = match Place::take(&context, &mut keeper, &doors, (&agent, &task)).await {
+    let (done, left) = match Box::pin(Place::take(&context, &mut keeper, &doors, (&agent, &task))).await {
         Ok(place) => {
             let done = attempt(&place, &mut keeper, (&agent, &task), &mut transcript).await;
             (done, place.leave().await)
