@@ -13,7 +13,6 @@ use tokio::sync::{Notify, Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
 use super::error::{Error, Lost};
-use super::tunnel::{self, Tunnels};
 use crate::driver::Pipe;
 
 // Requests that wait for the pipe; who asks more waits too.
@@ -27,6 +26,7 @@ const EVENTS: usize = 2 * WINDOW_FRAMES + 8;
 // Words for init that nobody waits for: more means that an init does nothing but open tunnels.
 const ABANDONED_MAX: usize = 1024;
 
+mod tunnels;
 mod waiting;
 
 use waiting::{Listener, Waiting};
@@ -142,60 +142,10 @@ impl Link {
         }
     }
 
-    /// New tunnels come here, until the answer is dropped.
-    pub(super) fn take_tunnels(self: &Arc<Self>) -> Tunnels {
-        let incoming = self.waiting().tunnels.take();
-        Tunnels {
-            link: Arc::clone(self),
-            incoming,
-        }
-    }
-
-    /// All tunnels are closed, and new ones refused.
-    pub(super) fn refuse_tunnels(&self) {
-        let open = self.waiting().tunnels.refuse();
-        self.tell_later(open.into_iter().map(|stream| ToInit::Close { stream }));
-    }
-
-    /// Init may send so much more through a tunnel.
-    pub(super) fn widen_tunnel(&self, stream: u32, credit: u32) {
-        self.waiting().tunnels.widen(stream, credit);
-    }
-
-    /// This end of a tunnel has sent its last.
-    pub(super) fn end_tunnel(&self, stream: u32) {
-        self.waiting().tunnels.end(stream);
-    }
-
-    /// Nobody here uses this tunnel any more.
-    pub(super) fn close_tunnel(&self, stream: u32) {
-        let is_news = self.waiting().tunnels.close(stream);
-        self.tell_later(is_news.then_some(ToInit::Close { stream }));
-    }
-
     fn tell_later(&self, messages: impl IntoIterator<Item = ToInit>) {
         let mut abandoned = self.abandoned.lock().unwrap_or_else(PoisonError::into_inner);
         abandoned.extend(messages);
         self.has_abandoned.notify_one();
-    }
-
-    fn open_tunnel(self: &Arc<Self>, stream: u32, port: u16) -> Result<(), Lost> {
-        let opened = self.waiting().tunnels.open(stream)?;
-        match opened {
-            None => {
-                self.tell_later([ToInit::Close { stream }]);
-                let waiting = self.abandoned.lock().unwrap_or_else(PoisonError::into_inner).len();
-                if waiting > ABANDONED_MAX {
-                    return Err(Lost::Broken("tunnels that nobody takes, without end"));
-                }
-            }
-            Some(opened) => {
-                let tunnel = tunnel::halves(self, (stream, port), opened.incoming, opened.credit);
-                // It is closed when it is dropped here: who takes tunnels has gone, or has enough of them.
-                drop(opened.taker.try_send(tunnel));
-            }
-        }
-        Ok(())
     }
 
     /// Asks and waits for the answer.
