@@ -57,8 +57,8 @@ pub(super) struct Link {
     next_stream: AtomicU32,
     next_nonce: AtomicU64,
     opened: Instant,
-    // When something came from init last, in milliseconds since then.
-    heard_ms: AtomicU64,
+    // When something came from init last, in microseconds since then.
+    heard_us: AtomicU64,
     waiting: Mutex<Waiting>,
     // What to tell init of runs and tunnels that somebody dropped, who could not wait for a place in line.
     abandoned: Mutex<Vec<ToInit>>,
@@ -76,7 +76,7 @@ impl Link {
             next_stream: AtomicU32::new(1),
             next_nonce: AtomicU64::new(1),
             opened: Instant::now(),
-            heard_ms: AtomicU64::new(0),
+            heard_us: AtomicU64::new(0),
             waiting: Mutex::new(Waiting {
                 hello: Some(hello),
                 ..Waiting::default()
@@ -165,7 +165,7 @@ impl Link {
 
     /// How long ago something came from init.
     pub(super) fn silent_for(&self) -> Duration {
-        let heard = Duration::from_millis(self.heard_ms.load(Ordering::Relaxed));
+        let heard = Duration::from_micros(self.heard_us.load(Ordering::Relaxed));
         self.opened.elapsed().saturating_sub(heard)
     }
 
@@ -287,7 +287,7 @@ impl Link {
             wire.reserve(READ_BYTES);
             match pipe.read_buf(&mut wire).await {
                 Ok(0) => return self.end(Lost::Closed),
-                Ok(_) => self.heard_ms.store(millis(self.opened.elapsed()), Ordering::Relaxed),
+                Ok(_) => self.heard_us.store(micros(self.opened.elapsed()), Ordering::Relaxed),
                 Err(error) => return self.end(Lost::Failed(error.to_string())),
             }
             loop {
@@ -344,8 +344,8 @@ impl Link {
     }
 }
 
-fn millis(time: Duration) -> u64 {
-    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
 /// Ends the link when a task of it does, however that happens: when its sandbox is dropped, the tasks are.

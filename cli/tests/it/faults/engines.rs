@@ -209,6 +209,7 @@ async fn a_full_disk_holds_jobs_up_and_fails_none() {
     let mut cluster = Cluster::start_on(one_worker(4, 1, settings), Some(&engine)).await;
     let running = cluster.api.submit(script(40, 1)).await;
     cluster.api.printed(&running, 1, "begin").await;
+    eventually(SOON, "another is warm", || (engine.inits().len() == 2).then_some(())).await;
     engine.fill_disk();
     let full = Instant::now();
     // The warm one serves its job; the next waits, and says what for.

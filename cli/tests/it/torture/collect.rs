@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use super::follow::event;
 use super::history::{Attempt, Event, Row};
-use super::rig::{Rig, WARM};
+use super::rig::{Rig, SANDBOXES_MAX};
 use super::{say, witness};
 use crate::cluster::{KEY, eventually};
 use crate::health;
@@ -180,7 +180,7 @@ async fn keys(rig: &Rig, live: &[(i32, String)]) -> Vec<String> {
 }
 
 /// Every sandbox has the rig's folder in its command line; it belongs to a worker that runs, and that has no more of them
-/// than it keeps warm.
+/// than its ceiling: after a load as many may stay warm.
 fn sandboxes(rig: &Rig, live: &[(i32, String)]) -> Vec<String> {
     let mut left = Vec::new();
     let mut warm: HashMap<i32, usize> = HashMap::new();
@@ -193,7 +193,7 @@ fn sandboxes(rig: &Rig, live: &[(i32, String)]) -> Vec<String> {
             ));
         }
     }
-    let more = warm.into_iter().filter(|(_, count)| *count > WARM);
+    let more = warm.into_iter().filter(|(_, count)| *count > SANDBOXES_MAX);
     left.extend(more.map(|(pid, count)| format!("{count} sandboxes of the idle worker with process {pid}")));
     left
 }

@@ -14,7 +14,10 @@ use crate::cluster::{
 const DATABASE: &str = "torture";
 
 /// Sandboxes that each worker keeps warm.
-pub(super) const WARM: usize = 2;
+const WARM: usize = 2;
+
+/// Sandboxes that a worker has at most.
+pub(super) const SANDBOXES_MAX: usize = 8;
 
 /// See the module.
 pub(super) struct Rig {
@@ -45,7 +48,9 @@ impl Rig {
         std::fs::create_dir_all(folder.join("tmp")).unwrap();
         std::fs::create_dir_all(folder.join("environments")).unwrap();
         let environment = include_str!("../../../../environments/default.toml");
-        let environment = environment.replace("\nsize = 5\n", &format!("\nsize = {WARM}\n"));
+        let environment = environment
+            .replace("\nsize = 5\n", &format!("\nsize = {WARM}\n"))
+            .replace("\nmax = 16\n", &format!("\nmax = {SANDBOXES_MAX}\n"));
         std::fs::write(folder.join("environments/default.toml"), environment).unwrap();
         let postgres = Postgres::start(&folder).await;
         let redis = Redis::start(&folder).await;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use chrono::TimeDelta;
 use common::job::decision::Decision;
 use common::job::wait::Wait;
-use common::queue::{Beat, Dispatch};
+use common::queue::{Beat, Dispatch, Mode, Want};
 use common::service::Duty;
 use common::testing::{failure, light};
 use proptest::prelude::*;
@@ -204,11 +204,24 @@ async fn take(world: &mut World, worker: usize, free: u32) -> Result<(), Broken>
         // An idle worker beats for nothing, and is heard.
         world.workers[worker].heard_at = asked;
     }
+    let is_idle = world.workers[worker].held.is_empty();
+    let mode = if is_idle { Mode::Idle } else { Mode::Busy };
     for shard in world.env.queue.shards() {
-        if let Ok(handout) = world.env.queue.claim(shard, id, &light(free)).await {
-            world.workers[worker]
-                .claims
-                .extend(handout.claims.into_iter().map(|claim| (shard, claim, asked)));
+        let want = |mode| Want { mode, ..light(free) };
+        let Ok(handout) = world.env.queue.claim(shard, id, &want(mode)).await else {
+            continue;
+        };
+        let mut claims = handout.claims;
+        let is_free = is_idle && claims.is_empty() && world.workers[worker].claims.is_empty();
+        let comes_alone = handout.is_called_alone && is_free;
+        if comes_alone && let Ok(alone) = world.env.queue.claim(shard, id, &want(Mode::Alone)).await {
+            claims = alone.claims;
+        }
+        let is_alone = comes_alone && !claims.is_empty();
+        let claims = claims.into_iter().map(|claim| (shard, claim, asked));
+        world.workers[worker].claims.extend(claims);
+        if is_alone {
+            break;
         }
     }
     Ok(())

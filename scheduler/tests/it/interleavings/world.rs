@@ -272,6 +272,7 @@ impl World {
                 ));
             }
             self.env.advance(Duration::from_secs(1));
+            self.env.forget_calls().await;
         }
         self.history().await
     }
