@@ -206,7 +206,8 @@ async fn a_full_disk_holds_jobs_up_and_fails_none() {
         ("HOTHOUSE_WORKER__SANDBOX_SLOTS", "2"),
         ("HOTHOUSE_SANDBOX__CHECK_OUT_TIMEOUT", "5s"),
     ];
-    let mut cluster = Cluster::start_on(one_worker(4, 1, settings), Some(&engine)).await;
+    // As many as there are slots: a third, which load asks for, would fail to start before anybody waits for it.
+    let mut cluster = Cluster::start_on(one_worker(2, 1, settings), Some(&engine)).await;
     let running = cluster.api.submit(script(40, 1)).await;
     cluster.api.printed(&running, 1, "begin").await;
     eventually(SOON, "another is warm", || (engine.inits().len() == 2).then_some(())).await;
