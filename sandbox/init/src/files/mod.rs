@@ -11,24 +11,16 @@ mod reset;
 mod text;
 mod unpack;
 
-use std::fs::File;
 use std::io::{self, Write};
-use std::os::fd::AsFd;
 use std::process::ExitCode;
 
 use hothouse_protocol::FilesReport;
-use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::prctl;
 use serde::de::DeserializeOwned;
 
 use self::report::Error;
 pub(crate) use self::text::write_texts;
 use crate::whatever;
-
-/// Bytes that are read or written at once, and that the pipe holds: each piece costs a wake-up of init and of everybody
-/// behind it. Not more, for all pipes of a user share what the kernel gives them.
-const PIECE: usize = 256 * 1024;
-const PIPE_BYTES: i32 = 256 * 1024;
 
 /// Which of them.
 #[derive(Debug, Clone, Copy)]
@@ -47,9 +39,9 @@ pub(crate) fn main(face: Face, request: &str) -> ExitCode {
     whatever(prctl::set_dumpable(false));
     let mut report = FilesReport::default();
     let done = match face {
-        Face::Unpack => parse(request).and_then(|request| unpack::unpack(&request, wide(io::stdin())?, &mut report)),
+        Face::Unpack => parse(request).and_then(|request| unpack::unpack(&request, io::stdin().lock(), &mut report)),
         Face::Reset => parse(request).and_then(|request| reset::reset(&request)),
-        Face::Pack => parse(request).and_then(|request| pack::pack(&request, wide(io::stdout())?, &mut report)),
+        Face::Pack => parse(request).and_then(|request| pack::pack(&request, io::stdout().lock(), &mut report)),
     };
     report.error = done.as_ref().err().map(ToString::to_string);
     let told = serde_json::to_vec(&report).map(|text| io::stderr().write_all(&text).is_ok());
@@ -58,13 +50,6 @@ pub(crate) fn main(face: Face, request: &str) -> ExitCode {
     } else {
         ExitCode::FAILURE
     }
-}
-
-/// One of the standard streams without the small buffer of its own, and with more room in its pipe where that is allowed.
-fn wide(stream: impl AsFd) -> Result<File, Error> {
-    let file = File::from(stream.as_fd().try_clone_to_owned().map_err(Error::Archive)?);
-    whatever(fcntl(&file, FcntlArg::F_SETPIPE_SZ(PIPE_BYTES)));
-    Ok(file)
 }
 
 fn parse<T: DeserializeOwned>(request: &str) -> Result<T, Error> {

@@ -2,7 +2,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
-use std::io::{self, BufReader, BufWriter, Read, Write};
+use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
@@ -16,7 +16,6 @@ use nix::fcntl::{AtFlags, OFlag, openat, readlinkat};
 use nix::sys::stat::{Mode, SFlag, fstatat};
 use tar::{EntryType, Header};
 
-use super::PIECE;
 use super::folder::{DEPTH_MAX, FOLDER, below_current};
 use super::report::Error;
 
@@ -25,14 +24,13 @@ pub(super) fn pack(request: &Pack, output: impl Write, report: &mut FilesReport)
     let globs = globs(&request.globs)?;
     let root = below_current(&request.root, false)?;
     let mut packer = Packer {
-        archive: tar::Builder::new(BufWriter::with_capacity(PIECE, output)),
+        archive: tar::Builder::new(output),
         globs,
         request,
         report,
     };
     packer.folder(&root, Path::new(""), 0)?;
-    let mut output = packer.archive.into_inner().map_err(Error::Archive)?;
-    output.flush().map_err(Error::Archive)
+    packer.archive.finish().map_err(Error::Archive)
 }
 
 fn globs(globs: &[String]) -> Result<GlobSet, Error> {
@@ -108,10 +106,8 @@ impl<W: Write> Packer<'_, W> {
             return Ok(());
         }
         let header = header(EntryType::Regular, found.mode(), found.len(), found.mtime());
-        let piece = usize::try_from(found.len()).map_or(PIECE, |len| len.clamp(1, PIECE));
-        let content = BufReader::with_capacity(piece, file);
         // What grows meanwhile is cut and what shrinks is filled: the archive must hold what its header says.
-        self.append(header, path, None, content.chain(io::repeat(0)).take(found.len()))
+        self.append(header, path, None, file.chain(io::repeat(0)).take(found.len()))
     }
 
     /// Whether another entry of this size is within the caps; if not, the archive is incomplete.

@@ -2,7 +2,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{File, Permissions};
-use std::io::{self, BufReader, Read, Write};
+use std::io::{self, Read};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::PermissionsExt;
@@ -15,7 +15,6 @@ use nix::sys::time::TimeSpec;
 use nix::unistd::{UnlinkatFlags, linkat, symlinkat, unlinkat};
 use tar::{Entry, EntryType};
 
-use super::PIECE;
 use super::folder::{again, below_current, descend, names};
 use super::report::Error;
 
@@ -28,8 +27,7 @@ pub(super) fn unpack(request: &Unpack, input: impl Read, report: &mut FilesRepor
         folder: below_current(&request.dest, true)?,
         outside_links: request.outside_links,
     };
-    let mut archive = tar::Archive::new(BufReader::with_capacity(PIECE, input));
-    let mut piece = vec![0; PIECE];
+    let mut archive = tar::Archive::new(input);
     // Modes of folders come last: one that cannot be written to may have content.
     let mut folder_modes: Vec<(OsString, u32)> = Vec::new();
     for entry in archive.entries().map_err(Error::Archive)? {
@@ -47,7 +45,7 @@ pub(super) fn unpack(request: &Unpack, input: impl Read, report: &mut FilesRepor
         if entry.header().entry_type() == EntryType::Directory {
             folder_modes.push((path.clone(), mode(&entry)));
         }
-        report.bytes += into.put(&path, &mut entry, &mut piece)?;
+        report.bytes += into.put(&path, &mut entry)?;
     }
     for (path, mode) in folder_modes.into_iter().rev() {
         into.set_folder_mode(&path, mode)?;
@@ -64,7 +62,7 @@ struct Destination {
 
 impl Destination {
     /// Writes one entry; the bytes of its content.
-    fn put(&self, path: &OsStr, entry: &mut Entry<'_, impl Read>, piece: &mut [u8]) -> Result<u64, Error> {
+    fn put(&self, path: &OsStr, entry: &mut Entry<'_, impl Read>) -> Result<u64, Error> {
         let kind = entry.header().entry_type();
         if kind == EntryType::XGlobalHeader {
             return Ok(0);
@@ -82,9 +80,7 @@ impl Destination {
         let parent = parent.map_err(|e| Error::file(path, e))?;
         let written = match kind {
             EntryType::Directory => make_folder(&parent, name),
-            EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => {
-                write_file(&parent, name, entry, piece)
-            }
+            EntryType::Regular | EntryType::Continuous | EntryType::GNUSparse => write_file(&parent, name, entry),
             EntryType::Symlink => {
                 let target = self.link_target(parents.len(), path, entry)?;
                 replace(&parent, name, || symlinkat(target.as_os_str(), &parent, *name))
@@ -158,18 +154,12 @@ pub(super) fn create_file(parent: &OwnedFd, name: &OsStr) -> io::Result<File> {
     }))
 }
 
-fn write_file(parent: &OwnedFd, name: &OsStr, entry: &mut Entry<'_, impl Read>, piece: &mut [u8]) -> io::Result<u64> {
+fn write_file(parent: &OwnedFd, name: &OsStr, entry: &mut Entry<'_, impl Read>) -> io::Result<u64> {
     let mut file = create_file(parent, name)?;
     let size = entry.size();
-    let mut written = 0;
-    while written < size {
-        let read = match entry.read(piece) {
-            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            read => read?,
-        };
-        file.write_all(piece.get(..read).unwrap_or_default())?;
-        written += read as u64;
+    let written = io::copy(&mut entry.take(size), &mut file)?;
+    if written < size {
+        return Err(io::ErrorKind::UnexpectedEof.into());
     }
     file.set_permissions(Permissions::from_mode(mode(entry)))?;
     let changed = entry
