@@ -55,7 +55,6 @@ impl Presence {
                     Err(error) => tracing::debug!(%error, "Postgres does not hear of this worker's sandboxes"),
                 }
             }
-            self.look_ahead().await;
             match self.store.worker_seen(self.worker_id, self.clock.now(), &stalled).await {
                 Ok(is_drained) => {
                     self.pulse.progress();
@@ -67,6 +66,7 @@ impl Presence {
                 }
                 Err(error) => tracing::debug!(%error, "Postgres does not hear that this worker lives"),
             }
+            self.look_ahead().await;
         }
     }
 

@@ -8,6 +8,7 @@ use serde::Deserialize;
 use sqlx::Row;
 use sqlx::types::Json;
 
+use super::workers::SILENT_AFTER;
 use super::{Error, Store};
 use crate::agent::{AgentDefinition, DEFAULT_ENVIRONMENT, Harness};
 use crate::ids::{AgentId, ConversationId};
@@ -17,9 +18,6 @@ use crate::schedule::Target;
 /// Fires that are looked at: no worker starts more sandboxes ahead.
 const MOST: i64 = 1_000;
 
-/// A worker that was heard of within this shares the work.
-const HEARD: Duration = Duration::from_secs(15);
-
 /// What an input says about its sandbox; the rest of it is not looked at.
 #[derive(Deserialize)]
 struct Input {
@@ -28,8 +26,8 @@ struct Input {
 }
 
 impl Store {
-    /// How many sandboxes of each environment the fires within `ahead` will want of each worker that
-    /// has sandboxes, taken as if they went to all alike.
+    /// How many sandboxes of each environment the fires within `ahead` will want of each worker that has sandboxes, taken as
+    /// if they went to all alike.
     ///
     /// # Errors
     /// When Postgres is away.
@@ -43,7 +41,7 @@ impl Store {
         .bind(now)
         .bind(now + ahead)
         .bind(MOST)
-        .bind(now - HEARD)
+        .bind(now - SILENT_AFTER)
         .fetch_all(self.pool())
         .await?;
         let mut workers = 1;

@@ -56,14 +56,14 @@ impl Store {
 
 /// SQL: the turns whose conversation runs no other and has no older one open, a condition that leaves out all other turns,
 /// and that theirs are under way now, but only if they were taken: one that was cancelled meanwhile must not hold its
-/// conversation. Conversations are locked before jobs.
+/// conversation. Conversations are locked before jobs, and in the order of their ids, so that no two claims wait for each other.
 const TURNS: (&str, &str, &str) = (
     ", free as materialized (
         select j.id, v.id as conversation_id from c join jobs j on j.id = c.id join conversations v on v.id = j.conversation_id
         where c.is_turn and (v.active_job_id is null or v.active_job_id = j.id)
             and not exists (select from jobs older where older.conversation_id = v.id and older.id < j.id
                 and older.state not in ('succeeded', 'failed', 'cancelled'))
-        for update of v
+        order by v.id for update of v
      )",
     " and (not c.is_turn or c.id in (select id from free))",
     ", begun as (

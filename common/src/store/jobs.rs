@@ -32,6 +32,7 @@ impl Store {
             let row = query.fetch_optional(&mut lent.connection).await;
             lent.done(row.map_err(Error::from))
         });
+        let row = row.await?;
         let detail = |row: PgRow| {
             Ok(JobDetail {
                 job: row::job(&row)?,
@@ -39,7 +40,7 @@ impl Store {
                 result: row.try_get("result")?,
             })
         };
-        row.await?.map(detail).transpose()
+        row.map(detail).transpose()
     }
 
     /// Jobs by id, whosever they are, in no order; for the parts of Hothouse that act for every tenant.

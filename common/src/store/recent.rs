@@ -1,7 +1,8 @@
 //! What was committed a moment ago, and Redis may not have heard of.
 
 use chrono::{DateTime, Utc};
-use sqlx::{AssertSqlSafe, Row};
+use sqlx::postgres::PgArguments;
+use sqlx::{AssertSqlSafe, FromRow as _, Postgres, Row};
 
 use super::promote::Queued;
 use super::row::int;
@@ -87,16 +88,7 @@ impl Store {
                   where stopping_since < $11 order by stopping_since limit $9)"
             );
             let lanes = Lanes::new(left);
-            let rows = sqlx::query(AssertSqlSafe(sql))
-                .bind(&lanes.tenants)
-                .bind(&lanes.queues)
-                .bind(&lanes.classes)
-                .bind(&lanes.from)
-                .bind(LEVEL_HEAD_START)
-                .bind(int(ALONE_AFTER))
-                .bind(after)
-                .bind(until)
-                .bind(i64::from(limit))
+            let rows = between(sql, &lanes, (after, until), limit)
                 .bind(again_since)
                 .bind(cancelled_before)
                 .fetch_all(self.pool())
@@ -119,6 +111,7 @@ impl Store {
         })
         .await
     }
+
     /// The next of the first kind of [`Self::recent`]. Few rows lie between two ids, so it goes by the primary key whatever the
     /// number of queued rows.
     ///
@@ -135,19 +128,27 @@ impl Store {
                  where id > $7 and id < $8 and state = 'queued' and {NOT_LEFT} order by id limit $9"
             );
             let lanes = Lanes::new(left);
-            Ok(sqlx::query_as(AssertSqlSafe(sql))
-                .bind(&lanes.tenants)
-                .bind(&lanes.queues)
-                .bind(&lanes.classes)
-                .bind(&lanes.from)
-                .bind(LEVEL_HEAD_START)
-                .bind(int(ALONE_AFTER))
-                .bind(after)
-                .bind(until)
-                .bind(i64::from(limit))
+            let rows = between(sql, &lanes, (after, until), limit)
                 .fetch_all(self.pool())
-                .await?)
+                .await?;
+            rows.iter().map(|row| Ok(Queued::from_row(row)?)).collect()
         })
         .await
     }
+}
+
+type Asked<'q> = sqlx::query::Query<'q, Postgres, PgArguments>;
+
+/// A statement of what is queued and not left: its first nine values.
+fn between<'q>(sql: String, lanes: &'q Lanes<'_>, (after, until): (JobId, JobId), limit: u32) -> Asked<'q> {
+    sqlx::query(AssertSqlSafe(sql))
+        .bind(&lanes.tenants)
+        .bind(&lanes.queues)
+        .bind(&lanes.classes)
+        .bind(&lanes.from)
+        .bind(LEVEL_HEAD_START)
+        .bind(int(ALONE_AFTER))
+        .bind(after)
+        .bind(until)
+        .bind(i64::from(limit))
 }

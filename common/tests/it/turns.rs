@@ -27,6 +27,11 @@ pub(crate) async fn conversation(pool: &PgPool, tenant_id: TenantId) -> Conversa
     id
 }
 
+async fn active(pool: &PgPool, talk: ConversationId) -> Option<uuid::Uuid> {
+    let sql = "select active_job_id from conversations where id = $1";
+    sqlx::query_scalar(sql).bind(talk).fetch_one(pool).await.unwrap()
+}
+
 pub(crate) fn turn(env: &TestEnv, conversation_id: ConversationId) -> NewJob {
     let mut job = env.job(JobSpec::new(Kind::ChatTurn), b"{}".to_vec());
     job.links.conversation_id = Some(conversation_id);
@@ -126,12 +131,7 @@ async fn a_cancelled_turn_frees_its_conversation(pool: PgPool) {
     let claimed = worker.claim(5).await;
     assert_eq!(ids(&claimed), [turns[2].id]);
     assert!(worker.succeed(&claimed[0]).await);
-    let active: Option<uuid::Uuid> = sqlx::query_scalar("select active_job_id from conversations where id = $1")
-        .bind(talk)
-        .fetch_one(&pool)
-        .await
-        .unwrap();
-    assert_eq!(active, None);
+    assert_eq!(active(&pool, talk).await, None);
     assert_eq!(env.leftovers().await, Vec::<String>::new());
 }
 
@@ -150,12 +150,7 @@ async fn a_turn_that_is_cancelled_between_handout_and_claim_does_not_hold_its_co
         .await
         .unwrap();
     assert_eq!(ids(&worker.confirm(&claims).await), []);
-    let active: Option<uuid::Uuid> = sqlx::query_scalar("select active_job_id from conversations where id = $1")
-        .bind(talk)
-        .fetch_one(&pool)
-        .await
-        .unwrap();
-    assert_eq!(active, None);
+    assert_eq!(active(&pool, talk).await, None);
     env.redispatch().await;
     assert_eq!(ids(&worker.claim(2).await), [second.id]);
 }

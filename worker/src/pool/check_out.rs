@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, timeout, timeout_at};
 
+use super::cold::ColdStart;
 use super::shelf::{KeptFor, Shelf};
 use super::{Error, Inner, Slot, refill};
 use crate::claude::Recipe;
@@ -35,7 +36,7 @@ pub(super) async fn check_out(
         if is_healthy(&slot).await && slot.suits(recipe).await {
             return Ok(slot);
         }
-        reason = Some("unhealthy");
+        reason = Some(ColdStart::Unhealthy);
         slot.retire();
     }
     let reason = reason.unwrap_or_else(|| shelf.why_empty());
@@ -44,7 +45,7 @@ pub(super) async fn check_out(
         return Ok(slot);
     }
     slot.retire();
-    cold(pool, shelf, "unhealthy").await
+    cold(pool, shelf, ColdStart::Unhealthy).await
 }
 
 /// See [`super::Pool::check_out_kept`].
@@ -62,7 +63,7 @@ pub(super) async fn kept(pool: &Arc<Inner>, environment: &str, owner: &KeptFor) 
 }
 
 /// Waits in line for the next sandbox that becomes warm.
-async fn cold(pool: &Arc<Inner>, shelf: &Arc<Shelf>, reason: &'static str) -> Result<Slot, Error> {
+async fn cold(pool: &Arc<Inner>, shelf: &Arc<Shelf>, reason: ColdStart) -> Result<Slot, Error> {
     count_cold_start(shelf, reason);
     if let Some(source) = shelf.refusal(&pool.pace) {
         return Err(Error::Failing { source });
@@ -82,7 +83,7 @@ async fn cold(pool: &Arc<Inner>, shelf: &Arc<Shelf>, reason: &'static str) -> Re
 
 /// Starts a sandbox of another size, making room for it when there is none.
 async fn sized(pool: &Arc<Inner>, shelf: &Arc<Shelf>, profile: &Profile) -> Result<Slot, Error> {
-    count_cold_start(shelf, "profile");
+    count_cold_start(shelf, ColdStart::Profile);
     let deadline = Instant::now() + pool.check_out_timeout;
     let creating = loop {
         let mut changed = std::pin::pin!(shelf.changed.notified());
@@ -100,7 +101,7 @@ async fn sized(pool: &Arc<Inner>, shelf: &Arc<Shelf>, profile: &Profile) -> Resu
     };
     let started = refill::start_for_job(pool, creating, profile.clone());
     match timeout_at(deadline, started).await {
-        Ok(Ok(Ok((warm, leased)))) => Ok(Slot::new(pool, warm, leased, Some("profile"))),
+        Ok(Ok(Ok((warm, leased)))) => Ok(Slot::new(pool, warm, leased, Some(ColdStart::Profile))),
         Ok(Ok(Err(error))) => Err(error),
         Ok(Err(_)) => Err(Error::Stopped),
         Err(_) => Err(exhausted(pool, shelf)),
@@ -127,10 +128,10 @@ async fn is_healthy(slot: &Slot) -> bool {
     slot.sandbox().silent_for() < PING_AFTER || slot.sandbox().ping(PING_TIMEOUT).await.is_ok()
 }
 
-fn count_cold_start(shelf: &Shelf, reason: &'static str) {
+fn count_cold_start(shelf: &Shelf, reason: ColdStart) {
     shelf.note_cold_start(reason);
     let environment = shelf.environment.name.clone();
-    metrics::counter!("hothouse_sandbox_cold_starts_total", "environment" => environment, "reason" => reason)
+    metrics::counter!("hothouse_sandbox_cold_starts_total", "environment" => environment, "reason" => reason.as_str())
         .increment(1);
 }
 

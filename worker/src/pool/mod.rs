@@ -33,6 +33,7 @@ use crate::environment::Environments;
 use crate::sandbox::{self, Sandbox};
 
 mod check_out;
+mod cold;
 mod demand;
 mod error;
 mod held;

@@ -6,6 +6,7 @@ use std::time::Duration;
 use uuid::Uuid;
 
 use super::Inner;
+use super::cold::ColdStart;
 use super::held::Leased;
 use super::shelf::{KeptFor, Warm};
 use crate::claude::{Process, Recipe};
@@ -26,11 +27,11 @@ pub struct Slot {
     pool: Arc<Inner>,
     // None once settled.
     held: Option<(Warm, Leased)>,
-    cold: Option<&'static str>,
+    cold: Option<ColdStart>,
 }
 
 impl Slot {
-    pub(super) fn new(pool: &Arc<Inner>, warm: Warm, leased: Leased, cold: Option<&'static str>) -> Self {
+    pub(super) fn new(pool: &Arc<Inner>, warm: Warm, leased: Leased, cold: Option<ColdStart>) -> Self {
         Self {
             pool: Arc::clone(pool),
             held: Some((warm, leased)),
@@ -85,14 +86,7 @@ impl Slot {
 
     /// Why nothing was ready, for the job's owner; none when something was.
     pub fn why_cold(&self) -> Option<&'static str> {
-        self.cold.map(|reason| match reason {
-            "failing" => "sandboxes did not start just before",
-            "starting" => "the worker had only begun to start sandboxes",
-            "ceiling" => "every sandbox that the environment may have was in use",
-            "profile" => "the job needs a larger sandbox than those that are kept ready",
-            "unhealthy" => "what was ready did not answer any more",
-            _ => "more jobs came at once than sandboxes were ready",
-        })
+        self.cold.map(ColdStart::told)
     }
 
     /// Gives the sandbox up. Its processes are killed at once; removing what is left goes on behind.

@@ -3,7 +3,6 @@
 
 use std::fs;
 use std::process::Stdio;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
@@ -12,10 +11,9 @@ use tokio::io::AsyncReadExt as _;
 use tokio::process::Command;
 use tokio::task::JoinSet;
 use uuid::Uuid;
-use worker::driver::docker::{DockerDriver, Settings};
-use worker::driver::{Profile, SandboxDriver, Spec};
 use worker::sandbox::{self, GetFiles, Output, PutFiles, RunSpec, Sandbox};
 
+use super::engine::Engine;
 use super::latency::Samples;
 use super::report::Report;
 
@@ -44,52 +42,32 @@ pub(super) struct Asked<'a> {
 
 /// Measures all of it, over a Docker engine.
 pub(super) async fn run(asked: Asked<'_>, report: &mut Report) -> anyhow::Result<()> {
-    let engine = Engine {
-        driver: Arc::new(DockerDriver::new(Settings::default())),
-        image: asked.image.to_owned(),
-        worker_id: Uuid::now_v7(),
+    let engine = match Engine::open(asked.image).await {
+        Ok(engine) => engine,
+        Err(error) => {
+            report.remark("alone", format!("not measured: {error:#}"));
+            return Ok(());
+        }
     };
-    if let Err(error) = engine.driver.check().await {
-        report.remark("alone", format!("not measured: {error}"));
-        return Ok(());
-    }
-    let (id, sandbox) = engine.start().await?;
+    let (id, sandbox) = started(&engine).await?;
     files(&sandbox, asked.times, report).await?;
     programs(&sandbox, (id, asked.times), report).await?;
     output(&sandbox, report).await?;
-    engine.destroy(id, sandbox).await?;
+    ended(&engine, id, sandbox).await?;
     if asked.idle > 0 {
         idle(&engine, asked.idle, report).await?;
     }
     Ok(())
 }
 
-/// Where sandboxes are started.
-#[derive(Debug, Clone)]
-struct Engine {
-    driver: Arc<DockerDriver>,
-    image: String,
-    worker_id: Uuid,
+async fn started(engine: &Engine) -> anyhow::Result<(Uuid, Sandbox)> {
+    let (id, pipe) = engine.start().await?;
+    Ok((id, Sandbox::connect(pipe, &sandbox::Settings::default()).await?))
 }
 
-impl Engine {
-    async fn start(&self) -> anyhow::Result<(Uuid, Sandbox)> {
-        let spec = Spec {
-            id: Uuid::now_v7(),
-            worker_id: self.worker_id,
-            environment: "bench".to_owned(),
-            image: self.image.clone(),
-            profile: Profile::default(),
-        };
-        let pipe = self.driver.start(&spec).await?;
-        let sandbox = Sandbox::connect(pipe, &sandbox::Settings::default()).await?;
-        Ok((spec.id, sandbox))
-    }
-
-    async fn destroy(&self, id: Uuid, sandbox: Sandbox) -> anyhow::Result<()> {
-        sandbox.close().await;
-        Ok(self.driver.destroy(id).await?)
-    }
+async fn ended(engine: &Engine, id: Uuid, sandbox: Sandbox) -> anyhow::Result<()> {
+    sandbox.close().await;
+    engine.destroy(id).await
 }
 
 async fn files(sandbox: &Sandbox, times: u64, report: &mut Report) -> anyhow::Result<()> {
@@ -181,16 +159,16 @@ async fn idle(engine: &Engine, count: u64, report: &mut Report) -> anyhow::Resul
     let mut starts = JoinSet::new();
     for number in 0..count {
         let engine = engine.clone();
-        starts.spawn(async move { engine.start().await });
+        starts.spawn(async move { started(&engine).await });
         if starts.len() >= AT_ONCE || number + 1 == count {
-            while let Some(started) = starts.join_next().await {
-                sandboxes.push(started??);
+            while let Some(one) = starts.join_next().await {
+                sandboxes.push(one??);
             }
         }
     }
     let after = taken().await?;
     for (id, sandbox) in sandboxes {
-        engine.destroy(id, sandbox).await?;
+        ended(engine, id, sandbox).await?;
     }
     let each = |after: u64, before: u64| megabytes(after.saturating_sub(before)) / megabytes(count * 1_000_000);
     report.number(

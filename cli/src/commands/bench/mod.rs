@@ -5,6 +5,7 @@
 
 mod alone;
 mod claude;
+mod engine;
 mod fairness;
 mod latency;
 mod load;

@@ -2,17 +2,14 @@
 //! `hothouse bench sandbox`.
 
 use std::process::Stdio;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use serde_json::{Value, json};
 use tokio::process::Command;
 use tokio::task::JoinSet;
-use uuid::Uuid;
-use worker::driver::docker::{DockerDriver, Settings};
-use worker::driver::{Profile, SandboxDriver, Spec};
 
+use super::engine::Engine;
 use super::queue::BenchQueue;
 use super::report::Report;
 use crate::client::Client;
@@ -105,13 +102,12 @@ async fn jobs(client: &Client, queue: &str, (count, input): (u64, Value)) -> any
 
 /// What the engine makes and destroys a second at its best, and with how many at once.
 async fn engine(image: &str) -> anyhow::Result<(f64, usize)> {
-    let driver = Arc::new(DockerDriver::new(Settings::default()));
-    driver.check().await?;
+    let engine = Engine::open(image).await?;
     let mut best = (0.0, 0);
     for at_once in AT_ONCE {
         let (mut tasks, begun) = (JoinSet::new(), Instant::now());
         for _ in 0..at_once {
-            tasks.spawn(churn(Arc::clone(&driver), image.to_owned(), begun + BARE));
+            tasks.spawn(churn(engine.clone(), begun + BARE));
         }
         let mut made = 0;
         while let Some(ended) = tasks.join_next().await {
@@ -126,20 +122,12 @@ async fn engine(image: &str) -> anyhow::Result<(f64, usize)> {
 }
 
 /// Makes and destroys sandboxes one after the other; answers how many.
-async fn churn(driver: Arc<DockerDriver>, image: String, until: Instant) -> anyhow::Result<u64> {
-    let worker_id = Uuid::now_v7();
+async fn churn(engine: Engine, until: Instant) -> anyhow::Result<u64> {
     let mut made = 0;
     while Instant::now() < until {
-        let spec = Spec {
-            id: Uuid::now_v7(),
-            worker_id,
-            environment: "bench".to_owned(),
-            image: image.clone(),
-            profile: Profile::default(),
-        };
-        let pipe = driver.start(&spec).await?;
+        let (id, pipe) = engine.start().await?;
         drop(pipe);
-        driver.destroy(spec.id).await?;
+        engine.destroy(id).await?;
         made += 1;
     }
     Ok(made)

@@ -17,7 +17,6 @@ use super::{Doors, Task};
 use crate::claude::{Process, Recipe, SESSIONS_DIR};
 use crate::egress::Policy;
 use crate::environment::{self, Environment};
-use crate::events::Say;
 use crate::sandbox::{self, Input, PutFiles, RunSpec, Running, Sandbox};
 
 /// Where a program finds the whole conversation and its instructions; beside the workspace, which is the user's.
@@ -186,10 +185,9 @@ impl<'a> Place<'a> {
     /// Starts a program of the agent.
     pub(super) async fn start(&self, spec: RunSpec) -> Result<Running, Broken> {
         let running = self.sandbox().run(spec).await.map_err(not_started)?;
-        self.context.events.say(EventBody::Status {
-            phase: "running".to_owned(),
-            detail: None,
-        });
+        let phase = "running".to_owned();
+        let begun = EventBody::Status { phase, detail: None };
+        self.context.events.say_late(running.began_ago(), begun);
         Ok(running)
     }
 

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::super::cold::ColdStart;
 use super::{Shelf, counts};
 
 impl Shelf {
@@ -30,22 +31,22 @@ impl Shelf {
     }
 
     /// Counts a job that found nothing warm.
-    pub(in crate::pool) fn note_cold_start(&self, reason: &'static str) {
-        *self.lock().cold_starts.entry(reason).or_default() += 1;
+    pub(in crate::pool) fn note_cold_start(&self, reason: ColdStart) {
+        *self.lock().cold_starts.entry(reason.as_str()).or_default() += 1;
     }
 
     /// Why nothing is warm.
-    pub(in crate::pool) fn why_empty(&self) -> &'static str {
+    pub(in crate::pool) fn why_empty(&self) -> ColdStart {
         let mut state = self.lock();
         let counts = counts(&mut state);
         if state.recent.failures > 0 {
-            "failing"
+            ColdStart::Failing
         } else if !state.has_started {
-            "starting"
+            ColdStart::Starting
         } else if counts.leased + counts.retiring >= self.environment.warm.max {
-            "ceiling"
+            ColdStart::Ceiling
         } else {
-            "burst"
+            ColdStart::Burst
         }
     }
 }
