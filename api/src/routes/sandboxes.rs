@@ -6,6 +6,7 @@ use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use chrono::{DateTime, Utc};
+use common::store::sandboxes::HeldBack;
 use common::store::workers::BELIEVED_FOR;
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -53,6 +54,8 @@ struct SandboxesView {
     cold_starts: BTreeMap<String, u64>,
     /// Why the last start failed, when none has succeeded since.
     last_error: Option<String>,
+    /// What of the machine keeps more from starting: `disk` (it is full) or `engine` (it does not answer).
+    held_back: Option<&'static str>,
     seen_at: DateTime<Utc>,
 }
 
@@ -78,6 +81,7 @@ async fn list(State(app): State<App>, _admin: Admin, params: Params) -> Result<R
             waiting: of.waiting,
             cold_starts: of.cold_starts,
             last_error: of.last_error,
+            held_back: of.held_back.map(HeldBack::as_str),
             seen_at: said.seen_at,
         }));
     }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use common::ids::WorkerId;
-use common::store::sandboxes::Sandboxes;
+use common::store::sandboxes::{HeldBack, Sandboxes};
 use common::store::workers::Worker;
 use common::testing::eventually;
 use serde_json::{Value, json};
@@ -57,11 +57,16 @@ async fn a_paused_queue_gives_nothing_until_it_is_resumed(pool: PgPool) {
 
 /// A worker with two light slots and these labels.
 pub(crate) async fn register(api: &Api, labels: &[&str]) -> Worker {
+    register_with(api, "light", labels).await
+}
+
+/// The same with two slots of that class.
+async fn register_with(api: &Api, slot: &str, labels: &[&str]) -> Worker {
     let worker = Worker {
         id: WorkerId::new(),
         name: "w".to_owned(),
         version: "1".to_owned(),
-        slots: BTreeMap::from([("light".to_owned(), 2)]),
+        slots: BTreeMap::from([(slot.to_owned(), 2)]),
         labels: labels.iter().map(|label| (*label).to_owned()).collect(),
         queues: Vec::new(),
         driver: "docker".to_owned(),
@@ -226,17 +231,7 @@ async fn agents_conversations_users_and_models_have_budgets(pool: PgPool) {
 #[sqlx::test(migrator = "common::store::MIGRATOR")]
 async fn sandboxes_are_shown_with_why_jobs_waited_for_them(pool: PgPool) {
     let api = Api::start(pool).await;
-    let worker = Worker {
-        id: WorkerId::new(),
-        name: "w".to_owned(),
-        version: "1".to_owned(),
-        slots: BTreeMap::new(),
-        labels: Vec::new(),
-        queues: Vec::new(),
-        driver: "docker".to_owned(),
-        started_at: api.env.clock.now(),
-    };
-    api.env.store.register_worker(&worker).await.unwrap();
+    let worker = register_with(&api, "sandbox", &[]).await;
     assert_eq!(api.get("/sandboxes").await.expect(200)["data"], json!([]));
     let of = Sandboxes {
         environment: "default".to_owned(),
@@ -262,5 +257,58 @@ async fn sandboxes_are_shown_with_why_jobs_waited_for_them(pool: PgPool) {
         api.get("/sandboxes").await.expect(200)["data"],
         json!([]),
         "a silent worker has none"
+    );
+}
+
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn a_job_says_when_no_worker_can_start_a_sandbox_for_it(pool: PgPool) {
+    let api = Api::start(pool).await;
+    let full = register_with(&api, "sandbox", &[]).await;
+    let other = register_with(&api, "sandbox", &["gpu"]).await;
+    // What another cannot serve does not count, however well it is.
+    register_with(&api, "light", &[]).await;
+    let say = async |worker: &Worker, warm, held_back| {
+        let of = Sandboxes {
+            environment: "default".to_owned(),
+            warm,
+            held_back,
+            ..Sandboxes::default()
+        };
+        api.env.store.say_sandboxes(worker.id, &[of]).await.unwrap();
+    };
+    let exec = json!({"kind": "exec", "input": {"command": ["true"]}});
+    let mut on_gpu = exec.clone();
+    on_gpu["labels"] = json!(["gpu"]);
+    let (any, on_gpu) = (api.submit(exec).await, api.submit(on_gpu).await);
+    let reason = async |job: &str| api.get(&format!("/jobs/{job}")).await.expect(200)["waiting_for"].clone();
+
+    say(&full, 0, Some(HeldBack::Disk)).await;
+    assert_eq!(
+        reason(&any).await,
+        "a free slot; position 1 in the queue",
+        "another can"
+    );
+    say(&other, 0, Some(HeldBack::Disk)).await;
+    let disk = "a free slot: no live worker has room left on its disk to start a sandbox; position 1 in the queue";
+    assert_eq!((reason(&any).await, reason(&on_gpu).await), (json!(disk), json!(disk)));
+    let shown = api.get("/sandboxes").await.expect(200)["data"].clone();
+    assert_eq!(shown[0]["held_back"], "disk");
+    say(&other, 0, Some(HeldBack::Engine)).await;
+    let engine = "a free slot: no live worker's engine answers to start a sandbox; position 1 in the queue";
+    assert_eq!(reason(&on_gpu).await, engine);
+    assert!(
+        reason(&any).await.as_str().unwrap().contains("of no live worker"),
+        "each for its reason"
+    );
+    say(&other, 1, Some(HeldBack::Engine)).await;
+    assert_eq!(
+        reason(&on_gpu).await,
+        "a free slot; position 1 in the queue",
+        "one is ready"
+    );
+    let noop = api.submit(json!({"kind": "noop"})).await;
+    assert!(
+        !reason(&noop).await.as_str().unwrap().contains("sandbox"),
+        "it needs none"
     );
 }

@@ -10,6 +10,26 @@ use sqlx::types::Json;
 use super::{Error, Store};
 use crate::ids::WorkerId;
 
+/// What keeps a whole worker from starting sandboxes, whatever their environment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum HeldBack {
+    /// The engine that starts them does not answer.
+    Engine,
+    /// The disk under it is full.
+    Disk,
+}
+
+impl HeldBack {
+    /// Its name on the wire.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Engine => "engine",
+            Self::Disk => "disk",
+        }
+    }
+}
+
 /// The sandboxes of one environment at one worker.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -36,6 +56,8 @@ pub struct Sandboxes {
     pub cold_starts: BTreeMap<String, u64>,
     /// Why the last start failed, when none has succeeded since.
     pub last_error: Option<String>,
+    /// The same when it is the machine's fault.
+    pub held_back: Option<HeldBack>,
 }
 
 /// What a worker said, and when.
@@ -51,6 +73,16 @@ pub struct Said {
     pub seen_at: DateTime<Utc>,
     /// By environment.
     pub sandboxes: Vec<Sandboxes>,
+}
+
+impl Said {
+    /// What keeps the worker from starting sandboxes; none while one is ready, or when nothing of the kind is known.
+    pub fn held_back(&self) -> Option<HeldBack> {
+        let is_ready = self.sandboxes.iter().any(|of| of.warm > 0);
+        let found = || self.sandboxes.iter().filter_map(|of| of.held_back);
+        let disk = found().find(|held_back| *held_back == HeldBack::Disk);
+        disk.or_else(|| found().next()).filter(|_| !is_ready)
+    }
 }
 
 impl Store {
@@ -89,5 +121,31 @@ impl Store {
             })
         });
         said.collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_worker_is_held_back_while_nothing_is_ready() {
+        let of = |warm, held_back| Sandboxes {
+            warm,
+            held_back,
+            ..Sandboxes::default()
+        };
+        let said = |sandboxes| Said {
+            worker_id: WorkerId::new(),
+            worker: "w".to_owned(),
+            driver: "docker".to_owned(),
+            seen_at: DateTime::UNIX_EPOCH,
+            sandboxes,
+        };
+        let (engine, disk) = (Some(HeldBack::Engine), Some(HeldBack::Disk));
+        assert_eq!(said(vec![of(0, None)]).held_back(), None);
+        assert_eq!(said(vec![of(0, engine), of(0, disk)]).held_back(), disk);
+        assert_eq!(said(vec![of(0, None), of(0, engine)]).held_back(), engine);
+        assert_eq!(said(vec![of(1, None), of(0, disk)]).held_back(), None);
     }
 }

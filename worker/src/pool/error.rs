@@ -4,6 +4,8 @@ use std::error::Error as _;
 use std::sync::Arc;
 use std::time::Duration;
 
+use common::store::sandboxes::HeldBack;
+
 use super::LastError;
 use crate::{driver, sandbox};
 
@@ -21,7 +23,16 @@ pub enum Fault {
 impl Fault {
     /// Whether it lies with this machine, so that the same job may find a sandbox on another.
     pub const fn is_of_machine(self) -> bool {
-        matches!(self, Self::Engine | Self::Disk)
+        self.held_back().is_some()
+    }
+
+    /// What of this machine it is.
+    pub const fn held_back(self) -> Option<HeldBack> {
+        match self {
+            Self::Engine => Some(HeldBack::Engine),
+            Self::Disk => Some(HeldBack::Disk),
+            Self::Other => None,
+        }
     }
 }
 

@@ -290,6 +290,7 @@ impl Pool {
                 .into_iter()
                 .map(|(why, count)| (why.to_owned(), count))
                 .collect(),
+            held_back: status.last_error.as_ref().and_then(|last| last.fault.held_back()),
             last_error: status.last_error.map(|last| last.error),
         };
         self.status().into_iter().map(said).collect()

@@ -152,6 +152,7 @@ async fn start(pool: &Arc<Inner>, creating: Creating, profile: Profile) -> Start
     match result {
         Ok(sandbox) => {
             shelf.note_start(starting.elapsed());
+            pool.shelves.values().for_each(|shelf| shelf.machine_is_well());
             starting.succeeded();
             let warm = Warm {
                 id: spec.id,

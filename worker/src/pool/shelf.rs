@@ -347,6 +347,12 @@ impl Shelf {
         state.waiting.pop_front()
     }
 
+    /// A sandbox of another environment started: what was the machine's fault is over.
+    pub(super) fn machine_is_well(&self) {
+        let mut state = self.lock();
+        state.last_error = state.last_error.take().filter(|last| !last.fault.is_of_machine());
+    }
+
     /// Puts a warm sandbox on the shelf.
     pub(super) fn put(&self, warm: Warm) {
         self.lock().warm.push_back(warm);

@@ -1,8 +1,10 @@
 //! Why a job is not running.
 
 use chrono::{DateTime, SecondsFormat, Utc};
+use common::job::spec::SlotClass;
 use common::job::{Job, JobState, WaitFor};
 use common::queue::{Place, Shut, Why};
+use common::store::sandboxes::HeldBack;
 use common::store::workers::{SILENT_AFTER, Worker, WorkerStatus};
 
 use crate::state::App;
@@ -46,15 +48,58 @@ async fn queued(app: &App, job: &Job) -> Option<String> {
         }
     }
     Some(match app.queue().why(job.tenant_id, job.id).await {
-        Ok(Some(why)) => sentence(job, &why),
+        Ok(Some(why)) => match (&why.place, held_back(app, job, &workers).await) {
+            (Place::Backlog { ahead }, Some(held_back)) => {
+                format!("a free slot: {held_back}; position {} in the queue", ahead + 1)
+            }
+            _ => sentence(job, &why),
+        },
         Ok(None) => "a free slot; it is not in Redis yet".to_owned(),
         Err(_away) => "Redis, which does not answer: nothing starts until it does".to_owned(),
     })
 }
 
+/// What keeps every worker that could serve a job from starting a sandbox for it; `None` when one is not kept.
+async fn held_back(app: &App, job: &Job, workers: &[WorkerStatus]) -> Option<&'static str> {
+    if slot(job) != SlotClass::Sandbox.as_str() {
+        return None;
+    }
+    let said = app.store().sandboxes(app.clock().now() - SILENT_AFTER).await.ok()?;
+    let of_worker = |worker: &WorkerStatus| said.iter().find(|said| said.worker_id == worker.worker.id);
+    let able = workers.iter().filter(|worker| can_serve(worker, job));
+    let found: Vec<Option<HeldBack>> = able.map(|worker| of_worker(worker)?.held_back()).collect();
+    let all = |what| found.iter().all(|held_back| *held_back == Some(what));
+    if found.is_empty() || found.contains(&None) {
+        None
+    } else if all(HeldBack::Disk) {
+        Some("no live worker has room left on its disk to start a sandbox")
+    } else if all(HeldBack::Engine) {
+        Some("no live worker's engine answers to start a sandbox")
+    } else {
+        Some("of no live worker the engine answers and has room left on its disk to start a sandbox")
+    }
+}
+
+/// Whether a worker claims jobs like this one.
+fn can_serve(status: &WorkerStatus, job: &Job) -> bool {
+    let worker = &status.worker;
+    status.draining_at.is_none()
+        && (worker.queues.is_empty() || worker.queues.contains(&job.queue))
+        && worker.slots.get(slot(job)).is_some_and(|slots| *slots > 0)
+        && job.labels.iter().all(|label| worker.labels.contains(label))
+}
+
+/// What its slot must be.
+fn slot(job: &Job) -> &str {
+    job.class.split('+').next().unwrap_or_default()
+}
+
 /// Why no live worker can serve a job; `None` when one can.
 fn unserved(job: &Job, workers: &[WorkerStatus]) -> Option<String> {
-    let slot = job.class.split('+').next().unwrap_or_default();
+    if workers.iter().any(|worker| can_serve(worker, job)) {
+        return None;
+    }
+    let slot = slot(job);
     let live = || {
         workers
             .iter()
@@ -63,10 +108,7 @@ fn unserved(job: &Job, workers: &[WorkerStatus]) -> Option<String> {
     };
     let of_queue = |worker: &&Worker| worker.queues.is_empty() || worker.queues.contains(&job.queue);
     let of_slot = |worker: &&Worker| worker.slots.get(slot).is_some_and(|slots| *slots > 0);
-    let of_labels = |worker: &&Worker| job.labels.iter().all(|label| worker.labels.contains(label));
-    if live().filter(of_queue).filter(of_slot).any(|worker| of_labels(&worker)) {
-        None
-    } else if live().next().is_none() {
+    if live().next().is_none() {
         Some("no worker is running".to_owned())
     } else if !live().any(|worker| of_queue(&worker)) {
         Some(format!("no worker serves queue {}", job.queue))

@@ -228,6 +228,13 @@ async fn a_full_disk_holds_jobs_up_and_fails_none() {
             reasons.extend(waited(&cluster, id).await);
         }
     }
+    // Those that nobody claims meanwhile say it too.
+    let queued = cluster.api.submit(script(1, 1)).await;
+    let says = |job: &Value| {
+        let reason = job["waiting_for"].as_str().unwrap_or_default();
+        reason.starts_with("a free slot: no live worker has room left on its disk to start a sandbox; position")
+    };
+    cluster.api.job_until(&queued, 2 * SOON, says).await;
     // What runs is not touched by it, and jobs without a sandbox go on.
     succeeds(&cluster, &running, 0).await;
     let noop = cluster.api.submit(json!({"kind": "noop"})).await;
@@ -241,7 +248,7 @@ async fn a_full_disk_holds_jobs_up_and_fails_none() {
 
     engine.free_disk();
     let free = Instant::now();
-    for id in &held {
+    for id in held.iter().chain([&queued]) {
         succeeds(&cluster, id, 0).await;
     }
     report(&format!(
