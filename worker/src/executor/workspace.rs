@@ -141,8 +141,8 @@ impl Workspace {
         let report = packing.finish().await.map_err(broken)?;
         if report.incomplete {
             let message = format!(
-                "its workspace was not saved, and is as before: it has more than {ENTRIES_MAX} entries, or files of more \
-                 than {} bytes",
+                "its workspace was not saved, and is as before: it has more than {ENTRIES_MAX} entries, a path of more than \
+                 127 folders or 4096 bytes, or files of more than {} bytes",
                 self.bytes_max
             );
             return Err(Failure::new(FailureCode::DiskFull, message));

@@ -21,6 +21,10 @@ use worker::sandbox::{
     TerminalSize, TextFile,
 };
 
+mod trees;
+
+pub(crate) use trees::*;
+
 /// Makes a test of each promise for the driver that `$subject`, an async function, prepares.
 macro_rules! conformance {
     ($subject:path) => {
@@ -38,7 +42,8 @@ macro_rules! conformance {
             a_full_disk_is_told, time_and_memory_are_accounted, files_go_in_and_come_out,
             files_come_with_the_program,
             only_what_matches_comes_out, hostile_archives_are_refused,
-            archives_over_their_caps_are_refused, a_lease_that_passes_ends_everything, a_roused_sandbox_is_heard,
+            archives_over_their_caps_are_refused, a_tree_comes_back_as_it_was, what_is_too_deep_or_too_long_is_told,
+            a_hundred_thousand_small_files_come_back, a_lease_that_passes_ends_everything, a_roused_sandbox_is_heard,
             a_dropped_sandbox_leaves_nothing, a_destroyed_sandbox_is_a_lost_one, init_cannot_be_reached_by_a_job,
             a_forged_frame_ends_the_sandbox, rubbish_ends_the_sandbox,
             a_job_has_no_privileges, there_is_no_network, nothing_of_the_host_is_visible);

@@ -13,11 +13,12 @@ use hothouse_protocol::{FileEntry, FilesReport, Pack};
 use nix::dir::Dir;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat, readlinkat};
-use nix::sys::stat::{Mode, SFlag, fstatat};
+use nix::sys::stat::{FchmodatFlags, Mode, SFlag, fchmod, fchmodat, fstatat};
 use tar::{EntryType, Header};
 
 use super::folder::{DEPTH_MAX, FOLDER, below_current};
 use super::report::Error;
+use crate::whatever;
 
 /// Packs; `report` counts what the archive holds, and lists it where only files are asked for: a tree may be large.
 pub(super) fn pack(request: &Pack, output: impl Write, report: &mut FilesReport) -> Result<(), Error> {
@@ -65,22 +66,32 @@ impl<W: Write> Packer<'_, W> {
         names.sort_unstable();
         for name in names {
             let path = path.join(&name);
+            if path.as_os_str().len() > PATH_MAX {
+                self.report.incomplete |= self.request.whole_tree;
+                continue;
+            }
             let Ok(found) = fstatat(folder, name.as_os_str(), AtFlags::AT_SYMLINK_NOFOLLOW) else {
                 continue;
             };
             match SFlag::from_bits_truncate(found.st_mode & SFlag::S_IFMT.bits()) {
-                SFlag::S_IFDIR if depth < DEPTH_MAX => {
+                // What is in it has one name more, and unpacking takes that too.
+                SFlag::S_IFDIR if depth + 1 < DEPTH_MAX => {
                     if self.request.whole_tree && self.globs.is_match(&path) && self.has_room(0) {
                         // Without its time, which unpacking what is below would change.
                         let header = header(EntryType::Directory, found.st_mode, 0, 0);
                         self.append(header, &path, None, io::empty())?;
                     }
-                    // A folder that the job forbade itself to read is left out, as one that vanished.
+                    // One that vanished is left out.
+                    let own = Closed::open(folder, &name, found.st_mode, OWN_FOLDER);
                     if let Ok(below) = openat(folder, name.as_os_str(), FOLDER, Mode::empty()) {
-                        self.folder(&below, &path, depth + 1)?;
+                        let packed = self.folder(&below, &path, depth + 1);
+                        own.close(&below);
+                        packed?;
                     }
                 }
-                SFlag::S_IFREG if self.globs.is_match(&path) => self.file(folder, &name, &path)?,
+                // What cannot be saved is told, not left out.
+                SFlag::S_IFDIR => self.report.incomplete |= self.request.whole_tree,
+                SFlag::S_IFREG if self.globs.is_match(&path) => self.file(folder, &name, found.st_mode, &path)?,
                 SFlag::S_IFLNK if self.request.whole_tree && self.globs.is_match(&path) && self.has_room(0) => {
                     if let Ok(target) = readlinkat(folder, name.as_os_str()) {
                         let header = header(EntryType::Symlink, 0o777, 0, 0);
@@ -93,11 +104,15 @@ impl<W: Write> Packer<'_, W> {
         Ok(())
     }
 
-    fn file(&mut self, folder: &OwnedFd, name: &OsStr, path: &Path) -> Result<(), Error> {
+    fn file(&mut self, folder: &OwnedFd, name: &OsStr, mode: u32, path: &Path) -> Result<(), Error> {
         // Without blocking, because it may have become a fifo; without following, because it may have become a link.
         let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
+        let own = Closed::open(folder, name, mode, OWN_FILE);
         let file = match openat(folder, name, flags, Mode::empty()) {
-            Ok(fd) => File::from(fd),
+            Ok(fd) => {
+                own.close(&fd);
+                File::from(fd)
+            }
             Err(Errno::ENOENT | Errno::ELOOP | Errno::EACCES | Errno::ENXIO) => return Ok(()),
             Err(errno) => return Err(Error::file(path.as_os_str(), errno)),
         };
@@ -140,6 +155,36 @@ impl<W: Write> Packer<'_, W> {
             });
         }
         Ok(())
+    }
+}
+
+/// The longest path, bytes: what the kernel takes whole, and every reader of an archive.
+const PATH_MAX: usize = 4096;
+
+/// What of a mode its owner needs to read.
+const OWN_FILE: Mode = Mode::S_IRUSR;
+const OWN_FOLDER: Mode = Mode::S_IRUSR.union(Mode::S_IXUSR);
+
+/// Something that its owner closed to itself, opened for as long as it is read: a `chmod 000` loses nobody a file.
+struct Closed(Option<Mode>);
+
+impl Closed {
+    /// Gives `needed` to what has `mode`, if it lacks it.
+    fn open(folder: &OwnedFd, name: &OsStr, mode: u32, needed: Mode) -> Self {
+        let mode = Mode::from_bits_truncate(mode);
+        if mode.contains(needed) {
+            return Self(None);
+        }
+        // What is not the job's own stays closed, and whoever opens it is told so.
+        let opened = fchmodat(folder, name, mode | needed, FchmodatFlags::FollowSymlink);
+        Self(opened.ok().map(|()| mode))
+    }
+
+    /// Makes it as it was.
+    fn close(self, it: &OwnedFd) {
+        if let Some(mode) = self.0 {
+            whatever(fchmod(it, mode));
+        }
     }
 }
 

@@ -5,7 +5,7 @@ use std::fs::{File, Permissions};
 use std::io::{self, Read};
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{FileExt, PermissionsExt};
 
 use hothouse_protocol::{FilesReport, Unpack};
 use nix::errno::Errno;
@@ -157,7 +157,7 @@ pub(super) fn create_file(parent: &OwnedFd, name: &OsStr) -> io::Result<File> {
 fn write_file(parent: &OwnedFd, name: &OsStr, entry: &mut Entry<'_, impl Read>) -> io::Result<u64> {
     let mut file = create_file(parent, name)?;
     let size = entry.size();
-    let written = io::copy(&mut entry.take(size), &mut file)?;
+    let written = copy(&mut entry.take(size), &mut file)?;
     if written < size {
         return Err(io::ErrorKind::UnexpectedEof.into());
     }
@@ -171,6 +171,45 @@ fn write_file(parent: &OwnedFd, name: &OsStr, entry: &mut Entry<'_, impl Read>) 
     let changed = TimeSpec::new(changed, 0);
     futimens(&file, &changed, &changed)?;
     Ok(written)
+}
+
+/// Copies to an empty file, and leaves out what is zero: a file with holes takes no more room than before.
+fn copy(from: &mut impl Read, to: &mut File) -> io::Result<u64> {
+    const PIECE: usize = 8 * 1024;
+    const ZEROS: [u8; PIECE] = [0; PIECE];
+    let (mut piece, mut at, mut ends_in_hole) = ([0; PIECE], 0, false);
+    loop {
+        let read = fill(from, &mut piece)?;
+        let (Some(data), Some(zeros)) = (piece.get(..read), ZEROS.get(..read)) else {
+            return Err(io::ErrorKind::InvalidData.into());
+        };
+        if data.is_empty() {
+            break;
+        }
+        ends_in_hole = data == zeros;
+        if !ends_in_hole {
+            to.write_all_at(data, at)?;
+        }
+        at += read as u64;
+    }
+    if ends_in_hole {
+        to.set_len(at)?;
+    }
+    Ok(at)
+}
+
+/// Reads until the buffer is full or nothing more comes; how much.
+fn fill(from: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
+    let mut filled = 0;
+    while let Some(rest) = buffer.get_mut(filled..).filter(|rest| !rest.is_empty()) {
+        match from.read(rest) {
+            Ok(0) => break,
+            Ok(read) => filled += read,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(filled)
 }
 
 /// Makes a link, in the place of a file or link of that name.
