@@ -26,7 +26,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::{Pid, geteuid};
 use tokio::process::Command;
 use tokio::sync::watch;
-use tokio::task::JoinSet;
+use tokio::task::{JoinSet, spawn_blocking};
 use tokio::time::timeout;
 use uuid::Uuid;
 
@@ -119,8 +119,8 @@ impl Bubblewrap {
             Err(_) => None,
         };
         let mut command = self.command(spec, limited.as_ref());
-        let mut outer =
-            Outer::spawn(&mut command).map_err(|e| io(&format!("starting {}", self.settings.bwrap.display()), e))?;
+        let mut outer = Outer::spawn(&mut command, limited)
+            .map_err(|e| io(&format!("starting {}", self.settings.bwrap.display()), e))?;
         let Some((writer, reader, stderr)) = outer.pipes() else {
             return Err(Error::Start {
                 id,
@@ -138,7 +138,7 @@ impl Bubblewrap {
                 });
             }
         };
-        self.keep(spec, init, outer, notes, limited);
+        self.keep(spec, init, outer, notes);
         Ok(Pipe {
             reader: Box::new(reader),
             writer: Box::new(writer),
@@ -161,7 +161,7 @@ impl Bubblewrap {
         command
     }
 
-    fn keep(&self, spec: &Spec, init: Pid, mut outer: Outer, notes: notes::Notes, limited: Option<Limited>) {
+    fn keep(&self, spec: &Spec, init: Pid, mut outer: Outer, notes: notes::Notes) {
         let (tell, gone) = watch::channel(false);
         let found = Found {
             id: spec.id,
@@ -173,8 +173,7 @@ impl Bubblewrap {
         let keeper = async move {
             let (ended, ()) = tokio::join!(outer.wait(), notes.log(id));
             tracing::debug!(sandbox = %id, ?ended, "sandbox ended");
-            // The cgroup goes when the last process has; dropping waits for nothing.
-            drop(limited);
+            outer.remove().await;
             running(&all).remove(&id);
             tell.send_replace(true);
         };
@@ -199,13 +198,18 @@ impl Bubblewrap {
                 });
             }
         }
-        match &self.cgroups {
-            Ok(cgroups) => cgroups.remove(id).map_err(|e| Error::Destroy {
+        let Ok(cgroups) = self.cgroups.clone() else {
+            return Ok(());
+        };
+        // What was just killed may hold its cgroup for a moment.
+        let removed = spawn_blocking(move || cgroups.remove(id)).await;
+        removed
+            .map_err(std::io::Error::other)
+            .flatten()
+            .map_err(|e| Error::Destroy {
                 id,
                 reason: e.to_string(),
-            }),
-            Err(_) => Ok(()),
-        }
+            })
     }
 
     async fn check_now(&self) -> Result<(), Error> {
@@ -222,7 +226,7 @@ impl Bubblewrap {
             .stdout(Stdio::null())
             .stderr(Stdio::piped());
         let cannot = |e: std::io::Error| unavailable(format!("cannot be started: {e}"));
-        let outer = Outer::spawn(&mut command).map_err(cannot)?;
+        let outer = Outer::spawn(&mut command, None).map_err(cannot)?;
         let output = timeout(START_MAX, outer.output()).await;
         let output = output.map_err(|_elapsed| unavailable(format!("not ready within {START_MAX:?}")))?;
         let output = output.map_err(cannot)?;

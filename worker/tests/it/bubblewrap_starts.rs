@@ -7,7 +7,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::process::Stdio;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use futures_util::poll;
 use tokio::task::{JoinSet, yield_now};
@@ -125,6 +125,37 @@ async fn so_does_one_whose_first_process_was_not_told_to_go_on() {
     starts.spawn(async move { checking.check().await.is_ok() });
     eventually("the first process is made", are_two).await;
     starts.shutdown().await;
+    nothing_is_left(&driver, worker_id, folder.path()).await;
+}
+
+/// A process that makes a child as `vfork` does hears no stop before that child is over.
+const DEAF: &str = r#"exec python3 -c '
+import ctypes, time
+if ctypes.CDLL(None).vfork() == 0:
+    open("'"$0"'.deaf", "w").close()
+    time.sleep(60)
+'"#;
+
+#[tokio::test]
+async fn giving_up_a_start_holds_up_no_thread_of_the_runtime() {
+    let (folder, worker_id) = (tempfile::tempdir().unwrap(), Uuid::now_v7());
+    let driver = driver_with(folder.path(), DEAF);
+    let mut shortest = Duration::MAX;
+    for _ in 0..3 {
+        let spec = spec(worker_id);
+        let mut start = Box::pin(driver.start(&spec));
+        let deaf = folder.path().join("bwrap.deaf");
+        let is_deaf = eventually("it hears nothing", async || deaf.exists());
+        tokio::select! {
+            _ = &mut start => unreachable!("it never makes a sandbox"),
+            () = is_deaf => {}
+        }
+        let begun = Instant::now();
+        drop(start);
+        shortest = shortest.min(begun.elapsed());
+        fs::remove_file(deaf).unwrap();
+    }
+    assert!(shortest < Duration::from_millis(100), "{shortest:?}");
     nothing_is_left(&driver, worker_id, folder.path()).await;
 }
 

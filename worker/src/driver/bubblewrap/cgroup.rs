@@ -3,6 +3,7 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use nix::sys::signal::{Signal, kill};
@@ -19,11 +20,11 @@ const EMPTY_MAX: Duration = Duration::from_mins(1);
 // Init, one supervisor and the process of `bwrap` that waits outside.
 const OWN_PROCESSES: u32 = 3;
 
-/// Where cgroups of sandboxes are made.
-#[derive(Debug)]
+/// Where cgroups of sandboxes are made. Cheap to clone.
+#[derive(Debug, Clone)]
 pub(super) struct Cgroups {
     // In the first version one place for each controller.
-    places: Vec<Place>,
+    places: Arc<[Place]>,
 }
 
 #[derive(Debug)]
@@ -32,7 +33,7 @@ struct Place {
     folder: PathBuf,
 }
 
-/// The cgroups of one sandbox. Dropping it removes them.
+/// The cgroups of one sandbox. Dropping it removes them, and waits a little for what was killed in them.
 #[derive(Debug)]
 pub(super) struct Limited {
     made: Vec<Place>,
@@ -47,7 +48,9 @@ impl Cgroups {
         let own = fs::read_to_string("/proc/self/cgroup").map_err(|e| format!("/proc/self/cgroup: {e}"))?;
         let mounts = fs::read_to_string("/proc/self/mountinfo").map_err(|e| format!("/proc/self/mountinfo: {e}"))?;
         let found = Self {
-            places: second_version(&own, &mounts).or_else(|_| first_version(&own, &mounts))?,
+            places: second_version(&own, &mounts)
+                .or_else(|_| first_version(&own, &mounts))?
+                .into(),
         };
         let trial = Spec {
             id: Uuid::nil(),
@@ -64,7 +67,7 @@ impl Cgroups {
     pub(super) fn make(&self, spec: &Spec) -> io::Result<Limited> {
         let name = format!("{PREFIX}-{}-{}", spec.worker_id.simple(), spec.id.simple());
         let mut limited = Limited { made: Vec::new() };
-        for place in &self.places {
+        for place in &*self.places {
             let folder = place.folder.join(&name);
             fs::create_dir(&folder)?;
             limited.made.push(Place {
@@ -98,7 +101,7 @@ impl Cgroups {
     /// Kills what is left in those of a sandbox and removes them.
     pub(super) fn remove(&self, id: Uuid) -> io::Result<()> {
         let end = format!("-{}", id.simple());
-        for place in &self.places {
+        for place in &*self.places {
             for entry in fs::read_dir(&place.folder)?.flatten() {
                 let is_its = entry
                     .file_name()
