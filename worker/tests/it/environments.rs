@@ -24,7 +24,8 @@ fn example(begin: &str) -> &'static str {
     blocks.into_iter().find(|block| block.starts_with(begin)).unwrap()
 }
 
-async fn docker(args: &[&str]) -> String {
+/// What the command says of the tests' engine.
+pub(crate) async fn docker(args: &[&str]) -> String {
     let host = test_variable("HOTHOUSE_TEST_DOCKER_HOST").unwrap();
     let output = Command::new("docker")
         .args(["--host", &host])

@@ -5,22 +5,20 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
-use std::cell::Cell;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 use hothouse_protocol::{
-    Channel, Decoder, Failure, FailureCode, Frame, FromInit, HEAD_LEN, Kind, PAYLOAD_MAX, Rested, TUNNEL_BIT,
-    TUNNEL_WINDOW, TUNNELS_MAX, ToInit, Token, WINDOW, cost,
+    Decoder, Failure, FailureCode, FromInit, HEAD_LEN, PAYLOAD_MAX, Rested, TUNNEL_BIT, TUNNEL_WINDOW, TUNNELS_MAX,
+    ToInit, WINDOW, cost,
 };
 use proptest::prelude::*;
-use proptest::test_runner::{Config, TestRunner};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use worker::sandbox::{Lost, Output, RunSpec, Running, Sandbox, Tunnels};
 
-use crate::docker::test_variable;
+use crate::hostile::{Word, channel, data, play_many, word};
 use crate::sandbox_link::{Init, LONG, about, connected, exit};
 
 /// The stream of the program that inits talk about most.
@@ -29,13 +27,7 @@ const RUN: u32 = 2;
 /// What an init does next.
 #[derive(Debug, Clone)]
 enum Act {
-    Say(FromInit),
-    /// A frame of any kind with any payload.
-    Frame(u8, u8, u32, Bytes),
-    /// A frame with another secret.
-    Forge(FromInit),
-    /// Bytes that are no frame.
-    Rubbish(Vec<u8>),
+    Say(Word<FromInit>),
     /// The worker's program reads so many pieces.
     Read(usize),
 }
@@ -50,17 +42,8 @@ fn stream() -> impl Strategy<Value = u32> {
     ]
 }
 
-fn data() -> impl Strategy<Value = Bytes> {
-    let size = prop_oneof![4 => 0..64_usize, 2 => 0..70_000_usize, 1 => Just(262_144_usize)];
-    size.prop_map(|size| Bytes::from(vec![b'x'; size]))
-}
-
 fn credit() -> impl Strategy<Value = u32> {
     prop_oneof![Just(0), 1..5_000_u32, Just(WINDOW), Just(TUNNEL_WINDOW), Just(u32::MAX)]
-}
-
-fn channel() -> impl Strategy<Value = Channel> {
-    prop_oneof![Just(Channel::Stdout), Just(Channel::Stderr)]
 }
 
 fn message() -> impl Strategy<Value = FromInit> {
@@ -90,45 +73,9 @@ fn message() -> impl Strategy<Value = FromInit> {
 
 fn act() -> impl Strategy<Value = Act> {
     prop_oneof![
-        40 => message().prop_map(Act::Say),
-        2 => (any::<u8>(), any::<u8>(), stream(), data()).prop_map(|(kind, flags, stream, data)| {
-            Act::Frame(kind % 0x24, flags, stream, data)
-        }),
-        1 => message().prop_map(Act::Forge),
-        1 => proptest::collection::vec(any::<u8>(), 1..80).prop_map(Act::Rubbish),
+        44 => word(40, message().boxed(), stream()).prop_map(Act::Say),
         6 => (1..8_usize).prop_map(Act::Read),
     ]
-}
-
-/// The bytes of an act; whether they are none of this connection.
-fn wire(act: &Act, token: &Token) -> (BytesMut, bool) {
-    let mut wire = BytesMut::new();
-    let frame = |message: &FromInit| Frame::from(message.clone());
-    let is_foreign = match act {
-        Act::Say(message) => {
-            frame(message).encode(token, &mut wire).unwrap();
-            false
-        }
-        Act::Frame(kind, flags, stream, data) => {
-            let mut frame = Frame::new(Kind::Ping, *stream, data.clone());
-            frame.flags = *flags;
-            frame.encode(token, &mut wire).unwrap();
-            wire[0] = *kind;
-            false
-        }
-        Act::Forge(message) => {
-            frame(message).encode(&Token::new([0; 16]), &mut wire).unwrap();
-            true
-        }
-        Act::Rubbish(bytes) => {
-            wire.extend_from_slice(bytes);
-            // Anything may follow that makes it a frame; its secret will not.
-            wire.resize(wire.len().max(HEAD_LEN), 0xff);
-            true
-        }
-        Act::Read(_) => false,
-    };
-    (wire, is_foreign)
 }
 
 /// Reads what the worker says until it ends, and answers nothing.
@@ -151,10 +98,12 @@ struct Model {
 }
 
 impl Model {
-    fn breaks(&mut self, act: &Act) -> bool {
-        match act {
-            Act::Say(FromInit::Exit { stream: RUN, .. } | FromInit::Failed { stream: RUN, .. }) => self.is_over = true,
-            Act::Say(FromInit::Output {
+    fn breaks(&mut self, word: &Word<FromInit>) -> bool {
+        match word {
+            Word::Right(FromInit::Exit { stream: RUN, .. } | FromInit::Failed { stream: RUN, .. }) => {
+                self.is_over = true;
+            }
+            Word::Right(FromInit::Output {
                 stream: RUN,
                 channel,
                 data,
@@ -180,6 +129,15 @@ async fn started(sandbox: &Sandbox, init: &mut Init) -> Running {
     tokio::join!(sandbox.run(RunSpec::new(["cat"])), answer).0.unwrap()
 }
 
+async fn read(program: &mut Running, pieces: usize) {
+    for _ in 0..pieces {
+        let next = timeout(Duration::from_millis(1), program.next()).await;
+        if !matches!(next, Ok(Some(_))) {
+            break;
+        }
+    }
+}
+
 /// Plays one hostile init to its end.
 async fn play(acts: Vec<Act>) {
     let (sandbox, mut init) = connected().await;
@@ -199,17 +157,14 @@ async fn play(acts: Vec<Act>) {
     let is_read = acts.iter().any(|act| matches!(act, Act::Read(_)));
     let (mut model, mut must_end) = (Model::default(), false);
     for act in &acts {
-        let (bytes, is_foreign) = wire(act, &token);
-        must_end |= is_foreign || (model.breaks(act) && !is_read);
-        if let Act::Read(pieces) = act {
-            for _ in 0..*pieces {
-                let next = timeout(Duration::from_millis(1), second.next()).await;
-                if !matches!(next, Ok(Some(_))) {
+        match act {
+            Act::Say(word) => {
+                must_end |= word.is_foreign() || (model.breaks(word) && !is_read);
+                if to_worker.write_all(&word.wire(&token).unwrap()).await.is_err() {
                     break;
                 }
             }
-        } else if to_worker.write_all(&bytes).await.is_err() {
-            break;
+            Act::Read(pieces) => read(&mut second, *pieces).await,
         }
     }
     if must_end {
@@ -265,35 +220,5 @@ async fn held(mut running: Running) -> u64 {
 
 #[test]
 fn a_worker_stands_whatever_an_init_says() {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .unwrap();
-    let seconds = test_variable("HOTHOUSE_FUZZ_SECONDS").and_then(|text| text.parse().ok());
-    let until = seconds.map(|seconds| Instant::now() + Duration::from_secs(seconds));
-    let played = Cell::new(0_u64);
-    loop {
-        let mut runner = TestRunner::new(Config {
-            cases: 200,
-            failure_persistence: None,
-            ..Config::default()
-        });
-        let acts = proptest::collection::vec(act(), 0..60);
-        runner
-            .run(&acts, |acts| {
-                played.set(played.get() + 1);
-                runtime.block_on(play(acts));
-                Ok(())
-            })
-            .unwrap();
-        if until.is_none_or(|until| Instant::now() >= until) {
-            break;
-        }
-    }
-    show(&format!("{} hostile inits", played.get()));
-}
-
-#[expect(clippy::print_stderr, reason = "what a long run did")]
-fn show(text: &str) {
-    eprintln!("{text}");
+    play_many("inits", 200, &proptest::collection::vec(act(), 0..60), play);
 }

@@ -5,25 +5,22 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
-use std::cell::Cell;
 use std::collections::HashMap;
 use std::fs;
 use std::process::Stdio;
-use std::time::{Duration, Instant};
 
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 use hothouse_protocol::{
-    Channel, Decoder, Exec, Frame, FromInit, Greeting, Kind, PAYLOAD_MAX, Pack, Program, Reset, Rlimits, Run,
-    TUNNEL_BIT, TUNNEL_WINDOW, TerminalSize, TextFile, ToInit, Token, Unpack, VERSION, WINDOW, cost,
+    Decoder, Exec, FromInit, Greeting, Pack, Program, Reset, Rlimits, Run, TUNNEL_BIT, TUNNEL_WINDOW, TerminalSize,
+    TextFile, ToInit, Token, Unpack, VERSION, WINDOW, cost,
 };
 use proptest::prelude::*;
-use proptest::test_runner::{Config, TestRunner};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::process::{ChildStdout, Command};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use crate::docker::test_variable;
+use crate::hostile::{Word, channel, data, play_many, word};
 use crate::sandbox_bubblewrap::init;
 use crate::sandbox_link::LONG;
 
@@ -33,25 +30,8 @@ const LAST_PING: u64 = u64::MAX - 7;
 /// More than all windows of a few programs, and less than a flood.
 const RESIDENT_MAX: u64 = 48 << 20;
 
-/// What a worker does next.
-#[derive(Debug, Clone)]
-enum Act {
-    Say(ToInit),
-    /// A frame of any kind with any payload.
-    Frame(u8, u8, u32, Bytes),
-    /// A frame with another secret.
-    Forge(ToInit),
-    /// Bytes that are no frame.
-    Rubbish(Vec<u8>),
-}
-
 fn stream() -> impl Strategy<Value = u32> {
     prop_oneof![12 => 1..5_u32, 2 => (0..4_u32).prop_map(|n| TUNNEL_BIT | n), 1 => any::<u32>()]
-}
-
-fn data() -> impl Strategy<Value = Bytes> {
-    let size = prop_oneof![6 => 0..100_usize, 2 => 0..70_000_usize, 1 => Just(PAYLOAD_MAX)];
-    size.prop_map(|size| Bytes::from(vec![b'x'; size]))
 }
 
 fn number() -> impl Strategy<Value = u64> {
@@ -155,7 +135,6 @@ fn run() -> impl Strategy<Value = Run> {
 }
 
 fn message() -> impl Strategy<Value = ToInit> {
-    let channel = prop_oneof![Just(Channel::Stdout), Just(Channel::Stderr)];
     let credit = || prop_oneof![Just(0), 1..100_000_u32, Just(u32::MAX)];
     prop_oneof![
         1 => Just(ToInit::Hello(greeting())),
@@ -166,7 +145,7 @@ fn message() -> impl Strategy<Value = ToInit> {
         3 => (stream(), any::<bool>()).prop_map(|(stream, discard)| ToInit::Kill { stream, discard }),
         1 => (stream(), any::<u16>(), any::<u16>())
             .prop_map(|(stream, rows, cols)| ToInit::Resize { stream, size: TerminalSize { rows, cols } }),
-        4 => (stream(), channel, credit())
+        4 => (stream(), channel(), credit())
             .prop_map(|(stream, channel, credit)| ToInit::Credit { stream, channel, credit }),
         // One that is short ends everything, as it should.
         2 => (2_000..u64::MAX).prop_map(|run_on_ms| ToInit::Lease { run_on_ms }),
@@ -176,16 +155,6 @@ fn message() -> impl Strategy<Value = ToInit> {
         2 => (stream(), data(), any::<bool>()).prop_map(|(stream, data, is_end)| ToInit::Data { stream, data, is_end }),
         1 => (stream(), credit()).prop_map(|(stream, credit)| ToInit::TunnelCredit { stream, credit }),
         1 => stream().prop_map(|stream| ToInit::Close { stream }),
-    ]
-}
-
-fn act() -> impl Strategy<Value = Act> {
-    prop_oneof![
-        60 => message().prop_map(Act::Say),
-        2 => (any::<u8>(), any::<u8>(), stream(), data())
-            .prop_map(|(kind, flags, stream, data)| Act::Frame(kind % 0x24, flags, stream, data)),
-        1 => message().prop_map(Act::Forge),
-        1 => proptest::collection::vec(any::<u8>(), 1..80).prop_map(Act::Rubbish),
     ]
 }
 
@@ -199,49 +168,30 @@ fn greeting() -> Greeting {
     }
 }
 
-/// The bytes of an act; none for one that is larger than a frame may be.
-fn wire(act: &Act) -> Option<BytesMut> {
-    let mut wire = BytesMut::new();
-    match act {
-        Act::Say(message) => Frame::from(message.clone()).encode(&TOKEN, &mut wire).ok()?,
-        Act::Forge(message) => Frame::from(message.clone())
-            .encode(&Token::new([1; 16]), &mut wire)
-            .ok()?,
-        Act::Frame(kind, flags, stream, data) => {
-            let mut frame = Frame::new(Kind::Ping, *stream, data.clone());
-            frame.flags = *flags;
-            frame.encode(&TOKEN, &mut wire).unwrap();
-            wire[0] = *kind;
-        }
-        Act::Rubbish(bytes) => wire.extend_from_slice(bytes),
-    }
-    Some(wire)
-}
-
 /// Credit that init had by the end, of each output and tunnel; it can only have had less when it spent it.
 #[derive(Default)]
 struct Credit(HashMap<(u32, u8), u64>);
 
 impl Credit {
-    fn of(acts: &[Act]) -> Self {
+    fn of(words: &[Word<ToInit>]) -> Self {
         let mut given = Self::default();
-        for act in acts {
-            let (key, credit) = match act {
-                Act::Say(ToInit::Credit {
+        for word in words {
+            let (key, credit) = match word {
+                Word::Right(ToInit::Credit {
                     stream,
                     channel,
                     credit,
                 }) => ((*stream, *channel as u8), *credit),
-                Act::Say(ToInit::TunnelCredit { stream, credit }) => ((*stream, 9), *credit),
+                Word::Right(ToInit::TunnelCredit { stream, credit }) => ((*stream, 9), *credit),
                 // Whatever it turns out to mean.
-                Act::Frame(_, _, stream, _) => {
+                Word::Frame(_, _, stream, _) => {
                     for key in [0, 1, 9] {
                         given.0.insert((*stream, key), u64::MAX / 2);
                     }
                     continue;
                 }
                 // A stream may be used again once it is over, with a window of its own.
-                Act::Say(ToInit::Run { stream, .. }) => {
+                Word::Right(ToInit::Run { stream, .. }) => {
                     for key in [0, 1] {
                         *given.0.entry((*stream, key)).or_default() += u64::from(WINDOW);
                     }
@@ -312,20 +262,20 @@ fn resident(bwrap: u32) -> Option<u64> {
 }
 
 /// Plays one hostile worker to its end.
-async fn play(acts: Vec<Act>) {
+async fn play(words: Vec<Word<ToInit>>) {
     let mut child = sandbox().spawn().unwrap();
     let (mut to_init, from_init) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
     let mut stderr = child.stderr.take().unwrap();
     let (ping, pong) = tokio::sync::oneshot::channel();
     let mut listening = JoinSet::new();
-    listening.spawn(listen(from_init, Credit::of(&acts), ping));
+    listening.spawn(listen(from_init, Credit::of(&words), ping));
     let pid = child.id().unwrap();
 
-    let hello = Act::Say(ToInit::Hello(greeting()));
-    let last = Act::Say(ToInit::Ping { nonce: LAST_PING });
-    let is_foreign = |act: &Act| matches!(act, Act::Forge(_) | Act::Rubbish(_));
-    let must_end = acts.iter().any(is_foreign);
-    for bytes in [&hello].into_iter().chain(&acts).chain([&last]).filter_map(wire) {
+    let hello = Word::Right(ToInit::Hello(greeting()));
+    let last = Word::Right(ToInit::Ping { nonce: LAST_PING });
+    let must_end = words.iter().any(Word::is_foreign);
+    let all = [&hello].into_iter().chain(&words).chain([&last]);
+    for bytes in all.filter_map(|word| word.wire(&TOKEN)) {
         // It may end at any time; then it closes its input.
         if timeout(LONG, to_init.write_all(&bytes)).await.unwrap().is_err() {
             break;
@@ -351,35 +301,6 @@ async fn play(acts: Vec<Act>) {
 
 #[test]
 fn an_init_stands_whatever_a_worker_says() {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .unwrap();
-    let seconds = test_variable("HOTHOUSE_FUZZ_SECONDS").and_then(|text| text.parse().ok());
-    let until = seconds.map(|seconds| Instant::now() + Duration::from_secs(seconds));
-    let played = Cell::new(0_u64);
-    loop {
-        let config = Config {
-            cases: 50,
-            failure_persistence: None,
-            ..Config::default()
-        };
-        let acts = proptest::collection::vec(act(), 0..40);
-        TestRunner::new(config)
-            .run(&acts, |acts| {
-                played.set(played.get() + 1);
-                runtime.block_on(play(acts));
-                Ok(())
-            })
-            .unwrap();
-        if until.is_none_or(|until| Instant::now() >= until) {
-            break;
-        }
-    }
-    show(&format!("{} hostile workers", played.get()));
-}
-
-#[expect(clippy::print_stderr, reason = "what a long run did")]
-fn show(text: &str) {
-    eprintln!("{text}");
+    let words = proptest::collection::vec(word(60, message().boxed(), stream()), 0..40);
+    play_many("workers", 50, &words, play);
 }

@@ -16,6 +16,7 @@ use uuid::Uuid;
 use worker::driver::SandboxDriver;
 
 use crate::docker::{driver, eventually, of, test_variable};
+use crate::environments::docker;
 
 /// What the kernel and the engine have of this worker's sandboxes.
 async fn left(worker_id: Uuid) -> usize {
@@ -53,11 +54,20 @@ async fn cycle(worker_id: Uuid, after: Option<Duration>) -> bool {
     holds
 }
 
+/// Containers of this worker that run, or have run and are being removed.
+async fn begun(worker_id: Uuid) -> usize {
+    let label = format!("label=hothouse.worker={worker_id}");
+    let mut words = vec!["ps", "--all", "--quiet", "--filter", &label];
+    for state in ["status=running", "status=removing", "status=exited", "status=dead"] {
+        words.extend(["--filter", state]);
+    }
+    docker(&words).await.lines().count()
+}
+
 /// Destroys what no end of a worker removes, a container that was created and never started, as the pool's reaper does;
 /// how many there were. Those that ran are gone by themselves.
 async fn reap(driver: &dyn SandboxDriver, worker_id: Uuid) -> u32 {
-    eventually("most are gone", async || left(worker_id).await <= 20).await;
-    tokio::time::sleep(Duration::from_secs(1)).await;
+    eventually("those that ran are gone", async || begun(worker_id).await == 0).await;
     let mut orphans = 0;
     for found in of(driver, worker_id).await {
         orphans += 1;

@@ -10,6 +10,7 @@ mod egress_server;
 mod environments;
 mod faults;
 mod gateway;
+mod hostile;
 mod hostile_init;
 mod hostile_worker;
 mod install;
