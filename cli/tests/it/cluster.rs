@@ -3,6 +3,7 @@
 
 mod api;
 mod engine;
+mod held;
 mod log;
 mod postgres;
 pub(crate) mod process;
@@ -19,6 +20,7 @@ use uuid::Uuid;
 
 pub(crate) use api::Api;
 pub(crate) use engine::{Engine, IMAGE, processes_of, processes_of_jobs, until_dead};
+pub(crate) use held::Held;
 pub(crate) use log::{Follower, assert_whole};
 pub(crate) use postgres::Postgres;
 pub(crate) use process::Process;
@@ -172,6 +174,11 @@ impl Cluster {
     /// Asks the database, past the proxy; a line for each row, columns apart by `|`.
     pub(crate) fn sql(&self, query: &str) -> Vec<String> {
         psql(&self.database, query)
+    }
+
+    /// Does this in a transaction that stays open until the answer is dropped.
+    pub(crate) async fn hold(&self, statement: &str) -> Held {
+        Held::begin(&self.database, statement).await
     }
 
     /// Every worker that has ever started here.

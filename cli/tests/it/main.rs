@@ -7,6 +7,7 @@
 )]
 
 mod bench;
+mod cancels;
 mod claude_code;
 mod cluster;
 mod faults;
@@ -21,6 +22,7 @@ mod run;
 mod server;
 mod sticky;
 mod talk;
+mod talking;
 mod torture;
 mod tour;
 mod up;

@@ -9,8 +9,9 @@ use uuid::Uuid;
 
 use super::list::Filter;
 use super::row::{self, COLUMNS, bigint};
+use super::steering::{leave_turn, spoken_to};
 use super::{Error, Store, index, wait};
-use crate::ids::{ApiKeyId, JobId, TenantId};
+use crate::ids::{ApiKeyId, ConversationId, JobId, TenantId};
 use crate::job::{Job, StateName};
 
 /// A job that was cancelled, or asked to stop.
@@ -76,20 +77,19 @@ impl Store {
             if state == StateName::Queued {
                 query.push(", left_queue as (").push(index::leave("changed")).push(")");
             }
-            query.push(" select id, seq, state, parent_id from changed");
+            query.push(" select id, seq, state, parent_id, conversation_id from changed");
             let mut tx = self.pool().begin().await?;
-            let rows: Vec<(JobId, i64, String, Option<JobId>)> = query.build_query_as().fetch_all(&mut *tx).await?;
+            let rows: Vec<Changed> = query.build_query_as().fetch_all(&mut *tx).await?;
             let ended = |state: &str| state == StateName::Cancelled.as_str();
-            let mut parents: Vec<JobId> = rows
-                .iter()
-                .filter(|(_, _, state, _)| ended(state))
-                .filter_map(|(_, _, _, parent_id)| *parent_id)
-                .collect();
+            let gone = || rows.iter().filter(|(_, _, state, ..)| ended(state));
+            let mut parents: Vec<JobId> = gone().filter_map(|(_, _, _, parent_id, _)| *parent_id).collect();
+            let turns = gone().filter_map(|(id, .., conversation_id)| Some((*id, (*conversation_id)?)));
+            leave_turns(&mut tx, turns.collect(), now).await?;
             parents.sort_unstable();
             parents.dedup();
             let woken = wait::wake(&mut tx, &parents, now).await?;
             tx.commit().await?;
-            let stopped = rows.into_iter().map(|(job_id, seq, state, _)| Stopped {
+            let stopped = rows.into_iter().map(|(job_id, seq, state, ..)| Stopped {
                 job_id,
                 seq: u64::try_from(seq).unwrap_or(0),
                 ended: ended(&state),
@@ -185,6 +185,28 @@ impl Store {
         })
         .await
     }
+}
+
+/// A row that a batch changed: its id, the number of the change, its state, its parent and its conversation.
+type Changed = (JobId, i64, String, Option<JobId>, Option<ConversationId>);
+
+/// Adds to their conversations what was said to turns that have ended. Few batches have any.
+async fn leave_turns(
+    tx: &mut PgConnection,
+    mut turns: Vec<(JobId, ConversationId)>,
+    now: DateTime<Utc>,
+) -> Result<(), Error> {
+    let ids: Vec<JobId> = turns.iter().map(|(id, _)| *id).collect();
+    if ids.is_empty() {
+        return Ok(());
+    }
+    let spoken_to = spoken_to(tx, &ids).await?;
+    turns.retain(|(id, _)| spoken_to.contains(id));
+    turns.sort_unstable_by_key(|(_, conversation_id)| *conversation_id);
+    for (id, conversation_id) in turns {
+        leave_turn(tx, id, conversation_id, now).await?;
+    }
+    Ok(())
 }
 
 /// As [`Filter::push`], for one state.

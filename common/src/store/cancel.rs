@@ -4,6 +4,7 @@ use chrono::{DateTime, Utc};
 use sqlx::AssertSqlSafe;
 
 use super::row::{self, qualified};
+use super::steering::leave_turn;
 use super::{Error, Store, index, wait};
 use crate::ids::{JobId, TenantId};
 use crate::job::Job;
@@ -44,11 +45,7 @@ impl Store {
         if let Some(conversation_id) = job.conversation_id
             && job.state.is_terminal()
         {
-            sqlx::query("update conversations set active_job_id = null where id = $1 and active_job_id = $2")
-                .bind(conversation_id)
-                .bind(id)
-                .execute(&mut *tx)
-                .await?;
+            leave_turn(&mut tx, id, conversation_id, now).await?;
         }
         if job.state.is_terminal()
             && let Some(parent_id) = job.parent_id

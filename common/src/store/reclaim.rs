@@ -5,6 +5,7 @@ use sqlx::AssertSqlSafe;
 
 use super::events::{Chunk, insert_chunks, last_written};
 use super::row::{self, COLUMNS, bigint, int, qualified};
+use super::steering::leave_turn;
 use super::{Error, Store, index, wait};
 use crate::ids::{JobId, WorkerId};
 use crate::job::decision::{Counts, Decision, reclaim};
@@ -211,11 +212,7 @@ async fn write(
     .execute(&mut *tx)
     .await?;
     if let (Some(conversation_id), true) = (job.conversation_id, state != "queued") {
-        sqlx::query("update conversations set active_job_id = null where id = $1 and active_job_id = $2")
-            .bind(conversation_id)
-            .bind(job.id)
-            .execute(&mut *tx)
-            .await?;
+        leave_turn(tx, job.id, conversation_id, now).await?;
     }
     row::job(&changed)
 }

@@ -356,7 +356,7 @@ async fn end_turn(tx: &mut PgConnection, settlement: &Settlement, turn: &TurnEnd
             active_job_id = case when $4 and active_job_id = $5 then null else active_job_id end
          where id = $1 and deleted_at is null
          returning position, (select m.turn from messages m where m.conversation_id = $1 and m.id = $6),
-            $4 and exists (select from job_messages m where m.job_id = $5 and m.step is null)",
+            $4 and exists (select from job_messages m where m.job_id = $5)",
     )
     .bind(turn.conversation_id)
     .bind(added)
@@ -366,7 +366,7 @@ async fn end_turn(tx: &mut PgConnection, settlement: &Settlement, turn: &TurnEnd
     .bind(turn.answers)
     .fetch_optional(&mut *tx)
     .await?;
-    let Some((last, number, has_unheard)) = freed else {
+    let Some((last, number, was_spoken_to)) = freed else {
         return Ok(());
     };
     let number = number.unwrap_or(last - added + 1);
@@ -379,7 +379,7 @@ async fn end_turn(tx: &mut PgConnection, settlement: &Settlement, turn: &TurnEnd
         };
         write_message(tx, &new).await?;
     }
-    if has_unheard {
+    if was_spoken_to {
         add_unheard(
             tx,
             settlement.job_id,

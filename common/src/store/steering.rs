@@ -106,7 +106,47 @@ impl Store {
     }
 }
 
-/// Adds to a conversation what was said to a turn that has ended without hearing it: the next turn's model sees it.
+/// Frees the conversation of a turn that ended while no attempt held it, and adds to it what was said to the turn and is not
+/// in it. To be called by the transaction that ended the turn: whoever speaks to it later finds that it has ended.
+pub(super) async fn leave_turn(
+    tx: &mut PgConnection,
+    job_id: JobId,
+    conversation_id: ConversationId,
+    now: DateTime<Utc>,
+) -> Result<(), Error> {
+    sqlx::query("update conversations set active_job_id = null where id = $1 and active_job_id = $2")
+        .bind(conversation_id)
+        .bind(job_id)
+        .execute(&mut *tx)
+        .await?;
+    if spoken_to(tx, &[job_id]).await?.is_empty() {
+        return Ok(());
+    }
+    let turn: Option<i64> = sqlx::query_scalar(
+        "select m.turn from jobs j join messages m on m.conversation_id = $2
+            and m.id = (convert_from(j.input, 'UTF8')::json ->> 'message_id')::uuid
+            join conversations c on c.id = $2 and c.deleted_at is null
+         where j.id = $1",
+    )
+    .bind(job_id)
+    .bind(conversation_id)
+    .fetch_optional(&mut *tx)
+    .await?;
+    match turn {
+        Some(turn) => add_unheard(tx, job_id, conversation_id, turn, now).await,
+        // The conversation is deleted.
+        None => Ok(()),
+    }
+}
+
+/// Those of these jobs to which something was said.
+pub(super) async fn spoken_to(tx: &mut PgConnection, job_ids: &[JobId]) -> Result<Vec<JobId>, Error> {
+    let sql = "select distinct job_id from job_messages where job_id = any($1)";
+    Ok(sqlx::query_scalar(sql).bind(job_ids).fetch_all(tx).await?)
+}
+
+/// Adds to a conversation what was said to a turn that has ended and is not in it, because no attempt heard it or because the
+/// one that did was lost: the next turn's model sees it.
 pub(super) async fn add_unheard(
     tx: &mut PgConnection,
     job_id: JobId,
@@ -114,11 +154,13 @@ pub(super) async fn add_unheard(
     turn: i64,
     now: DateTime<Utc>,
 ) -> Result<(), Error> {
-    let rows =
-        sqlx::query("select id, parts, created_at from job_messages where job_id = $1 and step is null order by id")
-            .bind(job_id)
-            .fetch_all(&mut *tx)
-            .await?;
+    let rows = sqlx::query(
+        "select id, parts, created_at from job_messages said
+         where job_id = $1 and not exists (select from messages m where m.id = said.id) order by id",
+    )
+    .bind(job_id)
+    .fetch_all(&mut *tx)
+    .await?;
     for row in &rows {
         let message = message(row)?;
         let position: i64 = sqlx::query_scalar(

@@ -123,7 +123,8 @@ impl Held {
 
     /// Orders one attempt to stop. The first order stands, but losing the lease overrules the others.
     pub fn stop(&self, job_id: JobId, stop: Stop) {
-        if let Some((_, sender)) = self.lock().get(&job_id) {
+        if let Some((attempt, sender)) = self.lock().get(&job_id) {
+            tracing::debug!(%job_id, attempt = attempt.attempt, ?stop, "an attempt is told to stop");
             sender.send_modify(|orders| {
                 if orders.stop.is_none() || stop == Stop::Lost {
                     orders.stop = Some(stop);

@@ -21,7 +21,7 @@ use super::{Context, Ended};
 use crate::claude::{Process, Recipe};
 use crate::consumer::held::{Orders, Stop};
 use crate::environment::Environment;
-use crate::events::{Say, Sink};
+use crate::events::Say;
 use crate::pool::{KeptFor, Pool, Slot, Who};
 use crate::sandbox::Sandbox;
 
@@ -226,21 +226,24 @@ async fn kept(pool: &Pool, environment: &str, owner: Option<&KeptFor>, version: 
     None
 }
 
-/// A turn that did well but whose files were not kept did not do well. One that ended otherwise says so in its log.
-pub(super) fn unless_unsaved(ended: Ended, left: Result<(), Failure>, events: &Sink) -> Ended {
-    let Err(failure) = left else { return ended };
-    events.say(EventBody::Status {
-        phase: "workspace_not_saved".to_owned(),
-        detail: Some(failure.message.clone()),
-    });
-    match ended.outcome {
-        Outcome::Succeeded => Ended {
-            outcome: Outcome::Failed {
-                failure,
-                retry_after: None,
-            },
-            ..ended
-        },
-        _ => ended,
+/// How a turn ended, now that its files are saved or not. One that did well but whose files were not kept did not do well;
+/// one that ended otherwise says so in its log. Nothing is committed yet, so a request to cancel that came meanwhile counts;
+/// what was said stays.
+pub(super) fn settled(ended: Ended, left: Result<(), Failure>, context: &Context) -> Ended {
+    if let Err(failure) = &left {
+        context.events.say(EventBody::Status {
+            phase: "workspace_not_saved".to_owned(),
+            detail: Some(failure.message.clone()),
+        });
     }
+    let is_cancelled = context.orders.borrow().stop == Some(Stop::Cancel);
+    let outcome = match (left, ended.outcome) {
+        (_, _) if is_cancelled => Outcome::Cancelled,
+        (Err(failure), Outcome::Succeeded) => Outcome::Failed {
+            failure,
+            retry_after: None,
+        },
+        (_, outcome) => outcome,
+    };
+    Ended { outcome, ..ended }
 }

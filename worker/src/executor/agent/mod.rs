@@ -219,7 +219,7 @@ async fn answer(context: Context, agent: AgentDefinition, task: Task) -> Ended {
         }
         (Some(end), stopped) => {
             let ended = ended(end, stopped.as_ref(), &context, spent.cost);
-            home::unless_unsaved(ended, left, &context.events)
+            home::settled(ended, left, &context)
         }
     }
 }

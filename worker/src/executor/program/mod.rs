@@ -97,7 +97,7 @@ pub(super) async fn answer(context: Context, agent: AgentDefinition, task: Task)
         ended.usage.cost_usd = spent.cost.to_string();
     }
     ended.usage.sandbox_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
-    home::unless_unsaved(ended, left, &context.events)
+    home::settled(ended, left, &context)
 }
 
 /// How a program reaches what is outside.
