@@ -284,6 +284,10 @@ mod tests {
         let environment = Environment::built_in();
         assert_eq!(environment.image(), "hothouse/default:current");
         assert_eq!(environment.warm, Warm::default());
+        assert_eq!(
+            (environment.warm.size, environment.warm.idle),
+            (5, Duration::from_mins(5))
+        );
         assert_eq!(environment.profile, Profile::default());
         assert!(environment.egress.is_empty());
         assert_eq!(environment.reuse, Reuse::Never);

@@ -1,5 +1,5 @@
 //! Before the first sandbox of an environment serves, another one is attacked with the cheap attempts of
-//! [`crate::verify`]. Where one succeeds, nothing of that environment serves.
+//! [`crate::verify`]. Where one succeeds, nothing of that environment serves. A newer image is another environment in this.
 
 use uuid::Uuid;
 
@@ -11,7 +11,7 @@ use crate::verify;
 
 /// Waits for the proof of the environment; one start at a time gives it, until it is given.
 pub(super) async fn prove(pool: &Inner, shelf: &Shelf, spec: &Spec) -> Result<(), Error> {
-    shelf.proof.get_or_try_init(|| attack(pool, spec)).await.copied()
+    shelf.proof().get_or_try_init(|| attack(pool, spec)).await.copied()
 }
 
 async fn attack(pool: &Inner, like: &Spec) -> Result<(), Error> {

@@ -97,6 +97,8 @@ struct State {
     has_started: bool,
     cold_starts: BTreeMap<&'static str, u64>,
     image_id: Option<String>,
+    // Set once a sandbox of this image stood the cheap attempts to break it.
+    proof: Arc<OnceCell<()>>,
     last_error: Option<LastError>,
     spares: Spares,
     // The last failure, when trying again does not help.
@@ -111,8 +113,6 @@ pub(super) struct Shelf {
     state: Mutex<State>,
     /// Told whenever room may have been made.
     pub(super) changed: Notify,
-    /// Set once a sandbox of this environment stood the cheap attempts to break it.
-    pub(super) proof: OnceCell<()>,
     /// Wakes refill.
     wake: Arc<Notify>,
 }
@@ -124,7 +124,6 @@ impl Shelf {
             epoch: Instant::now(),
             state: Mutex::default(),
             changed: Notify::new(),
-            proof: OnceCell::new(),
             wake,
         }
     }
@@ -227,6 +226,11 @@ impl Shelf {
         Some((warm, Retiring::counted(self, &mut state.counts)))
     }
 
+    /// Whether a sandbox of the present image stood the attempts to break it.
+    pub(super) fn proof(&self) -> Arc<OnceCell<()>> {
+        Arc::clone(&self.lock().proof)
+    }
+
     /// What the image's name stood for when it was looked at last.
     pub(super) fn image_id(&self) -> Option<String> {
         self.lock().image_id.clone()
@@ -241,6 +245,7 @@ impl Shelf {
         if !is_other {
             return Vec::new();
         }
+        state.proof = Arc::default();
         let old: Vec<_> = state.warm.drain(..).collect();
         old.into_iter()
             .map(|warm| (warm, Retiring::counted(self, &mut state.counts)))

@@ -43,6 +43,9 @@ ways_out!(
     tunnels_end_with_their_program,
     ten_thousand_connections_harm_nobody,
     bytes_are_capped,
+    connections_are_capped_at_once_in_a_second_and_in_all,
+    a_connection_that_stands_still_is_closed,
+    wildcards_name_what_is_below_them_at_their_port,
     much_passes_unchanged_both_ways,
     one_silent_connection_holds_up_no_other,
 );
@@ -476,6 +479,74 @@ print(len(ask(raw)) <= 256 << 10, status(raw))
     assert_eq!(world.run(world.open(), script).await, "True 429 too_many_bytes");
     let rows = world.rows();
     assert!(rows[0].is_allowed && rows[0].refusal == Some(Refusal::TooManyBytes));
+}
+
+async fn connections_are_capped_at_once_in_a_second_and_in_all(subject: &Subject) {
+    let script = "
+def hang():
+    s = proxy(); s.sendall(b'GET http://' + p + b'/hang HTTP/1.1\\r\\nHost: ' + p + b'\\r\\n\\r\\n'); return s
+p = PLAIN.encode(); raw = b'GET http://' + p + b'/ HTTP/1.1\\r\\nHost: ' + p + b'\\r\\n\\r\\n'
+held = [hang() for _ in range(HELD)]
+print(*[status(raw) for _ in range(ASKED)])
+";
+    let ask = |held: u32, asked: u32| {
+        script
+            .replace("HELD", &held.to_string())
+            .replace("ASKED", &asked.to_string())
+    };
+    let world = World::new(subject, |settings| settings.connections_max = 3).await;
+    assert_eq!(world.run(world.open(), &ask(3, 1)).await, "429 too_many_at_once");
+    let of_the_fourth = world.rows().into_iter().find_map(|row| row.refusal);
+    assert_eq!(of_the_fourth, Some(Refusal::TooManyAtOnce));
+
+    let world = World::new(subject, |settings| settings.connections_per_second = 2).await;
+    let printed = world.run(world.open(), &ask(0, 8)).await;
+    assert!(
+        printed.starts_with("200  200 ") && printed.contains("429 too_fast"),
+        "{printed}"
+    );
+
+    let world = World::new(subject, |settings| settings.connections_total_max = 2).await;
+    assert_eq!(
+        world.run(world.open(), &ask(0, 4)).await,
+        "200  200  429 too_many 429 too_many"
+    );
+    let last = Some(Refusal::TooMany);
+    assert_eq!(
+        world.refusals(),
+        [None, None, last],
+        "the last row stands for all that follow"
+    );
+    assert_eq!(world.plain.connections(), 2);
+}
+
+async fn a_connection_that_stands_still_is_closed(subject: &Subject) {
+    let world = World::new(subject, |settings| settings.idle_timeout = Duration::from_millis(300)).await;
+    let script = "
+p = PLAIN.encode()
+print(ask(b'GET http://' + p + b'/hang HTTP/1.1\\r\\nHost: ' + p + b'\\r\\n\\r\\n'))
+";
+    assert_eq!(world.run(world.open(), script).await, "b''");
+    assert_eq!(world.refusals(), [Some(Refusal::Idle)]);
+    eventually("the server to see the end", async || world.plain.ended() == 1).await;
+}
+
+async fn wildcards_name_what_is_below_them_at_their_port(subject: &Subject) {
+    let world = World::new(subject, |_| {}).await;
+    let port = world.plain.address.port();
+    let script = "print(fetch(f'http://{PLAIN}/'))";
+    let (below, itself) = (format!("*.test:{port}"), format!("*.plain.test:{port}"));
+    for (environment, job, expected) in [
+        (&below, &below, "b'hello from outside'"),
+        (&below, &itself, "403 not_in_job"),
+        (&itself, &below, "403 not_in_environment"),
+        (&"*.test".to_owned(), &below, "403 not_in_environment"),
+        (&below, &"*.test:1".to_owned(), "403 not_in_job"),
+    ] {
+        let policy = Policy::new(std::slice::from_ref(environment), std::slice::from_ref(job));
+        assert_eq!(world.run(policy, script).await, expected, "{environment} {job}");
+    }
+    assert_eq!(world.plain.connections(), 1);
 }
 
 async fn much_passes_unchanged_both_ways(subject: &Subject) {

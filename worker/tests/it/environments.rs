@@ -78,6 +78,16 @@ async fn the_manual_s_example_adds_a_language(pool: PgPool) {
     bench.end().await;
 }
 
+#[test]
+fn the_manual_s_rules_for_the_network_are_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let text = format!("name = \"mine\"\n{}", example("egress = "));
+    std::fs::write(folder.path().join("mine.toml"), text).unwrap();
+    let mine = environment::load(Some(folder.path())).unwrap().remove("mine").unwrap();
+    assert_eq!(mine.egress, ["*.example.org", "docs.example.com:443"]);
+    assert_eq!(mine.install.allow, ["packages.example.org"]);
+}
+
 #[sqlx::test(migrator = "common::store::MIGRATOR")]
 async fn a_newer_image_is_gone_over_to_and_no_job_is_dropped(pool: PgPool) {
     let name = format!("hothouse/rolling-{}:current", Uuid::now_v7().simple());

@@ -7,7 +7,6 @@
 
 use std::collections::HashMap;
 use std::fs;
-use std::process::Stdio;
 
 use bytes::BytesMut;
 use hothouse_protocol::{
@@ -16,12 +15,12 @@ use hothouse_protocol::{
 };
 use proptest::prelude::*;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::process::{ChildStdout, Command};
+use tokio::process::ChildStdout;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use crate::hostile::{Word, channel, data, play_many, word};
-use crate::sandbox_bubblewrap::init;
+use crate::sandbox_bubblewrap::unsealed;
 use crate::sandbox_link::LONG;
 
 const TOKEN: Token = Token::new(*b"0123456789abcdef");
@@ -237,22 +236,6 @@ async fn listen(
     }
 }
 
-fn sandbox() -> Command {
-    let mut command = Command::new("bwrap");
-    let words = "--unshare-ipc --unshare-pid --unshare-net --unshare-uts --as-pid-1 --die-with-parent --new-session \
-        --clearenv --cap-drop ALL --cap-add CAP_SETUID --cap-add CAP_SETGID --cap-add CAP_KILL --ro-bind /usr /usr \
-        --symlink usr/bin /bin --symlink usr/lib /lib --symlink usr/lib64 /lib64 --proc /proc --dev /dev \
-        --perms 1777 --tmpfs /tmp --perms 0777 --tmpfs /workspace --ro-bind";
-    command.args(words.split_whitespace()).arg(init());
-    command.args(["/.hothouse/init", "/.hothouse/init"]);
-    command
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .kill_on_drop(true);
-    command
-}
-
 /// The most memory that the init below this `bwrap` has used.
 fn resident(bwrap: u32) -> Option<u64> {
     let child = fs::read_to_string(format!("/proc/{bwrap}/task/{bwrap}/children")).ok()?;
@@ -263,7 +246,7 @@ fn resident(bwrap: u32) -> Option<u64> {
 
 /// Plays one hostile worker to its end.
 async fn play(words: Vec<Word<ToInit>>) {
-    let mut child = sandbox().spawn().unwrap();
+    let mut child = unsealed().spawn().unwrap();
     let (mut to_init, from_init) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
     let mut stderr = child.stderr.take().unwrap();
     let (ping, pong) = tokio::sync::oneshot::channel();

@@ -2,22 +2,27 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use assert_matches::assert_matches;
 use common::lifecycle::Lifecycle;
 use futures_util::FutureExt;
-use futures_util::future::join_all;
+use futures_util::future::{BoxFuture, join_all};
 use tokio::net::{UnixListener, UnixStream};
+use tokio::process::Child;
 use tokio::task::JoinSet;
 use uuid::Uuid;
-use worker::driver::{Profile, SandboxDriver};
+use worker::driver::bubblewrap::Bubblewrap;
+use worker::driver::{Error as DriverError, Found, Pipe, Profile, SandboxDriver, Spec};
 use worker::environment::{Environment, Environments, Warm};
 use worker::pool::{EnvironmentStatus, Error, IsAlive, Pool, Settings, Slot};
 
 use crate::docker::{driver, driver_at, eventually, image, of, profile, sh, spec, test_variable};
+use crate::sandbox_bubblewrap::{driver_in, unsealed};
 
 /// A pool with one environment, for a worker of its own. Its drop checks nothing: every test ends with
 /// [`Fixture::end`], which does.
@@ -69,7 +74,9 @@ impl Fixture {
     }
 
     async fn warm(&self, count: u32) {
-        eventually("the pool is warm", async || self.status().warm == count).await;
+        let is_warm = eventually("the pool is warm", async || self.status().warm == count);
+        let is_in_time = AssertUnwindSafe(is_warm).catch_unwind().await.is_ok();
+        assert!(is_in_time, "{:?}", self.status());
     }
 
     /// Stops the pool; nothing may be left.
@@ -390,4 +397,86 @@ async fn an_engine_that_goes_away_and_comes_back_needs_nobody() {
     fixture.warm(2).await;
     fixture.end().await;
     cable.cut().await;
+}
+
+/// A driver whose sandboxes are sealed until its image is another one.
+#[derive(Debug)]
+struct Turning {
+    sealed: Bubblewrap,
+    is_newer: AtomicBool,
+    unsealed: Mutex<Vec<Child>>,
+}
+
+impl SandboxDriver for Turning {
+    fn name(&self) -> &'static str {
+        "turning"
+    }
+
+    fn start<'a>(&'a self, spec: &'a Spec) -> BoxFuture<'a, Result<Pipe, DriverError>> {
+        if !self.is_newer.load(Ordering::Relaxed) {
+            return self.sealed.start(spec);
+        }
+        let mut child = unsealed().spawn().unwrap();
+        let (reader, writer) = (child.stdout.take().unwrap(), child.stdin.take().unwrap());
+        self.unsealed.lock().unwrap().push(child);
+        let (reader, writer) = (Box::new(reader), Box::new(writer));
+        async { Ok(Pipe { reader, writer }) }.boxed()
+    }
+
+    fn destroy(&self, id: Uuid) -> BoxFuture<'_, Result<(), DriverError>> {
+        self.sealed.destroy(id)
+    }
+
+    fn list(&self) -> BoxFuture<'_, Result<Vec<Found>, DriverError>> {
+        self.sealed.list()
+    }
+
+    fn image_id<'a>(&'a self, _image: &'a str) -> BoxFuture<'a, Result<Option<String>, DriverError>> {
+        let id = if self.is_newer.load(Ordering::Relaxed) {
+            "newer"
+        } else {
+            "older"
+        };
+        async move { Ok(Some(id.to_owned())) }.boxed()
+    }
+
+    fn check(&self) -> BoxFuture<'_, Result<(), DriverError>> {
+        async { Ok(()) }.boxed()
+    }
+}
+
+#[tokio::test]
+async fn an_environment_that_falls_to_an_attempt_serves_nobody_also_when_its_image_is_newer() {
+    let state = tempfile::tempdir().unwrap();
+    let driver = Arc::new(Turning {
+        sealed: driver_in(state.path()),
+        is_newer: AtomicBool::new(false),
+        unsealed: Mutex::default(),
+    });
+    let fixture = Fixture::over(
+        Arc::clone(&driver) as Arc<dyn SandboxDriver>,
+        environment(warm(1, 2)),
+        everybody_lives(),
+    );
+    fixture.pool.roll_over().await;
+    fixture.warm(1).await;
+    fixture.pool.check_out("default", None).await.unwrap().retire();
+
+    driver.is_newer.store(true, Ordering::Relaxed);
+    fixture.pool.roll_over().await;
+    let refused = fixture.pool.check_out("default", None).await.unwrap_err();
+    assert_eq!(
+        refused.told(),
+        "sandboxes of its environment are not sealed on this machine, so nothing runs in them"
+    );
+    assert_matches!(&refused, Error::Failing { source } if matches!(**source, Error::Unsealed { .. }));
+    let status = fixture.status();
+    let said = status.last_error.unwrap().error;
+    assert!(said.starts_with("a sandbox did not stand the attempt to "), "{said}");
+    assert_eq!((status.warm, status.leased), (0, 0));
+
+    driver.is_newer.store(false, Ordering::Relaxed);
+    fixture.pool.roll_over().await;
+    fixture.warm(1).await;
+    fixture.end().await;
 }
