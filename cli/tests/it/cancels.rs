@@ -213,19 +213,19 @@ impl World {
         }
     }
 
-    async fn talk(&self, models: Value) -> Talk<'_> {
+    async fn talk(&self, models: Value) -> Talk {
         let ask = json!({"name": "python", "policy": "ask", "deadline": "1h"});
         let agent = json!({"harness": "native", "models": models, "tools": ["bash", ask]});
-        Talk::begin(&self.cluster, agent).await
+        Talk::begin(&self.cluster.api, agent).await
     }
 
     async fn cancel(&self, job: &str) {
         let path = format!("/jobs/{job}/cancel");
-        post(&self.cluster, &path, &json!({})).await;
+        post(&self.cluster.api, &path, &json!({})).await;
     }
 
     /// Brings a turn to the state; answers it, what stood in its way, and who keeps a table.
-    async fn come_to(&self, case: &Case, talk: &Talk<'_>, wire: &str) -> (String, Option<String>, Option<Held>) {
+    async fn come_to(&self, case: &Case, talk: &Talk, wire: &str) -> (String, Option<String>, Option<Held>) {
         let (mut other, mut held) = (None, None);
         match case.before {
             Before::Nothing => {}
@@ -253,15 +253,15 @@ impl World {
             Reached::State(state) => drop(api.job_until(&job, SOON, |job| job["state"] == state).await),
             Reached::Event(kind, text) => {
                 let is_it = |event: &Value| event["type"] == kind && event.to_string().contains(text);
-                event(&self.cluster, &job, is_it).await;
+                event(&self.cluster.api, &job, is_it).await;
             }
             Reached::Tool => {
-                event(&self.cluster, &job, |event| event["type"] == "tool.output").await;
+                event(&self.cluster.api, &job, |event| event["type"] == "tool.output").await;
                 assert!(runs("sleep 61.25"));
             }
             Reached::Sandbox => {
                 let is_it = |event: &Value| event["type"] == "message.delta" && event.to_string().contains("now");
-                let since = time(&event(&self.cluster, &job, is_it).await["at"]);
+                let since = time(&event(&self.cluster.api, &job, is_it).await["at"]);
                 let now_leased = |list: &Value| (leased(list, since) == 1).then_some(());
                 api.until(SOON, "/sandboxes", now_leased).await;
                 let begun = |event: &Value| event["type"] == "tool.started";
@@ -283,7 +283,12 @@ impl World {
         let talk = self.talk(Self::models(case, wire)).await;
         let (job, other, held) = Box::pin(self.come_to(case, &talk, wire)).await;
         if let Some(word) = word {
-            post(&self.cluster, &format!("/jobs/{job}/messages"), &json!({"text": word})).await;
+            post(
+                &self.cluster.api,
+                &format!("/jobs/{job}/messages"),
+                &json!({"text": word}),
+            )
+            .await;
         }
         let mut begun = Instant::now();
         match held {
@@ -328,7 +333,7 @@ impl World {
     }
 
     /// The next turn works in the sandbox, the one after it goes over the other wire, and both know what was said.
-    async fn go_on(&self, case: &Case, talk: &Talk<'_>, wire: &str, word: Option<&str>) {
+    async fn go_on(&self, case: &Case, talk: &Talk, wire: &str, word: Option<&str>) {
         let api = &self.cluster.api;
         let said = json!(talk.messages().await).to_string();
         for kept in case.keeps.iter().copied().chain([case.says]).chain(word) {

@@ -15,6 +15,7 @@ mod groups;
 mod health;
 mod help;
 mod humaneval;
+mod kills;
 mod ledger;
 mod provider;
 mod recovery;

@@ -20,7 +20,7 @@ use uuid::Uuid;
 use worker::model::scripted::script::Script;
 use worker::model::scripted::{Scripted, serve};
 
-use crate::cluster::{Cluster, SOON};
+use crate::cluster::{Api, Cluster, SOON};
 
 /// The model servers of a [`Model`], as agents name them.
 pub(crate) const WIRES: [&str; 2] = ["ant", "oai"];
@@ -120,22 +120,23 @@ async fn pass(State(recorder): State<Recorder>, uri: Uri, headers: HeaderMap, bo
 }
 
 /// Somebody who talks to an agent of their own.
-pub(crate) struct Talk<'c> {
-    cluster: &'c Cluster,
-    agent: String,
+pub(crate) struct Talk {
+    api: Api,
+    /// Its agent.
+    pub(crate) agent: String,
     /// The conversation.
     pub(crate) id: String,
 }
 
-impl<'c> Talk<'c> {
+impl Talk {
     /// Saves the agent and begins a conversation with it.
-    pub(crate) async fn begin(cluster: &'c Cluster, mut definition: Value) -> Self {
+    pub(crate) async fn begin(api: &Api, mut definition: Value) -> Self {
         definition["name"] = Uuid::now_v7().to_string().into();
-        let agent = post(cluster, "/agents", &definition).await;
+        let agent = post(api, "/agents", &definition).await;
         let agent = agent["id"].as_str().unwrap().to_owned();
-        let made = post(cluster, "/conversations", &json!({"agent_id": agent})).await;
+        let made = post(api, "/conversations", &json!({"agent_id": agent})).await;
         Self {
-            cluster,
+            api: api.clone(),
             agent,
             id: made["id"].as_str().unwrap().to_owned(),
         }
@@ -144,7 +145,7 @@ impl<'c> Talk<'c> {
     /// Changes the agent for the turns to come.
     pub(crate) async fn change(&self, change: &Value) {
         let path = format!("/agents/{}", self.agent);
-        let answer = self.cluster.api.call(Method::PATCH, &path, Some(change)).await.unwrap();
+        let answer = self.api.call(Method::PATCH, &path, Some(change)).await.unwrap();
         assert_eq!(answer.status(), StatusCode::OK);
     }
 
@@ -152,40 +153,36 @@ impl<'c> Talk<'c> {
     pub(crate) async fn turn(&self, text: &str, fields: &Value) -> String {
         let mut body = fields.clone();
         body["text"] = text.into();
-        let turn = post(self.cluster, &format!("/conversations/{}/turns", self.id), &body).await;
+        let turn = post(&self.api, &format!("/conversations/{}/turns", self.id), &body).await;
         turn["job"]["id"].as_str().unwrap().to_owned()
     }
 
     /// The conversation's messages.
     pub(crate) async fn messages(&self) -> Vec<Value> {
-        let list = self
-            .cluster
-            .api
-            .get(&format!("/conversations/{}/messages", self.id))
-            .await;
+        let list = self.api.get(&format!("/conversations/{}/messages", self.id)).await;
         list["data"].as_array().unwrap().clone()
     }
 
     /// Asserts that no turn of it is under way.
     pub(crate) async fn assert_idle(&self) {
-        let read = self.cluster.api.get(&format!("/conversations/{}", self.id)).await;
+        let read = self.api.get(&format!("/conversations/{}", self.id)).await;
         assert_eq!(read["active_job_id"], Value::Null, "{read:#}");
     }
 }
 
 /// A POST that must succeed.
-pub(crate) async fn post(cluster: &Cluster, path: &str, body: &Value) -> Value {
-    let answer = cluster.api.call(Method::POST, path, Some(body)).await.unwrap();
+pub(crate) async fn post(api: &Api, path: &str, body: &Value) -> Value {
+    let answer = api.call(Method::POST, path, Some(body)).await.unwrap();
     let (status, body) = (answer.status(), answer.json::<Value>().await.unwrap());
     assert!(status.is_success(), "POST {path}: {status} {body:#}");
     body
 }
 
 /// Waits until a job's log has an event that is so.
-pub(crate) async fn event(cluster: &Cluster, job: &str, is_it: impl Fn(&Value) -> bool) -> Value {
+pub(crate) async fn event(api: &Api, job: &str, is_it: impl Fn(&Value) -> bool) -> Value {
     let found = |page: &Value| page["data"].as_array()?.iter().find(|event| is_it(event)).cloned();
     let path = format!("/jobs/{job}/events?limit=1000");
-    cluster.api.until(SOON, &path, found).await
+    api.until(SOON, &path, found).await
 }
 
 /// Whether a process runs whose command line contains this.
