@@ -7,6 +7,7 @@
 )]
 
 mod bench;
+mod budgets;
 mod cancels;
 mod claude_code;
 mod cluster;
