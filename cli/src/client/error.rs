@@ -4,6 +4,8 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use reqwest::StatusCode;
+
 use super::problem::Problem;
 
 /// Why a call has no answer.
@@ -53,6 +55,11 @@ impl Error {
             Self::TimedOut(_) | Self::Transport(_) => true,
             _ => false,
         }
+    }
+
+    /// Is there nothing of that name?
+    pub(crate) fn is_absence(&self) -> bool {
+        matches!(self, Self::Problem { problem, .. } if problem.status == StatusCode::NOT_FOUND)
     }
 
     /// How long the server asks to wait before the next call.

@@ -211,7 +211,7 @@ impl Client {
     /// Removes a resource.
     pub(crate) async fn delete(&self, path: &[&str]) -> Result<(), Error> {
         let request = self.http.delete(self.api_url(path)).timeout(Self::CALL_LIMIT);
-        self.send(request, Repeat::Safe).await.map(drop)
+        self.send_removal(request).await
     }
 
     /// Opens an answer whose body is read piece by piece, without a limit on the whole.

@@ -19,6 +19,13 @@ pub(super) enum Repeat {
     Never,
 }
 
+/// The last of the answers to a call, when none was good.
+struct Refused {
+    error: Error,
+    /// Was it the answer to a repetition?
+    was_repeated: bool,
+}
+
 impl Client {
     pub(super) async fn answer<T: DeserializeOwned>(
         &self,
@@ -33,7 +40,23 @@ impl Client {
     }
 
     /// Sends until it is answered, refused for good, or patience ends.
-    pub(super) async fn send(&self, mut request: RequestBuilder, repeat: Repeat) -> Result<Response, Error> {
+    pub(super) async fn send(&self, request: RequestBuilder, repeat: Repeat) -> Result<Response, Error> {
+        self.send_counted(request, repeat)
+            .await
+            .map_err(|refused| refused.error)
+    }
+
+    /// Sends what removes something. Where a try was not answered in time it may have removed it all the same, and the next
+    /// finds nothing: then it is done.
+    pub(super) async fn send_removal(&self, request: RequestBuilder) -> Result<(), Error> {
+        match self.send_counted(request, Repeat::Safe).await {
+            Err(refused) if !refused.was_repeated || !refused.error.is_absence() => Err(refused.error),
+            _ => Ok(()),
+        }
+    }
+
+    async fn send_counted(&self, mut request: RequestBuilder, repeat: Repeat) -> Result<Response, Refused> {
+        let mut was_repeated = false;
         let give_up_at = Instant::now() + Self::PATIENCE;
         let mut backoff = Duration::from_millis(100);
         loop {
@@ -48,8 +71,9 @@ impl Client {
             let pause = error.retry_after().unwrap_or(backoff);
             match again {
                 Some(again) if error.is_passing() && Instant::now() + pause < give_up_at => request = again,
-                _ => return Err(error),
+                _ => return Err(Refused { error, was_repeated }),
             }
+            was_repeated = true;
             tokio::time::sleep(pause).await;
             backoff = (backoff * 2).min(Duration::from_secs(2));
         }

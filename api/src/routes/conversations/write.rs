@@ -149,17 +149,21 @@ pub(super) async fn delete(
     caller: Caller,
     PathId(id): PathId<ConversationId>,
 ) -> Result<Response, Problem> {
-    if !app
+    let is_deleted = app
         .store()
         .delete_conversation(caller.tenant_id(), id, app.clock().now())
-        .await?
-    {
+        .await?;
+    let open = app.store().open_turns(caller.tenant_id(), id).await?;
+    // Of one that was deleted by a call that came no further there may be turns to stop.
+    if !is_deleted && open.is_empty() {
         return Err(Problem::not_found("conversation"));
     }
-    for job_id in app.store().open_turns(caller.tenant_id(), id).await? {
+    for job_id in open {
         cancel_one(&app, &caller, job_id).await?;
     }
-    // The scheduler forgets those whose turns are still under way.
-    app.store().forget_conversation(id, app.clock().now()).await?;
+    // It is deleted, whatever becomes of this: the scheduler forgets those that it cannot, or whose turns are under way.
+    if let Err(error) = app.store().forget_conversation(id, app.clock().now()).await {
+        tracing::warn!(%error, conversation_id = %id, "what was said in a deleted conversation is forgotten later");
+    }
     Ok(StatusCode::NO_CONTENT.into_response())
 }
