@@ -259,7 +259,8 @@ async fn a_word_to_a_turn_under_way_is_heard_once_or_kept(pool: PgPool) {
     let heard = api.env.store.heard_messages(claimed.job.id).await.unwrap();
     assert_eq!((heard.len(), heard[0].step, heard[0].attempt), (1, 1, 1));
 
-    // What comes too late is said in the conversation, for the next turn.
+    // What comes too late is said in the conversation, for the next turn; so is what was heard and is not in what the attempt
+    // leaves, as when one that heard it was lost.
     api.post(&steering, json!({"text": "late\u{0}"})).await.expect(202);
     end(
         &api,
@@ -269,7 +270,7 @@ async fn a_word_to_a_turn_under_way_is_heard_once_or_kept(pool: PgPool) {
         vec![(Role::Assistant, Part::text("gone"))],
     )
     .await;
-    assert_eq!(texts(&api, &path).await, ["go", "gone", "late\u{0}"]);
+    assert_eq!(texts(&api, &path).await, ["go", "gone", "left", "late\u{0}"]);
     api.post(&steering, json!({"text": "later"}))
         .await
         .is_problem(409, "conflict");

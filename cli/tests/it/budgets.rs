@@ -4,7 +4,7 @@
 use std::time::Instant;
 
 use reqwest::{Method, StatusCode};
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::cluster::{Api, Cluster, SOON, Sandboxes, Setup};
 use crate::talking::{Model, Talk};

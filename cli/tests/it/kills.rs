@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
-use crate::cluster::{Cluster, SOON, Sandboxes, Setup, assert_whole, eventually};
+use crate::cluster::{Cluster, Held, SOON, Sandboxes, Setup, assert_whole, eventually};
 use crate::talking::{Model, Talk, WIRES, event, left_in_redis, runs};
 
 /// A turn that is at a step when its worker is killed.
@@ -193,6 +193,22 @@ fn assert_answered(messages: &[Value]) {
     assert_eq!(calls.collect::<Vec<_>>(), results.collect::<Vec<_>>(), "{messages:#?}");
 }
 
+/// A turn that stands still because it needs a table, which is somebody's.
+async fn stopped_at(cluster: &Cluster, point: &Point, table: &str) -> (Talk, String, Held) {
+    let talk = Talk::begin(&cluster.api, agent(WIRES[0])).await;
+    // Its own message is written before the table is taken.
+    let job = talk.turn(point.says, &json!({"delay": "1s"})).await;
+    let held = cluster
+        .hold(&format!("lock table {table} in access exclusive mode"))
+        .await;
+    let waits = format!("select 1 from pg_locks where not granted and relation = '{table}'::regclass");
+    eventually(SOON, "it needs the table", || {
+        (!cluster.sql(&waits).is_empty()).then_some(())
+    })
+    .await;
+    (talk, job, held)
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn turns_whose_worker_is_killed_at_any_step_end_and_do_nothing_twice_that_was_written_down() {
     let model = Model::start(&[("m", script())]).await;
@@ -219,20 +235,9 @@ async fn turns_whose_worker_is_killed_at_any_step_end_and_do_nothing_twice_that_
         (&WHILE_THE_ANSWER_IS_WRITTEN, "journal"),
         (&BEFORE_THE_FIRST_CALL, "messages"),
     ] {
-        let talk = Talk::begin(&cluster.api, agent(WIRES[0])).await;
-        // Its own message is written before the table is taken.
-        let job = talk.turn(point.says, &json!({"delay": "1s"})).await;
-        held.push(
-            cluster
-                .hold(&format!("lock table {table} in access exclusive mode"))
-                .await,
-        );
-        let waits = format!("select 1 from pg_locks where not granted and relation = '{table}'::regclass");
-        eventually(SOON, "it needs the table", || {
-            (!cluster.sql(&waits).is_empty()).then_some(())
-        })
-        .await;
+        let (talk, job, lock) = stopped_at(&cluster, point, table).await;
         turns.push((point, talk, job));
+        held.push(lock);
     }
     for (point, _, job) in &turns {
         let job = cluster.api.job(job).await;

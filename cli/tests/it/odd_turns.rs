@@ -49,11 +49,13 @@ async fn goes_on(api: &Api, talk: &Talk, wire: &str) {
     assert_eq!(next["result"]["text"], "Still here.", "{next:#}");
 }
 
-fn rule(says: &str, reply: Value) -> Value {
+fn rule(says: &str, reply: impl Into<Value>) -> Value {
+    let reply = reply.into();
     json!({"when": {"user_contains": says}, "reply": reply})
 }
 
-fn step(says: &str, step: usize, reply: Value) -> Value {
+fn step(says: &str, step: usize, reply: impl Into<Value>) -> Value {
+    let reply = reply.into();
     json!({"when": {"user_contains": says, "step": step}, "reply": reply})
 }
 
@@ -103,7 +105,7 @@ async fn providers_fail_in_every_way_before_the_first_token_and_after_it() {
     let stall = ("stall".to_owned(), "model_failed");
     let refusals = REFUSALS.map(|(status, _, code)| (status.to_string(), code));
     for wire in WIRES {
-        for (how, code) in refusals.iter().chain([&cut]) {
+        for (how, _) in refusals.iter().chain([&cut]) {
             // Before the first token the next model answers, unless it is the request that is at fault.
             let models = json!([format!("{wire}/at-once-{how}"), format!("{}/m", other(wire))]);
             let (talk, job) = take(api, models).await;

@@ -64,14 +64,14 @@ fn scripts() -> TempDir {
 }
 
 /// The same as a server's, which tells what it was asked.
-fn scripted() -> Scripted {
+pub(crate) fn scripted() -> Scripted {
     let script: Script = serde_json::from_value(script()).unwrap();
     Scripted::built_in()
         .with("claude", script.clone())
         .with("other", script)
 }
 
-fn of_server(server: &ModelServer) -> model::Settings {
+pub(crate) fn of_server(server: &ModelServer) -> model::Settings {
     model::Settings {
         anthropic: server.settings(),
         ..model::Settings::default()
@@ -97,7 +97,7 @@ fn environment(environment: &mut Environment) {
     };
 }
 
-fn agent() -> AgentDefinition {
+pub(crate) fn agent() -> AgentDefinition {
     AgentDefinition {
         harness: Harness::ClaudeCode,
         instructions: "be brief".to_owned(),
@@ -107,7 +107,7 @@ fn agent() -> AgentDefinition {
 }
 
 /// How the process of a turn came to be.
-fn how(done: &Done) -> &str {
+pub(crate) fn how(done: &Done) -> &str {
     let detail = |body: &'_ EventBody| match body {
         EventBody::Status { phase, detail } if phase == "running" => detail.clone(),
         _ => None,
@@ -121,12 +121,12 @@ fn how(done: &Done) -> &str {
     }
 }
 
-fn status(bench: &Bench) -> EnvironmentStatus {
+pub(crate) fn status(bench: &Bench) -> EnvironmentStatus {
     bench.machine.pool.as_ref().unwrap().status().remove(0)
 }
 
 /// Environments in which one process waits once somebody has asked for one.
-fn with_spare(it: &mut Environment) {
+pub(crate) fn with_spare(it: &mut Environment) {
     environment(it);
     it.warm.claude_code = 1;
 }

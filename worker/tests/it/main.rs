@@ -3,6 +3,7 @@
 mod attempts;
 mod bubblewrap_starts;
 mod claude_code;
+mod claude_spares;
 mod conformance;
 mod docker;
 mod egress;

@@ -1,0 +1,153 @@
+//! Spares of Claude Code that are of no use: the real command line, behind a program that refuses in its name as long as it
+//! waits for somebody, and steps aside otherwise.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+use std::process::Stdio;
+use std::time::Duration;
+
+use assert_matches::assert_matches;
+use common::agent::AgentDefinition;
+use sqlx::PgPool;
+use tokio::io::AsyncWriteExt;
+use tokio::process::Command;
+use uuid::Uuid;
+use worker::claude::{Error, Process, Recipe};
+use worker::environment::{CLAUDE_CODE, Environment};
+
+use crate::attempts::Bench;
+use crate::claude_code::{agent, how, of_server, scripted, status, with_spare};
+use crate::docker::{eventually, test_variable};
+use crate::model_server::ModelServer;
+use crate::workspaces::{conversation, turn_of};
+
+/// What waits refuses as `REFUSES` says: at once, when it is claimed, by its end, or without a word.
+const STAND_IN: &str = r#"#!/bin/sh
+case " $* " in *" --await-claim "*) ;; *) PATH=${PATH#*:} exec claude "$@" ;; esac
+answer() {
+    read -r _
+    echo "{\"type\":\"control_response\",\"response\":{\"subtype\":\"$1\",\"request_id\":\"$2\",\"error\":\"not today\"}}"
+}
+[ "$REFUSES" = initialize ] && answer error initialize && exec sleep 600
+answer success initialize
+case $REFUSES in
+claim) answer error claim; exec sleep 600 ;;
+end) read -r _; exit 3 ;;
+esac
+exec sleep 600
+"#;
+
+/// An image with it in front of the real one; gone with the test.
+struct Image(String);
+
+impl Image {
+    async fn build() -> Self {
+        let real = test_variable("HOTHOUSE_TEST_CLAUDE_CODE_IMAGE")
+            .unwrap_or_else(|| "hothouse/claude-code:current".to_owned());
+        let this = Self(format!("hothouse/test-refusing:{}", Uuid::now_v7().simple()));
+        let lines: Vec<String> = STAND_IN.lines().map(|line| format!("'{line}'")).collect();
+        let file = format!(
+            "FROM {real}\nUSER root\nRUN mkdir -p /opt/refusing && printf '%s\\n' {} > /opt/refusing/claude \
+             && chmod 755 /opt/refusing/claude\n",
+            lines.join(" ")
+        );
+        let mut docker = docker(&["build", "--quiet", "--network=none", "--tag", &this.0, "-"])
+            .stdin(Stdio::piped())
+            .spawn()
+            .unwrap();
+        docker.stdin.take().unwrap().write_all(file.as_bytes()).await.unwrap();
+        assert!(docker.wait().await.unwrap().success());
+        this
+    }
+
+    fn refusing(&self, how: &str) -> impl Fn(&mut Environment) {
+        let (image, how) = (self.0.clone(), how.to_owned());
+        move |it| {
+            with_spare(it);
+            *it = it.clone().with_image(image.clone());
+            CLAUDE_CODE.clone_into(&mut it.name);
+            it.env.insert(
+                "PATH".to_owned(),
+                "/opt/refusing:/usr/local/bin:/usr/bin:/bin".to_owned(),
+            );
+            it.env.insert("REFUSES".to_owned(), how.clone());
+        }
+    }
+}
+
+fn docker(words: &[&str]) -> Command {
+    let mut docker = Command::new("docker");
+    docker
+        .args(["-H", &test_variable("HOTHOUSE_TEST_DOCKER_HOST").unwrap()])
+        .args(words)
+        .stdout(Stdio::null());
+    docker
+}
+
+impl Drop for Image {
+    fn drop(&mut self) {
+        drop(docker(&["rmi", "--force", &self.0]).as_std_mut().status());
+    }
+}
+
+/// Whether a turn was taken by a process that was started for it, whatever waited.
+async fn is_taken(bench: &Bench, pool: &PgPool, says: &str) {
+    let agent = AgentDefinition {
+        models: vec!["anthropic/claude".to_owned()],
+        ..agent()
+    };
+    let talk = conversation(bench, pool).await;
+    let done = turn_of(bench, talk, &agent, says, None).await;
+    assert_eq!(how(&done), "started");
+    assert!(done.result()["text"].as_str().unwrap().contains(says), "{done:#?}");
+    done.settle().await;
+}
+
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn a_spare_that_refuses_to_initialise_itself_is_none_and_turns_are_taken_without(pool: PgPool) {
+    let image = Image::build().await;
+    let server = ModelServer::start(scripted()).await;
+    let bench = Bench::new(pool.clone(), of_server(&server), image.refusing("initialize")).await;
+    let machines = bench.machine.pool.as_ref().unwrap();
+    let slot = machines.check_out(CLAUDE_CODE, None).await.unwrap();
+    let model = "anthropic/claude".parse().unwrap();
+    let env = [
+        ("PATH", "/opt/refusing:/usr/local/bin:/usr/bin:/bin"),
+        ("REFUSES", "initialize"),
+    ];
+    let env = env.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+    let recipe = Recipe::new(&agent(), &model, env);
+    let refused = Process::spare(slot.sandbox(), &recipe).await;
+    assert_matches!(refused, Err(Error::Refused { reason }) if reason == "not today");
+    slot.retire();
+
+    // The pool tries one for whoever comes next, and has none.
+    for says in ["what did I say first", "what did I say second"] {
+        is_taken(&bench, &pool, says).await;
+        eventually("the sandbox of the refusing one to be replaced", async || {
+            let status = status(&bench);
+            (status.spares, status.creating, status.retiring) == (0, 0, 0) && status.warm > 0
+        })
+        .await;
+    }
+    bench.end().await;
+}
+
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn a_spare_that_does_not_become_somebodys_is_replaced_by_a_fresh_process(pool: PgPool) {
+    let image = Image::build().await;
+    let server = ModelServer::start(scripted()).await;
+    for refuses in ["claim", "end", "silence"] {
+        let bench = Bench::new(pool.clone(), of_server(&server), image.refusing(refuses)).await;
+        is_taken(&bench, &pool, &format!("what did I say before {refuses}")).await;
+        eventually("a process to wait", async || status(&bench).spares == 1).await;
+        let begun = std::time::Instant::now();
+        is_taken(&bench, &pool, &format!("what did I say to {refuses}")).await;
+        assert!(
+            begun.elapsed() < Duration::from_mins(1),
+            "{refuses}: {:?}",
+            begun.elapsed()
+        );
+        bench.end().await;
+    }
+}
