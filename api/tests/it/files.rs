@@ -1,9 +1,12 @@
 //! The files of a conversation's workspace, and the artifacts of jobs.
 
+use common::ids::TenantId;
 use common::job::spec::{JobSpec, Kind, SlotClass};
-use common::objects::{Objects, artifact_key};
+use common::objects::{self, Objects, artifact_key};
 use common::queue::{Mode, Want};
+use common::store::workspaces::{Save, Saved, Writer};
 use common::testing::TestWorker;
+use common::workspace::{Owner, Workspaces};
 use reqwest::{Method, Response};
 use serde_json::{Value, json};
 use sqlx::PgPool;
@@ -135,6 +138,85 @@ async fn files_are_put_listed_read_and_deleted(pool: PgPool) {
             .unwrap()
             .all(|entry| entry.unwrap().file_name() == "workspaces")
     );
+}
+
+/// An archive as init packs a file of three names, the first of them in a folder.
+fn three_names(content: &[u8]) -> Vec<u8> {
+    let mut builder = tar::Builder::new(Vec::new());
+    let head = |kind, size: usize| {
+        let mut header = tar::Header::new_gnu();
+        header.set_entry_type(kind);
+        header.set_mode(0o640);
+        header.set_mtime(1_000_000_000);
+        header.set_size(size as u64);
+        header
+    };
+    let mut first = head(tar::EntryType::Regular, content.len());
+    builder.append_data(&mut first, "a/first", content).unwrap();
+    for path in ["b", "c"] {
+        let mut other = head(tar::EntryType::Link, 0);
+        let size = format!("{:011o}\0", content.len());
+        other.as_gnu_mut().unwrap().realsize.copy_from_slice(size.as_bytes());
+        builder.append_link(&mut other, path, "a/first").unwrap();
+    }
+    builder.into_inner().unwrap()
+}
+
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn a_file_of_several_names_is_each_of_them(pool: PgPool) {
+    let files = Files::new(pool.clone()).await;
+    let tenant_id = sqlx::query_scalar("select tenant_id from conversations");
+    let tenant_id: TenantId = tenant_id.fetch_one(&pool).await.unwrap();
+    let env = &files.api.env;
+    let url = format!("file://{}", files.folder.path().display());
+    let workspaces = Workspaces::new(env.store.clone(), Objects::open(&objects::Settings { url }).unwrap());
+    let content: Vec<u8> = (0..400_000_u32).flat_map(u32::to_le_bytes).collect();
+    let mut saving = workspaces.begin(tenant_id, env.clock.now()).await.unwrap();
+    saving.write(&three_names(&content)).await.unwrap();
+    let save = Save {
+        tenant_id,
+        owner: Owner::Conversation(files.base.split('/').nth(2).unwrap().parse().unwrap()),
+        expected: 0,
+        packed: saving.finish(None).await.unwrap().unwrap(),
+        bytes: content.len() as u64,
+        entries: 3,
+        writer: Writer::Request,
+    };
+    let saved = env.store.save_workspace(&save, env.clock.now()).await.unwrap();
+    assert_eq!(saved, Saved::Committed(1));
+    let read = async |path: &str| files.get(path, &[]).await.bytes().await.unwrap();
+
+    let list = files
+        .api
+        .get(&format!("{}?recursive=true", files.base))
+        .await
+        .expect(200);
+    let shown: Vec<_> = list["data"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|it| (&it["path"], &it["size"]))
+        .collect();
+    let size = json!(content.len());
+    let (folder, first, b, c) = (json!("a"), json!("a/first"), json!("b"), json!("c"));
+    assert_eq!(shown, [(&folder, &json!(0)), (&first, &size), (&b, &size), (&c, &size)]);
+    assert!(read("/c").await == content && read("/a/first").await == content);
+    let part = files.get("/b", &[("range", "bytes=4-7")]).await;
+    assert_eq!(
+        (part.status().as_u16(), &part.bytes().await.unwrap()[..]),
+        (206, &[1, 0, 0, 0][..])
+    );
+
+    // Without the first name the next has the content, and without that the last.
+    assert_eq!(files.send(Method::DELETE, "/a", &[], None).await.status(), 204);
+    assert_eq!(files.paths("?recursive=true").await, ["b", "c"]);
+    assert!(read("/b").await == content && read("/c").await == content);
+    let mode = files.api.get(&files.base).await.expect(200)["data"][0]["mode"].clone();
+    assert_eq!(mode, list["data"][1]["mode"]);
+    assert_eq!(files.put("/b", b"another").await.status(), 200);
+    assert!(read("/b").await == "another" && read("/c").await == content);
+    assert_eq!(files.send(Method::DELETE, "/c", &[], None).await.status(), 204);
+    assert_eq!(files.paths("").await, ["b"]);
 }
 
 #[sqlx::test(migrator = "common::store::MIGRATOR")]
@@ -358,7 +440,7 @@ async fn artifacts_are_listed_and_read_in_parts(pool: PgPool) {
     )
     .await;
     let url = format!("file://{}", files.folder.path().display());
-    let objects = Objects::open(&common::objects::Settings { url }).unwrap();
+    let objects = Objects::open(&objects::Settings { url }).unwrap();
     objects
         .put(&artifact_key(job.id, 1, "out/a.png"), "0123456789".into())
         .await

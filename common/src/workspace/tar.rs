@@ -15,7 +15,7 @@ use serde::Serialize;
 use tokio::io::{AsyncRead, AsyncReadExt};
 
 pub use path::{is_below, relative};
-pub use write::{Change, Conflict, Rewritten, rewrite};
+pub use write::{Change, Conflict, Open, Rewritten, rewrite};
 
 /// The size of a head, and what everything is padded to.
 const BLOCK: usize = 512;
@@ -45,7 +45,7 @@ pub struct Entry {
     pub path: String,
     /// What it is.
     pub kind: Kind,
-    /// Bytes of its content.
+    /// Bytes of its content, also where that is another entry's.
     pub size: u64,
     /// Permissions, as Unix writes them.
     pub mode: u32,
@@ -53,6 +53,8 @@ pub struct Entry {
     pub modified_at: DateTime<Utc>,
     /// Where a link points.
     pub target: Option<String>,
+    /// The file of which this is another name. It comes before, and the content is there.
+    pub name_of: Option<String>,
     /// Its head as it stands in the archive, that of a long name before it included.
     raw: Vec<u8>,
 }
@@ -111,23 +113,31 @@ impl<R: AsyncRead + Unpin> Reader<R> {
                     link = Some(self.long(&mut raw).await?);
                     continue;
                 }
-                EntryType::Regular | EntryType::Continuous => Kind::File,
+                EntryType::Regular | EntryType::Continuous | EntryType::Link => Kind::File,
                 EntryType::Directory => Kind::Folder,
                 EntryType::Symlink => Kind::Link,
                 _ => return Err(broken("an entry that is neither file, folder nor link")),
             };
             let path = name.unwrap_or_else(|| header.path_bytes().into_owned());
             let target = link.or_else(|| header.link_name_bytes().map(std::borrow::Cow::into_owned));
+            let target = target.map(|target| text(&target));
+            let is_name = header.entry_type() == EntryType::Link;
+            let size = match (kind, header.as_gnu()) {
+                (Kind::File, Some(gnu)) if is_name => gnu.real_size()?,
+                (Kind::File, _) => size,
+                _ => 0,
+            };
             return Ok(Some(Entry {
                 path: text(&path).trim_end_matches('/').to_owned(),
                 kind,
-                size: if kind == Kind::File { size } else { 0 },
+                size,
                 mode: header.mode()? & 0o777,
                 modified_at: i64::try_from(header.mtime()?)
                     .ok()
                     .and_then(|seconds| DateTime::from_timestamp(seconds, 0))
                     .unwrap_or_default(),
-                target: target.filter(|_| kind == Kind::Link).map(|target| text(&target)),
+                name_of: target.clone().filter(|_| is_name),
+                target: target.filter(|_| kind == Kind::Link),
                 raw,
             }));
         }

@@ -14,7 +14,7 @@ use common::store::workspaces::{Save, Saved, Writer};
 use common::testing::{TestEnv, TestWorker};
 use common::workspace::tar::{Change, Conflict, Kind as EntryKind, Reader, rewrite};
 use common::workspace::{Owner, Packed, Workspaces, archive_key};
-use futures_util::stream;
+use futures_util::{FutureExt as _, stream};
 use sqlx::PgPool;
 
 async fn conversation(env: &TestEnv, pool: &PgPool) -> ConversationId {
@@ -244,7 +244,7 @@ async fn files_are_put_and_deleted_in_an_archive_as_it_passes_by(pool: PgPool) {
     ];
     for (path, content) in steps {
         let mut saving = workspaces.begin(env.tenant_id, now).await.unwrap();
-        let reader = open(&workspaces, from).await;
+        let reader = || async { Ok(open(&workspaces, from).await) }.boxed();
         let change = match content {
             Some(content) => Change::Put {
                 path,
@@ -254,7 +254,7 @@ async fn files_are_put_and_deleted_in_an_archive_as_it_passes_by(pool: PgPool) {
             },
             None => Change::Delete { path },
         };
-        rewrite(reader, &mut saving, change).await.unwrap().unwrap();
+        rewrite(&reader, &mut saving, change).await.unwrap().unwrap();
         from = saving.finish(None).await.unwrap().map(|packed| packed.id);
     }
     let mut reader = Reader::new(open(&workspaces, from).await);
@@ -284,8 +284,8 @@ async fn files_are_put_and_deleted_in_an_archive_as_it_passes_by(pool: PgPool) {
 
     let refused = async |change: Change<'_, stream::Empty<std::io::Result<Bytes>>>| {
         let mut saving = workspaces.begin(env.tenant_id, now).await.unwrap();
-        let reader = open(&workspaces, from).await;
-        rewrite(reader, &mut saving, change).await.unwrap()
+        let reader = || async { Ok(open(&workspaces, from).await) }.boxed();
+        rewrite(&reader, &mut saving, change).await.unwrap()
     };
     let put = |path| Change::Put {
         path,

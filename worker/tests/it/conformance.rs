@@ -832,7 +832,7 @@ pub(crate) async fn files_go_in_and_come_out(subject: &Subject) {
         [
             "data 0",
             "data/a.txt 6",
-            "data/hard 6",
+            "data/hard 0",
             "data/link 0",
             "deep 0",
             "deep/er 0",

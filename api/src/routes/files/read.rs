@@ -106,8 +106,17 @@ pub(super) fn etag(digest: &[u8; 32]) -> String {
     format!("\"{}\"", hex::encode(digest.get(..16).unwrap_or_default()))
 }
 
-/// Looks for an entry, to its end. A folder need not have one of its own.
+/// Looks for an entry, to its end; for another name of a file, the entry with its content. A folder need not have one of
+/// its own.
 pub(super) async fn locate(found: &Found, path: &str) -> Result<Option<Located>, Problem> {
+    let located = locate_name(found, path).await?;
+    match located.as_ref().and_then(|located| located.entry.name_of.as_deref()) {
+        Some(first) => locate_name(found, first).await,
+        None => Ok(located),
+    }
+}
+
+async fn locate_name(found: &Found, path: &str) -> Result<Option<Located>, Problem> {
     let archive = found.workspaces.open(found.present.as_ref()).await;
     let mut reader = Reader::new(archive.map_err(|error| broken(error.into()))?);
     let unreadable = |error| broken(Error::Archive(error));

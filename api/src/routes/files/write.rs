@@ -10,7 +10,7 @@ use common::ids::ConversationId;
 use common::store::workspaces::{Save, Saved, Writer};
 use common::workspace::tar::{Change, Conflict, Kind, Rewritten, rewrite};
 use common::workspace::{Error, Owner};
-use futures_util::{Stream, StreamExt};
+use futures_util::{FutureExt, Stream, StreamExt};
 use sha2::{Digest, Sha256};
 
 use super::read::{etag, locate};
@@ -158,17 +158,17 @@ where
 {
     let now = app.clock().now();
     let is_put = matches!(change, Change::Put { .. });
-    let archive = found.workspaces.open(found.present.as_ref()).await;
-    let archive = archive.map_err(|error| broken(error.into()))?;
+    let open = || {
+        let archive = async { Ok(found.workspaces.open(found.present.as_ref()).await?) };
+        archive.boxed()
+    };
     let mut saving = found.workspaces.begin(caller.tenant_id(), now).await.map_err(broken)?;
-    let changed = rewrite(archive, &mut saving, change)
-        .await
-        .map_err(|error| match error {
-            Error::Archive(error) if error.kind() == BROKE_OFF => {
-                Problem::new(Code::MalformedBody, "the body ended too early")
-            }
-            error => broken(error),
-        })?;
+    let changed = rewrite(&open, &mut saving, change).await.map_err(|error| match error {
+        Error::Archive(error) if error.kind() == BROKE_OFF => {
+            Problem::new(Code::MalformedBody, "the body ended too early")
+        }
+        error => broken(error),
+    })?;
     let changed = changed.map_err(|conflict| match conflict {
         Conflict::IsFolder => Problem::new(Code::Conflict, "there is a folder of this name"),
         Conflict::NoFolder => Problem::new(Code::Conflict, "something on the way to it is no folder"),

@@ -1,7 +1,8 @@
 //! Files of the workspace as a tar stream.
 
+use std::collections::HashMap;
 use std::ffi::{OsStr, OsString};
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -26,6 +27,7 @@ pub(super) fn pack(request: &Pack, output: impl Write, report: &mut FilesReport)
     let root = below_current(&request.root, false)?;
     let mut packer = Packer {
         archive: tar::Builder::new(output),
+        names: HashMap::new(),
         globs,
         request,
         report,
@@ -54,6 +56,8 @@ fn globs(globs: &[String]) -> Result<GlobSet, Error> {
 
 struct Packer<'a, W: Write> {
     archive: tar::Builder<W>,
+    /// The first name of each file that has several, by device and inode.
+    names: HashMap<(u64, u64), PathBuf>,
     globs: GlobSet,
     request: &'a Pack,
     report: &'a mut FilesReport,
@@ -117,12 +121,37 @@ impl<W: Write> Packer<'_, W> {
             Err(errno) => return Err(Error::file(path.as_os_str(), errno)),
         };
         let found = file.metadata().map_err(|e| Error::file(path.as_os_str(), e))?;
-        if !found.is_file() || !self.has_room(found.len()) {
+        if !found.is_file() {
             return Ok(());
+        }
+        let inode = (found.dev(), found.ino());
+        let has_names = self.request.whole_tree && found.nlink() > 1;
+        if let Some(first) = self.names.get(&inode).filter(|_| has_names).cloned() {
+            return self.other_name(&found, path, &first);
+        }
+        if !self.has_room(found.len()) {
+            return Ok(());
+        }
+        if has_names {
+            self.names.insert(inode, path.to_owned());
         }
         let header = header(EntryType::Regular, found.mode(), found.len(), found.mtime());
         // What grows meanwhile is cut and what shrinks is filled: the archive must hold what its header says.
         self.append(header, path, None, file.chain(io::repeat(0)).take(found.len()))
+    }
+
+    /// A further name of a file that the archive holds already.
+    fn other_name(&mut self, found: &Metadata, path: &Path, first: &Path) -> Result<(), Error> {
+        if !self.has_room(0) {
+            return Ok(());
+        }
+        let mut header = header(EntryType::Link, found.mode(), 0, found.mtime());
+        // For those who list an archive: no content follows, so this field has no other meaning.
+        if let Some(gnu) = header.as_gnu_mut() {
+            let size = format!("{:011o}\0", found.len().min(OCTAL_MAX));
+            gnu.realsize.copy_from_slice(size.as_bytes());
+        }
+        self.append(header, path, Some(first.as_os_str()), io::empty())
     }
 
     /// Whether another entry of this size is within the caps; if not, the archive is incomplete.
@@ -160,6 +189,9 @@ impl<W: Write> Packer<'_, W> {
 
 /// The longest path, bytes: what the kernel takes whole, and every reader of an archive.
 const PATH_MAX: usize = 4096;
+
+/// The largest number that eleven octal digits hold.
+const OCTAL_MAX: u64 = (1 << 33) - 1;
 
 /// What of a mode its owner needs to read.
 const OWN_FILE: Mode = Mode::S_IRUSR;
