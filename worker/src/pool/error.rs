@@ -92,7 +92,9 @@ impl Error {
     /// Whether the same may work later without anybody changing something.
     pub fn is_transient(&self) -> bool {
         match self {
-            Self::NoSuchEnvironment { .. } | Self::Unsealed { .. } => false,
+            Self::NoSuchEnvironment { .. } | Self::Unsealed { .. } | Self::Connect(sandbox::Error::Version { .. }) => {
+                false
+            }
             Self::Start(error) => error.is_transient(),
             Self::Failing { source } => source.is_transient(),
             Self::Connect(_) | Self::SlowStart { .. } | Self::Exhausted { .. } | Self::Stopped => true,
@@ -121,6 +123,9 @@ impl Error {
             }
             Self::Start(driver::Error::NoSuchImage { image }) => {
                 format!("the image of its environment, {image:?}, is not there")
+            }
+            Self::Connect(sandbox::Error::Version { .. }) => {
+                "the image of its environment was built for another version of Hothouse than this worker's".to_owned()
             }
             Self::Unsealed { .. } => {
                 "sandboxes of its environment are not sealed on this machine, so nothing runs in them".to_owned()

@@ -12,6 +12,8 @@ use assert_matches::assert_matches;
 use common::lifecycle::Lifecycle;
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, join_all};
+use hothouse_protocol::FromInit;
+use tokio::io::AsyncReadExt as _;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::process::Child;
 use tokio::task::JoinSet;
@@ -23,6 +25,7 @@ use worker::pool::{EnvironmentStatus, Error, IsAlive, Pool, Settings, Slot};
 
 use crate::docker::{driver, driver_at, eventually, image, of, profile, sh, spec, test_variable};
 use crate::sandbox_bubblewrap::{driver_in, unsealed};
+use crate::sandbox_link::{Init, about};
 
 /// A pool with one environment, for a worker of its own. Its drop checks nothing: every test ends with
 /// [`Fixture::end`], which does.
@@ -478,5 +481,55 @@ async fn an_environment_that_falls_to_an_attempt_serves_nobody_also_when_its_ima
     driver.is_newer.store(false, Ordering::Relaxed);
     fixture.pool.roll_over().await;
     fixture.warm(1).await;
+    fixture.end().await;
+}
+
+/// A driver of an image whose init is of another version.
+#[derive(Debug, Default)]
+struct Foreign(Mutex<JoinSet<()>>);
+
+impl SandboxDriver for Foreign {
+    fn name(&self) -> &'static str {
+        "foreign"
+    }
+
+    fn start<'a>(&'a self, _spec: &'a Spec) -> BoxFuture<'a, Result<Pipe, DriverError>> {
+        let (mut init, pipe) = Init::pipe();
+        self.0.lock().unwrap().spawn(async move {
+            init.hear().await;
+            let mut about = about();
+            about.version += 1;
+            init.say(FromInit::Hello(about)).await;
+            // It stands until the worker closes it.
+            while init.from_worker.read_buf(&mut init.wire).await.unwrap_or(0) > 0 {}
+        });
+        async { Ok(pipe) }.boxed()
+    }
+
+    fn destroy(&self, _id: Uuid) -> BoxFuture<'_, Result<(), DriverError>> {
+        async { Ok(()) }.boxed()
+    }
+
+    fn list(&self) -> BoxFuture<'_, Result<Vec<Found>, DriverError>> {
+        async { Ok(Vec::new()) }.boxed()
+    }
+
+    fn check(&self) -> BoxFuture<'_, Result<(), DriverError>> {
+        async { Ok(()) }.boxed()
+    }
+}
+
+#[tokio::test]
+async fn an_image_of_another_version_is_told_at_once() {
+    let fixture = Fixture::over(Arc::new(Foreign::default()), environment(warm(1, 2)), everybody_lives());
+    let check_out = fixture.pool.check_out("default", None);
+    let refused = tokio::time::timeout(Duration::from_secs(10), check_out)
+        .await
+        .unwrap()
+        .unwrap_err();
+    assert_eq!(
+        refused.told(),
+        "the image of its environment was built for another version of Hothouse than this worker's"
+    );
     fixture.end().await;
 }

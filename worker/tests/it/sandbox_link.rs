@@ -24,7 +24,7 @@ pub(crate) struct Init {
 }
 
 impl Init {
-    fn pipe() -> (Self, Pipe) {
+    pub(crate) fn pipe() -> (Self, Pipe) {
         let (writer, from_worker) = tokio::io::duplex(64 * 1024);
         let (to_worker, reader) = tokio::io::duplex(64 * 1024);
         let init = Self {
