@@ -128,7 +128,7 @@ fn held() -> Vec<Case> {
             event("tool.finished", "first"),
             &["Stepping.", "first"],
         ),
-        saving("its files are being saved", "workspaces"),
+        saving("its files are being saved", "workspace_archives"),
         Case {
             // Its end was written first, and the first end counts.
             ends: "succeeded",
@@ -267,13 +267,7 @@ impl World {
                 let begun = |event: &Value| event["type"] == "tool.started";
                 assert!(!api.events(&job).await.iter().any(begun), "it still writes the call");
             }
-            Reached::Table(table) => {
-                let waits = format!("select 1 from pg_locks where not granted and relation = '{table}'::regclass");
-                eventually(SOON, "it is being written", || {
-                    (!self.cluster.sql(&waits).is_empty()).then_some(())
-                })
-                .await;
-            }
+            Reached::Table(table) => self.cluster.waits(&format!("insert into {table} ")).await,
         }
         (job, other, held)
     }
@@ -299,14 +293,17 @@ impl World {
                     self.cancel(&job).await;
                 };
                 let released = async {
-                    // The worker has heard it, or the request waits for the row that the worker is writing.
-                    let waits = "select 1 from pg_locks where not granted and locktype in ('transactionid', 'tuple')";
-                    let told = format!("an attempt is told to stop job_id={job}");
-                    eventually(SOON, "somebody asks to cancel it", || {
-                        let is_told = self.cluster.workers[0].said().contains(&told);
-                        (is_told || !self.cluster.sql(waits).is_empty()).then_some(())
-                    })
-                    .await;
+                    if case.ends == "cancelled" {
+                        let told = format!("an attempt is told to stop job_id={job}");
+                        let is_told = || self.cluster.workers[0].said().contains(&told).then_some(());
+                        eventually(SOON, "the worker hears it", is_told).await;
+                    } else {
+                        // The request waits for the row that the worker has written.
+                        let waits =
+                            "select 1 from pg_locks where not granted and locktype in ('transactionid', 'tuple')";
+                        let is_waiting = || (!self.cluster.sql(waits).is_empty()).then_some(());
+                        eventually(SOON, "the request waits", is_waiting).await;
+                    }
                     drop(held);
                     begun = Instant::now();
                 };

@@ -181,6 +181,15 @@ impl Cluster {
         Held::begin(&self.database, statement).await
     }
 
+    /// Waits until somebody's statement with this in it waits for a lock.
+    pub(crate) async fn waits(&self, statement: &str) {
+        let waiting = format!(
+            "select 1 from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'
+                and query ~* '{statement}'"
+        );
+        eventually(SOON, statement, || (!self.sql(&waiting).is_empty()).then_some(())).await;
+    }
+
     /// Every worker that has ever started here.
     pub(crate) fn worker_ids(&self) -> Vec<String> {
         self.sql("select id from workers order by started_at")

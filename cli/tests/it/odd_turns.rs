@@ -263,11 +263,7 @@ async fn a_conversation_is_deleted_under_its_running_turn() {
         let job = talk.turn(says, &json!({})).await;
         event(&cluster.api, &job, |event| event["type"] == kind).await;
         if held.is_some() {
-            let waits = "select 1 from pg_locks where not granted and relation = 'workspaces'::regclass";
-            eventually(SOON, "its files are being saved", || {
-                (!cluster.sql(waits).is_empty()).then_some(())
-            })
-            .await;
+            cluster.waits("insert into workspaces ").await;
         }
         // Forgetting it needs the table too.
         let released = async {
