@@ -1,6 +1,6 @@
 # Run `make` alone for the list of targets.
 .DEFAULT_GOAL := help
-.PHONY: help up down doctor test torture faults fuzz crash lint sqlx sqlx-check bench ci
+.PHONY: help up down doctor test torture faults fuzz crash year lint sqlx sqlx-check bench ci
 MAKEFLAGS += --no-print-directory
 target := $(or $(CARGO_TARGET_DIR),target)
 # Queries are checked against .sqlx, not against whatever database the environment names.
@@ -36,6 +36,10 @@ fuzz: ## Say anything to both ends of a sandbox's pipe, for SECONDS (300) each
 
 crash: ## Drop a turn at random points and prove that no finished call is made again (POINTS=10000)
 	@HOTHOUSE_CRASH_POINTS="$(or $(POINTS),10000)" scripts/test.sh -p worker -E 'test(no_call_in_the_journal)' --success-output final
+
+year: ## Every zone's clocks from 1970 to 2040, and a year of 1,000 schedules, against an independent implementation of cron
+	@HOTHOUSE_SWEEP=full HOTHOUSE_SIMULATION=full scripts/test.sh -p common -p scheduler \
+		-E 'test(/around_every_change_of_the_clocks/) + test(/^year::/)' --success-output final
 
 lint: ## Formatting, file rules and clippy, without any service
 	@cargo fmt --all --check

@@ -16,7 +16,7 @@ pub struct Database {
     pub url: Secret,
     /// A file whose content is the URL; used when `url` is empty.
     pub url_file: Option<PathBuf>,
-    /// Most connections of this process, besides up to 16 that it keeps for accepting, claiming, ending and reading jobs.
+    /// Most connections of this process, besides up to 24 that it keeps for accepting, claiming, ending and reading jobs and turns.
     pub connections_max: u32,
     /// How long a request waits for a connection before it is answered with 503.
     #[serde(with = "humantime_serde")]

@@ -6,15 +6,11 @@ use sqlx::postgres::PgRow;
 use sqlx::types::Json;
 use sqlx::{AssertSqlSafe, Row};
 
-use super::admit::{has_strategies, refuse, supersede};
 use super::agents::json;
-use super::insert::{Accepted, Idempotency, Submission, insert_jobs, remember};
 use super::row::bigint;
-use super::turns::{after_open_turns, insert_message, is_busy, title};
 use super::{Error, Store};
 use crate::agent::AgentDefinition;
 use crate::ids::{AgentId, ConversationId, JobId, MessageId, TenantId};
-use crate::job::NewJob;
 use crate::message::{Message, Part, Role};
 
 /// A conversation without its messages.
@@ -64,34 +60,6 @@ pub struct ConversationFilter {
     pub agent_id: Option<AgentId>,
     /// Of this user.
     pub user_id: Option<String>,
-}
-
-/// A turn about to be submitted.
-#[derive(Clone, Debug)]
-pub struct NewTurn {
-    /// The user's message.
-    pub message: Message,
-    /// The job that answers it; its id is made when its place in the conversation is known.
-    pub job: NewJob,
-    /// Whether it is refused while another turn is open.
-    pub reject_if_busy: bool,
-    /// Remembers the request.
-    pub idempotency: Option<Idempotency>,
-}
-
-/// What became of a turn.
-#[derive(Debug)]
-pub enum TurnAccepted {
-    /// Message and job are committed; this is the job.
-    Inserted(Box<NewJob>),
-    /// The request was made before: this was its job.
-    Repeated(JobId),
-    /// The key was used before with another request.
-    KeyReused,
-    /// Another turn is open.
-    Busy,
-    /// There is no such conversation any more.
-    Gone,
 }
 
 /// The columns that [`message`] reads.
@@ -161,12 +129,12 @@ impl Store {
     /// # Errors
     /// When Postgres is away.
     pub async fn conversation(&self, tenant_id: TenantId, id: ConversationId) -> Result<Option<Conversation>, Error> {
-        let row = sqlx::query("select * from conversations where id = $1 and tenant_id = $2 and deleted_at is null")
-            .bind(id)
-            .bind(tenant_id)
-            .fetch_optional(self.pool())
-            .await?;
-        row.as_ref().map(conversation).transpose()
+        let query = sqlx::query("select * from conversations where id = $1 and tenant_id = $2 and deleted_at is null");
+        let query = query.bind(id).bind(tenant_id);
+        let row = self.on(self.talking(), async |connection| {
+            query.fetch_optional(connection).await
+        });
+        row.await?.as_ref().map(conversation).transpose()
     }
 
     /// Up to `limit` conversations of a tenant that are older than `before`, newest first.
@@ -295,65 +263,5 @@ impl Store {
             Ok(open)
         })
         .await
-    }
-
-    /// Adds a user's message and the job that answers it, in one transaction. The lock on the conversation's row makes
-    /// the order of its messages that of its jobs.
-    ///
-    /// # Errors
-    /// When Postgres is away.
-    pub async fn insert_turn(&self, id: ConversationId, turn: NewTurn) -> Result<TurnAccepted, Error> {
-        let NewTurn {
-            message,
-            mut job,
-            reject_if_busy,
-            idempotency,
-        } = turn;
-        let mut tx = self.pool().begin_planned().await?;
-        let position: Option<i64> = sqlx::query_scalar(
-            "update conversations set position = position + 1, updated_at = $3,
-                title = case when title = '' then $4 else title end
-             where id = $1 and tenant_id = $2 and deleted_at is null returning position",
-        )
-        .bind(id)
-        .bind(job.tenant_id)
-        .bind(job.created_at)
-        .bind(title(&message))
-        .fetch_optional(&mut *tx)
-        .await?;
-        let Some(position) = position else {
-            return Ok(TurnAccepted::Gone);
-        };
-        (job.id, job.created_at) = after_open_turns(&mut tx, id, job.created_at).await?;
-        if let Some(idempotency) = idempotency {
-            let tenant_id = job.tenant_id;
-            let submission = Submission {
-                tenant_id,
-                jobs: vec![job.clone()],
-                idempotency: Some(idempotency),
-            };
-            let Some(key) = &submission.idempotency else {
-                return Ok(TurnAccepted::Gone);
-            };
-            match remember(&mut tx, &submission, key).await? {
-                Accepted::Inserted | Accepted::Decided(_) => {}
-                Accepted::Repeated(ids) => {
-                    return Ok(ids.first().map_or(TurnAccepted::Gone, |id| TurnAccepted::Repeated(*id)));
-                }
-                Accepted::KeyReused => return Ok(TurnAccepted::KeyReused),
-            }
-        }
-        if reject_if_busy && is_busy(&mut tx, id).await? {
-            return Ok(TurnAccepted::Busy);
-        }
-        insert_message(&mut tx, id, position, &message).await?;
-        if has_strategies(&[&job]) && !refuse(&mut tx, &[&job]).await?.is_empty() {
-            return Ok(TurnAccepted::Busy);
-        }
-        insert_jobs(&mut tx, &[&job]).await?;
-        // Those that give way are stopped by the redispatch duty.
-        supersede(&mut tx, &[&job], job.created_at).await?;
-        tx.commit().await?;
-        Ok(TurnAccepted::Inserted(Box::new(job)))
     }
 }

@@ -258,11 +258,16 @@ const RARE: [(&str, &str); 15] = [
 ];
 
 /// The statement for jobs that have nothing rare, and the one for all others.
-static STATEMENTS: LazyLock<[String; 2]> =
-    LazyLock::new(|| [statement(&COMMON), statement(&[&COMMON[..], &RARE].concat())]);
+static STATEMENTS: LazyLock<[String; 2]> = LazyLock::new(|| {
+    [
+        statement(&COMMON, ("", "")),
+        statement(&[&COMMON[..], &RARE].concat(), ("", "")),
+    ]
+});
 
-/// A row for each job, and one in `queued_jobs` for each that is queued.
-fn statement(columns: &[(&str, &str)]) -> String {
+/// A row for each job, and one in `queued_jobs` for each that is queued. `before` are common table expressions, and `only` the
+/// clause that chooses by them.
+fn statement(columns: &[(&str, &str)], (before, only): (&str, &str)) -> String {
     let names = columns.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ");
     let arrays = columns
         .iter()
@@ -283,8 +288,8 @@ fn statement(columns: &[(&str, &str)]) -> String {
         ("'queued'", "created_at")
     };
     format!(
-        "with t as materialized (
-            select *, {state} as state, {queued_at} as queued_at from unnest({arrays}) as t({names})
+        "with {before} t as materialized (
+            select *, {state} as state, {queued_at} as queued_at from unnest({arrays}) as t({names}) {only}
          ), queued as (
             insert into queued_jobs (tenant_id, queue, class, priority, id)
             select tenant_id, queue, class, priority, id from t where state = 'queued'
@@ -295,7 +300,28 @@ fn statement(columns: &[(&str, &str)]) -> String {
     )
 }
 
-type Insert = sqlx::query::Query<'static, Postgres, PgArguments>;
+pub(super) type Insert = sqlx::query::Query<'static, Postgres, PgArguments>;
+
+/// Values of a statement of [`statement_if`] before its own.
+pub(super) const OF_JOBS: usize = COMMON.len() + RARE.len();
+
+/// The statement that inserts one job of any sort if the expressions `before` bring what `only` asks for. Its first
+/// [`OF_JOBS`] values are the job's.
+pub(super) fn statement_if(before: &str, only: &str) -> String {
+    statement(&[&COMMON[..], &RARE].concat(), (before, only))
+}
+
+/// A column of the job of such a statement, which has one job, in an expression before it.
+pub(super) fn of_job(column: &str) -> String {
+    let place = COMMON.iter().position(|(name, _)| *name == column);
+    let (_, kind) = place.map_or(COMMON[0], |place| COMMON[place]);
+    format!("(${}::{kind}[])[1]", place.unwrap_or(0) + 1)
+}
+
+/// A statement of [`statement_if`] with the job's values.
+pub(super) fn insert_if(statement: &'static str, job: &NewJob) -> Insert {
+    bind_rare(bind_common(sqlx::query(AssertSqlSafe(statement)), &[job]), &[job])
+}
 
 /// Inserts jobs on a connection, which may be in a transaction.
 pub(super) async fn insert_jobs(connection: &mut PgConnection, jobs: &[&NewJob]) -> Result<(), Error> {

@@ -26,11 +26,9 @@ impl Store {
     /// When Postgres is away.
     pub async fn job(&self, tenant_id: TenantId, id: JobId) -> Result<Option<JobDetail>, Error> {
         let sql = format!("select {COLUMNS}, input, result from jobs where id = $1 and tenant_id = $2");
-        let row = self.within(async {
-            let mut lent = self.reading().lend().await?;
-            let query = sqlx::query(AssertSqlSafe(sql)).bind(id).bind(tenant_id);
-            let row = query.fetch_optional(&mut lent.connection).await;
-            lent.done(row.map_err(Error::from))
+        let query = sqlx::query(AssertSqlSafe(sql)).bind(id).bind(tenant_id);
+        let row = self.on(self.reading(), async |connection| {
+            query.fetch_optional(connection).await
         });
         let row = row.await?;
         let detail = |row: PgRow| {

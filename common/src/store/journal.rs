@@ -58,7 +58,7 @@ impl Store {
     /// # Errors
     /// When Postgres is away.
     pub async fn begin_call(&self, key: &JournalKey, at: DateTime<Utc>) -> Result<(), Error> {
-        sqlx::query(
+        let query = sqlx::query(
             "insert into journal_begun (job_id, attempt, step, place, at) values ($1, $2, $3, $4, $5)
              on conflict do nothing",
         )
@@ -66,9 +66,9 @@ impl Store {
         .bind(int(key.attempt))
         .bind(int(key.step))
         .bind(place(key))
-        .bind(at)
-        .execute(self.pool())
-        .await?;
+        .bind(at);
+        let done = self.on(self.talking(), async |connection| query.execute(connection).await);
+        done.await?;
         Ok(())
     }
 
@@ -78,7 +78,7 @@ impl Store {
     /// [`Error::LeaseLost`] when the job has no such attempt, or is gone; when Postgres is away.
     pub async fn finish_call(&self, row: &JournalRow, at: DateTime<Utc>) -> Result<(), Error> {
         let key = &row.key;
-        let done = sqlx::query(
+        let query = sqlx::query(
             "with job as (select 1 from jobs where id = $1 and attempt >= $2), written as (
                 insert into journal (job_id, attempt, step, place, parent, data, at)
                 select $1, $2, $3, $4, $5, $6::text::json, $7 from job on conflict do nothing
@@ -91,10 +91,11 @@ impl Store {
         .bind(place(key))
         .bind(key.parent.map(int))
         .bind(&row.data)
-        .bind(at)
-        .fetch_optional(self.pool())
-        .await?;
-        done.map(drop).ok_or(Error::LeaseLost)
+        .bind(at);
+        let done = self.on(self.talking(), async |connection| {
+            query.fetch_optional(connection).await
+        });
+        done.await?.map(drop).ok_or(Error::LeaseLost)
     }
 
     /// What attempts have finished, in no order.

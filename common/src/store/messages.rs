@@ -26,12 +26,12 @@ impl Store {
              where conversation_id = $1 and (id = $2 or turn < (select turn from asked)) and exists (select from asked)
              order by turn, position"
         );
-        let rows = sqlx::query(sqlx::AssertSqlSafe(sql))
+        let query = sqlx::query(sqlx::AssertSqlSafe(sql))
             .bind(conversation_id)
-            .bind(message_id)
-            .fetch_all(self.pool())
-            .await?;
-        rows.iter()
+            .bind(message_id);
+        let rows = self.on(self.talking(), async |connection| query.fetch_all(connection).await);
+        rows.await?
+            .iter()
             .map(|row| message(row).map(|(_, message)| message))
             .collect()
     }

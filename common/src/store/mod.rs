@@ -46,6 +46,7 @@ pub mod settle;
 pub mod statistics;
 pub mod steering;
 pub mod subjects;
+pub mod take_turn;
 pub mod tenants;
 mod timed;
 mod turns;
@@ -87,6 +88,8 @@ pub struct Store {
     searching: Kept,
     /// For looking up one job, whose partition is found when its id is known.
     reading: Kept,
+    /// For what a turn writes and reads, by the ids of its conversation and job.
+    talking: Kept,
     clock_offset_us: Arc<AtomicI64>,
     days: Arc<Days>,
 }
@@ -142,6 +145,7 @@ impl Store {
             moving: Kept::new(pool.clone(), MOVING_MAX, Plans::Once),
             searching: Kept::new(pool.clone(), MOVING_MAX, Plans::EachTime),
             reading: Kept::new(pool.clone(), READING_MAX, Plans::Once),
+            talking: Kept::new(pool.clone(), TALKING_MAX, Plans::Once),
             pool: Timed::new(pool, limit),
             clock_offset_us: Arc::default(),
             days: Arc::default(),
@@ -183,6 +187,11 @@ impl Store {
         &self.reading
     }
 
+    /// Connections for statements about one turn.
+    fn talking(&self) -> &Kept {
+        &self.talking
+    }
+
     /// Which daily partitions there are.
     fn days(&self) -> &Days {
         &self.days
@@ -194,6 +203,20 @@ impl Store {
             Ok(done) => done,
             Err(_) => Err(Error::Unavailable(sqlx::Error::PoolTimedOut)),
         }
+    }
+
+    /// Runs one statement on a kept connection, within the time limit.
+    async fn on<T>(
+        &self,
+        kept: &Kept,
+        statement: impl AsyncFnOnce(&mut PgConnection) -> Result<T, sqlx::Error>,
+    ) -> Result<T, Error> {
+        self.within(async {
+            let mut lent = kept.lend().await?;
+            let outcome = statement(&mut lent.connection).await;
+            lent.done(outcome.map_err(Error::from))
+        })
+        .await
     }
 
     /// Applies the migrations that are missing. Several processes may call it at once.
@@ -233,6 +256,7 @@ impl Store {
         self.moving.close();
         self.searching.close();
         self.reading.close();
+        self.talking.close();
         self.pool.untimed().close().await;
     }
 }
@@ -245,6 +269,9 @@ const MOVING_MAX: usize = 4;
 
 /// Connections that are kept for looking up one job.
 const READING_MAX: usize = 4;
+
+/// Connections that are kept for turns.
+const TALKING_MAX: usize = 8;
 
 /// How long a connection that was just used is believed to live: asking it is a round trip before each query.
 const BELIEVED: Duration = Duration::from_secs(1);

@@ -62,7 +62,7 @@ impl Store {
         (attempt, worker_id): (u32, WorkerId),
         step: u32,
     ) -> Result<Vec<Message>, Error> {
-        let rows = sqlx::query(
+        let query = sqlx::query(
             "update job_messages m set step = $4, attempt = $2 from jobs j
              where m.job_id = $1 and m.step is null and j.id = $1 and j.state = 'running' and j.attempt = $2
                 and j.worker_id = $3
@@ -71,9 +71,9 @@ impl Store {
         .bind(job_id)
         .bind(int(attempt))
         .bind(worker_id)
-        .bind(int(step))
-        .fetch_all(self.pool())
-        .await?;
+        .bind(int(step));
+        let rows = self.on(self.talking(), async |connection| query.fetch_all(connection).await);
+        let rows = rows.await?;
         let mut taken = rows.iter().map(message).collect::<Result<Vec<_>, _>>()?;
         taken.sort_unstable_by_key(|message| message.id);
         Ok(taken)

@@ -113,7 +113,7 @@ pub(super) async fn write_message(connection: &mut PgConnection, new: &NewMessag
         Role::Assistant => "assistant",
     })
     .bind(json(&message.parts)?)
-    .bind(message.text().replace('\0', "\u{fffd}"))
+    .bind(said(message))
     .bind(message.job_id)
     .bind(message.usage.as_ref().map(json).transpose()?)
     .bind(message.created_at)
@@ -122,9 +122,14 @@ pub(super) async fn write_message(connection: &mut PgConnection, new: &NewMessag
     Ok(())
 }
 
+/// What a search finds of a message. Postgres has no NUL in texts.
+pub(super) fn said(message: &Message) -> String {
+    message.text().replace('\0', "\u{fffd}")
+}
+
 /// The title of a conversation that has none: the beginning of its first message.
 pub(super) fn title(message: &Message) -> String {
-    let text = message.text().replace('\0', "\u{fffd}");
+    let text = said(message);
     let line = text
         .lines()
         .map(str::trim)

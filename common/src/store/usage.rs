@@ -136,7 +136,7 @@ impl Store {
             .usage
             .cache_write_short_tokens
             .saturating_add(call.usage.cache_write_long_tokens);
-        sqlx::query(
+        let query = sqlx::query(
             "with gone as (delete from budget_holds where id = $19), fact as (
                 insert into usage (job_id, attempt, call, tenant_id, user_id, agent_id, conversation_id, provider, model,
                     input_tokens, output_tokens, cache_read_tokens, cache_write_tokens, cache_write_long_tokens,
@@ -178,9 +178,9 @@ impl Store {
         .bind(call.hold)
         .bind(&call.price)
         .bind(call.windows.iter().map(|(subject, _)| subject.to_string()).collect::<Vec<_>>())
-        .bind(call.windows.iter().map(|(_, began_on)| *began_on).collect::<Vec<_>>())
-        .execute(self.pool())
-        .await?;
+        .bind(call.windows.iter().map(|(_, began_on)| *began_on).collect::<Vec<_>>());
+        let done = self.on(self.talking(), async |connection| query.execute(connection).await);
+        done.await?;
         Ok(())
     }
 

@@ -22,6 +22,7 @@ mod spill;
 mod sticky;
 mod strategies;
 mod submit;
+mod take_turn;
 mod turns;
 mod waiting;
 mod wakes;

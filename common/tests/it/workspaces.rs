@@ -9,7 +9,7 @@ use common::message::Message;
 use common::objects::{self, Objects};
 use common::store::branch::BranchAt;
 use common::store::claim::Claimed;
-use common::store::conversations::NewTurn;
+use common::store::take_turn::NewTurn;
 use common::store::workspaces::{Save, Saved, Writer};
 use common::testing::{TestEnv, TestWorker};
 use common::workspace::tar::{Change, Conflict, Kind as EntryKind, Reader, rewrite};
@@ -161,6 +161,7 @@ async fn archives_that_nobody_uses_are_found_and_shared_ones_are_not(pool: PgPoo
     let turn = NewTurn {
         message: asked.clone(),
         job: turn(&env, talk),
+        seen: 0,
         reject_if_busy: false,
         idempotency: None,
     };

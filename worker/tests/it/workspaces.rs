@@ -10,7 +10,8 @@ use common::job::FailureCode;
 use common::job::decision::Outcome;
 use common::job::spec::{JobSpec, Kind};
 use common::message::Message;
-use common::store::conversations::{Conversation, NewTurn, TurnAccepted};
+use common::store::conversations::Conversation;
+use common::store::take_turn::{NewTurn, TurnAccepted};
 use common::testing::eventually;
 use common::workspace::{Owner, archive_key};
 use serde_json::json;
@@ -81,6 +82,7 @@ pub(crate) async fn turn_of(
     let turn = NewTurn {
         message,
         job,
+        seen: 0,
         reject_if_busy: false,
         idempotency: None,
     };

@@ -8,8 +8,9 @@ use common::ids::{ConversationId, JobId, MessageId};
 use common::job::{Job, Kind, NewJob};
 use common::message::{Message, Part, Role};
 use common::queue::Dispatch;
-use common::store::conversations::{Conversation, NewTurn, TurnAccepted};
+use common::store::conversations::Conversation;
 use common::store::insert::Idempotency;
+use common::store::take_turn::{NewTurn, TurnAccepted};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -205,6 +206,7 @@ pub(super) async fn take(
     let new = NewTurn {
         job: job(app, caller, conversation, fields, message.id).await?,
         message: message.clone(),
+        seen: conversation.position,
         reject_if_busy,
         idempotency,
     };
