@@ -47,10 +47,11 @@ pub use run::{
 };
 
 /// The version of this protocol; both ends must name the same.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
-/// The credit of a stream's channel before the first `Credit` frame, in [`cost`].
-pub const WINDOW: u32 = 256 * 1024;
+/// The credit of a stream's channel before the first `Credit` frame, in [`cost`]. A window divided by the time of a round
+/// trip, which is 1 to 2 ms through an engine, bounds how fast files and output move.
+pub const WINDOW: u32 = 1024 * 1024;
 
 /// The loopback port at which programs find their way out.
 pub const PROXY_PORT: u16 = 3128;

@@ -59,18 +59,19 @@ pub(super) async fn run(
 ) -> anyhow::Result<()> {
     let _provider = provider(args.provider).await?;
     let mut measured = Measured::new();
-    for n in 0..args.cold {
-        // A model that nobody has asked for: nothing of it waits.
-        let talk = Talk::begin(client, &format!("bench/cold-{n}")).await?;
-        add(&mut measured, talk.turn(&queue.name).await?);
-        talk.end().await?;
-    }
+    // Before the others: a process that waits is for the model that was asked for last.
     for _ in 0..args.conversations {
         let talk = Talk::begin(client, "bench/claude").await?;
         add(&mut measured, talk.turn(&queue.name).await?);
         add(&mut measured, talk.turn(&queue.name).await?);
         talk.end().await?;
         waiting(client).await?;
+    }
+    for n in 0..args.cold {
+        // A model that nobody has asked for: nothing of it waits.
+        let talk = Talk::begin(client, &format!("bench/cold-{n}")).await?;
+        add(&mut measured, talk.turn(&queue.name).await?);
+        talk.end().await?;
     }
     for (how, name, name_all) in [
         ("started", "cold", "cold, call"),
