@@ -82,6 +82,23 @@ impl Default for Profile {
     }
 }
 
+/// The time over which processors are shared out, in microseconds. In the kernel's own 100 ms a program of several threads, as
+/// an interpreter that compiles beside itself, has used up one processor's share after half of the time and stands still
+/// for the rest, just when it starts.
+const CPU_PERIOD_US: u32 = 400_000;
+
+impl Profile {
+    /// The processor time of each [`CPU_PERIOD_US`], in microseconds; the kernel wants at least a millisecond.
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "profiles have at most 1024 processors, and no less than none"
+    )]
+    fn cpu_quota_us(&self) -> u64 {
+        ((self.cpus * f64::from(CPU_PERIOD_US)).round() as u64).max(1_000)
+    }
+}
+
 /// A sandbox that exists, as [`SandboxDriver::list`] found it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Found {

@@ -260,7 +260,7 @@ async fn leaves(bench: &Bench, code: &str) -> Result<Verdict, Error> {
 
 async fn spins_wide(bench: &Bench) -> Result<Verdict, Error> {
     let sandbox = bench.sandbox().await?;
-    let code = "import os, time\nfor _ in range(7):\n  if os.fork() == 0: break\nend = time.time() + 2\nwhile time.time() < end: pass";
+    let code = "import os, time\nfor _ in range(7):\n  if os.fork() == 0: break\nend = time.time() + 3\nwhile time.time() < end: pass";
     let exit = python(&sandbox, code, LONG).await?.exit;
     let share = exit.cpu.as_secs_f64() / exit.wall.as_secs_f64().max(0.001);
     let allowed = bench.cpus();

@@ -11,10 +11,9 @@ use nix::unistd::Pid;
 use uuid::Uuid;
 
 use super::command::SHM_BYTES;
-use crate::driver::{Found, Profile, Spec};
+use crate::driver::{CPU_PERIOD_US, Found, Profile, Spec};
 
 const PREFIX: &str = "hothouse";
-const PERIOD_US: u32 = 100_000;
 // Longer than any sandbox takes from its cgroup to its first process.
 const EMPTY_MAX: Duration = Duration::from_mins(1);
 // Init, one supervisor and the process of `bwrap` that waits outside.
@@ -208,12 +207,7 @@ fn limit(name: &str, folder: &Path, profile: &Profile) -> io::Result<()> {
     // What is written to the mounts in memory counts too, so that a full disk is not out of memory.
     let memory = profile.memory_bytes + profile.workspace_bytes + profile.tmp_bytes + SHM_BYTES;
     let processes = (profile.pids + OWN_PROCESSES).to_string();
-    #[expect(
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        reason = "a few processors in microseconds"
-    )]
-    let quota = ((profile.cpus * f64::from(PERIOD_US)) as u64).max(1_000);
+    let quota = profile.cpu_quota_us();
     match name {
         "unified" => {
             set("memory.max", memory.to_string())?;
@@ -221,7 +215,7 @@ fn limit(name: &str, folder: &Path, profile: &Profile) -> io::Result<()> {
                 set("memory.swap.max", "0".to_owned())?;
             }
             set("pids.max", processes)?;
-            set("cpu.max", format!("{quota} {PERIOD_US}"))
+            set("cpu.max", format!("{quota} {CPU_PERIOD_US}"))
         }
         "memory" => {
             set("memory.limit_in_bytes", memory.to_string())?;
@@ -232,7 +226,7 @@ fn limit(name: &str, folder: &Path, profile: &Profile) -> io::Result<()> {
         }
         "pids" => set("pids.max", processes),
         "cpu" => {
-            set("cpu.cfs_period_us", PERIOD_US.to_string())?;
+            set("cpu.cfs_period_us", CPU_PERIOD_US.to_string())?;
             set("cpu.cfs_quota_us", quota.to_string())
         }
         _ => Ok(()),

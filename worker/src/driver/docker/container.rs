@@ -18,7 +18,7 @@ use bollard::models::{
 use chrono::{DateTime, SecondsFormat, Utc};
 use uuid::Uuid;
 
-use super::super::{Profile, Spec};
+use super::super::{CPU_PERIOD_US, Profile, Spec};
 use super::Settings;
 
 const SECCOMP: &str = include_str!("seccomp.json");
@@ -94,7 +94,8 @@ fn host_config(profile: &Profile, settings: &Settings) -> HostConfig {
         security_opt: Some(vec!["no-new-privileges:true".to_owned(), format!("seccomp={SECCOMP}")]),
         memory: Some(memory),
         memory_swap: Some(memory),
-        nano_cpus: Some(nano_cpus(profile.cpus)),
+        cpu_period: Some(i64::from(CPU_PERIOD_US)),
+        cpu_quota: Some(number(profile.cpu_quota_us())),
         pids_limit: Some(i64::from(profile.pids)),
         ulimits: Some(vec![ulimit("nofile", number(profile.nofile)), ulimit("core", 0)]),
         // Under pressure the machine loses a sandbox before anything else.
@@ -143,11 +144,6 @@ fn ulimit(name: &str, value: i64) -> ResourcesUlimits {
         soft: Some(value),
         hard: Some(value),
     }
-}
-
-#[expect(clippy::cast_possible_truncation, reason = "profiles have at most 1024 processors")]
-fn nano_cpus(cpus: f64) -> i64 {
-    (cpus * 1e9).round() as i64
 }
 
 /// The engine's numbers are signed.

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
+use chrono::DateTime;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
@@ -29,6 +30,9 @@ use crate::output;
 
 /// How long a process may take to be there before it is asked for.
 const PATIENCE: Duration = Duration::from_mins(1);
+
+/// How long a worker may take to say what it has, in microseconds.
+const SAYING_US: i64 = 1_000_000;
 
 /// Options of `hothouse bench claude`.
 #[derive(Debug, clap::Args)]
@@ -65,7 +69,7 @@ pub(super) async fn run(
         add(&mut measured, talk.turn(&queue.name).await?);
         add(&mut measured, talk.turn(&queue.name).await?);
         talk.end().await?;
-        waiting(client).await?;
+        waiting(client, turn::now_us()).await?;
     }
     for n in 0..args.cold {
         // A model that nobody has asked for: nothing of it waits.
@@ -119,12 +123,12 @@ async fn at_once(count: u32, client: &Client, queue: &BenchQueue<'_>, report: &m
     Ok(())
 }
 
-/// Waits until nothing is being started, and one process waits.
-async fn waiting(client: &Client) -> anyhow::Result<()> {
+/// Waits until nothing is being started, and one process waits, as the worker has said it after a moment.
+async fn waiting(client: &Client, after_us: i64) -> anyhow::Result<()> {
     let give_up_at = Instant::now() + PATIENCE;
     loop {
         let read: Value = client.get(&["sandboxes"], &[]).await?;
-        if has_spare(&read) {
+        if has_spare(&read, after_us) {
             return Ok(());
         }
         if Instant::now() > give_up_at {
@@ -134,10 +138,16 @@ async fn waiting(client: &Client) -> anyhow::Result<()> {
     }
 }
 
-fn has_spare(read: &Value) -> bool {
+fn has_spare(read: &Value, after_us: i64) -> bool {
     let environments = read["data"].as_array().into_iter().flatten();
     let count = |environment: &Value, name: &str| environment[name].as_u64().unwrap_or(0);
-    let mut ours = environments.filter(|environment| environment["environment"] == "claude-code");
+    // What it says was so a little before it said it.
+    let is_new = |environment: &Value| {
+        let seen_at = environment["seen_at"].as_str().map(DateTime::parse_from_rfc3339);
+        matches!(seen_at, Some(Ok(at)) if at.timestamp_micros() > after_us + SAYING_US)
+    };
+    let mut ours =
+        environments.filter(|environment| environment["environment"] == "claude-code" && is_new(environment));
     ours.any(|environment| count(environment, "spares") > 0 && count(environment, "creating") == 0)
 }
 

@@ -75,10 +75,11 @@ impl<'c> Talk<'c> {
     }
 }
 
+/// Microseconds since 1970.
 #[expect(
     clippy::disallowed_methods,
     reason = "compared with the provider's stamps, on the same machine"
 )]
-fn now_us() -> i64 {
+pub(super) fn now_us() -> i64 {
     chrono::Utc::now().timestamp_micros()
 }
