@@ -69,7 +69,7 @@ pub(super) async fn answer(context: Context, agent: AgentDefinition, task: Task)
     let mut keeper = Keeper::new(context.orders.clone());
     let (done, left) = match Box::pin(Place::take(&context, &mut keeper, &doors, (&agent, &task))).await {
         Ok(place) => {
-            let done = attempt(&place, &mut keeper, (&agent, &task), &mut transcript).await;
+            let done = Box::pin(attempt(&place, &mut keeper, (&agent, &task), &mut transcript)).await;
             (done, place.leave().await)
         }
         Err(broken) => (Err(broken), Ok(())),
