@@ -53,8 +53,11 @@ impl Chunk {
     }
 }
 
-/// Reads what [`Chunk::pack`], or a statement that writes a plain event, wrote.
-fn unpack(data: &[u8]) -> Result<Vec<Event>, Error> {
+/// Bytes of events after which no more are read for a page, whatever its limit: whoever asks may never take the answer.
+const PAGE_BYTES: usize = 512 * 1024;
+
+/// Reads what [`Chunk::pack`], or a statement that writes a plain event, wrote; with its length when it is not compressed.
+fn unpack(data: &[u8]) -> Result<(Vec<Event>, usize), Error> {
     let corrupt = |error: &dyn std::fmt::Display| Error::Corrupt(format!("event chunk: {error}"));
     let decompressed;
     let lines = if data.starts_with(&ZSTD_MAGIC) {
@@ -63,21 +66,21 @@ fn unpack(data: &[u8]) -> Result<Vec<Event>, Error> {
     } else {
         data
     };
-    serde_json::Deserializer::from_slice(lines)
-        .into_iter::<Event>()
-        .map(|event| event.map_err(|error| corrupt(&error)))
-        .collect()
+    let events = serde_json::Deserializer::from_slice(lines).into_iter::<Event>();
+    let events: Result<Vec<Event>, Error> = events.map(|event| event.map_err(|error| corrupt(&error))).collect();
+    Ok((events?, lines.len()))
 }
 
 impl Store {
-    /// Written events after `after`, in order, until `limit` or more are read. The flag says whether there may be more.
+    /// Written events after `after`, in order, until `limit` or more are read, or some hundred KiB. The flag says whether
+    /// there may be more.
     ///
     /// # Errors
     /// When Postgres is away.
     pub async fn events(&self, job_id: JobId, after: u64, limit: usize) -> Result<(Vec<Event>, bool), Error> {
-        // Chunks are up to 256 KiB before compression: a few at a time bound the memory of a reader.
-        const CHUNKS: i64 = 8;
-        let mut events = Vec::new();
+        // Chunks are up to 256 KiB before compression.
+        const CHUNKS: i64 = 2;
+        let (mut events, mut bytes) = (Vec::new(), 0);
         let mut from = after;
         loop {
             let rows = sqlx::query(
@@ -89,12 +92,13 @@ impl Store {
             .fetch_all(self.pool())
             .await?;
             for row in &rows {
-                let chunk = unpack(row.try_get::<&[u8], _>("data")?)?;
+                let (chunk, length) = unpack(row.try_get::<&[u8], _>("data")?)?;
+                bytes += length;
                 events.extend(chunk.into_iter().filter(|event| event.seq > after));
                 from = u64::try_from(row.try_get::<i64, _>("last_seq")?).unwrap_or(from);
             }
             let more = rows.len() == usize::try_from(CHUNKS).unwrap_or(usize::MAX);
-            if !more || events.len() >= limit {
+            if !more || events.len() >= limit || bytes >= PAGE_BYTES {
                 return Ok((events, more));
             }
         }
@@ -199,7 +203,7 @@ mod tests {
             let chunk = Chunk::pack(JobId::new(), &events).unwrap();
             assert_eq!((chunk.first_seq, chunk.last_seq), (1, 3));
             assert!(chunk.data.len() < 2_000);
-            assert_eq!(unpack(&chunk.data).unwrap(), events);
+            assert_eq!(unpack(&chunk.data).unwrap().0, events);
         }
         assert!(Chunk::pack(JobId::new(), &[]).is_none());
     }

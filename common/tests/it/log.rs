@@ -285,6 +285,42 @@ async fn a_long_tail_is_read_to_its_end(pool: PgPool) {
 }
 
 #[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn a_page_of_long_events_is_no_longer_than_a_reader_may_cost(pool: PgPool) {
+    let env = TestEnv::new(pool).await;
+    let (worker, claimed) = running(&env).await;
+    let mut said = worker.said(&claimed, 40);
+    for event in &mut said[1..] {
+        let EventBody::Stdout { text } = &mut event.body else {
+            unreachable!()
+        };
+        *text = text.repeat(60_000 / text.len());
+    }
+    // 2.4 MB, in chunks as a worker writes them.
+    for part in said.chunks(4) {
+        write(&env, &worker, &claimed, part).await;
+    }
+    let bytes = |events: &[Event]| serde_json::to_vec(events).unwrap().len();
+    let (mut seen, mut pages) = (Vec::<Event>::new(), 0);
+    loop {
+        let after = seen.last().map_or(0, |event| event.seq);
+        let page = env
+            .log
+            .read(env.tenant_id, claimed.job.id, after, 500)
+            .await
+            .unwrap()
+            .unwrap();
+        assert!(bytes(&page.events) < 1 << 20, "{} bytes", bytes(&page.events));
+        pages += 1;
+        seen.extend(page.events);
+        if !page.more {
+            break;
+        }
+    }
+    assert_eq!(seen[1..], said);
+    assert!(pages > 2);
+}
+
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
 async fn a_follower_sees_everything_while_it_is_written_trimmed_and_ended(pool: PgPool) {
     let env = TestEnv::new(pool).await;
     let (worker, claimed) = running(&env).await;
