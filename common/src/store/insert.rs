@@ -98,7 +98,8 @@ impl Store {
             // In one order everywhere, or two batches with the same keys would wait for each other.
             keyed.sort_by_key(|(submission, idempotency, _)| (submission.tenant_id, &idempotency.key));
             for (submission, idempotency, outcome) in keyed {
-                *outcome = remember(&mut tx, submission, idempotency).await?;
+                let jobs: Vec<&NewJob> = submission.jobs.iter().collect();
+                *outcome = remember(&mut tx, &jobs, idempotency).await?;
             }
             let jobs: Vec<&NewJob> = submissions
                 .iter()
@@ -167,19 +168,23 @@ async fn forget(tx: &mut PgConnection, tenant_id: TenantId, idempotency: &Idempo
     Ok(())
 }
 
-/// The first waits for a concurrent holder of the same key: whoever comes second sees the committed first.
+/// Remembers the request that these jobs of a tenant came with. The first waits for a concurrent holder of the same key:
+/// whoever comes second sees the committed first.
 pub(super) async fn remember(
     tx: &mut PgConnection,
-    submission: &Submission,
+    jobs: &[&NewJob],
     idempotency: &Idempotency,
 ) -> Result<Accepted, Error> {
-    let ids: Vec<Uuid> = submission.jobs.iter().map(|job| job.id.uuid()).collect();
-    let at = submission.jobs.first().map(|job| job.created_at);
+    let Some(first) = jobs.first() else {
+        return Ok(Accepted::Inserted);
+    };
+    let (tenant_id, at) = (first.tenant_id, first.created_at);
+    let ids: Vec<Uuid> = jobs.iter().map(|job| job.id.uuid()).collect();
     let inserted = sqlx::query(
         "insert into idempotency_keys (tenant_id, key, fingerprint, job_ids, created_at) values ($1, $2, $3, $4, $5)
          on conflict do nothing",
     )
-    .bind(submission.tenant_id)
+    .bind(tenant_id)
     .bind(&idempotency.key)
     .bind(&idempotency.fingerprint[..])
     .bind(&ids)
@@ -190,7 +195,7 @@ pub(super) async fn remember(
         return Ok(Accepted::Inserted);
     }
     let first = sqlx::query("select fingerprint, job_ids from idempotency_keys where tenant_id = $1 and key = $2")
-        .bind(submission.tenant_id)
+        .bind(tenant_id)
         .bind(&idempotency.key)
         .fetch_one(&mut *tx)
         .await?;
@@ -309,13 +314,6 @@ pub(super) const OF_JOBS: usize = COMMON.len() + RARE.len();
 /// [`OF_JOBS`] values are the job's.
 pub(super) fn statement_if(before: &str, only: &str) -> String {
     statement(&[&COMMON[..], &RARE].concat(), (before, only))
-}
-
-/// A column of the job of such a statement, which has one job, in an expression before it.
-pub(super) fn of_job(column: &str) -> String {
-    let place = COMMON.iter().position(|(name, _)| *name == column);
-    let (_, kind) = place.map_or(COMMON[0], |place| COMMON[place]);
-    format!("(${}::{kind}[])[1]", place.unwrap_or(0) + 1)
 }
 
 /// A statement of [`statement_if`] with the job's values.

@@ -7,9 +7,7 @@ use std::sync::LazyLock;
 
 use super::admit::{has_strategies, refuse, supersede};
 use super::agents::json;
-use super::insert::{
-    Accepted, Idempotency, OF_JOBS, Submission, insert_if, insert_jobs, of_job, remember, statement_if,
-};
+use super::insert::{Accepted, Idempotency, OF_JOBS, insert_if, insert_jobs, remember, statement_if};
 use super::row::bigint;
 use super::turns::{after_open_turns, insert_message, is_busy, said, title};
 use super::{Class, Error, Store};
@@ -47,15 +45,16 @@ pub enum TurnAccepted {
     Gone,
 }
 
-/// Whoever writes to a conversation changes its position, so one that is as it was seen has no turn that this statement's
-/// snapshot does not show: whoever comes second finds another position, and writes nothing.
+/// Whoever takes a turn changes the conversation's position, so one that is as it was seen has no turn that this statement's
+/// snapshot does not show: whoever comes second finds another position, and writes nothing. A redrive changes none; a turn
+/// beside one waits for it or goes before it, as their ids say.
 static UNLESS_BUSY: LazyLock<String> = LazyLock::new(|| {
     let value = |place: usize| format!("${}", OF_JOBS + place);
-    let [id, seen, title, message, parts, said, at, key, fingerprint] = [1, 2, 3, 4, 5, 6, 7, 8, 9].map(value);
-    let [job, tenant, created_at] = ["id", "tenant_id", "created_at"].map(of_job);
+    let [id, tenant, seen, title, job, created_at] = [1, 2, 3, 4, 5, 6].map(value);
+    let [message, parts, said, at, key, fingerprint] = [7, 8, 9, 10, 11, 12].map(value);
     let before = format!(
         "seen as (
-            update conversations set position = position + 1, updated_at = {created_at},
+            update conversations set position = position + 1, updated_at = {created_at}::timestamptz,
                 title = case when title = '' then {title} else title end
             where id = {id} and tenant_id = {tenant} and deleted_at is null and position = {seen}
                 and not exists (select from jobs where conversation_id = {id}
@@ -68,7 +67,7 @@ static UNLESS_BUSY: LazyLock<String> = LazyLock::new(|| {
             from seen
          ), key as (
             insert into idempotency_keys (tenant_id, key, fingerprint, job_ids, created_at)
-            select {tenant}, {key}, {fingerprint}::bytea, array[{job}], {created_at} from seen where {key} is not null
+            select {tenant}::uuid, {key}, {fingerprint}::bytea, array[{job}::uuid], {created_at} from seen where {key} is not null
          ),"
     );
     statement_if(&before, "where exists (select from seen)")
@@ -99,8 +98,11 @@ impl Store {
         let (message, key) = (&turn.message, turn.idempotency.as_ref());
         let insert = insert_if(UNLESS_BUSY.as_str(), &turn.job)
             .bind(id)
+            .bind(turn.job.tenant_id)
             .bind(bigint(turn.seen))
             .bind(title(message))
+            .bind(turn.job.id)
+            .bind(turn.job.created_at)
             .bind(message.id)
             .bind(json(&message.parts)?)
             .bind(said(message))
@@ -136,16 +138,7 @@ impl Store {
         };
         (job.id, job.created_at) = after_open_turns(&mut tx, id, job.created_at).await?;
         if let Some(idempotency) = idempotency {
-            let tenant_id = job.tenant_id;
-            let submission = Submission {
-                tenant_id,
-                jobs: vec![job.clone()],
-                idempotency: Some(idempotency),
-            };
-            let Some(key) = &submission.idempotency else {
-                return Ok(TurnAccepted::Gone);
-            };
-            match remember(&mut tx, &submission, key).await? {
+            match remember(&mut tx, &[&job], &idempotency).await? {
                 Accepted::Inserted | Accepted::Decided(_) => {}
                 Accepted::Repeated(ids) => {
                     return Ok(ids.first().map_or(TurnAccepted::Gone, |id| TurnAccepted::Repeated(*id)));

@@ -14,7 +14,7 @@ use chrono::{DateTime, Utc};
 use serde::Serialize;
 use tokio::io::{AsyncRead, AsyncReadExt};
 
-pub use path::{is_below, relative};
+pub use path::{DEPTH_MAX, PATH_MAX, is_below, relative};
 pub use write::{Change, Conflict, Open, Rewritten, rewrite};
 
 /// The size of a head, and what everything is padded to.

@@ -43,7 +43,7 @@ async fn take(env: &TestEnv, talk: ConversationId, turn: NewTurn) -> JobId {
 /// Of each message: its position, that of its turn, and whether it is as it was sent.
 async fn written(pool: &PgPool, talk: ConversationId) -> Vec<(i64, i64, bool)> {
     sqlx::query_as(
-        "select position, turn, role = 'user' and said like 'Seen at _\u{fffd}' and created_at is not null
+        "select position, turn, role = 'user' and said like 'Seen at _\u{fffd}' and parts::text like '%Seen at %'
          from messages where conversation_id = $1 order by position",
     )
     .bind(talk)

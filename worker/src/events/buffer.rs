@@ -66,10 +66,11 @@ impl Sink {
         self.push_at(self.clock.now(), body);
     }
 
-    /// Says what happened so long ago.
-    pub fn say_late(&self, ago: Duration, body: EventBody) {
-        let ago = TimeDelta::from_std(ago).unwrap_or_default();
-        self.push_at(self.clock.now() - ago, body);
+    /// Says that the job's program runs, and has for so long: the word of it may have come late.
+    pub fn say_running(&self, began_ago: Duration) {
+        let ago = TimeDelta::from_std(began_ago).unwrap_or_default();
+        let phase = "running".to_owned();
+        self.push_at(self.clock.now() - ago, EventBody::Status { phase, detail: None });
     }
 
     fn push_at(&self, at: DateTime<Utc>, body: EventBody) {

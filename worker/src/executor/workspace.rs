@@ -11,6 +11,7 @@ use common::job::event::EventBody;
 use common::job::{Failure, FailureCode};
 use common::store::Store;
 use common::store::workspaces::{Save, Saved, Writer};
+use common::workspace::tar::{DEPTH_MAX, PATH_MAX};
 use common::workspace::{Error, Owner, Present, Workspaces};
 
 use super::Context;
@@ -142,7 +143,8 @@ impl Workspace {
         if report.incomplete {
             let message = format!(
                 "its workspace was not saved, and is as before: it has more than {ENTRIES_MAX} entries, a path of more than \
-                 127 folders or 4096 bytes, or files of more than {} bytes",
+                 {} folders or {PATH_MAX} bytes, or files of more than {} bytes",
+                DEPTH_MAX - 1,
                 self.bytes_max
             );
             return Err(Failure::new(FailureCode::DiskFull, message));

@@ -48,12 +48,14 @@ async fn queued(app: &App, job: &Job) -> Option<String> {
         }
     }
     Some(match app.queue().why(job.tenant_id, job.id).await {
-        Ok(Some(why)) => match (&why.place, held_back(app, job, &workers).await) {
-            (Place::Backlog { ahead }, Some(held_back)) => {
-                format!("a free slot: {held_back}; position {} in the queue", ahead + 1)
+        Ok(Some(why)) => {
+            if let Place::Backlog { ahead } = why.place
+                && let Some(held_back) = held_back(app, job, &workers).await
+            {
+                return Some(format!("a free slot: {held_back}; position {} in the queue", ahead + 1));
             }
-            _ => sentence(job, &why),
-        },
+            sentence(job, &why)
+        }
         Ok(None) => "a free slot; it is not in Redis yet".to_owned(),
         Err(_away) => "Redis, which does not answer: nothing starts until it does".to_owned(),
     })

@@ -1,11 +1,12 @@
 //! Paths of a workspace, as requests name them.
 
-/// The longest path, bytes, and the longest name in it.
-const PATH_MAX: usize = 4_096;
+/// The longest path, bytes.
+pub const PATH_MAX: usize = 4_096;
+/// The longest name in it, bytes.
 const NAME_MAX: usize = 255;
 
-/// The most folders on the way.
-const DEPTH_MAX: usize = 128;
+/// The most names of a path: folders, and what is in the last of them.
+pub const DEPTH_MAX: usize = 128;
 
 /// The path in its one form, or nothing when it is none below the workspace: it climbs, begins at the root, is empty, or
 /// could be no file of Linux. A slash at the end means nothing.

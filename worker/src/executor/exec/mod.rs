@@ -9,7 +9,6 @@ pub(super) mod slot;
 
 use std::time::{Duration, Instant};
 
-use common::job::event::EventBody;
 use common::job::exec::ExecInput;
 use common::job::{Failure, FailureCode, Usage};
 
@@ -181,9 +180,7 @@ async fn run_program(context: &Context, sandbox: &Sandbox, spec: RunSpec) -> Res
         }
         Err(error) => return Err(error.into()),
     };
-    let phase = "running".to_owned();
-    let begun = EventBody::Status { phase, detail: None };
-    context.events.say_late(running.began_ago(), begun);
+    context.events.say_running(running.began_ago());
     let mut collected = Collected::default();
     while let Some(output) = running.next().await {
         collected.take(output, &context.events);

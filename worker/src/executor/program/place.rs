@@ -3,7 +3,6 @@
 use std::sync::{Mutex, PoisonError};
 
 use common::agent::{AgentDefinition, Harness};
-use common::job::event::EventBody;
 use common::job::{Failure, FailureCode};
 use common::message::Message;
 use serde_json::json;
@@ -185,9 +184,7 @@ impl<'a> Place<'a> {
     /// Starts a program of the agent.
     pub(super) async fn start(&self, spec: RunSpec) -> Result<Running, Broken> {
         let running = self.sandbox().run(spec).await.map_err(not_started)?;
-        let phase = "running".to_owned();
-        let begun = EventBody::Status { phase, detail: None };
-        self.context.events.say_late(running.began_ago(), begun);
+        self.context.events.say_running(running.began_ago());
         Ok(running)
     }
 
