@@ -83,6 +83,11 @@ impl JobId {
         ))
     }
 
+    /// When it was made, in milliseconds since 1970: the first 48 bits of a `UUIDv7`.
+    pub fn ms(self) -> i64 {
+        i64::try_from(self.0.as_u128() >> 80).unwrap_or(i64::MAX)
+    }
+
     /// The id of the `place`-th of the jobs that `parent` submits at this moment: above the parent's, whatever the
     /// clocks of two machines say, and in the order of the places, of which an id tells 4,096 apart.
     pub fn child_of(parent: Self, at: DateTime<Utc>, place: usize) -> Self {

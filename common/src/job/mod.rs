@@ -1,6 +1,7 @@
 //! A job and its life: pure types and decisions, no I/O.
 
 pub mod approval;
+mod brief;
 pub mod decision;
 pub mod event;
 pub mod exec;
@@ -20,6 +21,7 @@ use serde::{Deserialize, Serialize};
 use crate::ids::{AgentId, ApiKeyId, ConversationId, JobId, ScheduleId, TenantId, WorkerId};
 use crate::money::Usd;
 
+pub use brief::Brief;
 pub use failure::{Failure, FailureCode};
 pub use retry::{Backoff, RetryRule};
 pub use spec::{Concurrency, Kind, Rate, Strategy};

@@ -9,7 +9,7 @@ use super::{Error, Queue, Shard};
 use crate::ids::{JobId, TenantId};
 use crate::job::decision::ALONE_AFTER;
 use crate::job::spec::LEVEL_HEAD_START;
-use crate::job::{Job, NewJob};
+use crate::job::{Brief, Job, NewJob};
 
 /// Backlogs that are asked for in one round trip.
 const SPILLED_AT_ONCE: usize = 500;
@@ -59,6 +59,11 @@ pub struct Spilled {
 impl Dispatch {
     /// The next attempt of a queued job.
     pub fn from_job(job: &Job) -> Self {
+        Self::from_brief(&Brief::from(job))
+    }
+
+    /// The next attempt of a queued job.
+    pub fn from_brief(job: &Brief) -> Self {
         Self {
             job_id: job.id,
             tenant_id: job.tenant_id,

@@ -70,8 +70,7 @@ impl Days {
     }
 }
 
-/// The UTC day of an id: its first 48 bits are milliseconds since 1970.
+/// The UTC day of an id.
 fn day(id: JobId) -> Option<NaiveDate> {
-    let ms = i64::try_from(id.uuid().as_u128() >> 80).ok()?;
-    Some(DateTime::from_timestamp_millis(ms)?.date_naive())
+    Some(DateTime::from_timestamp_millis(id.ms())?.date_naive())
 }

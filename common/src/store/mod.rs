@@ -8,6 +8,7 @@ pub mod agents;
 mod ahead;
 pub mod approvals;
 pub mod attempts;
+pub mod backlog;
 pub mod branch;
 pub mod budgets;
 pub mod bulk;

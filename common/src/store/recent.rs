@@ -4,7 +4,7 @@ use chrono::{DateTime, Utc};
 use sqlx::postgres::PgArguments;
 use sqlx::{AssertSqlSafe, FromRow as _, Postgres, Row};
 
-use super::promote::Queued;
+use super::backlog::Queued;
 use super::row::int;
 use super::{Error, Store};
 use crate::ids::{JobId, TenantId};

@@ -7,7 +7,8 @@ use sqlx::postgres::PgRow;
 use super::error::Error;
 use crate::ids::{TenantId, WorkerId};
 use crate::job::{
-    Backoff, Concurrency, Failure, FailureCode, Job, JobState, Kind, Rate, StateName, Strategy, Usage, WaitFor, Woken,
+    Backoff, Brief, Concurrency, Failure, FailureCode, Job, JobState, Kind, Rate, StateName, Strategy, Usage, WaitFor,
+    Woken,
 };
 
 /// The columns that [`job`] reads: everything but the input and the result.
@@ -27,6 +28,28 @@ pub(super) fn qualified() -> String {
         .join(", ")
 }
 
+/// The columns that [`brief`] reads.
+pub(super) const BRIEF: &str = "id, tenant_id, queue, class, priority, attempt, losses, created_at, agent_id, \
+     conversation_id, concurrency_key, concurrency_limit, concurrency_strategy, rate_key, rate_limit, rate_window_ms";
+
+/// What is dispatched of a job, from a row with [`BRIEF`].
+pub(super) fn brief(row: &PgRow) -> Result<Brief, Error> {
+    Ok(Brief {
+        id: row.try_get("id")?,
+        tenant_id: row.try_get("tenant_id")?,
+        queue: row.try_get("queue")?,
+        class: row.try_get("class")?,
+        priority: level(row)?,
+        attempt: count(row, "attempt")?,
+        losses: count(row, "losses")?,
+        created_at: row.try_get("created_at")?,
+        agent_id: row.try_get("agent_id")?,
+        conversation_id: row.try_get("conversation_id")?,
+        concurrency: concurrency(row)?,
+        rate: rate(row)?,
+    })
+}
+
 /// A job from a row with [`COLUMNS`].
 pub(super) fn job(row: &PgRow) -> Result<Job, Error> {
     let metadata: serde_json::Value = row.try_get("metadata")?;
@@ -38,7 +61,7 @@ pub(super) fn job(row: &PgRow) -> Result<Job, Error> {
         queue: row.try_get("queue")?,
         class: row.try_get("class")?,
         labels: row.try_get("labels")?,
-        priority: u8::try_from(row.try_get::<i16, _>("priority")?).unwrap_or(0),
+        priority: level(row)?,
         state: state(row)?,
         attempt: count(row, "attempt")?,
         failures: count(row, "failures")?,
@@ -166,6 +189,10 @@ fn rate(row: &PgRow) -> Result<Option<Rate>, Error> {
 fn parsed<T>(row: &PgRow, column: &str, parse: impl Fn(&str) -> Option<T>) -> Result<T, Error> {
     let text: &str = row.try_get(column)?;
     parse(text).ok_or_else(|| Error::Corrupt(format!("unknown {column} {text}")))
+}
+
+fn level(row: &PgRow) -> Result<u8, Error> {
+    Ok(u8::try_from(row.try_get::<i16, _>("priority")?).unwrap_or(0))
 }
 
 fn count(row: &PgRow, column: &str) -> Result<u32, Error> {

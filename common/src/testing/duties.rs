@@ -4,7 +4,7 @@ use super::TestEnv;
 use crate::ids::JobId;
 use crate::job::{Job, JobState};
 use crate::queue::{Acked, Dispatch, Keeps};
-use crate::store::promote::Place;
+use crate::store::backlog::Place;
 
 impl TestEnv {
     /// Promotes everything that is due, and dispatches it.
@@ -20,7 +20,9 @@ impl TestEnv {
         let ids: Vec<_> = queued.iter().map(|job| (job.tenant_id, job.id)).collect();
         let unknown = self.queue.unknown(&ids).await.unwrap();
         let missing: Vec<JobId> = unknown.into_iter().map(|index| queued[index].id).collect();
-        self.dispatch_jobs(&self.store.jobs(&missing).await.unwrap()).await;
+        let briefs = self.store.briefs(&missing).await.unwrap();
+        let dispatches: Vec<Dispatch> = briefs.iter().map(Dispatch::from_brief).collect();
+        self.queue.dispatch(&dispatches).await.unwrap();
         missing.len()
     }
 

@@ -1,7 +1,5 @@
 //! Full backlogs: Redis stays bounded, the rest comes in from Postgres.
 
-use std::time::Duration;
-
 use chrono::{SubsecRound, TimeDelta};
 use common::config::Leases;
 use common::ids::JobId;
@@ -9,8 +7,10 @@ use common::job::NewJob;
 use common::job::spec::LEVEL_HEAD_START;
 use common::queue::{Dispatch, Dispatched};
 use common::store::recent::Left;
-use common::testing::{TestEnv, eventually, ids, leases};
+use common::testing::{TestEnv, ids, leases};
 use sqlx::PgPool;
+
+use crate::crowd::{crowd, rows_read, rows_read_since};
 
 async fn small(pool: PgPool) -> TestEnv {
     TestEnv::with_leases(
@@ -31,14 +31,18 @@ async fn page_in(env: &TestEnv) -> usize {
             continue;
         }
         let (tenant_id, queue, class) = (lane.tenant_id, lane.queue, lane.class);
-        let jobs = env.store.queued_of(tenant_id, &queue, &class, 10).await.unwrap();
-        let dispatches: Vec<Dispatch> = jobs.iter().map(Dispatch::from_job).collect();
+        let next = env.store.next_queued(tenant_id, &queue, &class, 10).await.unwrap();
+        let jobs: Vec<_> = next.iter().map(|id| (tenant_id, *id)).collect();
+        let unknown = env.queue.unknown(&jobs).await.unwrap();
+        let unknown: Vec<JobId> = unknown.into_iter().map(|index| next[index]).collect();
+        let briefs = env.store.briefs(&unknown).await.unwrap();
+        let dispatches: Vec<Dispatch> = briefs.iter().map(Dispatch::from_brief).collect();
         let dispatched = env.queue.dispatch(&dispatches).await.unwrap();
         added += dispatched
             .iter()
             .filter(|dispatched| **dispatched == Dispatched::Added)
             .count();
-        if jobs.len() < 10 {
+        if next.len() < 10 {
             env.queue.unspill(&queue, &class, tenant_id).await.unwrap();
         }
     }
@@ -178,54 +182,22 @@ async fn a_look_at_recent_rows_leaves_out_those_of_a_full_backlog_that_come_afte
     assert_eq!(recent(&env, 3).await, expected[..3]);
 }
 
-/// Rows that Postgres has read from all partitions of `jobs`; it tells them late.
-async fn rows_read(pool: &PgPool) -> i64 {
-    let sql = "select sum(seq_tup_read + coalesce(idx_tup_fetch, 0))::bigint from pg_stat_user_tables where relname like 'jobs\\_%'";
-    sqlx::query_scalar(sql).fetch_one(pool).await.unwrap()
-}
-
 #[sqlx::test(migrator = "common::store::MIGRATOR")]
 async fn paging_in_reads_no_more_rows_than_it_brings_however_many_there_are(pool: PgPool) {
     const WANTED: u32 = 50;
     let env = small(pool.clone()).await;
     let job = env.noop();
     env.insert(&job).await;
-    let mut connection = pool.acquire().await.unwrap();
     // History before it and a long backlog behind, of which the planner knows: joining all of both looks cheap then.
-    for (state, first, last) in [("succeeded", 1, 20_000), ("queued", 20_001, 40_000)] {
-        let sql = format!(
-            "insert into jobs (id, tenant_id, kind, queue, class, labels, priority, state, max_attempts, backoff_initial_ms,
-                backoff_factor, backoff_max_ms, retry_on, timeout_ms, created_at, queued_at, finished_at, seq, input, metadata)
-             select (left(jobs.id::text, 13) || '-7000-8000-' || lpad(to_hex(n), 12, '0'))::uuid, tenant_id, kind, queue, class,
-                labels, priority, '{state}', max_attempts, backoff_initial_ms, backoff_factor, backoff_max_ms, retry_on,
-                timeout_ms, created_at, queued_at, case when '{state}' = 'succeeded' then created_at end, 1, input, metadata
-             from jobs, generate_series({first}, {last}) n where jobs.id = $1"
-        );
-        sqlx::query(sqlx::AssertSqlSafe(sql))
-            .bind(job.id)
-            .execute(&mut *connection)
-            .await
-            .unwrap();
-    }
-    for sql in [
-        "insert into queued_jobs select tenant_id, queue, class, priority, id from jobs where state = 'queued' on conflict do nothing",
-        "analyze",
-        // What this connection has read is told now, and so not counted later.
-        "select pg_stat_force_next_flush()",
-    ] {
-        sqlx::query(sql).execute(&mut *connection).await.unwrap();
-    }
+    crowd(&pool, job.id, [("succeeded", 1..=20_000), ("queued", 20_001..=40_000)]).await;
     let before = rows_read(&pool).await;
-    let jobs = env
+    let next = env
         .store
-        .queued_of(job.tenant_id, &job.spec.queue, &job.class, WANTED)
+        .next_queued(job.tenant_id, &job.spec.queue, &job.class, WANTED)
         .await
         .unwrap();
-    assert_eq!(jobs.len(), usize::try_from(WANTED).unwrap());
-    let told = eventually(Duration::from_secs(20), "Postgres tells what it read", || async {
-        let read = rows_read(&pool).await - before;
-        (read >= i64::from(WANTED)).then_some(read)
-    })
-    .await;
+    let briefs = env.store.briefs(&next).await.unwrap();
+    assert_eq!(briefs.len(), usize::try_from(WANTED).unwrap());
+    let told = rows_read_since(&pool, before, i64::from(WANTED)).await;
     assert!(told < 10 * i64::from(WANTED), "{told} rows for {WANTED} jobs");
 }

@@ -16,11 +16,11 @@ use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use common::ids::JobId;
-use common::job::{Job, JobState};
+use common::job::Job;
 use common::queue::{Dispatch, Dispatched, Generation, Queue, Shard, Spilled};
 use common::service::{Duty, Report};
 use common::store::Store;
-use common::store::promote::{Place, Queued};
+use common::store::backlog::{Place, Queued};
 use common::store::recent::Left;
 use uuid::Uuid;
 
@@ -59,6 +59,16 @@ const DRAINING: Duration = Duration::from_millis(50);
 
 /// Looks at recent rows between two pages of the slow cursor.
 const SLOW: u64 = 10;
+
+/// Jobs that are read and dispatched together: workers take the first of them while the next are read.
+const AT_ONCE: usize = 1_000;
+
+/// What became of jobs that were dispatched.
+#[derive(Clone, Copy, Debug, Default)]
+struct Done {
+    added: u64,
+    spilled: u64,
+}
 
 /// The duty.
 #[derive(Debug)]
@@ -129,11 +139,10 @@ impl Redispatch {
         let mut dispatched = 0;
         for (tenant_id, queue, class) in self.store.queued_lanes().await? {
             if self.queue.shard_of(tenant_id) == shard {
-                let jobs = self
-                    .store
-                    .queued_of(tenant_id, &queue, &class, self.dispatched_max + 1)
-                    .await?;
-                dispatched += self.dispatch(&jobs).await?;
+                // One more than there is room for, so that the backlog is known to be full.
+                let limit = self.dispatched_max.saturating_add(1);
+                let next = self.store.next_queued(tenant_id, &queue, &class, limit).await?;
+                dispatched += self.dispatch(&next).await?.added;
             }
         }
         let opened = self.queue.open_generation(shard, begun).await?;
@@ -210,12 +219,16 @@ impl Redispatch {
             DRAINING
         });
         for lane in spilled.iter().filter(|lane| self.has_room(lane)) {
-            let jobs = self
+            let next = self
                 .store
-                .queued_of(lane.tenant_id, &lane.queue, &lane.class, self.dispatched_max)
+                .next_queued(lane.tenant_id, &lane.queue, &lane.class, self.dispatched_max)
                 .await?;
-            added += self.dispatch(&jobs).await?;
-            if jobs.len() < usize::try_from(self.dispatched_max).unwrap_or(usize::MAX) {
+            // Redis knows the first of them, and looking at a row costs more than asking.
+            let ids: Vec<_> = next.iter().map(|id| (lane.tenant_id, *id)).collect();
+            let unknown = self.queue.unknown(&ids).await?.into_iter().map(|index| next[index]);
+            let done = self.dispatch(&unknown.collect::<Vec<_>>()).await?;
+            added += done.added;
+            if done.spilled == 0 && next.len() < usize::try_from(self.dispatched_max).unwrap_or(usize::MAX) {
                 self.queue.unspill(&lane.queue, &lane.class, lane.tenant_id).await?;
             }
         }
@@ -248,13 +261,7 @@ impl Redispatch {
             .filter(|job| now - job.queued_at >= UNDER_WAY)
             .map(|job| job.id)
             .collect();
-        if missing.is_empty() {
-            return Ok(0);
-        }
-        // Those that were claimed or cancelled meanwhile are somebody's already.
-        let mut jobs = self.store.jobs(&missing).await?;
-        jobs.retain(|job| matches!(job.state, JobState::Queued { .. }));
-        self.dispatch(&jobs).await
+        Ok(self.dispatch(&missing).await?.added)
     }
 
     /// Rows since the last look. It goes a little further back than that, for rows that were committed late.
@@ -287,14 +294,21 @@ impl Redispatch {
         Ok(changed)
     }
 
-    async fn dispatch(&self, jobs: &[Job]) -> anyhow::Result<u64> {
-        let dispatches: Vec<Dispatch> = jobs.iter().map(Dispatch::from_job).collect();
-        let dispatched = self.queue.dispatch(&dispatches).await?;
-        let added = dispatched
-            .iter()
-            .filter(|dispatched| **dispatched == Dispatched::Added)
-            .count();
-        Ok(u64::try_from(added).unwrap_or(u64::MAX))
+    /// Dispatches those of these jobs that are queued. Those that were claimed or cancelled meanwhile are somebody's already.
+    async fn dispatch(&self, ids: &[JobId]) -> anyhow::Result<Done> {
+        let mut done = Done::default();
+        for ids in ids.chunks(AT_ONCE) {
+            let briefs = self.store.briefs(ids).await?;
+            let dispatches: Vec<Dispatch> = briefs.iter().map(Dispatch::from_brief).collect();
+            for dispatched in self.queue.dispatch(&dispatches).await? {
+                match dispatched {
+                    Dispatched::Added => done.added += 1,
+                    Dispatched::Spilled => done.spilled += 1,
+                    Dispatched::Known => {}
+                }
+            }
+        }
+        Ok(done)
     }
 
     /// One page of the slow cursor.

@@ -31,6 +31,7 @@ for i = 1, #known, 2 do
 end
 
 local touched, present, levels, entries, leases = {}, 0, {}, {}, {}
+local till = string.format('%d', now + ttl)
 while free > 0 and #lanes > 0 do
   local first = 1
   for i = 2, #lanes do if lanes[i].at < lanes[first].at then first = i end end
@@ -39,7 +40,7 @@ while free > 0 and #lanes > 0 do
   if job then
     r.where, r.extra = 'l', want.worker
     entries[#entries + 1], entries[#entries + 2] = job, text(r)
-    leases[#leases + 1], leases[#leases + 2] = now + ttl, job
+    leases[#leases + 1], leases[#leases + 2] = till, job
     levels[r.level] = levels[r.level] or {}
     table.insert(levels[r.level], { job, r.attempt, string.find(r.holds, 'v:', 1, true) and 1 or 0 })
     touched[lane.name], present, free = lane, math.max(present, lane.at), free - 1

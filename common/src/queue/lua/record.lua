@@ -21,8 +21,9 @@ local function get(job)
   return { where = w, attempt = tonumber(a), tenant = t, lane = l, level = v, holds = h, score = s, extra = x }
 end
 
+-- A number that is written as one costs Lua a printf of a float: where it is known to be whole, say so.
 local function text(r)
-  return table.concat({ r.where, r.attempt, r.tenant, r.lane, r.level, r.holds, r.score, r.extra }, '|')
+  return string.format('%s|%d|%s|%s|%s|%s|%s|%s', r.where, r.attempt, r.tenant, r.lane, r.level, r.holds, r.score, r.extra)
 end
 
 local function put(job, r) redis.call('HSET', IDX, job, text(r)) end

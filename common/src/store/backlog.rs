@@ -1,0 +1,202 @@
+//! Backlogs: what is queued in Postgres, whether Redis knows it or has no room for it.
+
+use chrono::{DateTime, Utc};
+use sqlx::postgres::PgRow;
+use sqlx::{AssertSqlSafe, Row};
+use uuid::Uuid;
+
+use super::row::{self, BRIEF};
+use super::{Error, Store};
+use crate::ids::{JobId, TenantId};
+use crate::job::Brief;
+use crate::job::spec::LEVEL_HEAD_START;
+
+/// A queued job, as far as it must be known to see whether Redis knows it.
+#[derive(Clone, Copy, Debug, sqlx::FromRow)]
+#[expect(clippy::struct_field_names, reason = "the column is called queued_at everywhere")]
+pub struct Queued {
+    /// The job.
+    pub id: JobId,
+    /// Decides the shard.
+    pub tenant_id: TenantId,
+    /// When it last became queued.
+    pub queued_at: DateTime<Utc>,
+}
+
+/// A place in the order of all queued jobs.
+#[derive(Clone, Debug)]
+pub struct Place {
+    tenant_id: TenantId,
+    queue: String,
+    class: String,
+    priority: i16,
+    id: JobId,
+}
+
+/// A page of them.
+#[derive(Clone, Debug, Default)]
+pub struct Page {
+    /// The jobs.
+    pub queued: Vec<Queued>,
+    /// Those that are not queued any more, and whose place was left behind.
+    pub left: Vec<JobId>,
+    /// Where the next page begins; none after the last.
+    pub next: Option<Place>,
+}
+
+impl Place {
+    /// Before all of them.
+    pub fn first() -> Self {
+        Self {
+            tenant_id: TenantId(Uuid::nil()),
+            queue: String::new(),
+            class: String::new(),
+            priority: 0,
+            id: JobId(Uuid::nil()),
+        }
+    }
+
+    fn from_row(row: &PgRow) -> Result<Self, Error> {
+        Ok(Self {
+            tenant_id: row.try_get("tenant_id")?,
+            queue: row.try_get("queue")?,
+            class: row.try_get("class")?,
+            priority: row.try_get("priority")?,
+            id: row.try_get("id")?,
+        })
+    }
+}
+
+impl Store {
+    /// Queued jobs after a place in the order of their tenants, queues, classes and levels, and where to go on, if there are
+    /// more: the slow cursor of redispatch.
+    ///
+    /// # Errors
+    /// When Postgres is away.
+    pub async fn queued_after(&self, after: &Place, limit: u32) -> Result<Page, Error> {
+        self.within(async {
+            let rows = sqlx::query(
+                "select q.*, jobs.queued_at from (
+                    select * from queued_jobs where (tenant_id, queue, class, priority, id) > ($1, $2, $3, $4, $5)
+                    order by tenant_id, queue, class, priority, id limit $6
+                 ) q left join jobs on jobs.id = q.id and jobs.state = 'queued'
+                 order by q.tenant_id, q.queue, q.class, q.priority, q.id",
+            )
+            .bind(after.tenant_id)
+            .bind(&after.queue)
+            .bind(&after.class)
+            .bind(after.priority)
+            .bind(after.id)
+            .bind(i64::from(limit))
+            .fetch_all(self.pool())
+            .await?;
+            let is_full = rows.len() == usize::try_from(limit).unwrap_or(usize::MAX);
+            let mut page = Page {
+                next: rows.last().filter(|_| is_full).map(Place::from_row).transpose()?,
+                ..Page::default()
+            };
+            for row in &rows {
+                let (id, tenant_id) = (row.try_get("id")?, row.try_get("tenant_id")?);
+                match row.try_get("queued_at")? {
+                    Some(queued_at) => page.queued.push(Queued {
+                        id,
+                        tenant_id,
+                        queued_at,
+                    }),
+                    None => page.left.push(id),
+                }
+            }
+            Ok(page)
+        })
+        .await
+    }
+
+    /// The queued jobs of one tenant, queue and class that come next, as the queue orders them: by age, each level a head start
+    /// older. So what waits here of a low level starves no more than it does in Redis. One may have been claimed or
+    /// cancelled since: [`Self::briefs`] leaves it out.
+    ///
+    /// # Errors
+    /// When Postgres is away.
+    pub async fn next_queued(
+        &self,
+        tenant_id: TenantId,
+        queue: &str,
+        class: &str,
+        limit: u32,
+    ) -> Result<Vec<JobId>, Error> {
+        self.within(async {
+            let rows = sqlx::query_as(
+                "select next.id, level from generate_series(0, 9) as level cross join lateral (
+                    select q.id from queued_jobs q
+                    where q.tenant_id = $1 and q.queue = $2 and q.class = $3 and q.priority = level order by q.id limit $4
+                 ) as next",
+            )
+            .bind(tenant_id)
+            .bind(queue)
+            .bind(class)
+            .bind(i64::from(limit))
+            .fetch_all(self.pool())
+            .await?;
+            let mut ids = in_order(rows);
+            ids.truncate(usize::try_from(limit).unwrap_or(usize::MAX));
+            Ok(ids)
+        })
+        .await
+    }
+
+    /// Of these jobs, whosever they are, those that are queued, in no order.
+    ///
+    /// # Errors
+    /// When Postgres is away.
+    pub async fn briefs(&self, ids: &[JobId]) -> Result<Vec<Brief>, Error> {
+        self.within(async {
+            let table = self.days().table(self, ids.iter().copied()).await?;
+            let sql = format!(
+                // The limit of one makes the planner look up each row by its key. Where it believes that many are queued, or that
+                // there are few rows, it would read all of them instead.
+                "select brief.* from unnest($1::uuid[]) as wanted(id) cross join lateral (
+                    select {BRIEF} from {table} as jobs where jobs.id = wanted.id and jobs.state = 'queued' limit 1
+                 ) as brief"
+            );
+            let rows = sqlx::query(AssertSqlSafe(sql)).bind(ids).fetch_all(self.pool()).await?;
+            rows.iter().map(row::brief).collect()
+        })
+        .await
+    }
+
+    /// The tenants, queues and classes that have queued jobs.
+    ///
+    /// # Errors
+    /// When Postgres is away.
+    pub async fn queued_lanes(&self) -> Result<Vec<(TenantId, String, String)>, Error> {
+        self.within(async {
+            Ok(
+                sqlx::query_as("select distinct tenant_id, queue, class from queued_jobs")
+                    .fetch_all(self.pool())
+                    .await?,
+            )
+        })
+        .await
+    }
+}
+
+/// Jobs and their levels, as the queue orders them: an id begins with the time of its job.
+fn in_order(mut jobs: Vec<(JobId, i32)>) -> Vec<JobId> {
+    let head_start = i64::try_from(LEVEL_HEAD_START.as_millis()).unwrap_or(0);
+    jobs.sort_unstable_by_key(|(id, level)| (id.ms().saturating_sub(i64::from(*level) * head_start), *id));
+    jobs.into_iter().map(|(id, _)| id).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_level_is_worth_its_head_start() {
+        let began = DateTime::from_timestamp(1_800_000_000, 0).unwrap();
+        let id = |levels_later: u32| JobId::first_of(began + LEVEL_HEAD_START * levels_later);
+        let jobs = vec![(id(10), 9), (id(3), 0), (id(0), 0), (id(2), 1), (id(8), 9)];
+        // The ninth level's begin at -1 and 1, the first's at 1: the same time goes by the id.
+        assert_eq!(in_order(jobs), [id(8), id(0), id(2), id(10), id(3)]);
+    }
+}
