@@ -14,8 +14,14 @@ use super::queue::BenchQueue;
 use super::report::Report;
 use crate::client::Client;
 
-/// How long the machine is measured bare, and the engine at each number of starts at once.
+/// Rounds in which both sides are measured by turns: the machine changes by more than they differ.
+const ROUNDS: u64 = 3;
+
+/// How long the machine is measured bare in a round.
 const BARE: Duration = Duration::from_secs(5);
+
+/// How long the engine is measured at each number of starts at once, to find its best.
+const TRIAL: Duration = Duration::from_secs(3);
 
 /// Starts at once that are tried.
 const AT_ONCE: [usize; 4] = [1, 2, 3, 4];
@@ -26,15 +32,62 @@ const PYTHON: &str = "/usr/bin/python3";
 /// Most jobs of one call.
 const BATCH: u64 = 1_000;
 
+/// The first of the ends of a round that are not counted: their sandboxes were there before it, and what follows is steady.
+const SETTLING: usize = 20;
+
+/// How many times more jobs are run where sandboxes are reused, so that a round takes some seconds too.
+const REUSED: u64 = 4;
+
 /// What is measured.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Asked<'a> {
-    /// Jobs of each rate.
+    /// Jobs of a round that have a sandbox each.
     pub(super) jobs: u64,
     /// An environment whose sandboxes are reused by their user.
     pub(super) reuse: Option<&'a str>,
     /// What the engine starts.
     pub(super) image: &'a str,
+}
+
+/// So many in so much time.
+#[derive(Debug, Clone, Copy, Default)]
+struct Rate {
+    count: u64,
+    time: Duration,
+}
+
+/// Both sides, by rounds.
+#[derive(Debug, Default)]
+struct Sides {
+    ours: Vec<Rate>,
+    bare: Vec<Rate>,
+}
+
+impl Rate {
+    #[expect(clippy::cast_precision_loss, reason = "counts are far below 2^52")]
+    fn per_second(self) -> f64 {
+        self.count as f64 / self.time.as_secs_f64()
+    }
+
+    fn sum(rates: &[Self]) -> Self {
+        rates.iter().fold(Self::default(), |sum, rate| Self {
+            count: sum.count + rate.count,
+            time: sum.time + rate.time,
+        })
+    }
+}
+
+impl Sides {
+    /// Ours in percent of the bare one, and the same of each round.
+    fn tell(&self, name: &'static str, of: &str, report: &mut Report) {
+        let percent = |ours: Rate, bare: Rate| 100.0 * ours.per_second() / bare.per_second();
+        let rounds = self.ours.iter().zip(&self.bare);
+        let rounds: Vec<String> = rounds
+            .map(|(ours, bare)| format!("{:.0}", percent(*ours, *bare)))
+            .collect();
+        let unit = format!("% of the bare {of}, by rounds {}", rounds.join(", "));
+        report.number(name, percent(Rate::sum(&self.ours), Rate::sum(&self.bare)), &unit);
+    }
 }
 
 /// Measures jobs that have a sandbox each beside the bare engine, and jobs that share one beside the bare machine.
@@ -44,34 +97,74 @@ pub(super) async fn run(
     queue: &BenchQueue<'_>,
     report: &mut Report,
 ) -> anyhow::Result<()> {
-    let single = json!({"command": ["true"]});
-    let rate = jobs(client, &format!("{}-single", queue.name), (asked.jobs, single)).await?;
-    report.number("single use", rate, "jobs/s, a sandbox each");
-    match engine(asked.image).await {
-        Ok((bare, at_once)) => {
-            report.number(
-                "engine, bare",
-                bare,
-                &format!("sandboxes/s made and destroyed, {at_once} at once"),
-            );
-            report.number("single use, of it", 100.0 * rate / bare, "% of the bare engine");
-        }
-        Err(error) => report.remark("engine, bare", format!("not measured: {error:#}")),
+    single(asked, client, queue, report).await?;
+    if let Some(environment) = asked.reuse {
+        reused(asked.jobs * REUSED, environment, (client, queue), report).await?;
     }
-    let Some(environment) = asked.reuse else {
-        return Ok(());
-    };
-    let reused = json!({"command": [PYTHON, "-c", "print(1)"], "environment": environment});
-    let rate = jobs(client, &format!("{}-reuse", queue.name), (asked.jobs, reused)).await?;
-    report.number("reuse", rate, "python3 jobs/s of one user");
-    let bare = processes().await?;
-    report.number("machine, bare", bare, "python3 processes/s on all processors");
-    report.number("reuse, of it", 100.0 * rate / bare, "% of the bare machine");
     Ok(())
 }
 
-/// Jobs a second, from the first start to the last end, as their rows say.
-async fn jobs(client: &Client, queue: &str, (count, input): (u64, Value)) -> anyhow::Result<f64> {
+async fn single(asked: Asked<'_>, client: &Client, queue: &BenchQueue<'_>, report: &mut Report) -> anyhow::Result<()> {
+    let mut sides = Sides::default();
+    let best = best(asked.image).await;
+    for round in 0..ROUNDS {
+        let job = json!({"command": ["true"]});
+        let name = format!("{}-single-{round}", queue.name);
+        let rate = jobs(client, &name, (asked.jobs, job)).await?;
+        sides.ours.push(rate);
+        if let Ok((engine, at_once)) = &best {
+            settled().await;
+            sides.bare.push(churned(engine, *at_once, rate.time).await?);
+        }
+    }
+    report.number(
+        "single use",
+        Rate::sum(&sides.ours).per_second(),
+        "jobs/s, a sandbox each",
+    );
+    match best {
+        Ok((_, at_once)) => {
+            let unit = format!("sandboxes/s made and destroyed, {at_once} at once");
+            report.number("engine, bare", Rate::sum(&sides.bare).per_second(), &unit);
+            sides.tell("single use, of it", "engine", report);
+        }
+        Err(error) => report.remark("engine, bare", format!("not measured: {error:#}")),
+    }
+    Ok(())
+}
+
+async fn reused(
+    count: u64,
+    environment: &str,
+    (client, queue): (&Client, &BenchQueue<'_>),
+    report: &mut Report,
+) -> anyhow::Result<()> {
+    let mut sides = Sides::default();
+    for round in 0..ROUNDS {
+        let job = json!({"command": [PYTHON, "-c", "print(1)"], "environment": environment});
+        let name = format!("{}-reuse-{round}", queue.name);
+        sides.ours.push(jobs(client, &name, (count, job)).await?);
+        settled().await;
+        sides.bare.push(processes().await?);
+    }
+    let (ours, bare) = (Rate::sum(&sides.ours), Rate::sum(&sides.bare));
+    report.number("reuse", ours.per_second(), "python3 jobs/s of one user");
+    report.number(
+        "machine, bare",
+        bare.per_second(),
+        "python3 processes/s on all processors",
+    );
+    sides.tell("reuse, of it", "machine", report);
+    Ok(())
+}
+
+/// What is loaded is also dispatched then, what has ended is cleared away, and the pool is full.
+async fn settled() {
+    tokio::time::sleep(Duration::from_secs(4)).await;
+}
+
+/// Jobs from the first ends, which are not counted, to the last, as their rows say.
+async fn jobs(client: &Client, queue: &str, (count, input): (u64, Value)) -> anyhow::Result<Rate> {
     let queue = BenchQueue::named(client, queue.to_owned());
     queue.pause().await?;
     let job = json!({"kind": "exec", "queue": queue.name, "user_id": "bench", "input": input});
@@ -84,41 +177,52 @@ async fn jobs(client: &Client, queue: &str, (count, input): (u64, Value)) -> any
             .await?;
         left -= some;
     }
-    // What is loaded is also dispatched then, and the pool is full.
-    tokio::time::sleep(Duration::from_secs(5)).await;
+    settled().await;
     queue.resume().await?;
     queue.drain().await?;
-    let census = queue.census(usize::try_from(count)?).await?;
+    let mut census = queue.census(usize::try_from(count)?).await?;
     let good = census.ends.get(&("succeeded".to_owned(), 1)).copied().unwrap_or(0);
     ensure!(
         u64::try_from(good)? == count,
         "not every job did well: {}",
         census.told()
     );
-    let (first, last) = (census.started_at.iter().min(), census.finished_at.iter().max());
-    let (first, last) = first.zip(last).context("no job was started")?;
-    Ok(per_second(count, (*last - *first).to_std()?))
+    census.finished_at.sort_unstable();
+    let counted = census.finished_at.get(SETTLING..).unwrap_or_default();
+    let (first, last) = counted.first().zip(counted.last()).context("too few jobs")?;
+    Ok(Rate {
+        count: u64::try_from(counted.len())? - 1,
+        time: (*last - *first).to_std()?,
+    })
 }
 
-/// What the engine makes and destroys a second at its best, and with how many at once.
-async fn engine(image: &str) -> anyhow::Result<(f64, usize)> {
+/// The engine, and with how many starts at once it makes and destroys most sandboxes.
+async fn best(image: &str) -> anyhow::Result<(Engine, usize)> {
     let engine = Engine::open(image).await?;
     let mut best = (0.0, 0);
     for at_once in AT_ONCE {
-        let (mut tasks, begun) = (JoinSet::new(), Instant::now());
-        for _ in 0..at_once {
-            tasks.spawn(churn(engine.clone(), begun + BARE));
-        }
-        let mut made = 0;
-        while let Some(ended) = tasks.join_next().await {
-            made += ended??;
-        }
-        let rate = per_second(made, begun.elapsed());
+        let rate = churned(&engine, at_once, TRIAL).await?.per_second();
         if rate > best.0 {
             best = (rate, at_once);
         }
     }
-    Ok(best)
+    Ok((engine, best.1))
+}
+
+/// What the engine makes and destroys, so many at once and for so long.
+async fn churned(engine: &Engine, at_once: usize, time: Duration) -> anyhow::Result<Rate> {
+    let (mut tasks, begun) = (JoinSet::new(), Instant::now());
+    for _ in 0..at_once {
+        tasks.spawn(churn(engine.clone(), begun + time));
+    }
+    let mut count = 0;
+    while let Some(ended) = tasks.join_next().await {
+        count += ended??;
+    }
+    Ok(Rate {
+        count,
+        time: begun.elapsed(),
+    })
 }
 
 /// Makes and destroys sandboxes one after the other; answers how many.
@@ -133,8 +237,8 @@ async fn churn(engine: Engine, until: Instant) -> anyhow::Result<u64> {
     Ok(made)
 }
 
-/// `python3` processes a second, as many at once as there are processors.
-async fn processes() -> anyhow::Result<f64> {
+/// `python3` processes, as many at once as there are processors.
+async fn processes() -> anyhow::Result<Rate> {
     let (mut tasks, begun) = (JoinSet::new(), Instant::now());
     for _ in 0..std::thread::available_parallelism()?.get() {
         tasks.spawn(async move {
@@ -151,14 +255,12 @@ async fn processes() -> anyhow::Result<f64> {
             Ok(ended)
         });
     }
-    let mut ended = 0;
-    while let Some(count) = tasks.join_next().await {
-        ended += count??;
+    let mut count = 0;
+    while let Some(ended) = tasks.join_next().await {
+        count += ended??;
     }
-    Ok(per_second(ended, begun.elapsed()))
-}
-
-#[expect(clippy::cast_precision_loss, reason = "counts are far below 2^52")]
-fn per_second(count: u64, time: Duration) -> f64 {
-    count as f64 / time.as_secs_f64()
+    Ok(Rate {
+        count,
+        time: begun.elapsed(),
+    })
 }

@@ -40,7 +40,8 @@ pub(super) struct Args {
     /// Times that each workspace is saved and restored
     #[arg(long, value_name = "N", default_value_t = 5)]
     workspaces: u64,
-    /// Programs of which it is measured how many run in a second, beside the bare engine; 0 leaves it out
+    /// Programs of a round in which it is measured how many run in a second, by turns with the bare engine; more than 20, and
+    /// 0 leaves it out
     #[arg(long, value_name = "N", default_value_t = 0)]
     rate: u64,
     /// An environment with `reuse = "user"`, to measure the same in sandboxes that are reused, beside the bare machine
