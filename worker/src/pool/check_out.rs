@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::cold::ColdStart;
-use super::shelf::{KeptFor, Shelf};
+use super::shelf::{Heritage, KeptFor, Shelf};
 use super::{Error, Inner, Slot, refill};
 use crate::claude::Recipe;
 use crate::driver::Profile;
@@ -14,6 +14,9 @@ use crate::driver::Profile;
 /// A sandbox that said nothing for longer is asked whether it answers before a job gets it.
 const PING_AFTER: Duration = Duration::from_secs(5);
 const PING_TIMEOUT: Duration = Duration::from_millis(250);
+
+/// How long a job waits for a sandbox that is being reset for it, before it takes a fresh one.
+const RESET_PATIENCE: Duration = Duration::from_millis(250);
 
 /// See [`super::Pool::check_out`].
 pub(super) async fn check_out(
@@ -53,13 +56,24 @@ pub(super) async fn kept(pool: &Arc<Inner>, environment: &str, owner: &KeptFor) 
     if pool.stop.is_cancelled() {
         return None;
     }
-    let (warm, leased, version) = pool.shelves.get(environment)?.take_kept(owner)?;
-    let slot = Slot::new(pool, warm, leased, None);
-    if slot.sandbox().ping(PING_TIMEOUT).await.is_err() {
+    let shelf = pool.shelves.get(environment)?;
+    let deadline = Instant::now() + RESET_PATIENCE;
+    loop {
+        let (slot, version) = match shelf.inherit(owner) {
+            Heritage::Kept(warm, leased, version) => (Slot::new(pool, *warm, leased, None), version),
+            Heritage::Soon(heritage) => match timeout_at(deadline, heritage).await {
+                Ok(Ok(slot)) => (slot, 0),
+                // That one is gone; there may be another.
+                Ok(Err(_gone)) => continue,
+                Err(_elapsed) => return None,
+            },
+            Heritage::Nothing => return None,
+        };
+        if is_healthy(&slot).await {
+            return Some((slot, version));
+        }
         slot.retire();
-        return None;
     }
-    Some((slot, version))
 }
 
 /// Waits in line for the next sandbox that becomes warm.

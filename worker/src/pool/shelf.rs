@@ -6,6 +6,7 @@
 
 mod arrivals;
 mod spare;
+mod succession;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -25,6 +26,9 @@ use super::{Error, Fault};
 use crate::claude::{Process, Recipe};
 use crate::environment::Environment;
 use crate::sandbox::Sandbox;
+
+use succession::Resets;
+pub(super) use succession::{Heritage, Succession};
 
 /// A sandbox that answered.
 #[derive(Debug)]
@@ -90,6 +94,7 @@ struct State {
     waiting: VecDeque<oneshot::Sender<Delivery>>,
     // The least recently used first.
     kept: VecDeque<Kept>,
+    resets: Resets,
     // Without those that are warm, kept or waited for, which the lists above count.
     counts: Counts,
     recent: Recent,
@@ -169,15 +174,6 @@ impl Shelf {
         });
         // Counted twice for a moment, and never not at all.
         drop(leased);
-    }
-
-    /// Takes the one that was kept for this owner last, with the version of what is in it.
-    pub(super) fn take_kept(self: &Arc<Self>, owner: &KeptFor) -> Option<(Warm, Leased, u64)> {
-        let mut state = self.lock();
-        let index = state.kept.iter().rposition(|kept| kept.owner == *owner)?;
-        let kept = state.kept.remove(index)?;
-        let leased = Leased::counted(self, &mut state.counts);
-        Some((kept.warm, leased, kept.version))
     }
 
     /// Asks for the next sandbox that becomes warm.

@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::Inner;
 use super::cold::ColdStart;
 use super::held::Leased;
-use super::shelf::{KeptFor, Warm};
+use super::shelf::{KeptFor, Succession, Warm};
 use crate::claude::{Process, Recipe};
 use crate::sandbox::Sandbox;
 
@@ -123,13 +123,21 @@ impl Slot {
         }
     }
 
-    /// Resets the sandbox behind, and keeps it for jobs of this owner alone; one in which something is left is destroyed.
+    /// Resets the sandbox behind, and hands it to a job of this owner that waits for it, or keeps it for this owner alone; one
+    /// in which something is left is destroyed.
     pub fn recycle(self, owner: KeptFor) {
+        let shelf = Arc::clone(self.held().1.shelf());
+        let keep = shelf.environment.warm.keep;
+        if keep.is_zero() {
+            return self.retire();
+        }
+        let resetting = shelf.resetting(&owner);
         let tasks = self.pool.tasks.clone();
         tasks.spawn(async move {
             let sandbox = self.sandbox();
             let reset = async {
-                sandbox.extend_lease(2 * RESET_MAX).await?;
+                // Nobody renews it while it is kept, and nothing runs in it then.
+                sandbox.extend_lease(keep.saturating_add(LEASE_REST)).await?;
                 sandbox.reset().await
             };
             let outcome = match tokio::time::timeout(RESET_MAX, reset).await {
@@ -142,11 +150,36 @@ impl Slot {
             };
             metrics::counter!("hothouse_sandbox_resets_total", "outcome" => outcome).increment(1);
             if outcome == "clean" {
-                self.keep(owner, 0).await;
+                self.hand_on(owner);
             } else {
                 self.retire();
             }
+            drop(resetting);
         });
+    }
+
+    /// Gives a sandbox that was reset to whoever is next.
+    fn hand_on(self, owner: KeptFor) {
+        let mut slot = self;
+        let shelf = Arc::clone(slot.held().1.shelf());
+        loop {
+            match shelf.succession(&owner, &slot.held().0) {
+                _ if slot.pool.stop.is_cancelled() => return slot.retire(),
+                Succession::Nobody => return slot.retire(),
+                Succession::Heir(job) => match job.send(slot) {
+                    Ok(()) => return,
+                    // The job is gone: on to the next, with the same sandbox.
+                    Err(back) => slot = back,
+                },
+                Succession::Shelf => {
+                    if let Some((warm, leased)) = slot.held.take() {
+                        shelf.keep(warm, leased, owner, 0);
+                        slot.pool.wake.notify_one();
+                    }
+                    return;
+                }
+            }
+        }
     }
 
     fn held(&self) -> &(Warm, Leased) {
@@ -165,11 +198,7 @@ impl Slot {
 
 /// Empties a sandbox that no job has had. Whether nothing is left.
 pub(super) async fn vacate(sandbox: &Sandbox) -> bool {
-    let emptied = async {
-        sandbox.kill_all().await?;
-        sandbox.reset().await
-    };
-    matches!(tokio::time::timeout(RESET_MAX, emptied).await, Ok(Ok(())))
+    matches!(tokio::time::timeout(RESET_MAX, sandbox.reset()).await, Ok(Ok(())))
 }
 
 impl Drop for Slot {

@@ -21,6 +21,7 @@ mod program;
 mod reuse;
 mod sandbox_bubblewrap;
 mod sandbox_link;
+mod successors;
 mod turns;
 mod verify;
 mod workspaces;

@@ -29,13 +29,13 @@ use crate::sandbox_link::{Init, about};
 
 /// A pool with one environment, for a worker of its own. Its drop checks nothing: every test ends with
 /// [`Fixture::end`], which does.
-struct Fixture {
-    pool: Pool,
+pub(crate) struct Fixture {
+    pub(crate) pool: Pool,
     worker_id: Uuid,
     lifecycle: Lifecycle,
 }
 
-fn warm(size: u32, max: u32) -> Warm {
+pub(crate) fn warm(size: u32, max: u32) -> Warm {
     Warm {
         size,
         max,
@@ -51,7 +51,7 @@ fn environment(warm: Warm) -> Environment {
 }
 
 impl Fixture {
-    fn new(warm: Warm) -> Self {
+    pub(crate) fn new(warm: Warm) -> Self {
         Self::over(driver(), environment(warm), everybody_lives())
     }
 
@@ -72,18 +72,18 @@ impl Fixture {
         }
     }
 
-    fn status(&self) -> EnvironmentStatus {
+    pub(crate) fn status(&self) -> EnvironmentStatus {
         self.pool.status().remove(0)
     }
 
-    async fn warm(&self, count: u32) {
+    pub(crate) async fn warm(&self, count: u32) {
         let is_warm = eventually("the pool is warm", async || self.status().warm == count);
         let is_in_time = AssertUnwindSafe(is_warm).catch_unwind().await.is_ok();
         assert!(is_in_time, "{:?}", self.status());
     }
 
     /// Stops the pool; nothing may be left.
-    async fn end(self) {
+    pub(crate) async fn end(self) {
         self.pool.shutdown().await;
         let status = self.status();
         let held = [status.warm, status.leased, status.creating, status.retiring];

@@ -78,7 +78,8 @@ async fn attempt(context: &Context, keeper: &mut Keeper, way_out: &WayOut) -> Re
         return Err(Failure::new(FailureCode::SandboxFailed, "this worker has no sandboxes").into());
     };
     let owner = slot::owner(context, environment);
-    let slot = match slot::reused(pool, name, owner.as_ref()).await {
+    let reused = keeper.until_stopped(slot::reused(pool, name, owner.as_ref())).await;
+    let slot = match reused.map_err(Broken::Stopped)? {
         Some(slot) => slot,
         None => slot::check_out(context, keeper, pool, (name, None)).await?,
     };
@@ -137,7 +138,6 @@ async fn in_slot(
     mut plan: Plan,
 ) -> Result<Ended, Broken> {
     let (sandbox, input) = (slot.sandbox(), doors.input);
-    keeper.begin(sandbox).await?;
     let work = Box::pin(async {
         let time = doors.install(context, sandbox, &mut plan).await?;
         if !plan.archive.is_empty() {
@@ -160,10 +160,12 @@ async fn in_slot(
         doors.way_out.during(sandbox, doors.policy(), program).await
     });
     let (exit, collected) = keeper.keep(sandbox, work).await.map_err(Broken::Stopped)??;
-    let kept = keeper
-        .keep(sandbox, artifacts::keep(context, sandbox, &input.artifacts))
-        .await;
-    let kept = kept.map_err(Broken::Stopped)??;
+    let kept = if input.artifacts.is_empty() {
+        Vec::new()
+    } else {
+        let kept = artifacts::keep(context, sandbox, &input.artifacts);
+        keeper.keep(sandbox, kept).await.map_err(Broken::Stopped)??
+    };
     let usage = Usage {
         cpu_ms: u64::try_from(exit.cpu.as_millis()).unwrap_or(u64::MAX),
         memory_peak_bytes: exit.memory_peak_bytes,
