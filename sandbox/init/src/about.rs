@@ -40,6 +40,7 @@ pub(crate) fn describe(identity: &Identity, cgroup: &Cgroup, writable_mounts: &[
         writable_mounts: writable_mounts.to_vec(),
         ports,
         can_rest: true,
+        can_reset: true,
     }
 }
 

@@ -82,7 +82,7 @@ fn try_become(plan: &Plan, identity: &Identity, stdio: [OwnedFd; 3]) -> Result<I
     Err(Stuck::at(Step::Exec)(exec(plan)))
 }
 
-fn become_identity(identity: &Identity) -> nix::Result<()> {
+pub(crate) fn become_identity(identity: &Identity) -> nix::Result<()> {
     if identity.can_change {
         setgroups(&[])?;
         setresgid(identity.gid, identity.gid, identity.gid)?;

@@ -18,6 +18,7 @@
 mod about;
 mod cgroup;
 mod child;
+mod cleaner;
 mod clock;
 mod connection;
 mod files;
@@ -31,6 +32,7 @@ mod spare;
 mod supervisor;
 mod surroundings;
 mod sys;
+mod tcp;
 mod tree;
 mod trouble;
 mod tunnel;

@@ -24,7 +24,6 @@ use crate::{sys, whatever};
 
 const SIGKILL: i32 = 9;
 const SIGTERM: i32 = 15;
-
 // After SIGKILL to a whole tree only processes stuck in the kernel stay; then the sandbox is not usable any more.
 const KILL_TAKES_MAX: Duration = Duration::from_secs(10);
 
@@ -50,6 +49,8 @@ pub(crate) struct Run {
     reasons: Reasons,
     /// Whether no other run shared its time.
     pub(crate) was_alone: bool,
+    /// Whether it is no face of init's.
+    pub(crate) is_foreign: bool,
 }
 
 #[derive(Debug)]
@@ -77,6 +78,7 @@ impl Run {
         around: &Surroundings,
         spare: Option<Spare>,
     ) -> Result<Self, Failure> {
+        let is_foreign = matches!(run.program, Program::Exec(_));
         let wires = match &run.program {
             Program::Exec(Exec {
                 terminal: Some(size), ..
@@ -112,6 +114,7 @@ impl Run {
             resting: None,
             reasons: Reasons::default(),
             was_alone: true,
+            is_foreign,
         })
     }
 

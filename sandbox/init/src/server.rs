@@ -3,6 +3,8 @@
 //! Level-triggered and without bookkeeping of readiness: after each wake-up everything that could move is tried, and
 //! what cannot says so at once. There are at most a few runs, so that costs a few system calls.
 
+mod reset;
+
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::fd::AsFd;
@@ -19,6 +21,7 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
 use crate::cgroup::Cgroup;
+use crate::cleaner::Cleaner;
 use crate::clock::Moment;
 use crate::connection::{Connection, Lost};
 use crate::input::OverWindow;
@@ -28,6 +31,7 @@ use crate::run::Run;
 use crate::spare::Spare;
 use crate::supervisor::child_signal;
 use crate::surroundings::Surroundings;
+use crate::tcp::Counted;
 use crate::trouble::Trouble;
 use crate::tunnel::Tunnels;
 use crate::{about, complain, mounts, sys, tree, whatever};
@@ -36,6 +40,10 @@ const RUNS_MAX: usize = 32;
 // The timer of `poll` stands still while the machine sleeps and the lease does not, so it is looked at this often.
 const LOOK_AT_LEASE: Duration = Duration::from_millis(250);
 const LAST_REAP_MAX: Duration = Duration::from_millis(500);
+// How long after a program's end no spare is made: a reset, which would kill it, or the end of the sandbox comes sooner.
+const SPARE_AFTER: Duration = Duration::from_millis(20);
+// How long after one that could not be made the next is tried.
+const SPARE_AGAIN: Duration = Duration::from_secs(1);
 
 /// Serves the worker until it is gone. A driver whose users are not those of an image says which one programs are.
 pub(crate) fn serve(job_uid: Option<u32>) -> ExitCode {
@@ -78,6 +86,13 @@ struct Server {
     lease: Option<Moment>,
     // Requests to kill everything that wait for it to be done.
     clearing: Vec<u32>,
+    // Requests to reset that wait for the same, and the reset that is under way.
+    to_reset: Vec<u32>,
+    cleaner: Option<Cleaner>,
+    // What TCP had counted when there was no connection.
+    counted: Option<Counted>,
+    // Before that no spare is made.
+    spare_at: Moment,
     // The program that is to rest, and how many strays were killed for that.
     resting: Option<(u32, u32)>,
 }
@@ -100,6 +115,10 @@ impl Server {
             tunnels: Tunnels::default(),
             lease: None,
             clearing: Vec::new(),
+            to_reset: Vec::new(),
+            cleaner: None,
+            counted: None,
+            spare_at: Moment::now(),
             resting: None,
         })
     }
@@ -124,12 +143,15 @@ impl Server {
                 }
             }
             for stream in over {
-                self.runs.remove(&stream);
+                if self.runs.remove(&stream).is_some_and(|run| run.is_foreign) {
+                    self.spare_at = now.after(SPARE_AFTER);
+                }
             }
         }
         self.tunnels
             .go_on(!self.runs.is_empty(), &mut self.connection, buffer)?;
         self.clear()?;
+        self.clean()?;
         self.settle()?;
         self.connection.flush()?;
         self.be_ready();
@@ -140,16 +162,25 @@ impl Server {
     fn be_ready(&mut self) {
         if let Some(around) = &self.around
             && self.spare.is_none()
-            && self.runs.is_empty()
-            && self.clearing.is_empty()
+            && self.is_free()
+            && Moment::now() >= self.spare_at
         {
             // Without one, the run itself says why none can be forked.
             self.spare = Spare::fork(around).ok();
+            self.spare_at = Moment::now().after(SPARE_AGAIN);
         }
     }
 
+    /// Whether nothing runs, and nobody waits for that.
+    fn is_free(&self) -> bool {
+        self.runs.is_empty() && self.clearing.is_empty() && self.to_reset.is_empty() && self.cleaner.is_none()
+    }
+
     fn wait(&self) -> Result<(), Trouble> {
-        let due = self.runs.values().filter_map(Run::due).chain(self.lease).min();
+        let lacks_spare = self.around.is_some() && self.spare.is_none() && self.is_free();
+        let spare_at = lacks_spare.then_some(self.spare_at);
+        let runs = self.runs.values().filter_map(Run::due);
+        let due = runs.chain(self.lease).chain(spare_at).min();
         let limit = self.lease.map(|_| LOOK_AT_LEASE);
         let until_due = due.map(|due| due.since(Moment::now()) + Duration::from_millis(1));
         let timeout = until_due.into_iter().chain(limit).min();
@@ -169,6 +200,7 @@ impl Server {
             run.watch(has_room, &mut fds);
         }
         self.tunnels.watch(has_room, &mut fds);
+        fds.extend(self.cleaner.as_ref().map(Cleaner::watch));
         match poll(&mut fds, timeout) {
             Ok(_) | Err(Errno::EINTR) => Ok(()),
             Err(errno) => Err(Lost::Pipe(errno).into()),
@@ -220,6 +252,10 @@ impl Server {
                 self.runs.values_mut().for_each(|run| run.kill(false));
                 self.clearing.push(stream);
             }
+            ToInit::Reset { stream } => {
+                self.runs.values_mut().for_each(|run| run.kill(false));
+                self.to_reset.push(stream);
+            }
             ToInit::Rest { stream } => {
                 for (number, run) in &mut self.runs {
                     if *number == stream {
@@ -252,6 +288,7 @@ impl Server {
                 .into(),
         };
         self.tunnels.listen(&greeting.listen);
+        self.counted = Counted::now();
         let about = about::describe(&identity, &around.cgroup, &around.mounts, self.tunnels.ports());
         self.around = Some(around);
         Ok(self.connection.send(FromInit::Hello(about))?)
@@ -262,6 +299,9 @@ impl Server {
             _ if self.runs.contains_key(&stream) => Err(refused(FailureCode::Invalid, "the stream is in use")),
             _ if self.runs.len() >= RUNS_MAX => Err(refused(FailureCode::Exhausted, "too many programs at once")),
             None => Err(refused(FailureCode::Invalid, "there was no hello")),
+            _ if self.cleaner.is_some() || !self.to_reset.is_empty() => {
+                Err(refused(FailureCode::Invalid, "the sandbox is being reset"))
+            }
             Some(around) => Run::start(stream, run, around, self.spare.take()),
         };
         match started {

@@ -76,6 +76,8 @@ pub enum Kind {
     Failed = 0x12,
     /// Let one program rest and kill all others; the same kind answers.
     Rest = 0x13,
+    /// Make the sandbox as it was before its first program.
+    Reset = 0x14,
     /// A program connected: a tunnel begins.
     Open = 0x20,
     /// Bytes of a tunnel, both ways; the flag 1 ends that way.
@@ -85,7 +87,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    const ALL: [Self; 22] = [
+    const ALL: [Self; 23] = [
         Self::Hello,
         Self::Run,
         Self::Started,
@@ -105,6 +107,7 @@ impl Kind {
         Self::Done,
         Self::Failed,
         Self::Rest,
+        Self::Reset,
         Self::Open,
         Self::Data,
         Self::Close,

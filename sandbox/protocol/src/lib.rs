@@ -26,6 +26,11 @@
 //! connection that comes while none runs is closed without a word. At most [`TUNNELS_MAX`] are open at once; a
 //! connection beyond that is closed too. An init of before tunnels names no ports in [`About::ports`] and opens none.
 //!
+//! # A reset
+//! [`ToInit::Reset`] makes the sandbox as it was before its first program, or says why it is not. It is not done by a
+//! [`Run`], of which each has processes of its own: a fork of init does it as the job, when all else is dead. An init of
+//! before it does not say [`About::can_reset`], and ends the connection when it is asked.
+//!
 //! # Windows
 //! Data frames ([`ToInit::Stdin`], [`FromInit::Output`], both `Data`) cost [`cost`] of their length and may be sent only
 //! within the credit that the receiver gave for their stream and channel: [`WINDOW`] at first, [`TUNNEL_WINDOW`] each way

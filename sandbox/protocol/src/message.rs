@@ -54,6 +54,9 @@ pub struct About {
     /// Whether it knows [`ToInit::Rest`]. An older one ends the connection at a kind that it does not know.
     #[serde(default)]
     pub can_rest: bool,
+    /// Whether it knows [`ToInit::Reset`].
+    #[serde(default)]
+    pub can_reset: bool,
 }
 
 /// Which cgroup files init can read.
@@ -174,6 +177,13 @@ pub enum ToInit {
     /// [`FromInit::Rested`] follows. SIGCONT wakes it.
     Rest {
         /// The program's stream.
+        stream: u32,
+    },
+    /// Kills everything but init, deletes what programs left where they can write, and proves that nothing of them is left: no
+    /// file, process, shared memory, queue or socket. [`FromInit::Done`] follows, or [`FromInit::Failed`] with what is left.
+    /// No program can be started before that.
+    Reset {
+        /// Names the request.
         stream: u32,
     },
     /// Bytes for the program at the other end of a tunnel, within its window.

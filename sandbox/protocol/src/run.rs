@@ -30,7 +30,8 @@ pub enum Program {
     Unpack(Unpack),
     /// Packs files as a tar stream to its standard output; its standard error is a [`FilesReport`].
     Pack(Pack),
-    /// Deletes what jobs left, when no program runs any more; its standard error is a [`FilesReport`].
+    /// What workers asked for before there was [`crate::ToInit::Reset`]: deletes what jobs left, when no program runs any
+    /// more; its standard error is a [`FilesReport`].
     Reset(Reset),
 }
 

@@ -55,6 +55,7 @@ impl From<ToInit> for Frame {
             ToInit::Ping { nonce } => Self::new(Kind::Ping, 0, Bytes::copy_from_slice(&nonce.to_be_bytes())),
             ToInit::KillAll { stream } => Self::new(Kind::KillAll, stream, Bytes::new()),
             ToInit::Rest { stream } => Self::new(Kind::Rest, stream, Bytes::new()),
+            ToInit::Reset { stream } => Self::new(Kind::Reset, stream, Bytes::new()),
             ToInit::Data { stream, data, is_end } => data_frame(stream, data, is_end),
             ToInit::TunnelCredit { stream, credit } => {
                 Self::new(Kind::Credit, stream, Bytes::copy_from_slice(&credit.to_be_bytes()))
@@ -109,6 +110,7 @@ impl TryFrom<Frame> for ToInit {
             },
             Kind::KillAll => Self::KillAll { stream },
             Kind::Rest => Self::Rest { stream },
+            Kind::Reset => Self::Reset { stream },
             Kind::Data => Self::Data {
                 stream,
                 is_end: frame.flags & END != 0,
@@ -233,7 +235,8 @@ impl TryFrom<Frame> for FromInit {
             | Kind::Resize
             | Kind::Lease
             | Kind::Ping
-            | Kind::KillAll => return Err(Error::WrongEnd { kind: frame.kind }),
+            | Kind::KillAll
+            | Kind::Reset => return Err(Error::WrongEnd { kind: frame.kind }),
         })
     }
 }
@@ -378,6 +381,7 @@ mod tests {
             ToInit::Ping { nonce: u64::MAX },
             ToInit::KillAll { stream: 9 },
             ToInit::Rest { stream: 9 },
+            ToInit::Reset { stream: 9 },
             ToInit::Data {
                 stream: TUNNEL_BIT | 1,
                 data: Bytes::from_static(b"\0\xff"),

@@ -1,7 +1,7 @@
 //! Keeping a sandbox alive as long as its lease, and not longer; and hearing that the attempt should stop.
 
 use std::future::Future;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use common::job::decision::Outcome;
 use common::job::{Failure, FailureCode};
@@ -51,20 +51,8 @@ impl Keeper {
         }
     }
 
-    /// Gives a sandbox its first lease.
-    pub(super) async fn begin(&mut self, sandbox: &Sandbox) -> Result<(), sandbox::Error> {
-        sandbox.extend_lease(self.run_on()).await
-    }
-
-    fn run_on(&mut self) -> Duration {
-        self.orders
-            .borrow_and_update()
-            .run_until
-            .saturating_duration_since(Instant::now())
-    }
-
-    /// Runs `work` in a sandbox and forwards each renewal of the lease to it. When the attempt is told to stop, `work`
-    /// is dropped, which kills what it runs.
+    /// Runs `work` in a sandbox and forwards the lease to it before it begins, and each renewal. When the attempt is told
+    /// to stop, `work` is dropped, which kills what it runs.
     pub(super) async fn keep<T>(&mut self, sandbox: &Sandbox, work: impl Future<Output = T>) -> Result<T, Stopped> {
         let ended = self.follow(sandbox, work, Some).await;
         ended.map_err(Stopped)
@@ -102,11 +90,13 @@ impl Keeper {
                 std::future::pending::<()>().await;
             };
             tokio::select! {
+                // The first lease goes before what `work` asks for, and with it.
+                biased;
                 changed = self.orders.changed() => if changed.is_err() {
                     return Ok(work.await);
                 },
-                done = &mut work => return Ok(done),
                 () = extend => {}
+                done = &mut work => return Ok(done),
                 () = &mut watch => {}
             }
         }

@@ -4,7 +4,7 @@ use std::pin::pin;
 
 use bytes::{Bytes, BytesMut};
 use futures_util::future::{Either, select};
-use hothouse_protocol::{FilesReport, Pack, Program, Reset, Run, Unpack};
+use hothouse_protocol::{FilesReport, Pack, Program, Run, Unpack};
 use tokio::io::{AsyncRead, AsyncReadExt};
 
 use super::error::Error;
@@ -203,17 +203,16 @@ impl Sandbox {
     /// # Errors
     /// [`Error::Files`] when something is: the sandbox must not be used again. [`Error::Lost`].
     pub async fn reset(&self) -> Result<(), Error> {
-        self.link.kill_all().await?;
-        let mut folders = self.about().writable_mounts.clone();
-        folders.push(QUEUES.to_owned());
-        let running = Running::launch(&self.link, whole(Program::Reset(Reset { folders }))).await?;
-        let (report, _, exit) = collect(running, 0).await?;
-        accept(&report, &exit).map(drop)
+        if !self.about().can_reset {
+            let reason = "its init cannot reset it".to_owned();
+            return Err(Error::Files { reason });
+        }
+        let done = self.link.reset().await?;
+        done.map_err(|failure| Error::Files {
+            reason: failure.message,
+        })
     }
 }
-
-/// Where the kernel shows message queues as files, where it does.
-const QUEUES: &str = "/dev/mqueue";
 
 /// A tar stream as it comes out of a sandbox.
 #[derive(Debug)]

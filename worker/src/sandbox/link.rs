@@ -178,6 +178,15 @@ impl Link {
         self.answer(done).await
     }
 
+    /// Has everything killed and deleted that programs left, and waits for the proof.
+    pub(super) async fn reset(&self) -> Result<Result<(), Failure>, Error> {
+        let stream = self.next_stream();
+        let (sender, done) = oneshot::channel();
+        self.waiting().resets.insert(stream, sender);
+        self.send(ToInit::Reset { stream }).await?;
+        self.answer(done).await
+    }
+
     /// Lets a program rest and waits until nothing else runs.
     pub(super) async fn rest(&self, stream: u32) -> Result<Rested, Error> {
         let (sender, rested) = oneshot::channel();
@@ -321,15 +330,13 @@ impl Link {
                 dropped,
             } => waiting.tell(stream, Event::Cut(channel, dropped))?,
             FromInit::Exit { stream, exit } => waiting.tell_last(stream, Event::Exit(exit))?,
-            FromInit::Failed { stream, failure } => waiting.tell_last(stream, Event::Failed(failure))?,
+            FromInit::Failed { stream, failure } => waiting.failed(stream, failure)?,
             FromInit::Credit { stream, credit } if stream & TUNNEL_BIT != 0 => waiting.tunnels.grant(stream, credit)?,
             FromInit::Credit { stream, credit } => waiting.grant(stream, credit)?,
             FromInit::Pong { nonce } => {
                 let _is_awaited = waiting.pongs.remove(&nonce).is_some_and(|pong| pong.send(()).is_ok());
             }
-            FromInit::Done { stream } => {
-                let _is_awaited = waiting.done.remove(&stream).is_some_and(|done| done.send(()).is_ok());
-            }
+            FromInit::Done { stream } => waiting.done(stream),
             FromInit::Rested { stream, rested } => {
                 let awaited = waiting.rested.remove(&stream);
                 let _is_awaited = awaited.is_some_and(|awaited| awaited.send(rested).is_ok());

@@ -90,6 +90,7 @@ pub(crate) fn about() -> About {
         writable_mounts: Vec::new(),
         ports: vec![hothouse_protocol::PROXY_PORT],
         can_rest: true,
+        can_reset: true,
     }
 }
 

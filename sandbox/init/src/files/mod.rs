@@ -14,11 +14,12 @@ mod unpack;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
-use hothouse_protocol::FilesReport;
+use hothouse_protocol::{FilesReport, Reset};
 use nix::sys::prctl;
 use serde::de::DeserializeOwned;
 
 use self::report::Error;
+pub(crate) use self::reset::{Tcp, reset};
 pub(crate) use self::text::write_texts;
 use crate::whatever;
 
@@ -29,7 +30,7 @@ pub(crate) enum Face {
     Unpack,
     /// From the workspace to standard output.
     Pack,
-    /// Everything away.
+    /// Everything away, for workers that do not know of [`hothouse_protocol::ToInit::Reset`].
     Reset,
 }
 
@@ -40,7 +41,9 @@ pub(crate) fn main(face: Face, request: &str) -> ExitCode {
     let mut report = FilesReport::default();
     let done = match face {
         Face::Unpack => parse(request).and_then(|request| unpack::unpack(&request, io::stdin().lock(), &mut report)),
-        Face::Reset => parse(request).and_then(|request| reset::reset(&request)),
+        Face::Reset => {
+            parse(request).and_then(|Reset { folders }| reset(folders.iter().map(String::as_str), Tcp::Unknown))
+        }
         Face::Pack => parse(request).and_then(|request| pack::pack(&request, io::stdout().lock(), &mut report)),
     };
     report.error = done.as_ref().err().map(ToString::to_string);

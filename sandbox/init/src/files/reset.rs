@@ -10,7 +10,6 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::parent_id;
 
-use hothouse_protocol::Reset;
 use nix::dir::Dir;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, open, openat};
@@ -21,11 +20,20 @@ use super::folder::{DEPTH_MAX, FOLDER};
 use super::report::Error;
 use crate::sys;
 
+/// What is known of connections over TCP before anybody looks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Tcp {
+    /// Nothing.
+    Unknown,
+    /// The counters stand where they stood when there was none: see [`crate::tcp`].
+    Unmoved,
+}
+
 /// Deletes everything, and answers with the first thing that is left.
-pub(super) fn reset(request: &Reset) -> Result<(), Error> {
-    for path in &request.folders {
+pub(crate) fn reset<'a>(folders: impl IntoIterator<Item = &'a str>, tcp: Tcp) -> Result<(), Error> {
+    for path in folders {
         let gone = |errno: Errno| Error::file(OsStr::new(path), errno);
-        let folder = match open(path.as_str(), FOLDER, Mode::empty()) {
+        let folder = match open(path, FOLDER, Mode::empty()) {
             // Not everything is there in every sandbox.
             Err(Errno::ENOENT) => continue,
             opened => opened.map_err(gone)?,
@@ -47,7 +55,7 @@ pub(super) fn reset(request: &Reset) -> Result<(), Error> {
             return Err(left("shared memory, semaphores or queues", &path));
         }
     }
-    sockets()
+    sockets(tcp)
 }
 
 fn left(what: &'static str, place: &str) -> Error {
@@ -115,7 +123,7 @@ fn list(folder: &OwnedFd) -> io::Result<Vec<CString>> {
     Ok(names)
 }
 
-/// Nobody is there but init, this process and its supervisor.
+/// Nobody is there but init, this process and its supervisor, where it has one.
 fn processes() -> Result<(), Error> {
     let known = [1, std::process::id(), parent_id()];
     let unreadable = |e: io::Error| Error::file(OsStr::new("/proc"), e);
@@ -132,9 +140,13 @@ fn processes() -> Result<(), Error> {
 }
 
 /// No connection is left, not even one that the kernel keeps for a while, and no socket but init's own.
-fn sockets() -> Result<(), Error> {
+fn sockets(tcp: Tcp) -> Result<(), Error> {
     const LISTENING: &str = "0A";
-    for table in ["tcp", "tcp6", "udp", "udp6", "udplite", "raw", "raw6"] {
+    let streams: &[&str] = match tcp {
+        Tcp::Unknown => &["tcp", "tcp6"],
+        Tcp::Unmoved => &[],
+    };
+    for table in streams.iter().chain(&["udp", "udp6", "udplite", "raw", "raw6"]) {
         let path = format!("/proc/net/{table}");
         let text = fs::read_to_string(&path).unwrap_or_default();
         for line in text.lines().skip(1) {

@@ -26,9 +26,6 @@ pub(super) struct Artifact {
 
 /// Fetches and stores the files that match.
 pub(super) async fn keep(context: &Context, sandbox: &Sandbox, globs: &[String]) -> Result<Vec<Artifact>, Broken> {
-    if globs.is_empty() {
-        return Ok(Vec::new());
-    }
     let files = sandbox.get_files(GetFiles::matching(globs)).await?;
     if files.report.incomplete {
         let detail = Some("not every file that matches was kept: at most 1,000 files and 64 MiB are".to_owned());

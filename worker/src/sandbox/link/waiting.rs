@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use hothouse_protocol::{About, Channel, Rested, WINDOW, cost};
+use hothouse_protocol::{About, Channel, Failure, Rested, WINDOW, cost};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use super::super::error::Lost;
@@ -23,6 +23,7 @@ pub(super) struct Listener {
 pub(super) struct Waiting {
     pub(super) runs: HashMap<u32, Listener>,
     pub(super) done: HashMap<u32, oneshot::Sender<()>>,
+    pub(super) resets: HashMap<u32, oneshot::Sender<Result<(), Failure>>>,
     pub(super) rested: HashMap<u32, oneshot::Sender<Rested>>,
     pub(super) pongs: HashMap<u64, oneshot::Sender<()>>,
     pub(super) hello: Option<oneshot::Sender<About>>,
@@ -64,6 +65,26 @@ impl Waiting {
             listener.input_credit.close();
         }
         Ok(())
+    }
+
+    /// A request without output is done, or could not be. Nobody need wait for it any more.
+    pub(super) fn done(&mut self, stream: u32) {
+        if let Some(reset) = self.resets.remove(&stream) {
+            let _is_awaited = reset.send(Ok(()));
+        } else if let Some(done) = self.done.remove(&stream) {
+            let _is_awaited = done.send(());
+        }
+    }
+
+    /// What was asked of this stream could not be done.
+    pub(super) fn failed(&mut self, stream: u32, failure: Failure) -> Result<(), Lost> {
+        match self.resets.remove(&stream) {
+            Some(reset) => {
+                let _is_awaited = reset.send(Err(failure));
+                Ok(())
+            }
+            None => self.tell_last(stream, Event::Failed(failure)),
+        }
     }
 
     pub(super) fn grant(&self, stream: u32, credit: u32) -> Result<(), Lost> {
