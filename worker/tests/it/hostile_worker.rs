@@ -151,6 +151,7 @@ fn message() -> impl Strategy<Value = ToInit> {
         3 => (0..1_000_u64).prop_map(|nonce| ToInit::Ping { nonce }),
         1 => stream().prop_map(|stream| ToInit::KillAll { stream }),
         2 => stream().prop_map(|stream| ToInit::Rest { stream }),
+        2 => stream().prop_map(|stream| ToInit::Reset { stream }),
         2 => (stream(), data(), any::<bool>()).prop_map(|(stream, data, is_end)| ToInit::Data { stream, data, is_end }),
         1 => (stream(), credit()).prop_map(|(stream, credit)| ToInit::TunnelCredit { stream, credit }),
         1 => stream().prop_map(|stream| ToInit::Close { stream }),
