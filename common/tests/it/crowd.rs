@@ -8,7 +8,7 @@ use common::testing::eventually;
 use sqlx::PgPool;
 
 /// Repeats a job's row in these states, with ids that follow its own, and lets the planner know.
-pub async fn crowd(pool: &PgPool, like: JobId, states: impl IntoIterator<Item = (&str, RangeInclusive<u32>)>) {
+pub(crate) async fn crowd(pool: &PgPool, like: JobId, states: impl IntoIterator<Item = (&str, RangeInclusive<u32>)>) {
     let mut connection = pool.acquire().await.unwrap();
     for (state, numbers) in states {
         let (first, last) = numbers.into_inner();
@@ -37,13 +37,13 @@ pub async fn crowd(pool: &PgPool, like: JobId, states: impl IntoIterator<Item = 
 }
 
 /// Rows that Postgres has read from all partitions of `jobs`; it tells them late.
-pub async fn rows_read(pool: &PgPool) -> i64 {
+pub(crate) async fn rows_read(pool: &PgPool) -> i64 {
     let sql = "select sum(seq_tup_read + coalesce(idx_tup_fetch, 0))::bigint from pg_stat_user_tables where relname like 'jobs\\_%'";
     sqlx::query_scalar(sql).fetch_one(pool).await.unwrap()
 }
 
 /// The same since then, as soon as at least so many are told.
-pub async fn rows_read_since(pool: &PgPool, before: i64, expected: i64) -> i64 {
+pub(crate) async fn rows_read_since(pool: &PgPool, before: i64, expected: i64) -> i64 {
     eventually(Duration::from_secs(20), "Postgres tells what it read", || async {
         let read = rows_read(pool).await - before;
         (read >= expected).then_some(read)
