@@ -100,13 +100,14 @@ async fn files(sandbox: &Sandbox, times: u64, report: &mut Report) -> anyhow::Re
     Ok(())
 }
 
-/// A program that does nothing, from the request to its end.
+/// A program that does nothing, from the request to its process and to its end.
 async fn programs(sandbox: &Sandbox, (id, times): (Uuid, u64), report: &mut Report) -> anyhow::Result<()> {
     let (mut ours, mut exec, mut bare) = (Samples::default(), Samples::default(), Samples::default());
+    let mut begins = Samples::default();
     let container = format!("hothouse-{id}");
     for _ in 0..times {
         let begun = Instant::now();
-        shell(sandbox, "").await?;
+        begins.add(shell(sandbox, "").await?);
         ours.add(begun.elapsed());
         let begun = Instant::now();
         quietly(&["sh", "-c", ""]).await?;
@@ -115,6 +116,7 @@ async fn programs(sandbox: &Sandbox, (id, times): (Uuid, u64), report: &mut Repo
         quietly(&["docker", "exec", &container, "sh", "-c", ""]).await?;
         exec.add(begun.elapsed());
     }
+    report.latencies("sandbox → process", begins);
     report.latencies("sh, in a sandbox", ours);
     report.latencies("sh, docker exec", exec);
     report.latencies("sh, bare process", bare);
@@ -125,7 +127,7 @@ async fn programs(sandbox: &Sandbox, (id, times): (Uuid, u64), report: &mut Repo
 async fn output(sandbox: &Sandbox, report: &mut Report) -> anyhow::Result<()> {
     let count = OUTPUT_BYTES.to_string();
     let begun = Instant::now();
-    let came = program(sandbox, &["head", "-c", &count, "/dev/zero"]).await?;
+    let (came, _) = program(sandbox, &["head", "-c", &count, "/dev/zero"]).await?;
     ensure!(came == OUTPUT_BYTES, "{came} bytes came");
     report.number(
         "output",
@@ -219,16 +221,19 @@ fn kilobytes(text: &str, name: &str) -> Option<u64> {
     Some(kib * 1024)
 }
 
-async fn shell(sandbox: &Sandbox, script: &str) -> anyhow::Result<()> {
-    program(sandbox, &["sh", "-c", script]).await.map(drop)
+/// Runs a script to its end; the time from the request to its process.
+async fn shell(sandbox: &Sandbox, script: &str) -> anyhow::Result<Duration> {
+    Ok(program(sandbox, &["sh", "-c", script]).await?.1)
 }
 
-/// Runs a program to its end; the bytes that it printed.
-async fn program(sandbox: &Sandbox, argv: &[&str]) -> anyhow::Result<u64> {
+/// Runs a program to its end; the bytes that it printed, and the time from the request to its process.
+async fn program(sandbox: &Sandbox, argv: &[&str]) -> anyhow::Result<(u64, Duration)> {
     let mut spec = RunSpec::new(argv.iter().copied());
     spec.env = vec![("PATH".to_owned(), "/usr/local/bin:/usr/bin:/bin".to_owned())];
     (spec.keep_bytes, spec.kill_bytes) = (None, None);
+    let asked = Instant::now();
     let mut running = sandbox.run(spec).await?;
+    let begins = asked.elapsed().saturating_sub(running.began_ago());
     let mut came = 0;
     while let Some(output) = running.next().await {
         if let Output::Stdout(data) | Output::Stderr(data) = output {
@@ -237,7 +242,7 @@ async fn program(sandbox: &Sandbox, argv: &[&str]) -> anyhow::Result<u64> {
     }
     let exit = running.wait().await?;
     ensure!(exit.is_success(), "{argv:?} did not do well: {exit:?}");
-    Ok(came)
+    Ok((came, begins))
 }
 
 async fn quietly(argv: &[&str]) -> anyhow::Result<()> {

@@ -15,6 +15,12 @@ use crate::output;
 /// How long the jobs that are left may take to end.
 const DRAIN_LIMIT: Duration = Duration::from_mins(5);
 
+/// How often it is looked whether jobs have ended.
+const LOOK: Duration = Duration::from_millis(200);
+
+/// The same where each look takes a part of what is measured.
+const LOOK_RARELY: Duration = Duration::from_secs(2);
+
 /// A queue that nobody else uses.
 #[derive(Debug)]
 pub(super) struct BenchQueue<'c> {
@@ -60,7 +66,12 @@ impl<'c> BenchQueue<'c> {
 
     /// Waits until all its jobs have ended.
     pub(super) async fn drain(&self) -> anyhow::Result<()> {
-        self.until_over(async || Ok(())).await
+        self.until_over(LOOK, async || Ok(())).await
+    }
+
+    /// The same where looking would take a part of what is measured.
+    pub(super) async fn drain_unseen(&self) -> anyhow::Result<()> {
+        self.until_over(LOOK_RARELY, async || Ok(())).await
     }
 
     /// Cancels what has not ended, and leaves the queue as a queue that was never used.
@@ -71,7 +82,7 @@ impl<'c> BenchQueue<'c> {
         }
         let body = json!({"queue": self.name});
         // A call cancels no more than so many jobs, and a running one takes its time.
-        self.until_over(async || {
+        self.until_over(LOOK, async || {
             self.client.post_repeatable::<Value>(&["jobs", "cancel"], &body).await?;
             Ok(())
         })
@@ -79,7 +90,7 @@ impl<'c> BenchQueue<'c> {
     }
 
     /// Does something again and again until no job is open.
-    async fn until_over(&self, step: impl AsyncFn() -> anyhow::Result<()>) -> anyhow::Result<()> {
+    async fn until_over(&self, look: Duration, step: impl AsyncFn() -> anyhow::Result<()>) -> anyhow::Result<()> {
         let give_up_at = Instant::now() + DRAIN_LIMIT;
         let spinner = output::spinner();
         spinner.set_message("waiting for the end of all jobs");
@@ -90,7 +101,7 @@ impl<'c> BenchQueue<'c> {
                 self.name
             );
             step().await?;
-            tokio::time::sleep(Duration::from_millis(200)).await;
+            tokio::time::sleep(look).await;
         }
         spinner.finish_and_clear();
         Ok(())

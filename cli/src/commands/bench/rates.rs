@@ -179,7 +179,7 @@ async fn jobs(client: &Client, queue: &str, (count, input): (u64, Value)) -> any
     }
     settled().await;
     queue.resume().await?;
-    queue.drain().await?;
+    queue.drain_unseen().await?;
     let mut census = queue.census(usize::try_from(count)?).await?;
     let good = census.ends.get(&("succeeded".to_owned(), 1)).copied().unwrap_or(0);
     ensure!(
