@@ -122,6 +122,7 @@ impl Home {
 
     async fn furnish(&self, keeper: &mut Keeper, is_kept: bool) -> Result<(), Broken> {
         let sandbox = self.slot.sandbox();
+        keeper.begin(sandbox).await?;
         match &self.workspace {
             Some(workspace) if !is_kept => {
                 let restored = keeper.keep(sandbox, workspace.restore(sandbox)).await;

@@ -51,6 +51,14 @@ impl Keeper {
         }
     }
 
+    /// Gives a sandbox its first lease, before anything is asked of it beside [`Self::keep`].
+    pub(super) async fn begin(&mut self, sandbox: &Sandbox) -> Result<(), sandbox::Error> {
+        let run_until = self.orders.borrow_and_update().run_until;
+        sandbox
+            .extend_lease(run_until.saturating_duration_since(Instant::now()))
+            .await
+    }
+
     /// Runs `work` in a sandbox and forwards the lease to it before it begins, and each renewal. When the attempt is told
     /// to stop, `work` is dropped, which kills what it runs.
     pub(super) async fn keep<T>(&mut self, sandbox: &Sandbox, work: impl Future<Output = T>) -> Result<T, Stopped> {

@@ -31,6 +31,7 @@ pub(crate) enum Tcp {
 
 /// Deletes everything, and answers with the first thing that is left.
 pub(crate) fn reset<'a>(folders: impl IntoIterator<Item = &'a str>, tcp: Tcp) -> Result<(), Error> {
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
     for path in folders {
         let gone = |errno: Errno| Error::file(OsStr::new(path), errno);
         let folder = match open(path, FOLDER, Mode::empty()) {
@@ -38,7 +39,7 @@ pub(crate) fn reset<'a>(folders: impl IntoIterator<Item = &'a str>, tcp: Tcp) ->
             Err(Errno::ENOENT) => continue,
             opened => opened.map_err(gone)?,
         };
-        own(&folder, path).map_err(gone)?;
+        own(&folder, mounted_mode(&mounts, path)).map_err(gone)?;
         clear(&folder, 0).map_err(gone)?;
         if !list(&folder).map_err(|e| Error::file(OsStr::new(path), e))?.is_empty() {
             return Err(left("files", path));
@@ -66,12 +67,11 @@ fn left(what: &'static str, place: &str) -> Error {
 }
 
 /// Gives a folder that is the job's the mode that it was mounted with.
-fn own(folder: &OwnedFd, path: &str) -> nix::Result<()> {
+fn own(folder: &OwnedFd, mode: u32) -> nix::Result<()> {
     if fstat(folder)?.st_uid != geteuid().as_raw() {
         return Ok(());
     }
-    let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
-    fchmod(folder, Mode::from_bits_truncate(mounted_mode(&mounts, path)))
+    fchmod(folder, Mode::from_bits_truncate(mode))
 }
 
 /// The mode in a table of mounts; where it says nothing it is the file system's default.
