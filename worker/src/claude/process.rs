@@ -19,6 +19,9 @@ use crate::sandbox::{self, Channel, Exit, Input, Output, Rested, RunSpec, Runnin
 /// How long it may take to start and to initialise itself, on a machine that does other things too.
 const START_MAX: Duration = Duration::from_secs(30);
 
+/// How long each part of a rehearsal may take.
+const REHEARSAL_MAX: Duration = Duration::from_secs(10);
+
 /// How long it may take to become somebody's.
 const CLAIM_MAX: Duration = Duration::from_secs(5);
 
@@ -36,6 +39,7 @@ pub struct Process {
     session: String,
     token: String,
     whose: Option<Whose>,
+    is_rehearsed: bool,
 }
 
 /// What it said.
@@ -111,10 +115,11 @@ impl Process {
             session: session.id().to_owned(),
             token: token.to_owned(),
             whose: None,
+            is_rehearsed: false,
         })
     }
 
-    /// Starts a spare, lets it initialise itself, and lets it rest until somebody claims it.
+    /// Starts a spare, lets it initialise itself and rehearse, and lets it rest until somebody claims it.
     ///
     /// # Errors
     /// When it does not come so far.
@@ -124,21 +129,53 @@ impl Process {
         process
             .ask("initialize", &json!({"subtype": "initialize"}), START_MAX)
             .await?;
+        process.rehearse(sandbox).await?;
         process.rest().await?;
         Ok(process)
     }
 
-    /// Makes a spare somebody's.
+    /// Has it do for nobody what its first turn begins with. Code that has run once is quicker, by a fifth of the way to
+    /// the first call of a model. One that refuses, as another version may, is a spare all the same; one that is silent may
+    /// still be about it, and is none.
+    async fn rehearse(&mut self, sandbox: &Sandbox) -> Result<(), Error> {
+        let rehearsed = async {
+            let mut is_whole = true;
+            for (id, what) in words::rehearsal() {
+                match self.ask(id, &what, REHEARSAL_MAX).await {
+                    Err(Error::Refused { reason }) => {
+                        is_whole = false;
+                        tracing::debug!(id, reason, "Claude Code does not rehearse");
+                    }
+                    answered => answered?,
+                }
+            }
+            self.is_rehearsed = is_whole;
+            Ok(())
+        };
+        tokio::select! {
+            rehearsed = rehearsed => rehearsed,
+            never = gateway::rehearse(sandbox) => match never {},
+        }
+    }
+
+    /// Makes a spare somebody's, and says to it what its owner says first. That does not wait for its answer: it takes one
+    /// after the other.
     ///
     /// # Errors
-    /// When it refuses, is not able to or does not answer; it is of no use then.
-    pub async fn claim(&mut self, instructions: &str) -> Result<(), Error> {
+    /// When it refuses, is not able to or does not answer; it is of no use then, and has answered nobody.
+    pub async fn claim(&mut self, instructions: &str, first: String) -> Result<(), Error> {
         self.wake().await?;
         let mut claim = json!({"subtype": "claim_session", "cwd": WORKSPACE, "permission_mode": "bypassPermissions"});
         if !instructions.is_empty() {
             claim["append_system_prompt"] = instructions.into();
         }
-        self.ask("claim", &claim, CLAIM_MAX).await
+        let said = words::request("claim", &claim) + &first;
+        self.ask_as("claim", said, CLAIM_MAX).await
+    }
+
+    /// Whether it has done once, for nobody, all that a first turn begins with.
+    pub const fn is_rehearsed(&self) -> bool {
+        self.is_rehearsed
     }
 
     /// How it was started.
@@ -243,9 +280,14 @@ impl Process {
 
     /// Asks for something and waits for the answer; what it says besides is kept.
     async fn ask(&mut self, id: &str, what: &Value, limit: Duration) -> Result<(), Error> {
+        self.ask_as(id, words::request(id, what), limit).await
+    }
+
+    /// The same in words of which the first line is the request.
+    async fn ask_as(&mut self, id: &str, words: String, limit: Duration) -> Result<(), Error> {
         let mut before = VecDeque::new();
         let answered = async {
-            self.say(words::request(id, what)).await?;
+            self.say(words).await?;
             loop {
                 let said = self.next().await.ok_or(Error::Ended)?;
                 match &said {

@@ -17,6 +17,18 @@ pub fn interrupt() -> String {
     request("stop", &json!({"subtype": "interrupt"}))
 }
 
+/// What a spare is asked for so that it has done once what a first turn does: to name a conversation, for which it calls a
+/// model, and to say what it would send. Neither becomes part of its session; both are answered without a claim.
+pub(super) fn rehearsal() -> [(&'static str, Value); 2] {
+    [
+        (
+            "title",
+            json!({"subtype": "generate_session_title", "description": "a rehearsal", "persist": false}),
+        ),
+        ("context", json!({"subtype": "get_context_usage", "detail": "summary"})),
+    ]
+}
+
 /// A request of this name.
 pub(super) fn request(id: &str, request: &Value) -> String {
     line(&json!({"type": "control_request", "request_id": id, "request": request}))

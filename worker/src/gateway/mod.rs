@@ -19,6 +19,7 @@ mod answer;
 mod call;
 mod check;
 mod frames;
+mod rehearsal;
 mod serve;
 mod splice;
 mod strict;
@@ -50,6 +51,7 @@ use check::Named;
 use serve::Body;
 
 pub use hothouse_protocol::GATEWAY_PORT;
+pub use rehearsal::rehearse;
 
 /// Longest request, bytes: what providers take.
 const BODY_MAX: usize = 32 << 20;

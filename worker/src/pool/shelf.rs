@@ -273,7 +273,7 @@ impl Shelf {
 
     /// Those kept ones whose time is over, that are dead, or whose place somebody needs.
     fn sweep_kept(&self, state: &mut State, everything: bool) -> Vec<Warm> {
-        let warm = &state.sure_floor(&self.environment.warm, self.epoch.elapsed());
+        let warm = &state.room_floor(&self.environment.warm, self.epoch.elapsed());
         let is_good = |kept: &Kept| {
             !everything
                 && kept.warm.sandbox.is_alive()

@@ -272,6 +272,7 @@ async fn a_process_that_waits_takes_a_first_turn_and_is_found_again(pool: PgPool
     let sent = requests(&server);
     assert!(sent.iter().all(|sent| sent.contains("be brief")), "{sent:#?}");
     assert!(!sent.last().unwrap().contains("what did I say first"), "{sent:#?}");
+    assert!(!sent.iter().any(|sent| sent.contains("rehearsal")), "{sent:#?}");
     done.settle().await;
 
     // Elsewhere its session is found by what was noted, not by its id.

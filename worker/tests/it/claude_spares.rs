@@ -1,5 +1,5 @@
-//! Spares of Claude Code that are of no use: the real command line, behind a program that refuses in its name as long as it
-//! waits for somebody, and steps aside otherwise.
+//! Spares of Claude Code: what they did before anybody came, and those that are of no use, which are the real command line
+//! behind a program that refuses in its name as long as it waits for somebody, and steps aside otherwise.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -8,12 +8,14 @@ use std::time::Duration;
 
 use assert_matches::assert_matches;
 use common::agent::AgentDefinition;
+use serde_json::json;
 use sqlx::PgPool;
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 use uuid::Uuid;
-use worker::claude::{Error, Process, Recipe};
+use worker::claude::{Error, Process, Recipe, words};
 use worker::environment::{CLAUDE_CODE, Environment};
+use worker::sandbox::RunSpec;
 
 use crate::attempts::Bench;
 use crate::claude_code::{agent, how, of_server, scripted, status, with_spare};
@@ -30,6 +32,8 @@ answer() {
 }
 [ "$REFUSES" = initialize ] && answer error initialize && exec sleep 600
 answer success initialize
+answer error title
+answer error context
 case $REFUSES in
 claim) answer error claim; exec sleep 600 ;;
 end) read -r _; exit 3 ;;
@@ -101,6 +105,37 @@ async fn is_taken(bench: &Bench, pool: &PgPool, says: &str) {
     assert_eq!(how(&done), "started");
     assert!(done.result()["text"].as_str().unwrap().contains(says), "{done:#?}");
     done.settle().await;
+}
+
+/// Fails when what a rehearsal was about is anywhere that a turn could find it.
+const LOOK: &str = "! grep -r -i -q -e 'a rehearsal' -e 'naming a coding session' /workspace /tmp";
+
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn a_spare_has_rehearsed_and_nothing_of_that_is_left(pool: PgPool) {
+    let server = ModelServer::start(scripted()).await;
+    let bench = Bench::new(pool, of_server(&server), with_spare).await;
+    let machines = bench.machine.pool.as_ref().unwrap();
+    let slot = machines.check_out(CLAUDE_CODE, None).await.unwrap();
+    let sandbox = slot.sandbox();
+    let model = "anthropic/claude".parse().unwrap();
+    let env = bench.machine.environments[CLAUDE_CODE].env.clone();
+    let recipe = Recipe::new(&agent(), &model, env.into_iter().collect());
+    let mut spare = Process::spare(sandbox, &recipe).await.unwrap();
+    assert!(spare.is_rehearsed(), "this version does not do what is asked of it");
+    let looked = sandbox.run(RunSpec::new(["/bin/sh", "-c", LOOK])).await.unwrap();
+    assert!(looked.wait().await.unwrap().is_success());
+    assert!(server.requests().is_empty(), "no provider hears of it");
+
+    // And it is still anybody's.
+    assert!(!spare.has_ended());
+    let first = words::user(&json!("what did I say"), None);
+    spare.claim("be brief", first).await.unwrap();
+    assert!(
+        server.requests().is_empty(),
+        "nobody has opened a way out of this sandbox"
+    );
+    slot.retire();
+    bench.end().await;
 }
 
 #[sqlx::test(migrator = "common::store::MIGRATOR")]

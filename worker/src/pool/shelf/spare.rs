@@ -99,4 +99,40 @@ impl State {
             ..warm.clone()
         }
     }
+
+    /// The same, for those that are kept: nobody loses a place to a spare while a turn begins, which is when none is made
+    /// ready. Ending a sandbox takes the processors from that turn too.
+    pub(super) fn room_floor(&self, warm: &environment::Warm, now: Duration) -> environment::Warm {
+        match self.spares_at().filter(|at| *at > now) {
+            Some(_) => warm.clone(),
+            None => self.sure_floor(warm, now),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use common::agent::AgentDefinition;
+
+    use super::*;
+
+    #[test]
+    fn nobody_loses_a_place_to_a_spare_while_a_turn_begins() {
+        const S: Duration = Duration::from_secs(1);
+        let warm = environment::Warm {
+            size: 0,
+            max: 8,
+            claude_code: 1,
+            idle: 100 * S,
+            ..environment::Warm::default()
+        };
+        let mut state = State::default();
+        let model = "anthropic/claude".parse().unwrap();
+        let recipe = Recipe::new(&AgentDefinition::default(), &model, Vec::new());
+        state.spares.remember(&recipe, 10 * S);
+        state.recent.last_check_out = Some(10 * S);
+        assert_eq!(state.room_floor(&warm, 10 * S).size, 0);
+        assert_eq!(state.room_floor(&warm, 10 * S + QUIET).size, 1);
+        assert_eq!(state.sure_floor(&warm, 10 * S).size, 1, "it is missed all the same");
+    }
 }

@@ -41,18 +41,23 @@ pub(super) async fn run(
     stop: &CancellationToken,
 ) -> Result<Done, Broken> {
     let history = &task.history;
-    let begun = begin(place, agent, history).await?;
+    let mut steering = Steering::new(place.context);
+    let again = steering.heard_before().await;
+    let say = |remembers| words::user(&prompt::content(history, &again, (remembers, &task.images)), None);
+    let begun = begin(place, agent, history, &say).await?;
     place.context.events.say(EventBody::Status {
         phase: "running".to_owned(),
         detail: Some(begun.how.to_owned()),
     });
-    let mut steering = Steering::new(place.context);
-    let again = steering.heard_before().await;
     for message in &again {
         transcript.heard(message.clone());
     }
-    let prompt = prompt::content(history, &again, (begun.remembers, &task.images));
-    let asked = async { Ok(begun.process.say(words::user(&prompt, None)).await?) };
+    let asked = async {
+        match begun.prompt {
+            Some(prompt) => Ok(begun.process.say(prompt).await?),
+            None => Ok(()),
+        }
+    };
     // The program reads its files when its model asks for them, which is later.
     tokio::try_join!(asked, place.put_turn(agent, history, begun.note.as_deref()))?;
     let turn = Turn::new(begun.process, place, steering);
@@ -66,11 +71,11 @@ pub(super) async fn run(
     Ok(done)
 }
 
-/// A process that waits for what the user says.
+/// A process for a turn.
 struct Begun {
     process: Process,
-    /// Whether it remembers what was said before.
-    remembers: bool,
+    /// What the user says, where the process was not told it already.
+    prompt: Option<String>,
     /// The id of its session, when that is not the conversation's own.
     note: Option<String>,
     /// For a person.
@@ -85,12 +90,17 @@ fn whose(place: &Place<'_>, agent: &AgentDefinition) -> Option<Whose> {
     })
 }
 
-async fn begin(place: &Place<'_>, agent: &AgentDefinition, history: &[Message]) -> Result<Begun, Broken> {
+/// `say` is what the user says, to one that remembers what was said before or does not.
+async fn begin(
+    place: &Place<'_>,
+    agent: &AgentDefinition,
+    history: &[Message],
+    say: &impl Fn(bool) -> String,
+) -> Result<Begun, Broken> {
     let gateway = &place.doors.gateway;
     if let Some(process) = place.take_resident()
-        && let Some(begun) = woken(place, process, agent).await
+        && let Some(begun) = woken(place, process, agent, say).await
     {
-        gateway.bind(begun.process.token());
         return Ok(begun);
     }
     let session = session::find(place, history).await?;
@@ -98,35 +108,42 @@ async fn begin(place: &Place<'_>, agent: &AgentDefinition, history: &[Message]) 
     let process = Process::start(place.sandbox(), place.recipe()?, &session, secrets).await;
     Ok(Begun {
         process: process.map_err(not_started)?,
-        remembers: session.is_known(),
+        prompt: Some(say(session.is_known())),
         note: None,
         how: if session.is_known() { "resumed" } else { "started" },
     })
 }
 
 /// The process that was here before, when it may take this turn.
-async fn woken(place: &Place<'_>, mut process: Process, agent: &AgentDefinition) -> Option<Begun> {
+async fn woken(
+    place: &Place<'_>,
+    mut process: Process,
+    agent: &AgentDefinition,
+    say: &impl Fn(bool) -> String,
+) -> Option<Begun> {
     if place.recipe().ok() != Some(process.recipe()) || process.has_ended() {
         return None;
     }
-    let (woken, how) = match process.whose() {
-        Some(_) if process.whose() == whose(place, agent).as_ref() => {
-            (process.wake().await.map_err(Into::into), "kept")
-        }
-        Some(_) => return None,
-        None => (process.claim(&agent.instructions).await, "waiting"),
+    let is_spare = process.whose().is_none();
+    if !is_spare && process.whose() != whose(place, agent).as_ref() {
+        return None;
+    }
+    // One that waited begins with the turn as soon as it has taken the claim.
+    place.doors.gateway.bind(process.token());
+    let (woken, how) = if is_spare {
+        (process.claim(&agent.instructions, say(false)).await, "waiting")
+    } else {
+        (process.wake().await.map_err(Into::into), "kept")
     };
     if let Err(error) = woken {
         let error = &error as &dyn std::error::Error;
         tracing::warn!(error, how, job_id = %place.context.job.id, "a process is of no use, another one is started");
         return None;
     }
-    let remembers = how == "kept";
-    let note = (!remembers).then(|| process.session().to_owned());
     Some(Begun {
+        prompt: (!is_spare).then(|| say(true)),
+        note: is_spare.then(|| process.session().to_owned()),
         process,
-        remembers,
-        note,
         how,
     })
 }
