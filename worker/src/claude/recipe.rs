@@ -110,6 +110,9 @@ fn variables(model: &ModelName) -> impl Iterator<Item = (&'static str, &str)> {
         // The gateway tries again by itself, and a call that is made anew without a stream would run its tools twice.
         ("CLAUDE_CODE_MAX_RETRIES", "2"),
         ("CLAUDE_CODE_DISABLE_NONSTREAMING_FALLBACK", "1"),
+        // Its runtime collects once a second whatever happens, and one that rested for longer does it first of all when it is
+        // woken. What it allocates makes it collect all the same.
+        ("BUN_GC_TIMER_DISABLE", "1"),
         ("DISABLE_AUTOUPDATER", "1"),
         ("DISABLE_TELEMETRY", "1"),
     ];
