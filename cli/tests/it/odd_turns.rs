@@ -291,3 +291,28 @@ async fn a_conversation_is_deleted_under_its_running_turn() {
     drop(held);
     is_forgotten(&cluster, &talk, &job).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_conversation_is_deleted_under_a_running_turn_of_claude_code() {
+    let input = json!({"command": "echo secret > f; sleep 63.25", "description": "a nap"});
+    let script = json!({"rules": [
+        step("zebra naps", 0, json!([{"text": "A secret."}, {"tool_call": {"name": "Bash", "input": input}}])),
+        rule("zebra streams", json!([{"text": "A secret."}, "stall"])),
+    ]});
+    let model = Model::start(&[("m", script)]).await;
+    let cluster = start(&model, Sandboxes::Docker).await;
+    for (says, kind) in [("zebra naps", "tool.started"), ("zebra streams", "message.delta")] {
+        let talk = Talk::begin(&cluster.api, json!({"harness": "claude_code", "models": ["ant/m"]})).await;
+        let job = talk.turn(says, &json!({})).await;
+        event(&cluster.api, &job, |event| event["type"] == kind).await;
+        if kind == "tool.started" {
+            eventually(SOON, "its program runs", || runs("sleep 63.25").then_some(())).await;
+        }
+        delete(&cluster, &talk).await;
+        eventually(STOPPED, "its programs are dead", || {
+            (!runs("sleep 63.25")).then_some(())
+        })
+        .await;
+        is_forgotten(&cluster, &talk, &job).await;
+    }
+}
