@@ -4,7 +4,7 @@
 //! caller repeats the call until a batch comes back short, and repeating it after a crash does nothing twice.
 
 use chrono::{DateTime, TimeDelta, Utc};
-use sqlx::{AssertSqlSafe, PgConnection, Postgres, QueryBuilder};
+use sqlx::{AssertSqlSafe, PgConnection, QueryBuilder};
 use uuid::Uuid;
 
 use super::list::Filter;
@@ -49,12 +49,12 @@ impl Store {
         now: DateTime<Utc>,
     ) -> Result<StoppedBatch, Error> {
         self.within(async {
-            let mut query = QueryBuilder::new("with found as (select id from jobs where ");
-            push_matching(&mut query, tenant_id, filter, state);
-            query.push(" and cancel_requested_at is null limit ");
-            query.push_bind(i64::from(limit));
-            query.push(" for update skip locked), changed as (update jobs set cancel_requested_at = ");
-            query.push_bind(now);
+            let mut query = QueryBuilder::new("with found as (select jobs.id");
+            let filter = &of_state(filter, state);
+            let columns = ("id", " and cancel_requested_at is null");
+            let source = filter.push_from(&mut query, tenant_id, columns, " for update skip locked");
+            query.push(" limit ").push_bind(i64::from(limit)).push(source.lock);
+            query.push("), changed as (update jobs set cancel_requested_at = ").push_bind(now);
             if state != StateName::Running {
                 query.push(", seq = seq + 1, state = 'cancelled', due_at = null, error_code = null, error_message = null");
                 query.push(", finished_at = ").push_bind(now);
@@ -75,7 +75,7 @@ impl Store {
                  )",
             );
             if state == StateName::Queued {
-                query.push(", left_queue as (").push(index::leave("changed")).push(")");
+                query.push(", left_queue as (").push(index::leave_each("changed")).push(")");
             }
             query.push(" select id, seq, state, parent_id, conversation_id from changed");
             let mut tx = self.pool().begin().await?;
@@ -116,10 +116,11 @@ impl Store {
         by: (ApiKeyId, DateTime<Utc>),
     ) -> Result<Vec<Job>, Error> {
         self.within(async {
-            let mut query = QueryBuilder::new("select id from jobs where ");
-            push_matching(&mut query, tenant_id, filter, state);
-            query.push(" and redriven_as is null order by id limit ");
-            query.push_bind(i64::from(limit)).push(" for update skip locked");
+            let mut query = QueryBuilder::new("select jobs.id");
+            let columns = ("id", " and redriven_as is null");
+            let source = of_state(filter, state).push_from(&mut query, tenant_id, columns, " for update skip locked");
+            query.push(" order by ").push(source.key).push(" limit ");
+            query.push_bind(i64::from(limit)).push(source.lock);
             let mut tx = self.pool().begin().await?;
             let old: Vec<JobId> = query.build_query_scalar().fetch_all(&mut *tx).await?;
             let new = repeat(&mut tx, &old, by).await?;
@@ -168,18 +169,14 @@ impl Store {
         max: u64,
     ) -> Result<u64, Error> {
         self.within(async {
-            let mut query = QueryBuilder::new("select count(*) from (select 1 from jobs where ");
-            push_matching(&mut query, tenant_id, filter, state);
+            let mut query = QueryBuilder::new("select count(*) from (select 1");
             let unmarked = if state.is_terminal() {
                 " and redriven_as is null"
             } else {
                 " and cancel_requested_at is null"
             };
-            query
-                .push(unmarked)
-                .push(" limit ")
-                .push_bind(bigint(max))
-                .push(") as found");
+            of_state(filter, state).push_from(&mut query, tenant_id, ("id", unmarked), "");
+            query.push(" limit ").push_bind(bigint(max)).push(") as found");
             let count: i64 = query.build_query_scalar().fetch_one(self.pool()).await?;
             Ok(u64::try_from(count).unwrap_or(0))
         })
@@ -209,14 +206,11 @@ async fn leave_turns(
     Ok(())
 }
 
-/// As [`Filter::push`], for one state.
-fn push_matching(query: &mut QueryBuilder<Postgres>, tenant_id: TenantId, filter: &Filter, state: StateName) {
-    query.push("tenant_id = ").push_bind(tenant_id);
-    let of_state = Filter {
+fn of_state(filter: &Filter, state: StateName) -> Filter {
+    Filter {
         state: Some(state),
         ..filter.clone()
-    };
-    of_state.push(query);
+    }
 }
 
 /// Inserts the repetitions of locked rows and marks these, inputs never leaving Postgres.

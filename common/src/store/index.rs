@@ -28,13 +28,17 @@ pub(super) fn leave(from: &str) -> String {
     )
 }
 
-/// SQL: a condition on a row of `jobs` that holds for every queued one, and by which few queued ones are found among many.
-pub(super) const IS_QUEUED: &str = "jobs.state = 'queued' and exists (select from queued_jobs q \
-    where q.tenant_id = jobs.tenant_id and q.queue = jobs.queue and q.class = jobs.class \
-        and q.priority = jobs.priority and q.id = jobs.id)";
-
-/// SQL: the same for running ones.
-pub(super) const IS_RUNNING: &str = "jobs.state = 'running' and jobs.id in (select unnest(h.job_ids) from handouts h)";
+/// SQL: the same, each looked up by its key whatever the planner believes of the table's size: where it believes that it is
+/// nearly empty, it compares each of its rows with each of `from`.
+pub(super) fn leave_each(from: &str) -> String {
+    format!(
+        "delete from queued_jobs where ctid = any(array(
+            select left_behind.ctid from {from} c cross join lateral (
+                select q.ctid from queued_jobs q where q.tenant_id = c.tenant_id and q.queue = c.queue
+                    and q.class = c.class and q.priority = c.priority and q.id = c.id limit 1
+            ) as left_behind))"
+    )
+}
 
 /// SQL: whether the worker of the expression `worker` runs anything.
 pub(super) fn runs_anything(worker: &str) -> String {

@@ -4,7 +4,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use sqlx::{Postgres, QueryBuilder};
 
 use super::row::{self, COLUMNS};
-use super::{Error, Store, index};
+use super::{Error, Store};
 use crate::ids::{AgentId, ConversationId, JobId, ScheduleId, TenantId};
 use crate::job::{Job, Kind, StateName};
 
@@ -35,19 +35,73 @@ pub struct Filter {
     pub user_id: Option<String>,
 }
 
+/// Where the jobs of a list come from, as it stands in a statement that goes on with more conditions.
+pub(super) struct Source {
+    /// SQL: the column by which they are ordered.
+    pub(super) key: &'static str,
+    /// SQL: what locks them, after the limit.
+    pub(super) lock: &'static str,
+}
+
 impl Filter {
+    /// Pushes where the matching jobs of a tenant come from, as `jobs` with these columns, `more` being a condition beside the
+    /// filter's. What is queued or runs is looked up by its key, one row after the other, which the limit of one forces: what
+    /// the planner knows of today's rows and of the backlog is old whenever there are suddenly many, and where it believes that
+    /// there are hardly any it reads all of them for each.
+    pub(super) fn push_from(
+        &self,
+        query: &mut QueryBuilder<Postgres>,
+        tenant_id: TenantId,
+        (columns, more): (&str, &str),
+        lock: &'static str,
+    ) -> Source {
+        match self.state {
+            Some(StateName::Queued) => {
+                query
+                    .push(" from (select id from queued_jobs where tenant_id = ")
+                    .push_bind(tenant_id);
+                if let Some(queue) = &self.queue {
+                    query.push(" and queue = ").push_bind(queue.clone());
+                }
+            }
+            Some(StateName::Running) => {
+                query.push(" from (select distinct unnest(job_ids) as id from handouts");
+            }
+            _ => {
+                query.push(" from jobs where tenant_id = ").push_bind(tenant_id);
+                self.push(query);
+                query.push(more);
+                return Source { key: "jobs.id", lock };
+            }
+        }
+        query
+            .push(" order by id desc) as key cross join lateral (select ")
+            .push(columns);
+        query
+            .push(" from jobs where jobs.id = key.id and tenant_id = ")
+            .push_bind(tenant_id);
+        self.push(query);
+        query
+            .push(more)
+            .push(" limit 1")
+            .push(lock)
+            .push(") as jobs where true");
+        Source {
+            key: "key.id",
+            lock: "",
+        }
+    }
+
     pub(super) fn push(&self, query: &mut QueryBuilder<Postgres>) {
         if let Some(state) = self.state {
-            // Beside the state, what its jobs are found by: a state has no index.
+            // Beside the state, what its jobs are found by: a state has no index. For two of them that is a source of its own.
             query.push(" and ").push(match state {
-                StateName::Queued => index::IS_QUEUED.to_owned(),
-                StateName::Running => index::IS_RUNNING.to_owned(),
                 StateName::Scheduled | StateName::Retrying => {
                     format!("due_at is not null and state = '{}'", state.as_str())
                 }
                 StateName::Waiting => "waits_for is not null and state = 'waiting'".to_owned(),
                 StateName::Failed => "error_code is not null and state = 'failed'".to_owned(),
-                StateName::Succeeded | StateName::Cancelled => format!("state = '{}'", state.as_str()),
+                _ => format!("state = '{}'", state.as_str()),
             });
         }
         if let Some(kind) = self.kind {
@@ -105,15 +159,13 @@ impl Store {
         limit: u32,
     ) -> Result<Vec<Job>, Error> {
         let mut query = QueryBuilder::new("select ");
-        query
-            .push(COLUMNS)
-            .push(" from jobs where tenant_id = ")
-            .push_bind(tenant_id);
-        filter.push(&mut query);
+        query.push(row::qualified());
+        let source = filter.push_from(&mut query, tenant_id, (COLUMNS, ""), "");
         if let Some(before) = before {
-            query.push(" and id < ").push_bind(before);
+            query.push(" and ").push(source.key).push(" < ").push_bind(before);
         }
-        query.push(" order by id desc limit ").push_bind(i64::from(limit));
+        query.push(" order by ").push(source.key).push(" desc limit ");
+        query.push_bind(i64::from(limit));
         let rows = query.build().fetch_all(self.pool()).await?;
         rows.iter().map(row::job).collect()
     }
@@ -123,9 +175,8 @@ impl Store {
     /// # Errors
     /// When Postgres is away.
     pub async fn count(&self, tenant_id: TenantId, filter: &Filter) -> Result<u64, Error> {
-        let mut query = QueryBuilder::new("select count(*) from jobs where tenant_id = ");
-        query.push_bind(tenant_id);
-        filter.push(&mut query);
+        let mut query = QueryBuilder::new("select count(*)");
+        filter.push_from(&mut query, tenant_id, ("id", ""), "");
         let count: i64 = query.build_query_scalar().fetch_one(self.pool()).await?;
         Ok(u64::try_from(count).unwrap_or(0))
     }
