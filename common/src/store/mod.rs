@@ -64,7 +64,7 @@ use std::time::Duration;
 use chrono::TimeDelta;
 use sqlx::migrate::Migrator;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
-use sqlx::{Connection as _, PgConnection, PgPool};
+use sqlx::{Connection as _, Executor as _, PgConnection, PgPool};
 
 use days::{Days, Table};
 pub use error::{Class, Error};
@@ -128,8 +128,6 @@ impl Store {
             .before_acquire(|connection, meta| {
                 Box::pin(async move { Ok(meta.idle_for < BELIEVED || is_alive(connection).await) })
             })
-            // Of a query that was given up the connection may be dead; without a limit it would keep its place in the
-            // pool until TCP gives up too.
             .after_release(|connection, _| Box::pin(async move { release(connection).await }))
             .connect_lazy_with(options);
         Ok(Self::over(pool, database.query_timeout))
@@ -280,10 +278,17 @@ const BELIEVED: Duration = Duration::from_secs(1);
 /// How long a connection without a query may take to say that it is there.
 const PING_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Tests a connection that was given back: the error closes it at once, without a goodbye that nobody may hear.
+/// Tests a connection that was given back, and ends what was left open on it. The error closes it at once, without a
+/// goodbye that nobody may hear: where a query was given up the other end may be dead, and without a limit the connection
+/// would keep its place in the pool until TCP gives up too.
+///
+/// sqlx 0.9 knows nothing of a transaction whose beginning was given up before it was answered (issue 4393 there). Whoever
+/// got such a connection next would write into that transaction, and lose it all when the connection is closed. A lone
+/// `rollback` would have Postgres log a warning each time.
 async fn release(connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
-    match tokio::time::timeout(PING_TIMEOUT, connection.ping()).await {
-        Ok(pong) => pong.map(|()| true),
+    let ended = connection.execute("begin; rollback");
+    match tokio::time::timeout(PING_TIMEOUT, ended).await {
+        Ok(ended) => ended.map(|_done| true),
         Err(_) => Err(sqlx::Error::PoolTimedOut),
     }
 }

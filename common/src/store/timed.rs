@@ -102,3 +102,67 @@ impl<'p> Executor<'p> for &'p Timed {
         (&self.pool).describe(sql)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::pin::pin;
+
+    use futures_util::poll;
+    use sqlx::ConnectOptions as _;
+
+    use super::super::Store;
+    use super::*;
+    use crate::config::{Database, Secret};
+
+    /// A store with one connection.
+    fn lone(pool: &PgPool) -> Store {
+        Store::open(&Database {
+            url: Secret::from(pool.connect_options().to_url_lossy().to_string()),
+            url_file: None,
+            connections_max: 1,
+            acquire_timeout: Duration::from_secs(10),
+            query_timeout: Duration::from_secs(10),
+        })
+        .unwrap()
+    }
+
+    /// Gives a transaction up while Postgres is asked to begin it.
+    async fn give_up(pool: &Timed, begin: impl AsyncFn(&Timed) -> Result<Transaction<'static, Postgres>, Error>) {
+        loop {
+            sqlx::query("select 1").execute(pool).await.unwrap();
+            while pool.untimed().num_idle() == 0 {
+                tokio::task::yield_now().await;
+            }
+            // The answer may be there by the time that it is looked for.
+            if poll!(pin!(begin(pool))).is_pending() {
+                return;
+            }
+        }
+    }
+
+    #[sqlx::test]
+    async fn what_is_written_after_a_beginning_that_was_given_up_stays_written(pool: PgPool) {
+        sqlx::query("create table written (n int)")
+            .execute(&pool)
+            .await
+            .unwrap();
+        for planned in [false, true] {
+            let store = lone(&pool);
+            if planned {
+                give_up(store.pool(), Timed::begin_planned).await;
+            } else {
+                give_up(store.pool(), Timed::begin).await;
+            }
+            sqlx::query("insert into written values (1)")
+                .execute(store.pool())
+                .await
+                .unwrap();
+            store.close().await;
+        }
+        let written: i64 = sqlx::query_scalar("select count(*) from written")
+            .fetch_one(&pool)
+            .await
+            .unwrap();
+        assert_eq!(written, 2);
+    }
+}
