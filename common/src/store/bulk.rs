@@ -7,7 +7,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use sqlx::{AssertSqlSafe, PgConnection, QueryBuilder};
 use uuid::Uuid;
 
-use super::list::Filter;
+use super::list::{Filter, Order, Pick};
 use super::row::{self, COLUMNS, bigint};
 use super::steering::{leave_turn, spoken_to};
 use super::{Error, Store, index, wait};
@@ -51,9 +51,14 @@ impl Store {
         self.within(async {
             let mut query = QueryBuilder::new("with found as (select jobs.id");
             let filter = &of_state(filter, state);
-            let columns = ("id", " and cancel_requested_at is null");
-            let source = filter.push_from(&mut query, tenant_id, columns, " for update skip locked");
-            query.push(" limit ").push_bind(i64::from(limit)).push(source.lock);
+            let pick = Pick {
+                columns: "id",
+                and: " and cancel_requested_at is null",
+                order: Order::Any,
+                limit: Some(i64::from(limit)),
+                lock: " for update skip locked",
+            };
+            filter.push_from(&mut query, tenant_id, &pick);
             query.push("), changed as (update jobs set cancel_requested_at = ").push_bind(now);
             if state != StateName::Running {
                 query.push(", seq = seq + 1, state = 'cancelled', due_at = null, error_code = null, error_message = null");
@@ -117,10 +122,14 @@ impl Store {
     ) -> Result<Vec<Job>, Error> {
         self.within(async {
             let mut query = QueryBuilder::new("select jobs.id");
-            let columns = ("id", " and redriven_as is null");
-            let source = of_state(filter, state).push_from(&mut query, tenant_id, columns, " for update skip locked");
-            query.push(" order by ").push(source.key).push(" limit ");
-            query.push_bind(i64::from(limit)).push(source.lock);
+            let pick = Pick {
+                columns: "id",
+                and: " and redriven_as is null",
+                order: Order::OldestFirst,
+                limit: Some(i64::from(limit)),
+                lock: " for update skip locked",
+            };
+            of_state(filter, state).push_from(&mut query, tenant_id, &pick);
             let mut tx = self.pool().begin().await?;
             let old: Vec<JobId> = query.build_query_scalar().fetch_all(&mut *tx).await?;
             let new = repeat(&mut tx, &old, by).await?;
@@ -170,13 +179,20 @@ impl Store {
     ) -> Result<u64, Error> {
         self.within(async {
             let mut query = QueryBuilder::new("select count(*) from (select 1");
-            let unmarked = if state.is_terminal() {
+            let and = if state.is_terminal() {
                 " and redriven_as is null"
             } else {
                 " and cancel_requested_at is null"
             };
-            of_state(filter, state).push_from(&mut query, tenant_id, ("id", unmarked), "");
-            query.push(" limit ").push_bind(bigint(max)).push(") as found");
+            let pick = Pick {
+                columns: "id",
+                and,
+                order: Order::Any,
+                limit: Some(bigint(max)),
+                lock: "",
+            };
+            of_state(filter, state).push_from(&mut query, tenant_id, &pick);
+            query.push(") as found");
             let count: i64 = query.build_query_scalar().fetch_one(self.pool()).await?;
             Ok(u64::try_from(count).unwrap_or(0))
         })

@@ -35,64 +35,92 @@ pub struct Filter {
     pub user_id: Option<String>,
 }
 
-/// Where the jobs of a list come from, as it stands in a statement that goes on with more conditions.
-pub(super) struct Source {
-    /// SQL: the column by which they are ordered.
-    pub(super) key: &'static str,
-    /// SQL: what locks them, after the limit.
-    pub(super) lock: &'static str,
+/// Which of the jobs that match are picked, and what of them.
+#[derive(Debug)]
+pub(super) struct Pick<'a> {
+    /// SQL: the columns, unqualified; the statement names them as those of `jobs`.
+    pub(super) columns: &'a str,
+    /// SQL: a condition beside the filter's, beginning with `and`, or nothing.
+    pub(super) and: &'a str,
+    /// In which order.
+    pub(super) order: Order,
+    /// How many, at most.
+    pub(super) limit: Option<i64>,
+    /// SQL: what locks them, or nothing.
+    pub(super) lock: &'a str,
+}
+
+/// An order of jobs, by the time of their acceptance.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Order {
+    /// As they are found.
+    Any,
+    /// The oldest first.
+    OldestFirst,
+    /// The newest first, of those before this one.
+    NewestFirst(Option<JobId>),
+}
+
+impl Order {
+    /// Pushes the condition that it makes on the key.
+    fn push_condition(self, query: &mut QueryBuilder<Postgres>, key: &str) {
+        if let Self::NewestFirst(Some(before)) = self {
+            query.push(" and ").push(key).push(" < ").push_bind(before);
+        }
+    }
+
+    fn push(self, query: &mut QueryBuilder<Postgres>, key: &str) {
+        match self {
+            Self::Any => {}
+            Self::OldestFirst => drop(query.push(" order by ").push(key)),
+            Self::NewestFirst(_) => drop(query.push(" order by ").push(key).push(" desc")),
+        }
+    }
 }
 
 impl Filter {
-    /// Pushes where the matching jobs of a tenant come from, as `jobs` with these columns, `more` being a condition beside the
-    /// filter's. What is queued or runs is looked up by its key, one row after the other, which the limit of one forces: what
-    /// the planner knows of today's rows and of the backlog is old whenever there are suddenly many, and where it believes that
+    /// Pushes the rest of a statement whose columns are said: ` from …`, down to the limit.
+    ///
+    /// What is queued or runs is looked up by its key, one row after the other, which the limit of one forces: what the
+    /// planner knows of today's rows and of the backlog is old whenever there are suddenly many, and where it believes that
     /// there are hardly any it reads all of them for each.
-    pub(super) fn push_from(
-        &self,
-        query: &mut QueryBuilder<Postgres>,
-        tenant_id: TenantId,
-        (columns, more): (&str, &str),
-        lock: &'static str,
-    ) -> Source {
-        match self.state {
-            Some(StateName::Queued) => {
-                query
-                    .push(" from (select id from queued_jobs where tenant_id = ")
-                    .push_bind(tenant_id);
-                if let Some(queue) = &self.queue {
-                    query.push(" and queue = ").push_bind(queue.clone());
-                }
-            }
+    pub(super) fn push_from(&self, query: &mut QueryBuilder<Postgres>, tenant_id: TenantId, pick: &Pick<'_>) {
+        let keys = match self.state {
+            Some(StateName::Queued) => " from (select id from queued_jobs where tenant_id = ",
             Some(StateName::Running) => {
-                query.push(" from (select distinct unnest(job_ids) as id from handouts");
+                " from (select id from (select distinct unnest(job_ids) as id from handouts) as held where true"
             }
             _ => {
                 query.push(" from jobs where tenant_id = ").push_bind(tenant_id);
                 self.push(query);
-                query.push(more);
-                return Source { key: "jobs.id", lock };
+                query.push(pick.and);
+                pick.order.push_condition(query, "id");
+                pick.order.push(query, "id");
+                push_limit(query, pick.limit);
+                query.push(pick.lock);
+                return;
+            }
+        };
+        query.push(keys);
+        if self.state == Some(StateName::Queued) {
+            query.push_bind(tenant_id);
+            if let Some(queue) = &self.queue {
+                query.push(" and queue = ").push_bind(queue.clone());
             }
         }
-        query
-            .push(" order by id desc) as key cross join lateral (select ")
-            .push(columns);
+        pick.order.push_condition(query, "id");
+        pick.order.push(query, "id");
+        query.push(") as key cross join lateral (select ").push(pick.columns);
         query
             .push(" from jobs where jobs.id = key.id and tenant_id = ")
             .push_bind(tenant_id);
         self.push(query);
-        query
-            .push(more)
-            .push(" limit 1")
-            .push(lock)
-            .push(") as jobs where true");
-        Source {
-            key: "key.id",
-            lock: "",
-        }
+        query.push(pick.and).push(" limit 1").push(pick.lock).push(") as jobs");
+        pick.order.push(query, "key.id");
+        push_limit(query, pick.limit);
     }
 
-    pub(super) fn push(&self, query: &mut QueryBuilder<Postgres>) {
+    fn push(&self, query: &mut QueryBuilder<Postgres>) {
         if let Some(state) = self.state {
             // Beside the state, what its jobs are found by: a state has no index. For two of them that is a source of its own.
             query.push(" and ").push(match state {
@@ -146,6 +174,12 @@ impl Filter {
     }
 }
 
+fn push_limit(query: &mut QueryBuilder<Postgres>, limit: Option<i64>) {
+    if let Some(limit) = limit {
+        query.push(" limit ").push_bind(limit);
+    }
+}
+
 impl Store {
     /// Up to `limit` jobs of a tenant that are older than `before`, newest first.
     ///
@@ -160,12 +194,14 @@ impl Store {
     ) -> Result<Vec<Job>, Error> {
         let mut query = QueryBuilder::new("select ");
         query.push(row::qualified());
-        let source = filter.push_from(&mut query, tenant_id, (COLUMNS, ""), "");
-        if let Some(before) = before {
-            query.push(" and ").push(source.key).push(" < ").push_bind(before);
-        }
-        query.push(" order by ").push(source.key).push(" desc limit ");
-        query.push_bind(i64::from(limit));
+        let pick = Pick {
+            columns: COLUMNS,
+            and: "",
+            order: Order::NewestFirst(before),
+            limit: Some(i64::from(limit)),
+            lock: "",
+        };
+        filter.push_from(&mut query, tenant_id, &pick);
         let rows = query.build().fetch_all(self.pool()).await?;
         rows.iter().map(row::job).collect()
     }
@@ -176,7 +212,14 @@ impl Store {
     /// When Postgres is away.
     pub async fn count(&self, tenant_id: TenantId, filter: &Filter) -> Result<u64, Error> {
         let mut query = QueryBuilder::new("select count(*)");
-        filter.push_from(&mut query, tenant_id, ("id", ""), "");
+        let pick = Pick {
+            columns: "id",
+            and: "",
+            order: Order::Any,
+            limit: None,
+            lock: "",
+        };
+        filter.push_from(&mut query, tenant_id, &pick);
         let count: i64 = query.build_query_scalar().fetch_one(self.pool()).await?;
         Ok(u64::try_from(count).unwrap_or(0))
     }

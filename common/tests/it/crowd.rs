@@ -7,7 +7,7 @@ use common::ids::JobId;
 use common::testing::eventually;
 use sqlx::PgPool;
 
-/// Repeats a job's row in these states, with ids that follow its own, and lets the planner know.
+/// Repeats a job's row in these states, with ids that follow its own. The planner knows nothing of it.
 pub(crate) async fn crowd(pool: &PgPool, like: JobId, states: impl IntoIterator<Item = (&str, RangeInclusive<u32>)>) {
     let mut connection = pool.acquire().await.unwrap();
     for (state, numbers) in states {
@@ -28,12 +28,16 @@ pub(crate) async fn crowd(pool: &PgPool, like: JobId, states: impl IntoIterator<
     }
     for sql in [
         "insert into queued_jobs select tenant_id, queue, class, priority, id from jobs where state = 'queued' on conflict do nothing",
-        "analyze",
         // What this connection has read is told now, and so not counted later.
         "select pg_stat_force_next_flush()",
     ] {
         sqlx::query(sql).execute(&mut *connection).await.unwrap();
     }
+}
+
+/// Lets the planner know what is there.
+pub(crate) async fn analyze(pool: &PgPool) {
+    sqlx::query("analyze").execute(pool).await.unwrap();
 }
 
 /// Rows that Postgres has read from all partitions of `jobs`; it tells them late.

@@ -10,7 +10,7 @@ use common::store::recent::Left;
 use common::testing::{TestEnv, ids, leases};
 use sqlx::PgPool;
 
-use crate::crowd::{crowd, rows_read, rows_read_since};
+use crate::crowd::{analyze, crowd, rows_read, rows_read_since};
 
 async fn small(pool: PgPool) -> TestEnv {
     TestEnv::with_leases(
@@ -190,6 +190,7 @@ async fn paging_in_reads_no_more_rows_than_it_brings_however_many_there_are(pool
     env.insert(&job).await;
     // History before it and a long backlog behind, of which the planner knows: joining all of both looks cheap then.
     crowd(&pool, job.id, [("succeeded", 1..=20_000), ("queued", 20_001..=40_000)]).await;
+    analyze(&pool).await;
     let before = rows_read(&pool).await;
     let next = env
         .store
