@@ -80,7 +80,7 @@ impl Store {
                  )",
             );
             if state == StateName::Queued {
-                query.push(", left_queue as (").push(index::leave_each("changed")).push(")");
+                query.push(", left_queue as (").push(index::leave("changed")).push(")");
             }
             query.push(" select id, seq, state, parent_id, conversation_id from changed");
             let mut tx = self.pool().begin().await?;

@@ -20,17 +20,10 @@ pub(super) fn enter(from: &str) -> String {
     )
 }
 
-/// SQL: deletes from `queued_jobs` the jobs of the common table expression `from`, queued or not.
+/// SQL: deletes from `queued_jobs` the jobs of the common table expression `from`, queued or not. Each is looked up by its
+/// key, whatever the planner believes of the table's size: where it believes that it is nearly empty, it would compare each
+/// of its rows with each of `from`.
 pub(super) fn leave(from: &str) -> String {
-    format!(
-        "delete from queued_jobs q using {from} c where q.tenant_id = c.tenant_id and q.queue = c.queue
-            and q.class = c.class and q.priority = c.priority and q.id = c.id"
-    )
-}
-
-/// SQL: the same, each looked up by its key whatever the planner believes of the table's size: where it believes that it is
-/// nearly empty, it compares each of its rows with each of `from`.
-pub(super) fn leave_each(from: &str) -> String {
     format!(
         "delete from queued_jobs where ctid = any(array(
             select left_behind.ctid from {from} c cross join lateral (
