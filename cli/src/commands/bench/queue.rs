@@ -15,11 +15,12 @@ use crate::output;
 /// How long the jobs that are left may take to end.
 const DRAIN_LIMIT: Duration = Duration::from_mins(5);
 
-/// How often it is looked whether jobs have ended.
-const LOOK: Duration = Duration::from_millis(200);
+/// How often it is looked whether jobs have ended: rarely, because each look takes a part of what is measured, and when they
+/// ended their rows say.
+const LOOK: Duration = Duration::from_secs(2);
 
-/// The same where each look takes a part of what is measured.
-const LOOK_RARELY: Duration = Duration::from_secs(2);
+/// How often jobs that have not ended are cancelled.
+const CANCEL: Duration = Duration::from_millis(200);
 
 /// A queue that nobody else uses.
 #[derive(Debug)]
@@ -64,14 +65,9 @@ impl<'c> BenchQueue<'c> {
         Ok(())
     }
 
-    /// Waits until all its jobs have ended.
+    /// Waits until all its jobs have ended. They may have done so for a while, so who measures a time asks the rows.
     pub(super) async fn drain(&self) -> anyhow::Result<()> {
         self.until_over(LOOK, async || Ok(())).await
-    }
-
-    /// The same where looking would take a part of what is measured.
-    pub(super) async fn drain_unseen(&self) -> anyhow::Result<()> {
-        self.until_over(LOOK_RARELY, async || Ok(())).await
     }
 
     /// Cancels what has not ended, and leaves the queue as a queue that was never used.
@@ -82,15 +78,15 @@ impl<'c> BenchQueue<'c> {
         }
         let body = json!({"queue": self.name});
         // A call cancels no more than so many jobs, and a running one takes its time.
-        self.until_over(LOOK, async || {
+        self.until_over(CANCEL, async || {
             self.client.post_repeatable::<Value>(&["jobs", "cancel"], &body).await?;
             Ok(())
         })
         .await
     }
 
-    /// Does something again and again until no job is open.
-    async fn until_over(&self, look: Duration, step: impl AsyncFn() -> anyhow::Result<()>) -> anyhow::Result<()> {
+    /// Does something every so often until no job is open.
+    async fn until_over(&self, pause: Duration, step: impl AsyncFn() -> anyhow::Result<()>) -> anyhow::Result<()> {
         let give_up_at = Instant::now() + DRAIN_LIMIT;
         let spinner = output::spinner();
         spinner.set_message("waiting for the end of all jobs");
@@ -101,7 +97,7 @@ impl<'c> BenchQueue<'c> {
                 self.name
             );
             step().await?;
-            tokio::time::sleep(look).await;
+            tokio::time::sleep(pause).await;
         }
         spinner.finish_and_clear();
         Ok(())

@@ -69,6 +69,18 @@ impl Rate {
         self.count as f64 / self.time.as_secs_f64()
     }
 
+    /// What all of these have counted when the last of them ends.
+    async fn of(mut counts: JoinSet<anyhow::Result<u64>>, begun: Instant) -> anyhow::Result<Self> {
+        let mut count = 0;
+        while let Some(ended) = counts.join_next().await {
+            count += ended??;
+        }
+        Ok(Self {
+            count,
+            time: begun.elapsed(),
+        })
+    }
+
     fn sum(rates: &[Self]) -> Self {
         rates.iter().fold(Self::default(), |sum, rate| Self {
             count: sum.count + rate.count,
@@ -179,7 +191,7 @@ async fn jobs(client: &Client, queue: &str, (count, input): (u64, Value)) -> any
     }
     settled().await;
     queue.resume().await?;
-    queue.drain_unseen().await?;
+    queue.drain().await?;
     let mut census = queue.census(usize::try_from(count)?).await?;
     let good = census.ends.get(&("succeeded".to_owned(), 1)).copied().unwrap_or(0);
     ensure!(
@@ -215,14 +227,7 @@ async fn churned(engine: &Engine, at_once: usize, time: Duration) -> anyhow::Res
     for _ in 0..at_once {
         tasks.spawn(churn(engine.clone(), begun + time));
     }
-    let mut count = 0;
-    while let Some(ended) = tasks.join_next().await {
-        count += ended??;
-    }
-    Ok(Rate {
-        count,
-        time: begun.elapsed(),
-    })
+    Rate::of(tasks, begun).await
 }
 
 /// Makes and destroys sandboxes one after the other; answers how many.
@@ -255,12 +260,5 @@ async fn processes() -> anyhow::Result<Rate> {
             Ok(ended)
         });
     }
-    let mut count = 0;
-    while let Some(ended) = tasks.join_next().await {
-        count += ended??;
-    }
-    Ok(Rate {
-        count,
-        time: begun.elapsed(),
-    })
+    Rate::of(tasks, begun).await
 }
