@@ -7,6 +7,7 @@
 use std::convert::Infallible;
 
 use bytes::Bytes;
+use common::message::Usage;
 use futures_util::FutureExt;
 use hyper::body::Incoming;
 use hyper::header::{CONNECTION, HeaderValue};
@@ -16,29 +17,12 @@ use super::answer::Refusal;
 use super::call::{Answered, Content};
 use super::serve::{self, Body};
 use super::{GATEWAY_PORT, bad, good, read};
+use crate::model::scripted::anthropic;
+use crate::model::scripted::frame::Frame;
+use crate::model::scripted::perform::Step;
 use crate::model::wire::Route;
+use crate::model::{ModelEvent, StopReason};
 use crate::sandbox::{Sandbox, Tunnel};
-
-/// The shortest answer of a model in Anthropic's wire.
-const ANSWER: &str = r#"event: message_start
-data: {"type":"message_start","message":{"id":"msg_0","type":"message","role":"assistant","model":"none","content":[],"stop_reason":null,"stop_sequence":null,"usage":{"input_tokens":0,"output_tokens":0}}}
-
-event: content_block_start
-data: {"type":"content_block_start","index":0,"content_block":{"type":"text","text":""}}
-
-event: content_block_delta
-data: {"type":"content_block_delta","index":0,"delta":{"type":"text_delta","text":"-"}}
-
-event: content_block_stop
-data: {"type":"content_block_stop","index":0}
-
-event: message_delta
-data: {"type":"message_delta","delta":{"stop_reason":"end_turn","stop_sequence":null},"usage":{"output_tokens":0}}
-
-event: message_stop
-data: {"type":"message_stop"}
-
-"#;
 
 /// Serves the tunnels of a sandbox that is nobody's, until it is dropped, which closes them.
 pub async fn rehearse(sandbox: &Sandbox) -> Infallible {
@@ -62,7 +46,7 @@ async fn answer(request: Request<Incoming>) -> Response<Body> {
             status: 200,
             content_type: "text/event-stream".to_owned(),
             request_id: None,
-            body: Content::Whole(Bytes::from_static(ANSWER.as_bytes())),
+            body: Content::Whole(shortest()),
         }),
         (Ok(_), _) => bad(&Refusal::new(404, "not_found_error", "nobody is here yet"), route),
         (Err(refusal), _) => bad(&refusal, route),
@@ -72,4 +56,21 @@ async fn answer(request: Request<Incoming>) -> Response<Body> {
         .headers_mut()
         .insert(CONNECTION, HeaderValue::from_static("close"));
     response
+}
+
+/// The shortest answer of a model, in Anthropic's wire.
+fn shortest() -> Bytes {
+    let said = [
+        ModelEvent::Usage(Usage::default()),
+        ModelEvent::TextDelta { text: "-".to_owned() },
+        ModelEvent::End {
+            stop_reason: StopReason::EndTurn,
+        },
+    ];
+    let frames = anthropic::frames("none", &said.map(Step::Event));
+    let sent = frames.into_iter().filter_map(|frame| match frame {
+        Frame::Event(event) => Some(event),
+        _ => None,
+    });
+    sent.collect::<String>().into()
 }
