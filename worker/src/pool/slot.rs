@@ -97,7 +97,7 @@ impl Slot {
     /// Keeps the sandbox, as it is but without its processes other than a resident, for the turn that follows; `version` is
     /// that of the workspace in it. One whose environment keeps none, or that does not answer, is retired. Answers for how
     /// long it is kept.
-    pub async fn keep(mut self, owner: KeptFor, version: u64) -> Option<Duration> {
+    pub async fn keep(self, owner: KeptFor, version: u64) -> Option<Duration> {
         let keep = self.held().1.shelf().environment.warm.keep;
         let has_resident = self.held().0.resident.is_some();
         // Nobody renews its lease while it is kept.
@@ -108,19 +108,12 @@ impl Slot {
         };
         let may_stay = !keep.is_zero() && !self.pool.stop.is_cancelled();
         let is_fit = may_stay && stopped(self.sandbox()).await.is_ok();
-        match self.held.take() {
-            Some((warm, leased)) if is_fit => {
-                let shelf = Arc::clone(leased.shelf());
-                shelf.keep(warm, leased, owner, version);
-                self.pool.wake.notify_one();
-                Some(keep)
-            }
-            held => {
-                self.held = held;
-                self.settle();
-                None
-            }
+        if !is_fit {
+            self.retire();
+            return None;
         }
+        self.shelve(owner, version);
+        Some(keep)
     }
 
     /// Resets the sandbox behind, and hands it to a job of this owner that waits for it, or keeps it for this owner alone; one
@@ -171,21 +164,23 @@ impl Slot {
                     // The job is gone: on to the next, with the same sandbox.
                     Err(back) => slot = back,
                 },
-                Succession::Shelf => {
-                    if let Some((warm, leased)) = slot.held.take() {
-                        shelf.keep(warm, leased, owner, 0);
-                        slot.pool.wake.notify_one();
-                    }
-                    return;
-                }
+                Succession::Shelf => return slot.shelve(owner, 0),
             }
+        }
+    }
+
+    fn shelve(mut self, owner: KeptFor, version: u64) {
+        if let Some((warm, leased)) = self.held.take() {
+            let shelf = Arc::clone(leased.shelf());
+            shelf.keep(warm, leased, owner, version);
+            self.pool.wake.notify_one();
         }
     }
 
     fn held(&self) -> &(Warm, Leased) {
         self.held
             .as_ref()
-            .expect("only retire and drop take it, and both end the slot")
+            .expect("only retire, shelve and drop take it, and each ends the slot")
     }
 
     fn settle(&mut self) {
