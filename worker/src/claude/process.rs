@@ -39,7 +39,6 @@ pub struct Process {
     session: String,
     token: String,
     whose: Option<Whose>,
-    is_rehearsed: bool,
 }
 
 /// What it said.
@@ -115,7 +114,6 @@ impl Process {
             session: session.id().to_owned(),
             token: token.to_owned(),
             whose: None,
-            is_rehearsed: false,
         })
     }
 
@@ -135,9 +133,12 @@ impl Process {
     }
 
     /// Has it do for nobody what its first turn begins with. Code that has run once is quicker, by a fifth of the way to
-    /// the first call of a model. One that refuses, as another version may, is a spare all the same; one that is silent may
-    /// still be about it, and is none.
-    async fn rehearse(&mut self, sandbox: &Sandbox) -> Result<(), Error> {
+    /// the first call of a model. Answers whether it did all of it: one that refuses, as another version may, is a spare all
+    /// the same.
+    ///
+    /// # Errors
+    /// When it is silent: it may still be about it then, and is no spare.
+    pub async fn rehearse(&mut self, sandbox: &Sandbox) -> Result<bool, Error> {
         let rehearsed = async {
             let mut is_whole = true;
             for (id, what) in words::rehearsal() {
@@ -149,8 +150,7 @@ impl Process {
                     answered => answered?,
                 }
             }
-            self.is_rehearsed = is_whole;
-            Ok(())
+            Ok(is_whole)
         };
         tokio::select! {
             rehearsed = rehearsed => rehearsed,
@@ -162,7 +162,8 @@ impl Process {
     /// after the other.
     ///
     /// # Errors
-    /// When it refuses, is not able to or does not answer; it is of no use then, and has answered nobody.
+    /// When it refuses or is not able to: it is of no use then. One that does not answer in time may have taken the claim all
+    /// the same, have begun its turn and called its model; only the gateway knows.
     pub async fn claim(&mut self, instructions: &str, first: String) -> Result<(), Error> {
         self.wake().await?;
         let mut claim = json!({"subtype": "claim_session", "cwd": WORKSPACE, "permission_mode": "bypassPermissions"});
@@ -171,11 +172,6 @@ impl Process {
         }
         let said = words::request("claim", &claim) + &first;
         self.ask_as("claim", said, CLAIM_MAX).await
-    }
-
-    /// Whether it has done once, for nobody, all that a first turn begins with.
-    pub const fn is_rehearsed(&self) -> bool {
-        self.is_rehearsed
     }
 
     /// How it was started.

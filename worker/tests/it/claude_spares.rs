@@ -121,7 +121,11 @@ async fn a_spare_has_rehearsed_and_nothing_of_that_is_left(pool: PgPool) {
     let env = bench.machine.environments[CLAUDE_CODE].env.clone();
     let recipe = Recipe::new(&agent(), &model, env.into_iter().collect());
     let mut spare = Process::spare(sandbox, &recipe).await.unwrap();
-    assert!(spare.is_rehearsed(), "this version does not do what is asked of it");
+    // It has done so once, and does it again to say how that went.
+    spare.wake().await.unwrap();
+    let is_whole = spare.rehearse(sandbox).await.unwrap();
+    assert!(is_whole, "this version does not do what is asked of it");
+    spare.rest().await.unwrap();
     let looked = sandbox.run(RunSpec::new(["/bin/sh", "-c", LOOK])).await.unwrap();
     assert!(looked.wait().await.unwrap().is_success());
     assert!(server.requests().is_empty(), "no provider hears of it");
