@@ -5,7 +5,7 @@ use chrono::{DateTime, Utc};
 use super::{Concurrency, Job, Rate};
 use crate::ids::{AgentId, ConversationId, JobId, TenantId};
 
-/// A queued job, as far as it is dispatched. Backlogs are read by the ten thousand, and a whole [`Job`] is four times as much.
+/// A queued job, as far as it is dispatched. Backlogs are read by the ten thousand, and a whole [`Job`] is three times as much.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Brief {
     /// The job.

@@ -24,6 +24,7 @@ use crate::{sys, whatever};
 
 const SIGKILL: i32 = 9;
 const SIGTERM: i32 = 15;
+
 // After SIGKILL to a whole tree only processes stuck in the kernel stay; then the sandbox is not usable any more.
 const KILL_TAKES_MAX: Duration = Duration::from_secs(10);
 

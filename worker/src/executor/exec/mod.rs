@@ -161,6 +161,7 @@ async fn in_slot(
     });
     let (exit, collected) = keeper.keep(sandbox, work).await.map_err(Broken::Stopped)??;
     let kept = if input.artifacts.is_empty() {
+        // Each `keep` begins with a renewal of the lease, a message that most jobs need not wait for.
         Vec::new()
     } else {
         let kept = artifacts::keep(context, sandbox, &input.artifacts);
