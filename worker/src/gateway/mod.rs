@@ -24,9 +24,10 @@ mod serve;
 mod splice;
 mod strict;
 mod tally;
+mod tokens;
 
 use std::convert::Infallible;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use common::job::Failure;
@@ -34,9 +35,8 @@ use common::message::Usage;
 use futures_util::{FutureExt, StreamExt};
 use http_body_util::{BodyExt, Full, Limited, StreamBody};
 use hyper::body::{Frame, Incoming};
-use hyper::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER};
+use hyper::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use hyper::{Request, Response, StatusCode};
-use subtle::ConstantTimeEq;
 use tokio::sync::Semaphore;
 
 use crate::executor::native::TurnSink;
@@ -49,6 +49,7 @@ use answer::Refusal;
 use call::{Answered, Content, Means};
 use check::Named;
 use serve::Body;
+use tokens::{Bearer, Tokens};
 
 pub use hothouse_protocol::GATEWAY_PORT;
 pub use rehearsal::rehearse;
@@ -94,9 +95,7 @@ pub fn variables(token: &str) -> Vec<(String, String)> {
 
 /// The gateway of one attempt.
 pub struct Gateway {
-    token: String,
-    /// The token of a process that was started before this attempt, and serves it now.
-    bound: OnceLock<String>,
+    tokens: Tokens,
     terms: Terms,
     account: Arc<Account>,
     calls: Semaphore,
@@ -114,8 +113,7 @@ impl Gateway {
     /// A gateway with a token of its own; `sink` hears what calls use.
     pub fn new(terms: Terms, sink: Arc<dyn TurnSink>) -> Self {
         Self {
-            token: token(),
-            bound: OnceLock::new(),
+            tokens: Tokens::new(token()),
             terms,
             account: Arc::new(Account::new(sink)),
             calls: Semaphore::new(CALLS_MAX),
@@ -124,14 +122,19 @@ impl Gateway {
 
     /// What a program presents as its key.
     pub fn token(&self) -> &str {
-        &self.token
+        self.tokens.own()
     }
 
     /// Accepts the token of a process that was started before this attempt, until the attempt is over. It is good through
-    /// this attempt's own tunnels alone, as the attempt's own is, and what it is used for is this attempt's.
+    /// this attempt's own tunnels alone, as the attempt's own is, and what it is used for is this attempt's. There is one
+    /// such process in an attempt's life.
     pub fn bind(&self, token: &str) {
-        // There is one such process in an attempt's life.
-        let _is_first = self.bound.set(token.to_owned()).is_ok();
+        self.tokens.bind(token);
+    }
+
+    /// Accepts that token no longer, unless a model was called with it. True when none was, and so none will be.
+    pub fn unbind(&self) -> bool {
+        self.tokens.unbind()
     }
 
     /// The first model whose provider speaks Anthropic Messages.
@@ -162,7 +165,7 @@ impl Gateway {
 
     /// The variables by which client libraries find the gateway.
     pub fn variables(&self) -> Vec<(String, String)> {
-        let mut variables = variables(&self.token);
+        let mut variables = variables(self.token());
         if let Some(model) = self.terms.models.first() {
             variables.push(("HOTHOUSE_MODEL".to_owned(), model.model().to_owned()));
         }
@@ -187,7 +190,7 @@ impl Gateway {
     async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
         let route = Route::of(request.method().as_str(), request.uri().path());
         let answered = async {
-            self.check_token(request.headers())?;
+            let bearer = self.tokens.check(request.headers())?;
             match route {
                 None => Err(Refusal::new(
                     404,
@@ -200,7 +203,7 @@ impl Gateway {
                     request_id: None,
                     body: Content::Whole(answer::models(&self.terms.models)),
                 }),
-                Some(route) => self.call(route, request).await,
+                Some(route) => self.call((route, bearer), request).await,
             }
         };
         match answered.await {
@@ -209,31 +212,7 @@ impl Gateway {
         }
     }
 
-    fn check_token(&self, headers: &HeaderMap) -> Result<(), Refusal> {
-        let bearer = headers
-            .get("authorization")
-            .and_then(|value| value.as_bytes().strip_prefix(b"Bearer "));
-        let mut given = headers
-            .get("x-api-key")
-            .map(HeaderValue::as_bytes)
-            .into_iter()
-            .chain(bearer);
-        let ours = [Some(&self.token), self.bound.get()];
-        let is_ours = |given: &[u8]| {
-            let equal = |token: &String| bool::from(given.ct_eq(token.as_bytes()));
-            ours.into_iter().flatten().any(equal)
-        };
-        if given.any(is_ours) {
-            return Ok(());
-        }
-        Err(Refusal::new(
-            401,
-            "authentication_error",
-            "this is not the token of the attempt that runs here",
-        ))
-    }
-
-    async fn call(&self, route: Route, request: Request<Incoming>) -> Result<Answered, Refusal> {
+    async fn call(&self, (route, bearer): (Route, Bearer), request: Request<Incoming>) -> Result<Answered, Refusal> {
         let _place = self.calls.try_acquire().map_err(|_full| Refusal {
             may_retry: true,
             retry_after_s: Some(1),
@@ -270,6 +249,8 @@ impl Gateway {
             caller: &self.terms.caller,
             account: &self.account,
         };
+        // The body may have taken its time.
+        self.tokens.calls(bearer)?;
         call::make(&request, means).await
     }
 

@@ -23,7 +23,8 @@ use crate::docker::{eventually, test_variable};
 use crate::model_server::ModelServer;
 use crate::workspaces::{conversation, turn_of};
 
-/// What waits refuses as `REFUSES` says: at once, when it is claimed, by its end, or without a word.
+/// What waits refuses as `REFUSES` says: at once, when it is claimed, by its end, or without a word. One that is `late`
+/// does not say that it took the claim, and steps aside then: the real one takes the turn.
 const STAND_IN: &str = r#"#!/bin/sh
 case " $* " in *" --await-claim "*) ;; *) PATH=${PATH#*:} exec claude "$@" ;; esac
 answer() {
@@ -37,6 +38,12 @@ answer error context
 case $REFUSES in
 claim) answer error claim; exec sleep 600 ;;
 end) read -r _; exit 3 ;;
+late)
+    read -r _
+    for word; do shift; [ "$word" = --await-claim ] || set -- "$@" "$word"; done
+    PATH=${PATH#*:}
+    exec claude "$@"
+    ;;
 esac
 exec sleep 600
 "#;
@@ -189,4 +196,30 @@ async fn a_spare_that_does_not_become_somebodys_is_replaced_by_a_fresh_process(p
         );
         bench.end().await;
     }
+}
+
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn a_spare_that_is_late_to_say_so_but_has_called_its_model_keeps_the_turn(pool: PgPool) {
+    let image = Image::build().await;
+    let server = ModelServer::start(scripted()).await;
+    let bench = Bench::new(pool.clone(), of_server(&server), image.refusing("late")).await;
+    is_taken(&bench, &pool, "what did I say before").await;
+    eventually("a process to wait", async || status(&bench).spares == 1).await;
+    let before = server.requests().len();
+
+    let agent = AgentDefinition {
+        models: vec!["anthropic/claude".to_owned()],
+        ..agent()
+    };
+    let talk = conversation(&bench, &pool).await;
+    let done = turn_of(&bench, talk, &agent, "what did I say to the late one", None).await;
+    assert_eq!(how(&done), "waiting");
+    assert!(
+        done.result()["text"].as_str().unwrap().contains("to the late one"),
+        "{done:#?}"
+    );
+    assert_eq!(server.requests().len() - before, 1, "one call, and no second process");
+    assert_eq!(done.names().iter().filter(|name| **name == "usage").count(), 1);
+    done.settle().await;
+    bench.end().await;
 }

@@ -43,6 +43,7 @@ gateways!(
     every_route_answers_and_is_counted,
     what_is_not_allowed_is_refused,
     a_token_is_good_for_its_own_attempt_alone,
+    the_token_of_a_process_from_before_is_given_up_unless_it_called,
     the_provider_gets_the_key_and_the_same_bytes,
     the_next_model_is_asked_before_the_first_token_and_not_after,
     a_program_that_goes_away_has_used_what_it_has_used,
@@ -272,6 +273,31 @@ print(ask("GET", "/v1/models")[0])
         }
     }
     assert_eq!(String::from_utf8_lossy(&text).trim(), "closed");
+}
+
+async fn the_token_of_a_process_from_before_is_given_up_unless_it_called(subject: &Subject) {
+    let (scripted, providers) = scripted(&[]);
+    let world = World::new(subject, &["scripted/demo"], providers).await;
+    let before = [("BEFORE", "of-before")];
+    let look = r#"
+before = {"x-api-key": os.environ["BEFORE"]}
+print(ask("GET", "/v1/models", headers=before)[0])
+"#;
+    let call = r#"
+print(ask("POST", "/v1/messages", say("demo"), headers={"x-api-key": os.environ["BEFORE"]})[0])
+print(ask("POST", "/v1/messages", say("demo"))[0])
+"#;
+    world.gateway.bind("of-before");
+    assert_eq!(world.run_with(look, &before).await, "200");
+    assert!(world.gateway.unbind(), "it only looked");
+    assert_eq!(world.run_with(call, &before).await, "401\n200");
+    assert_eq!(scripted.told().calls, 1);
+
+    world.gateway.bind("of-before");
+    assert_eq!(world.run_with(call, &before).await, "200\n200");
+    assert!(!world.gateway.unbind());
+    assert_eq!(world.run_with(call, &before).await, "200\n200");
+    assert_eq!((scripted.told().calls, world.calls().len()), (5, 5));
 }
 
 async fn the_provider_gets_the_key_and_the_same_bytes(subject: &Subject) {

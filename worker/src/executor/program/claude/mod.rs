@@ -25,7 +25,7 @@ use super::super::exec::Broken;
 use super::place::{Place, not_started};
 use super::transcript::Transcript;
 use super::{Done, Task};
-use crate::claude::{Process, Whose, words};
+use crate::claude::{Error, Process, Whose, words};
 use crate::events::Say;
 use steering::Steering;
 use turn::Turn;
@@ -129,16 +129,24 @@ async fn woken(
         return None;
     }
     // One that waited begins with the turn as soon as it has taken the claim.
-    place.doors.gateway.bind(process.token());
+    let gateway = &place.doors.gateway;
+    gateway.bind(process.token());
     let (woken, how) = if is_spare {
         (process.claim(&agent.instructions, say(false)).await, "waiting")
     } else {
         (process.wake().await.map_err(Into::into), "kept")
     };
     if let Err(error) = woken {
-        let error = &error as &dyn std::error::Error;
-        tracing::warn!(error, how, job_id = %place.context.job.id, "a process is of no use, another one is started");
-        return None;
+        // From here on it reaches no model. One that has called one is late with its answer alone: it has begun this turn, and
+        // another would call a second time.
+        let has_begun = !gateway.unbind();
+        let is_late = matches!(error, Error::NoAnswer { .. });
+        let (error, job_id) = (&error as &dyn std::error::Error, place.context.job.id);
+        if !(is_late && has_begun) {
+            tracing::warn!(error, how, %job_id, "a process is of no use, another one is started");
+            return None;
+        }
+        tracing::info!(error, how, %job_id, "a process is slow, but has begun the turn");
     }
     Some(Begun {
         prompt: (!is_spare).then(|| say(true)),
