@@ -296,10 +296,8 @@ impl Run {
         let stream = self.stream;
         match &self.stage {
             Stage::Failed(failure) => {
-                connection.send(FromInit::Failed {
-                    stream,
-                    failure: failure.clone(),
-                })?;
+                let failure = failure.clone();
+                connection.send(FromInit::Failed { stream, failure })?;
                 self.stage = Stage::Over;
                 return Ok(true);
             }
