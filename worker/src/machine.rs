@@ -13,7 +13,6 @@ use common::objects::Objects;
 use common::queue::Queue;
 use common::store::Store;
 use common::workspace::Workspaces;
-use futures_util::FutureExt;
 
 use crate::config::{Config, Driver, Sandboxes};
 use crate::driver::SandboxDriver;
@@ -24,15 +23,12 @@ use crate::environment::{self, Environments};
 use crate::executor::{Machine, Means};
 use crate::model::Policy;
 use crate::model::books::Books;
-use crate::pool::{self, IsAlive, Pool};
+use crate::pool::{self, Asks, Pool};
 use crate::sandbox;
 use crate::verify::Bench;
 
 /// How long an engine may take to say that it is there when the driver is to be chosen.
 const PROBE: Duration = Duration::from_secs(3);
-
-/// A worker that was not heard of for so long, and of whom no job says that it runs there, is dead.
-const DEAD_AFTER: Duration = Duration::from_mins(1);
 
 /// Opens everything but the pool; answers the driver too, with which [`fill`] starts it.
 ///
@@ -78,14 +74,8 @@ pub(crate) fn fill(
         sandbox: demands(driver.as_ref()),
         ..pool::Settings::new(worker_id.uuid())
     };
-    let is_alive = is_alive(&machine.store, clock);
-    machine.pool = Some(Pool::start(
-        driver,
-        &machine.environments,
-        settings,
-        is_alive,
-        lifecycle,
-    ));
+    let asks = Asks::of(&machine.store, clock);
+    machine.pool = Some(Pool::start(driver, &machine.environments, settings, asks, lifecycle));
 }
 
 fn means(settings: &egress::Settings) -> anyhow::Result<Means> {
@@ -201,17 +191,4 @@ fn open_bubblewrap(init: &Path) -> anyhow::Result<Arc<dyn SandboxDriver>> {
 fn beside_this_program() -> anyhow::Result<PathBuf> {
     let program = std::env::current_exe().context("where this program is")?;
     Ok(program.with_file_name("hothouse-init"))
-}
-
-/// Asks the store; when it does not answer, everybody lives.
-fn is_alive(store: &Store, clock: &Clock) -> IsAlive {
-    let (store, clock) = (store.clone(), clock.clone());
-    Arc::new(move |id| {
-        let (store, clock) = (store.clone(), clock.clone());
-        async move {
-            let gone = store.is_worker_gone(WorkerId(id), clock.now() - DEAD_AFTER).await;
-            !gone.is_ok_and(|gone| gone)
-        }
-        .boxed()
-    })
 }

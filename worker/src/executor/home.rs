@@ -94,7 +94,7 @@ impl Home {
         };
         let owner = workspace.as_ref().map(|workspace| KeptFor {
             tenant_id: context.job.tenant_id,
-            who: Who::Workspace(workspace.owner().id()),
+            who: Who::Workspace(workspace.owner()),
         });
         let version = workspace.as_ref().map_or(0, Workspace::version);
         let (slot, is_kept) = if let Some(slot) = kept(pool, &environment.name, owner.as_ref(), version).await {

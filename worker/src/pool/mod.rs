@@ -21,7 +21,6 @@ use chrono::{DateTime, Utc};
 use common::clock::Clock;
 use common::lifecycle::Lifecycle;
 use common::store::sandboxes::Sandboxes;
-use futures_util::future::BoxFuture;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -32,11 +31,13 @@ use crate::driver::{Profile, SandboxDriver};
 use crate::environment::Environments;
 use crate::sandbox::{self, Sandbox};
 
+mod asks;
 mod check_out;
 mod cold;
 mod demand;
 mod error;
 mod held;
+mod ownerless;
 mod plan;
 mod proof;
 mod reaper;
@@ -47,6 +48,7 @@ mod slot;
 mod spares;
 mod throttle;
 
+pub use asks::{Asks, IsAlive, IsThere};
 pub use error::{Error, Fault};
 pub use reaper::Report;
 pub use shelf::{KeptFor, LastError, Who};
@@ -56,9 +58,6 @@ use held::Retiring;
 use plan::Pace;
 use shelf::Shelf;
 use throttle::Throttle;
-
-/// Tells whether a worker still lives. Asked of the store by the caller; when in doubt it must say yes.
-pub type IsAlive = Arc<dyn Fn(Uuid) -> BoxFuture<'static, bool> + Send + Sync>;
 
 /// How the pool works, the same for all environments.
 #[derive(Debug, Clone)]
@@ -145,7 +144,7 @@ pub(crate) struct Inner {
     sandbox: sandbox::Settings,
     pace: Pace,
     starts: Throttle,
-    is_alive: IsAlive,
+    asks: Asks,
     clock: Clock,
     wake: Arc<Notify>,
     // Sandboxes that somebody here holds; the reaper leaves them alone.
@@ -161,7 +160,7 @@ impl Pool {
         driver: Arc<dyn SandboxDriver>,
         environments: &Environments,
         settings: Settings,
-        is_alive: IsAlive,
+        asks: Asks,
         lifecycle: &Lifecycle,
     ) -> Self {
         let wake = Arc::new(Notify::new());
@@ -186,7 +185,7 @@ impl Pool {
                 backoff_max: settings.backoff_max,
             },
             starts: Throttle::new(settings.starts_max),
-            is_alive,
+            asks,
             clock: Clock::system(),
             wake,
             known: Mutex::default(),
@@ -196,6 +195,7 @@ impl Pool {
         });
         lifecycle.spawn_infallible("pool refill", refill::run(Arc::clone(&inner)));
         lifecycle.spawn_infallible("pool rollover", rollover::run(Arc::clone(&inner)));
+        lifecycle.spawn_infallible("pool ownerless", ownerless::run(Arc::clone(&inner)));
         let reaper = reaper::run(Arc::clone(&inner), settings.cleanup_interval);
         lifecycle.spawn_infallible("pool reaper", reaper);
         Self(inner)
@@ -265,6 +265,12 @@ impl Pool {
     /// Looks at the images once, which also happens by itself: what is warm of an older one is retired.
     pub async fn roll_over(&self) {
         rollover::tick(&self.0).await;
+    }
+
+    /// Looks once whether the conversations and agents for which sandboxes are kept are still there, which also happens by
+    /// itself: those of deleted ones are retired.
+    pub async fn retire_ownerless(&self) {
+        ownerless::tick(&self.0).await;
     }
 
     /// What there is of each environment, by name.

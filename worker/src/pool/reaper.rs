@@ -95,5 +95,5 @@ async fn is_orphan(pool: &Inner, sandbox: &Found, now: DateTime<Utc>) -> bool {
     if sandbox.worker_id == pool.worker_id {
         return !pool.knows(sandbox.id);
     }
-    !(pool.is_alive)(sandbox.worker_id).await
+    !(pool.asks.is_alive)(sandbox.worker_id).await
 }

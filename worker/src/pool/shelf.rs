@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, Utc};
 use common::ids::TenantId;
+use common::workspace::Owner;
 use tokio::sync::{Notify, OnceCell, oneshot};
 use tokio::time::Instant;
 use uuid::Uuid;
@@ -54,7 +55,7 @@ pub struct KeptFor {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Who {
     /// The conversation or agent whose workspace it holds.
-    Workspace(Uuid),
+    Workspace(Owner),
     /// A user, by the name that the tenant gave; it was reset.
     User(String),
     /// An API key, for jobs that name no user; it was reset.

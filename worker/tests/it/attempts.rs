@@ -31,7 +31,7 @@ use worker::environment::{Environment, Environments};
 use worker::events::{EventLog, LogTarget, Outlets};
 use worker::executor::{Context, Ended, Machine, Means, execute};
 use worker::model;
-use worker::pool::{self, Pool};
+use worker::pool::{self, Asks, Pool};
 
 use crate::docker::{driver, image, profile};
 
@@ -90,9 +90,12 @@ impl Bench {
         environment.warm.max = 2;
         change(&mut environment);
         let environments = Environments::from([(environment.name.clone(), Arc::new(environment))]);
-        let lives = Arc::new(|_| async { true }.boxed());
+        let asks = Asks {
+            is_alive: Arc::new(|_| async { true }.boxed()),
+            ..Asks::of(&env.store, &env.clock.clock())
+        };
         let settings = pool::Settings::new(Uuid::now_v7());
-        let pool = Pool::start(Arc::clone(&driver), &environments, settings, lives, &lifecycle);
+        let pool = Pool::start(Arc::clone(&driver), &environments, settings, asks, &lifecycle);
         let url = format!("file://{}", folder.path().display());
         let objects = Objects::open(&objects::Settings { url }).unwrap();
         let machine = Machine {

@@ -21,7 +21,6 @@ use common::queue::Want;
 use common::store::egress::Decision;
 use common::testing::TestEnv;
 use common::workspace::Workspaces;
-use futures_util::FutureExt;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha512};
 use sqlx::PgPool;
@@ -35,7 +34,7 @@ use worker::environment::{Environment, Environments};
 use worker::events::{EventLog, LogTarget, Outlets};
 use worker::executor::{Context, Ended, Machine, Means, execute};
 use worker::model;
-use worker::pool::{self, Pool};
+use worker::pool::{self, Asks, Pool};
 
 use crate::docker::{driver, image, profile};
 
@@ -179,8 +178,8 @@ impl Bench {
             ("closed".to_owned(), Arc::new(closed.with_image(image()))),
         ]);
         let settings = pool::Settings::new(Uuid::now_v7());
-        let lives = Arc::new(|_| async { true }.boxed());
-        let pool = Pool::start(driver(), &environments, settings, lives, &lifecycle);
+        let asks = Asks::of(&env.store, &env.clock.clock());
+        let pool = Pool::start(driver(), &environments, settings, asks, &lifecycle);
         let hosts = [("packages.test", "127.0.0.1"), ("private.test", "10.255.255.1")];
         let egress = Settings {
             private: vec!["127.0.0.1/32".parse().unwrap()],

@@ -21,7 +21,7 @@ use uuid::Uuid;
 use worker::driver::bubblewrap::Bubblewrap;
 use worker::driver::{Error as DriverError, Found, Pipe, Profile, SandboxDriver, Spec};
 use worker::environment::{Environment, Environments, Warm};
-use worker::pool::{EnvironmentStatus, Error, IsAlive, Pool, Settings, Slot};
+use worker::pool::{Asks, EnvironmentStatus, Error, IsAlive, Pool, Settings, Slot};
 
 use crate::docker::{driver, driver_at, eventually, image, of, profile, sh, spec, test_variable};
 use crate::sandbox_bubblewrap::{driver_in, unsealed};
@@ -64,7 +64,11 @@ impl Fixture {
             backoff_max: Duration::from_millis(500),
             ..Settings::new(worker_id)
         };
-        let pool = Pool::start(driver, &environments, settings, is_alive, &lifecycle);
+        let asks = Asks {
+            is_alive,
+            is_there: Arc::new(|_, _| async { true }.boxed()),
+        };
+        let pool = Pool::start(driver, &environments, settings, asks, &lifecycle);
         Self {
             pool,
             worker_id,

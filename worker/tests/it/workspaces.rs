@@ -275,6 +275,30 @@ async fn a_workspace_that_cannot_be_restored_is_a_clear_failure(pool: PgPool) {
 }
 
 #[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn the_sandbox_of_a_deleted_conversation_ends_and_no_other(pool: PgPool) {
+    let bench = Bench::new(pool.clone(), model::Settings::default(), |it| it.warm.max = 4).await;
+    let (deleted, stays) = (conversation(&bench, &pool).await, conversation(&bench, &pool).await);
+    sh(&bench, deleted, "echo secret > secret").await;
+    sh(&bench, stays, "touch /tmp/mark").await;
+    let machines = bench.machine.pool.as_ref().unwrap();
+    machines.retire_ownerless().await;
+    assert_eq!(kept(&bench), 2);
+
+    let (store, now) = (&bench.env.store, bench.env.clock.now());
+    assert!(
+        store
+            .delete_conversation(bench.env.tenant_id, deleted, now)
+            .await
+            .unwrap()
+    );
+    machines.retire_ownerless().await;
+    assert_eq!(kept(&bench), 1);
+    let text = sh(&bench, stays, "ls /tmp").await;
+    assert!(text.contains("mark"), "the other one was kept: {text}");
+    bench.end().await;
+}
+
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
 async fn kept_sandboxes_make_room_the_least_recently_used_first(pool: PgPool) {
     let (bench, first) = bench(&pool).await;
     let second = conversation(&bench, &pool).await;

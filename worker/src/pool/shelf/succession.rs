@@ -8,7 +8,7 @@ use tokio::sync::oneshot;
 
 use super::{KeptFor, Shelf, Warm, counts};
 use crate::pool::Slot;
-use crate::pool::held::Leased;
+use crate::pool::held::{Leased, Retiring};
 use crate::pool::plan;
 
 /// Resets that are under way, and the jobs that wait for them.
@@ -98,6 +98,22 @@ impl Shelf {
         let (sender, receiver) = oneshot::channel();
         resets.heirs.push_back((owner.clone(), sender));
         Heritage::Soon(receiver)
+    }
+
+    /// For whom sandboxes are kept.
+    pub(in crate::pool) fn kept_for(&self) -> Vec<KeptFor> {
+        self.lock().kept.iter().map(|kept| kept.owner.clone()).collect()
+    }
+
+    /// Takes everything off that is kept for this owner.
+    pub(in crate::pool) fn take_kept(self: &Arc<Self>, owner: &KeptFor) -> Vec<(Warm, Retiring)> {
+        let mut state = self.lock();
+        let (theirs, others): (Vec<_>, Vec<_>) = state.kept.drain(..).partition(|kept| kept.owner == *owner);
+        state.kept = others.into();
+        let theirs = theirs.into_iter();
+        theirs
+            .map(|kept| (kept.warm, Retiring::counted(self, &mut state.counts)))
+            .collect()
     }
 
     /// Who gets a sandbox of this owner's that was reset and became warm so long ago.
