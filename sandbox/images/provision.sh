@@ -65,3 +65,13 @@ find /tmp /var/tmp /run -xdev -mindepth 1 -delete 2>/dev/null || true
 for folder in /usr/lib/python3/dist-packages; do
     [ ! -d "$folder" ] || find "$folder" -mindepth 2 -type d -name tests -prune -exec rm -rf {} +
 done
+
+# What every start of Python would do for nobody, a third of the interpreter's time: with the files of matplotlib's package
+# it makes namespace packages of what Python 3 takes for such by itself; with that of setuptools it gets ready for programs
+# that import distutils first, and they get Python's own so; and Debian's site module looks everywhere for the crash reporter
+# of another distribution. What pip installed stays: that need not be like this. It is done here and not in a layer of its
+# own, because folders that are in two layers are listed anew by each start.
+rm -f /usr/lib/python3/dist-packages/*-nspkg.pth /usr/lib/python3/dist-packages/distutils-precedence.pth
+for file in /usr/lib/python3.*/sitecustomize.py; do
+    if grep -qs apport_python_hook "$file"; then rm -f "$file"; fi
+done
