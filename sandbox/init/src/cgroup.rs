@@ -1,6 +1,7 @@
 //! What the kernel counted for the whole sandbox, when init can read it.
 
-use std::fs;
+use std::fs::File;
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
 use hothouse_protocol::{CgroupKind, Oom};
@@ -8,12 +9,21 @@ use hothouse_protocol::{CgroupKind, Oom};
 // A driver without cgroups in the sandbox's own `/sys` binds the directories here, read-only.
 const BOUND: &str = "/.hothouse/cgroup";
 const SYS: &str = "/sys/fs/cgroup";
+// `cpu.stat` is the longest.
+const TEXT_MAX: usize = 4096;
 
-/// Where to read.
+/// Where to read. The files stay open: they are read twice for each run, and their numbers are made anew each time.
 #[derive(Debug)]
 pub(crate) struct Cgroup {
-    memory: Option<(CgroupKind, PathBuf)>,
-    cpu: Option<(CgroupKind, PathBuf)>,
+    memory: Option<Memory>,
+    cpu: Option<(CgroupKind, File)>,
+}
+
+#[derive(Debug)]
+struct Memory {
+    kind: CgroupKind,
+    kills: File,
+    peak: Option<File>,
 }
 
 /// The counters at one moment; none where there is nothing to read.
@@ -28,51 +38,54 @@ impl Cgroup {
     /// Finds what is there.
     pub(crate) fn detect() -> Self {
         let first = |candidates: &[(CgroupKind, PathBuf, &str)]| {
-            let found = candidates.iter().find(|(_, folder, file)| folder.join(file).is_file());
-            found.map(|(kind, folder, _)| (*kind, folder.clone()))
+            let mut opened = candidates.iter().map(|(kind, folder, file)| {
+                let file = File::open(folder.join(file)).ok()?;
+                file.metadata().ok()?.is_file().then(|| (*kind, folder.clone(), file))
+            });
+            opened.find_map(|found| found)
         };
         let (bound, sys) = (Path::new(BOUND), Path::new(SYS));
+        let memory = first(&[
+            (CgroupKind::V2, bound.join("unified"), "memory.events"),
+            (CgroupKind::V1, bound.join("memory"), "memory.oom_control"),
+            (CgroupKind::V2, sys.to_owned(), "memory.events"),
+            (CgroupKind::V1, sys.join("memory"), "memory.oom_control"),
+        ]);
+        let cpu = first(&[
+            (CgroupKind::V2, bound.join("unified"), "cpu.stat"),
+            (CgroupKind::V1, bound.join("cpuacct"), "cpuacct.usage"),
+            (CgroupKind::V2, sys.to_owned(), "cpu.stat"),
+            (CgroupKind::V1, sys.join("cpuacct"), "cpuacct.usage"),
+        ]);
         Self {
-            memory: first(&[
-                (CgroupKind::V2, bound.join("unified"), "memory.events"),
-                (CgroupKind::V1, bound.join("memory"), "memory.oom_control"),
-                (CgroupKind::V2, sys.to_owned(), "memory.events"),
-                (CgroupKind::V1, sys.join("memory"), "memory.oom_control"),
-            ]),
-            cpu: first(&[
-                (CgroupKind::V2, bound.join("unified"), "cpu.stat"),
-                (CgroupKind::V1, bound.join("cpuacct"), "cpuacct.usage"),
-                (CgroupKind::V2, sys.to_owned(), "cpu.stat"),
-                (CgroupKind::V1, sys.join("cpuacct"), "cpuacct.usage"),
-            ]),
+            memory: memory.map(|(kind, folder, kills)| {
+                let peak = match kind {
+                    CgroupKind::V2 => "memory.peak",
+                    _ => "memory.max_usage_in_bytes",
+                };
+                let peak = File::open(folder.join(peak)).ok();
+                Memory { kind, kills, peak }
+            }),
+            cpu: cpu.map(|(kind, _, file)| (kind, file)),
         }
     }
 
     /// Which version memory is counted by.
     pub(crate) fn kind(&self) -> CgroupKind {
-        self.memory.as_ref().map_or(CgroupKind::None, |(kind, _)| *kind)
+        self.memory.as_ref().map_or(CgroupKind::None, |memory| memory.kind)
     }
 
     /// The counters now.
     pub(crate) fn read(&self) -> Counters {
-        let mut counters = Counters::default();
-        match &self.memory {
-            Some((CgroupKind::V2, folder)) => {
-                counters.oom_kills = field(&folder.join("memory.events"), "oom_kill");
-                counters.peak_bytes = number(&folder.join("memory.peak"));
-            }
-            Some((_, folder)) => {
-                counters.oom_kills = field(&folder.join("memory.oom_control"), "oom_kill");
-                counters.peak_bytes = number(&folder.join("memory.max_usage_in_bytes"));
-            }
-            None => {}
+        let memory = self.memory.as_ref();
+        Counters {
+            oom_kills: memory.and_then(|memory| field(&memory.kills, "oom_kill")),
+            peak_bytes: memory.and_then(|memory| number(memory.peak.as_ref()?)),
+            cpu_us: self.cpu.as_ref().and_then(|(kind, file)| match kind {
+                CgroupKind::V2 => field(file, "usage_usec"),
+                _ => number(file).map(|ns| ns / 1_000),
+            }),
         }
-        counters.cpu_us = match &self.cpu {
-            Some((CgroupKind::V2, folder)) => field(&folder.join("cpu.stat"), "usage_usec"),
-            Some((_, folder)) => number(&folder.join("cpuacct.usage")).map(|ns| ns / 1_000),
-            None => None,
-        };
-        counters
     }
 }
 
@@ -106,18 +119,27 @@ impl Counters {
     }
 }
 
-fn number(file: &Path) -> Option<u64> {
-    fs::read_to_string(file).ok()?.trim().parse().ok()
+fn number(file: &File) -> Option<u64> {
+    text(file)?.trim().parse().ok()
 }
 
-fn field(file: &Path, name: &str) -> Option<u64> {
-    let text = fs::read_to_string(file).ok()?;
-    text.lines()
+fn field(file: &File, name: &str) -> Option<u64> {
+    text(file)?
+        .lines()
         .find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.trim().parse().ok())
+}
+
+/// What is in a file now, which is one of a few short lines.
+fn text(file: &File) -> Option<String> {
+    let mut bytes = [0; TEXT_MAX];
+    let len = file.read_at(&mut bytes, 0).ok()?;
+    String::from_utf8(bytes.get(..len)?.to_vec()).ok()
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     fn kills(oom_kills: Option<u64>) -> Counters {
@@ -141,10 +163,15 @@ mod tests {
     #[test]
     fn fields_of_both_versions_are_found() {
         let folder = tempfile::tempdir().unwrap();
-        let file = folder.path().join("memory.events");
-        fs::write(&file, "low 0\noom 3\noom_kill 2\noom_group_kill 9\n").unwrap();
+        let path = folder.path().join("memory.events");
+        fs::write(&path, "low 0\noom 3\noom_kill 2\noom_group_kill 9\n").unwrap();
+        let file = File::open(&path).unwrap();
         assert_eq!(field(&file, "oom_kill"), Some(2));
-        fs::write(&file, "oom_kill_disable 0\nunder_oom 0\noom_kill 1\n").unwrap();
-        assert_eq!(field(&file, "oom_kill"), Some(1));
+        fs::write(&path, "oom_kill_disable 0\nunder_oom 0\noom_kill 1\n").unwrap();
+        assert_eq!(
+            field(&file, "oom_kill"),
+            Some(1),
+            "what is there now, also in a file that was read before"
+        );
     }
 }

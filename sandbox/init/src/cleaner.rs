@@ -12,7 +12,7 @@ use nix::sys::prctl;
 use nix::sys::socket::{MsgFlags, recv, send};
 
 use crate::child::become_identity;
-use crate::files::{self, Tcp};
+use crate::files::{self, Known};
 use crate::supervisor::{PACKET_MAX, failed_to_fork};
 use crate::surroundings::Surroundings;
 use crate::sys;
@@ -42,13 +42,13 @@ impl Cleaner {
     /// Begins, when nothing else runs. `known` was counted when there was no connection.
     pub(crate) fn fork(streams: Vec<u32>, known: Option<&Counted>, around: &Surroundings) -> Result<Self, Failure> {
         let counted = Counted::now();
-        let tcp = match (&counted, known) {
-            (Some(now), Some(known)) if now == known => Tcp::Unmoved,
-            _ => Tcp::Unknown,
+        let known = Known {
+            is_tcp_unmoved: counted.is_some() && counted.as_ref() == known,
+            has_no_others: counted.as_ref().is_some_and(|counted| counted.has_no_others),
         };
         let (socket, theirs) = packets().map_err(failed_to_fork)?;
         let Some(_pid) = sys::fork_single_threaded().map_err(failed_to_fork)? else {
-            clean(around, tcp, &theirs)
+            clean(around, known, &theirs)
         };
         Ok(Self {
             streams,
@@ -92,14 +92,14 @@ fn left(message: &str) -> Failure {
 }
 
 /// The life of the fork.
-fn clean(around: &Surroundings, tcp: Tcp, socket: &OwnedFd) -> ! {
+fn clean(around: &Surroundings, known: Known, socket: &OwnedFd) -> ! {
     let ready = arrange(socket).and_then(|()| become_identity(&around.identity));
     // With another identity the kernel has forgotten it.
     let ready = ready.and_then(|()| prctl::set_dumpable(false));
     let done = match ready {
         Ok(()) => {
             let folders = around.mounts.iter().map(String::as_str).chain([QUEUES]);
-            files::reset(folders, tcp).map_err(|error| error.to_string())
+            files::reset(folders, known).map_err(|error| error.to_string())
         }
         Err(errno) => Err(errno.desc().to_owned()),
     };

@@ -33,7 +33,7 @@ use crate::supervisor::child_signal;
 use crate::surroundings::Surroundings;
 use crate::tcp::Counted;
 use crate::trouble::Trouble;
-use crate::tunnel::Tunnels;
+use crate::tunnel::{self, Tunnels};
 use crate::{about, complain, mounts, sys, tree, whatever};
 
 const RUNS_MAX: usize = 32;
@@ -124,7 +124,7 @@ impl Server {
     }
 
     fn turn(&mut self, buffer: &mut [u8]) -> Result<(), Trouble> {
-        self.wait()?;
+        let has_knocked = self.wait()?;
         self.reap();
         self.connection.read(buffer)?;
         while let Some(message) = self.connection.next()? {
@@ -148,8 +148,9 @@ impl Server {
                 }
             }
         }
-        self.tunnels
-            .go_on(!self.runs.is_empty(), &mut self.connection, buffer)?;
+        let has_runs = !self.runs.is_empty();
+        let now = tunnel::Now { has_runs, has_knocked };
+        self.tunnels.go_on(now, &mut self.connection, buffer)?;
         self.clear()?;
         self.clean()?;
         self.settle()?;
@@ -176,7 +177,8 @@ impl Server {
         self.runs.is_empty() && self.clearing.is_empty() && self.to_reset.is_empty() && self.cleaner.is_none()
     }
 
-    fn wait(&self) -> Result<(), Trouble> {
+    /// Whether somebody wants a tunnel.
+    fn wait(&self) -> Result<bool, Trouble> {
         let lacks_spare = self.around.is_some() && self.spare.is_none() && self.is_free();
         let spare_at = lacks_spare.then_some(self.spare_at);
         let runs = self.runs.values().filter_map(Run::due);
@@ -193,6 +195,9 @@ impl Server {
             PollFd::new(sys::standard(0), PollFlags::POLLIN),
             PollFd::new(self.children.as_fd(), PollFlags::POLLIN),
         ];
+        let first = fds.len();
+        fds.extend(self.tunnels.doors());
+        let doors = first..fds.len();
         if has_waiting {
             fds.push(PollFd::new(sys::standard(1), PollFlags::POLLOUT));
         }
@@ -202,7 +207,11 @@ impl Server {
         self.tunnels.watch(has_room, &mut fds);
         fds.extend(self.cleaner.as_ref().map(Cleaner::watch));
         match poll(&mut fds, timeout) {
-            Ok(_) | Err(Errno::EINTR) => Ok(()),
+            Ok(_) => {
+                let mut doors = fds.get(doors).unwrap_or_default().iter();
+                Ok(doors.any(|door| door.any() == Some(true)))
+            }
+            Err(Errno::EINTR) => Ok(false),
             Err(errno) => Err(Lost::Pipe(errno).into()),
         }
     }

@@ -1,9 +1,10 @@
-//! Whether anything happened over TCP.
+//! Whether anything happened over TCP, and whether there are sockets of other protocols.
 //!
 //! The kernel's list of connections is made by walking a table that all network namespaces of the machine share: some
 //! milliseconds for each look, where there is much memory. Its counters belong to the namespace and cost next to nothing:
 //! a connection, also one that was refused, sent a segment, and one that is there is counted. While they stand where they
-//! stood, there is none that was not there before.
+//! stood, there is none that was not there before. What they say of UDP and raw sockets, which leave nothing behind when
+//! they are closed, needs no comparison.
 
 use std::fs;
 
@@ -14,15 +15,26 @@ pub(crate) struct Counted {
     segments: String,
     /// Sockets of both families, and connections that wait for their end.
     sockets: [String; 3],
+    /// Whether it is certain that there is no socket of the other protocols that have a table.
+    pub(crate) has_no_others: bool,
 }
+
+/// The protocols besides, as the kernel names them; each counts the same sockets that are in its table.
+const OTHERS: [[&str; 3]; 2] = [["UDP:", "UDPLITE:", "RAW:"], ["UDP6:", "UDPLITE6:", "RAW6:"]];
 
 impl Counted {
     /// Those of now; none where they cannot be read.
     pub(crate) fn now() -> Option<Self> {
         let read = |name: &str| fs::read_to_string(format!("/proc/net/{name}")).ok();
         let (all, four, six) = (read("snmp")?, read("sockstat")?, read("sockstat6").unwrap_or_default());
+        let counts_none = |text: &str, lines: [&str; 3]| {
+            let mut counts = lines.into_iter().map(|line| value(text, line, "inuse"));
+            counts.all(|count| count == Some("0"))
+        };
+        let [others, others_six] = OTHERS;
         Some(Self {
             segments: segments(&all)?.to_owned(),
+            has_no_others: counts_none(&four, others) && counts_none(&six, others_six),
             sockets: [
                 value(&four, "TCP:", "inuse")?.to_owned(),
                 value(&four, "TCP:", "tw")?.to_owned(),
@@ -53,7 +65,7 @@ fn value<'a>(text: &'a str, line: &str, name: &str) -> Option<&'a str> {
 
 #[cfg(test)]
 mod tests {
-    use std::net::{TcpListener, TcpStream};
+    use std::net::{TcpListener, TcpStream, UdpSocket};
 
     use super::*;
 
@@ -74,6 +86,13 @@ mod tests {
             (Some("2"), Some("7"))
         );
         assert_eq!((value(text, "TCP6:", "inuse"), value(text, "TCP:", "no")), (None, None));
+    }
+
+    #[test]
+    fn a_socket_of_another_protocol_is_counted() {
+        let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+        assert!(!Counted::now().unwrap().has_no_others);
+        drop(socket);
     }
 
     #[test]

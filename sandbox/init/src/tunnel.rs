@@ -28,6 +28,15 @@ pub(crate) struct Tunnels {
     opened: u32,
 }
 
+/// What a turn of init's loop found.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Now {
+    /// Whether a program is there.
+    pub(crate) has_runs: bool,
+    /// Whether a connection waits at a port.
+    pub(crate) has_knocked: bool,
+}
+
 impl Tunnels {
     /// Listens at these ports, as far as that is possible: a sandbox without a loopback interface has no way out.
     pub(crate) fn listen(&mut self, ports: &[u16]) {
@@ -66,10 +75,14 @@ impl Tunnels {
         }
     }
 
-    /// What to wait for.
-    pub(crate) fn watch<'a>(&'a self, has_room: bool, fds: &mut Vec<PollFd<'a>>) {
+    /// What to wait for when somebody may knock.
+    pub(crate) fn doors(&self) -> impl Iterator<Item = PollFd<'_>> {
         let listeners = self.listeners.iter();
-        fds.extend(listeners.map(|(_, listener)| PollFd::new(listener.as_fd(), PollFlags::POLLIN)));
+        listeners.map(|(_, listener)| PollFd::new(listener.as_fd(), PollFlags::POLLIN))
+    }
+
+    /// What to wait for besides.
+    pub(crate) fn watch<'a>(&'a self, has_room: bool, fds: &mut Vec<PollFd<'a>>) {
         for tunnel in self.open.values() {
             let mut flags = PollFlags::empty();
             flags.set(PollFlags::POLLIN, tunnel.may_read(has_room));
@@ -80,14 +93,18 @@ impl Tunnels {
         }
     }
 
-    /// Moves what can be moved without waiting. Without a run nothing is opened and nothing stays open.
-    pub(crate) fn go_on(&mut self, has_runs: bool, connection: &mut Connection, buffer: &mut [u8]) -> Result<(), Lost> {
+    /// Moves what can be moved without waiting. Without a run nothing is opened and nothing stays open. Only when somebody
+    /// knocked: the kernel makes a socket first and then looks whether there is anybody for it.
+    pub(crate) fn go_on(&mut self, now: Now, connection: &mut Connection, buffer: &mut [u8]) -> Result<(), Lost> {
+        let Now { has_runs, has_knocked } = now;
         if !has_runs {
             for (stream, _) in std::mem::take(&mut self.open) {
                 connection.send(FromInit::Close { stream })?;
             }
         }
-        self.accept(has_runs, connection)?;
+        if has_knocked {
+            self.accept(has_runs, connection)?;
+        }
         let mut over = Vec::new();
         for (stream, tunnel) in &mut self.open {
             match tunnel.go_on(*stream, connection, buffer)? {

@@ -19,7 +19,7 @@ use nix::sys::prctl;
 use serde::de::DeserializeOwned;
 
 use self::report::Error;
-pub(crate) use self::reset::{Tcp, reset};
+pub(crate) use self::reset::{Known, reset};
 pub(crate) use self::text::write_texts;
 use crate::whatever;
 
@@ -42,7 +42,7 @@ pub(crate) fn main(face: Face, request: &str) -> ExitCode {
     let done = match face {
         Face::Unpack => parse(request).and_then(|request| unpack::unpack(&request, io::stdin().lock(), &mut report)),
         Face::Reset => {
-            parse(request).and_then(|Reset { folders }| reset(folders.iter().map(String::as_str), Tcp::Unknown))
+            parse(request).and_then(|Reset { folders }| reset(folders.iter().map(String::as_str), Known::default()))
         }
         Face::Pack => parse(request).and_then(|request| pack::pack(&request, io::stdout().lock(), &mut report)),
     };

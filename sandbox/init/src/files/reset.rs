@@ -20,17 +20,17 @@ use super::folder::{DEPTH_MAX, FOLDER};
 use super::report::Error;
 use crate::sys;
 
-/// What is known of connections over TCP before anybody looks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Tcp {
-    /// Nothing.
-    Unknown,
-    /// The counters stand where they stood when there was none: see [`crate::tcp`].
-    Unmoved,
+/// What is known of sockets before anybody looks: see [`crate::tcp`].
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Known {
+    /// The counters of TCP stand where they stood when there was no connection.
+    pub(crate) is_tcp_unmoved: bool,
+    /// The kernel counts no socket of UDP, UDP-Lite or raw IP.
+    pub(crate) has_no_others: bool,
 }
 
 /// Deletes everything, and answers with the first thing that is left.
-pub(crate) fn reset<'a>(folders: impl IntoIterator<Item = &'a str>, tcp: Tcp) -> Result<(), Error> {
+pub(crate) fn reset<'a>(folders: impl IntoIterator<Item = &'a str>, known: Known) -> Result<(), Error> {
     let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
     for path in folders {
         let gone = |errno: Errno| Error::file(OsStr::new(path), errno);
@@ -56,7 +56,7 @@ pub(crate) fn reset<'a>(folders: impl IntoIterator<Item = &'a str>, tcp: Tcp) ->
             return Err(left("shared memory, semaphores or queues", &path));
         }
     }
-    sockets(tcp)
+    sockets(known)
 }
 
 fn left(what: &'static str, place: &str) -> Error {
@@ -140,13 +140,13 @@ fn processes() -> Result<(), Error> {
 }
 
 /// No connection is left, not even one that the kernel keeps for a while, and no socket but init's own.
-fn sockets(tcp: Tcp) -> Result<(), Error> {
+fn sockets(known: Known) -> Result<(), Error> {
     const LISTENING: &str = "0A";
-    let streams: &[&str] = match tcp {
-        Tcp::Unknown => &["tcp", "tcp6"],
-        Tcp::Unmoved => &[],
-    };
-    for table in streams.iter().chain(&["udp", "udp6", "udplite", "raw", "raw6"]) {
+    const STREAMS: &[&str] = &["tcp", "tcp6"];
+    const OTHERS: &[&str] = &["udp", "udp6", "udplite", "udplite6", "raw", "raw6"];
+    let streams = if known.is_tcp_unmoved { &[] } else { STREAMS };
+    let others = if known.has_no_others { &[] } else { OTHERS };
+    for table in streams.iter().chain(others) {
         let path = format!("/proc/net/{table}");
         let text = fs::read_to_string(&path).unwrap_or_default();
         for line in text.lines().skip(1) {
