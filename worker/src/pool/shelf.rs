@@ -31,6 +31,9 @@ use crate::sandbox::Sandbox;
 use succession::Resets;
 pub(super) use succession::{Heritage, Succession};
 
+/// A sandbox that said something so long ago is still awake, with all that is between it and the worker.
+const AWAKE: Duration = Duration::from_millis(100);
+
 /// A sandbox that answered.
 #[derive(Debug)]
 pub(super) struct Warm {
@@ -155,11 +158,14 @@ impl Shelf {
         self.lock().recent.last_check_out
     }
 
-    /// Rouses the one that the next job gets, if it is like most.
+    /// Rouses the one that the next job gets, if it is like most. While jobs come one after the other it is awake, and what
+    /// they may get instead, one that is kept for them, is too.
     pub(super) fn rouse(&self) {
         let state = self.lock();
         let plain = state.warm.iter().find(|warm| warm.resident.is_none());
-        if let Some(warm) = plain.or_else(|| state.warm.front()) {
+        if let Some(warm) = plain.or_else(|| state.warm.front())
+            && warm.sandbox.silent_for() >= AWAKE
+        {
             warm.sandbox.rouse();
         }
     }

@@ -40,6 +40,8 @@ pub(crate) fn driver() -> Arc<DockerDriver> {
 pub(crate) fn driver_at(host: String) -> Arc<DockerDriver> {
     Arc::new(DockerDriver::new(Settings {
         host: Some(host),
+        // Another runtime of the engine than its own, to see what holds in it.
+        runtime: test_variable("HOTHOUSE_TEST_DOCKER_RUNTIME"),
         ..Settings::default()
     }))
 }
