@@ -28,8 +28,15 @@ const GRACE: Duration = Duration::from_secs(5);
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
+fn main() -> anyhow::Result<ExitCode> {
+    // The allocator asks for huge pages, in which the 8 MB that an idle API needs take 24. Elsewhere it may have them: the
+    // wish would be handed down to sandboxes. A kernel that refuses need not be asked.
+    nix::sys::prctl::set_thp_disable(true).unwrap_or_default();
+    run()
+}
+
 #[tokio::main]
-async fn main() -> anyhow::Result<ExitCode> {
+async fn run() -> anyhow::Result<ExitCode> {
     let arguments = Arguments::parse();
     let config: Config = common::config::load(arguments.config.as_deref(), common::config::environment())?;
     if arguments.check {
