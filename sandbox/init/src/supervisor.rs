@@ -117,11 +117,12 @@ pub(crate) fn supervise(charge: Charge<'_>) -> ! {
         // No number is certain, so nothing can be said but by ending.
         sys::exit_now(1);
     }
-    let told = match Supervisor::start(&identity, workspace, mounts.to_vec()) {
+    let started = prctl::set_child_subreaper(true)
+        .map_err(without_subreaper)
+        .and_then(|()| Supervisor::start(&identity, workspace, mounts.to_vec()).map_err(failed_to_fork));
+    let told = match started {
         Ok(mut supervisor) => supervisor.run(),
-        Err(errno) => {
-            Word::Failed(failed_to_fork(errno)).say(&sys::own(DOOR)) && report(&Report::Ended(Ended::default()))
-        }
+        Err(failure) => Word::Failed(failure).say(&sys::own(DOOR)) && report(&Report::Ended(Ended::default())),
     };
     sys::exit_now(i32::from(!told))
 }
@@ -155,7 +156,6 @@ struct Supervisor {
 
 impl Supervisor {
     fn start(identity: &Identity, workspace: &str, mounts: Vec<String>) -> nix::Result<Self> {
-        prctl::set_child_subreaper(true)?;
         // The mask with SIGCHLD blocked is init's and inherited.
         let children = SignalFd::with_flags(&child_signal(), SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC)?;
         let Some(program) = sys::fork_single_threaded()? else {
@@ -323,6 +323,18 @@ fn next_command() -> Option<Command> {
 fn report(report: &Report) -> bool {
     let packet = serde_json::to_vec(report).unwrap_or_default();
     send(SOCKET, &packet, MsgFlags::MSG_NOSIGNAL).is_ok()
+}
+
+/// What to say where nobody but PID 1 is given orphans, as in the gVisor of Debian 12: nobody would find what a program left
+/// running.
+fn without_subreaper(errno: Errno) -> Failure {
+    let errno = errno.desc();
+    Failure {
+        code: FailureCode::Internal,
+        message: format!(
+            "this kernel or runtime cannot hold a program's orphans together (PR_SET_CHILD_SUBREAPER): {errno}"
+        ),
+    }
 }
 
 /// What to say when the system would not give a process.
