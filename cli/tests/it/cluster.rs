@@ -228,6 +228,18 @@ impl Cluster {
             .chain([&mut self.server])
     }
 
+    /// The containers of a dead worker that still run at the deadline; none as soon as none is seen, though one that was
+    /// being made may show up after that.
+    fn running_until(worker_id: &str, deadline: Instant) -> Vec<String> {
+        loop {
+            let running = Self::containers(worker_id, false);
+            if running.is_empty() || Instant::now() >= deadline {
+                return running;
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
     /// Ends what is left and answers what should not have been.
     fn clean_up(&mut self) -> Vec<String> {
         // In a failing test nothing may fail again.
@@ -237,14 +249,8 @@ impl Cluster {
         if self.docker.path().is_some() {
             let deadline = Instant::now() + SOON;
             for worker in workers {
-                while !Self::containers(&worker, false).is_empty() && Instant::now() < deadline {
-                    std::thread::sleep(Duration::from_millis(50));
-                }
-                left.extend(
-                    Self::containers(&worker, false)
-                        .into_iter()
-                        .map(|id| format!("container {id} of {worker}")),
-                );
+                let running = Self::running_until(&worker, deadline);
+                left.extend(running.into_iter().map(|id| format!("container {id} of {worker}")));
                 // One that was being made when its worker was killed never ran; the reaper of a later worker takes it.
                 for container in Self::containers(&worker, true) {
                     docker(&["rm", "-f", &container]);

@@ -85,7 +85,8 @@ async fn a_start_that_is_dropped_at_any_moment_leaves_nothing() {
     let driver = driver_in(&folder.path().join("state"));
     let begun = Instant::now();
     drop(driver.start(&spec(worker_id)).await.unwrap());
-    let whole = begun.elapsed();
+    // The first one takes longest. Nothing is learnt of a start that is over before it is given up.
+    let mut whole = begun.elapsed();
     let (mut dropped, mut done) = (0, 0);
     for number in 0..STARTS {
         let (spec, begun) = (spec(worker_id), Instant::now());
@@ -94,6 +95,7 @@ async fn a_start_that_is_dropped_at_any_moment_leaves_nothing() {
         // Polled without rest: a timer would be too coarse.
         let is_done = loop {
             if poll!(&mut start).is_ready() {
+                whole = whole.min(begun.elapsed());
                 break true;
             }
             if begun.elapsed() >= until {
