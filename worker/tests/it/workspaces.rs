@@ -165,13 +165,19 @@ async fn programs_work_on_the_same_files_and_processes_end_with_the_turn(pool: P
     let (bench, talk) = bench(&pool).await;
     let command = agent(
         Harness::Command,
-        Some("echo one >> log; (setsid sleep 300 &) ; cat log; pgrep -xc sleep"),
+        Some(
+            "pgrep -xc sleep; echo one >> log; cat log; (setsid sleep 300 &); until pgrep -x sleep > /dev/null; do :; done",
+        ),
     );
     let done = turn_of(&bench, talk, &command, "go", None).await;
-    assert_eq!(done.result()["text"], "one\n1\n");
+    assert_eq!(done.result()["text"], "0\none\n");
     done.settle().await;
     let done = turn_of(&bench, talk, &command, "go", None).await;
-    assert_eq!(done.result()["text"], "one\none\n1\n", "one sleeper, that of this turn");
+    assert_eq!(
+        done.result()["text"],
+        "0\none\none\n",
+        "the sleeper of the turn before is gone"
+    );
     done.settle().await;
     assert_eq!(version(&bench, talk).await, 2);
     bench.end().await;
