@@ -110,6 +110,9 @@ impl Store {
         let options = options.options([
             ("plan_cache_mode", "force_custom_plan"),
             ("application_name", "hothouse"),
+            // What is asked all the time is short, and starting a helper process costs more than it; what is long must not take
+            // the processors from that.
+            ("max_parallel_workers_per_gather", "0"),
         ]);
         // A process that died without a word must not hold its rows' locks until the server's TCP gives up.
         let idle_max_ms = database.query_timeout.as_millis().to_string();
