@@ -24,6 +24,8 @@ pub(crate) struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Action {
+    /// List the agents
+    List,
     /// Show the definition of an agent
     Show {
         #[arg(value_name = "AGENT")]
@@ -85,7 +87,7 @@ enum Action {
 pub(crate) async fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
     let client = Client::new(globals)?;
     match args.action {
-        None => {
+        None | Some(Action::List) => {
             let agents = client.list(&["agents"], &[], usize::MAX).await?;
             output::records(
                 globals.json,

@@ -19,6 +19,8 @@ pub(crate) struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Action {
+    /// List what is asked at present
+    List,
     /// Let a tool run
     Approve(Answer),
     /// Do not let a tool run
@@ -38,7 +40,7 @@ struct Answer {
 pub(crate) async fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
     let client = Client::new(globals)?;
     let (answer, is_approved) = match args.action {
-        None => {
+        None | Some(Action::List) => {
             let open = client
                 .list(&["approvals"], &[("state", "open".to_owned())], usize::MAX)
                 .await?;

@@ -19,6 +19,8 @@ pub(crate) struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Action {
+    /// List what is set
+    List,
     /// Set a budget: US dollars, tokens that models write, or both
     Set(Set),
     /// Remove a budget
@@ -79,7 +81,7 @@ impl Whose {
 pub(crate) async fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
     let client = Client::new(globals)?;
     match args.action {
-        None => {
+        None | Some(Action::List) => {
             let budgets = client.whole_list(&["budgets"]).await?;
             let fields = [
                 "kind",

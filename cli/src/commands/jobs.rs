@@ -20,6 +20,13 @@ pub(crate) struct Args {
     #[command(subcommand)]
     action: Option<Action>,
     #[command(flatten)]
+    page: Page,
+}
+
+/// Which jobs to list.
+#[derive(Debug, clap::Args)]
+struct Page {
+    #[command(flatten)]
     filters: Filters,
     /// Most jobs to list, newest first
     #[arg(short = 'n', long, value_name = "N", default_value_t = 50)]
@@ -28,6 +35,8 @@ pub(crate) struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Action {
+    /// List jobs, newest first
+    List(Page),
     /// Show everything about a job
     Show {
         #[arg(value_name = "JOB")]
@@ -54,17 +63,17 @@ enum Action {
 /// Lists jobs, or does what the subcommand says.
 pub(crate) async fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
     let client = Client::new(globals)?;
-    match args.action {
-        None => list(&client, &args.filters, args.limit, globals.json).await?,
-        Some(Action::Show { id }) => {
+    match args.action.unwrap_or(Action::List(args.page)) {
+        Action::List(page) => list(&client, &page, globals.json).await?,
+        Action::Show { id } => {
             let job: Value = client.get(&["jobs", &id.to_string()], &[]).await?;
             output::record(globals.json, &job)?;
         }
-        Some(Action::Attempts { id }) => attempts(&client, id, globals.json).await?,
-        Some(Action::Redrive { ids, filters, dry_run }) if ids.is_empty() => {
+        Action::Attempts { id } => attempts(&client, id, globals.json).await?,
+        Action::Redrive { ids, filters, dry_run } if ids.is_empty() => {
             return many::run(&client, "redrive", &filters, dry_run, globals).await;
         }
-        Some(Action::Redrive { ids, .. }) => {
+        Action::Redrive { ids, .. } => {
             for id in ids {
                 let job: Value = client.submit(&["jobs", &id.to_string(), "redrive"], &json!({})).await?;
                 if globals.json {
@@ -78,7 +87,7 @@ pub(crate) async fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCod
     Ok(ExitCode::SUCCESS)
 }
 
-async fn list(client: &Client, filters: &Filters, limit: usize, is_json: bool) -> anyhow::Result<()> {
+async fn list(client: &Client, Page { filters, limit }: &Page, is_json: bool) -> anyhow::Result<()> {
     let metadata: Vec<(String, String)> = filters
         .metadata
         .iter()
@@ -86,7 +95,7 @@ async fn list(client: &Client, filters: &Filters, limit: usize, is_json: bool) -
         .collect();
     let mut query: Vec<(&str, String)> = filters.texts().collect();
     query.extend(metadata.iter().map(|(name, value)| (name.as_str(), value.clone())));
-    let rows = client.list(&["jobs"], &query, limit).await?;
+    let rows = client.list(&["jobs"], &query, *limit).await?;
     if is_json {
         return Ok(rows.iter().try_for_each(output::json)?);
     }

@@ -19,6 +19,8 @@ pub(crate) struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Action {
+    /// List the keys
+    List,
     /// Make a key for a tenant; it is printed now and never again
     Create {
         #[arg(value_name = "TENANT_ID")]
@@ -49,7 +51,7 @@ enum Role {
 pub(crate) async fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
     let client = Client::new(globals)?;
     match args.action {
-        None => {
+        None | Some(Action::List) => {
             let keys = client.list(&["keys"], &[], usize::MAX).await?;
             output::records(
                 globals.json,

@@ -18,6 +18,8 @@ pub(crate) struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Action {
+    /// List the queues
+    List,
     /// Hand out no more jobs of a queue; those running go on
     Pause { name: String },
     /// Hand out jobs of a queue again
@@ -28,7 +30,7 @@ enum Action {
 pub(crate) async fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
     let client = Client::new(globals)?;
     let (name, verb) = match args.action {
-        None => {
+        None | Some(Action::List) => {
             let queues = client.whole_list(&["queues"]).await?;
             output::records(
                 globals.json,

@@ -27,6 +27,8 @@ pub(crate) struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Action {
+    /// List the schedules
+    List,
     /// Show a schedule
     Show {
         #[arg(value_name = "SCHEDULE")]
@@ -156,10 +158,8 @@ struct New {
 /// Lists the schedules, or does what the subcommand says.
 pub(crate) async fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
     let client = Client::new(globals)?;
-    let Some(action) = args.action else {
-        return list(&client, globals).await;
-    };
-    match action {
+    match args.action.unwrap_or(Action::List) {
+        Action::List => return list(&client, globals).await,
         Action::Show { schedule } => {
             let id = find(&client, &schedule).await?;
             output::record(globals.json, &client.get::<Value>(&["schedules", &id], &[]).await?)?;

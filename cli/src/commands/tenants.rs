@@ -18,6 +18,8 @@ pub(crate) struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Action {
+    /// List the tenants
+    List,
     /// Make a tenant
     Create(Create),
 }
@@ -60,7 +62,7 @@ impl Create {
 pub(crate) async fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCode> {
     let client = Client::new(globals)?;
     match args.action {
-        None => {
+        None | Some(Action::List) => {
             let tenants = client.list(&["tenants"], &[], usize::MAX).await?;
             let fields = [
                 "id",

@@ -29,6 +29,15 @@ fn jobs() {
 }
 
 #[test]
+fn whatever_has_a_list_has_the_word_for_it() {
+    for what in [
+        "agents", "approvals", "budgets", "env", "jobs", "keys", "queues", "schedules", "tenants", "workers",
+    ] {
+        assert!(help(&[what, "list"]).starts_with("List "), "{what}");
+    }
+}
+
+#[test]
 fn a_wrong_option_is_a_usage_error() {
     let output = Command::new(env!("CARGO_BIN_EXE_hothouse"))
         .args(["run", "-c", "1", "--priority", "10"])
