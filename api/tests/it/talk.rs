@@ -15,13 +15,13 @@ use crate::fixture::{Api, SOON, answer};
 
 /// A conversation with an agent that only talks; its path.
 async fn begun(api: &Api) -> String {
-    let made = api
-        .post(
-            "/conversations",
-            json!({"agent": {"harness": "chat", "models": ["scripted/echo"]}}),
-        )
-        .await
-        .expect(201);
+    begun_with(api, "").await
+}
+
+/// The same with an agent that is described so.
+async fn begun_with(api: &Api, description: &str) -> String {
+    let agent = json!({"harness": "chat", "models": ["scripted/echo"], "description": description});
+    let made = api.post("/conversations", json!({ "agent": agent })).await.expect(201);
     format!("/conversations/{}", made["id"].as_str().unwrap())
 }
 
@@ -288,6 +288,41 @@ async fn a_word_to_a_turn_under_way_is_heard_once_or_kept(pool: PgPool) {
     api.post(&to_noop, json!({"text": "x"}))
         .await
         .is_problem(409, "conflict");
+}
+
+/// Postgres reads no JSON in which there is a NUL.
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn a_turn_to_which_somebody_spoke_is_stopped_whatever_its_agent_holds(pool: PgPool) {
+    let api = Api::start(pool).await;
+    let spoken_to = async || {
+        let path = begun_with(&api, "a\u{0}").await;
+        let turn = json!({"text": "go", "retry_on": ["!worker_lost"]});
+        let turn = api.post(&format!("{path}/turns"), turn).await.expect(202);
+        let job = format!("/jobs/{}", turn["job"]["id"].as_str().unwrap());
+        let said = api.post(&format!("{job}/messages"), json!({"text": "left"})).await;
+        said.expect(202);
+        (path, job)
+    };
+    let (path, job) = spoken_to().await;
+    let cancelled = api.post(&format!("{job}/cancel"), json!({})).await.expect(202);
+    assert_eq!(cancelled["state"], "cancelled");
+    assert_eq!(texts(&api, &path).await, ["go", "left"]);
+
+    let (path, _) = spoken_to().await;
+    let many = api.post("/jobs/cancel", json!({"kind": "chat_turn"})).await.expect(200);
+    assert_eq!(many["matched"], 1);
+    assert_eq!(texts(&api, &path).await, ["go", "left"]);
+
+    let (path, job) = spoken_to().await;
+    assert_eq!(api.delete(&path).await.status, 204);
+    assert_eq!(api.get(&job).await.expect(200)["state"], "cancelled");
+
+    let (path, job) = spoken_to().await;
+    claim(&api.env.worker()).await;
+    api.env.advance(api.env.queue.lease_ttl());
+    api.env.reclaim().await;
+    assert_eq!(api.get(&job).await.expect(200)["error"]["code"], "worker_lost");
+    assert_eq!(texts(&api, &path).await, ["go", "left"]);
 }
 
 #[sqlx::test(migrator = "common::store::MIGRATOR")]

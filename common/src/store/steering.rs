@@ -1,6 +1,7 @@
 //! Messages to a turn or a run that is under way: its model is shown them before its next step.
 
 use chrono::{DateTime, Utc};
+use serde::Deserialize;
 use sqlx::types::Json;
 use sqlx::{PgConnection, Row};
 
@@ -20,6 +21,12 @@ pub struct Heard {
     pub attempt: u32,
     /// What was said.
     pub message: Message,
+}
+
+/// Of the input of a turn.
+#[derive(Deserialize)]
+struct TurnInput {
+    message_id: MessageId,
 }
 
 fn message(row: &sqlx::postgres::PgRow) -> Result<Message, Error> {
@@ -123,13 +130,11 @@ pub(super) async fn leave_turn(
         return Ok(());
     }
     let turn: Option<i64> = sqlx::query_scalar(
-        "select m.turn from jobs j join messages m on m.conversation_id = $2
-            and m.id = (convert_from(j.input, 'UTF8')::json ->> 'message_id')::uuid
-            join conversations c on c.id = $2 and c.deleted_at is null
-         where j.id = $1",
+        "select m.turn from messages m join conversations c on c.id = m.conversation_id and c.deleted_at is null
+         where m.conversation_id = $1 and m.id = $2",
     )
-    .bind(job_id)
     .bind(conversation_id)
+    .bind(answered_by(tx, job_id).await?)
     .fetch_optional(&mut *tx)
     .await?;
     match turn {
@@ -137,6 +142,17 @@ pub(super) async fn leave_turn(
         // The conversation is deleted.
         None => Ok(()),
     }
+}
+
+/// The message that a turn answers; none when its input names none. Postgres does not read it: it refuses JSON with a NUL in
+/// any of its texts, and those of an agent may have one.
+async fn answered_by(tx: &mut PgConnection, job_id: JobId) -> Result<Option<MessageId>, Error> {
+    let input: Vec<u8> = sqlx::query_scalar("select input from jobs where id = $1")
+        .bind(job_id)
+        .fetch_one(tx)
+        .await?;
+    let input = serde_json::from_slice::<TurnInput>(&input);
+    Ok(input.ok().map(|input| input.message_id))
 }
 
 /// Those of these jobs to which something was said.
