@@ -18,6 +18,7 @@ use common::store::leaders::Leadership;
 use tokio::sync::Notify;
 
 use super::Deps;
+use super::apart::apart;
 use super::pause::Pause;
 use super::wakes::Wakes;
 
@@ -59,7 +60,8 @@ impl Fire {
 
     async fn cancel(&self, jobs: &[(TenantId, JobId)], now: DateTime<Utc>) -> anyhow::Result<()> {
         for (tenant_id, job_id) in jobs {
-            let Some(job) = self.store.cancel(*tenant_id, *job_id, now).await? else {
+            let cancelled = self.store.cancel(*tenant_id, *job_id, now).await;
+            let Some(Some(job)) = apart(self.name(), job_id, cancelled.map_err(Into::into))? else {
                 continue;
             };
             if let Err(error) = self

@@ -7,6 +7,7 @@ use common::service::{Duty, Report};
 use common::store::Store;
 
 use super::Deps;
+use super::apart::apart;
 
 /// Conversations of one tick.
 const BATCH: u32 = 100;
@@ -38,8 +39,13 @@ impl Duty for Forget {
         let more = found.len() >= BATCH as usize;
         let mut changed = 0;
         for id in found {
-            changed += u64::from(self.store.forget_conversation(id, now).await?);
+            let forgotten = self.store.forget_conversation(id, now).await.map_err(Into::into);
+            changed += u64::from(apart(self.name(), id, forgotten)? == Some(true));
         }
-        Ok(Report { changed, more })
+        // What is passed over is found again each time.
+        Ok(Report {
+            changed,
+            more: more && changed > 0,
+        })
     }
 }

@@ -1,8 +1,10 @@
 //! The periodic duties, and who runs them: every duty runs while this process leads, and stops when it does not.
 //!
 //! A duty is a type with [`Duty::tick`]; [`start`] lists them all. A tick that is under way when the lead is lost is
-//! dropped: each is a reconciler, and the next leader's tick begins again.
+//! dropped: each is a reconciler, and the next leader's tick begins again. What one job alone is at fault for fails no tick
+//! ([`apart`]).
 
+mod apart;
 mod artifacts;
 mod fire;
 mod forget;

@@ -11,6 +11,7 @@ use common::store::Store;
 use tokio::sync::Notify;
 
 use super::Deps;
+use super::apart::apart;
 use super::wakes::Wakes;
 
 /// Parents of one tick.
@@ -50,13 +51,18 @@ impl Duty for Orphans {
     async fn tick(&self, _now: DateTime<Utc>) -> anyhow::Result<Report> {
         let orphaned = self.store.orphaned(BATCH).await?;
         let more = orphaned.len() >= BATCH as usize;
-        let mut changed = 0;
+        let (mut changed, mut passed_over) = (0, 0);
         for of in orphaned {
-            changed += self.canceller.orphans(of, &self.clock).await?;
+            let cancelled = self.canceller.orphans(of, &self.clock).await.map_err(Into::into);
+            match apart(self.name(), of.parent_id, cancelled)? {
+                Some(children) => changed += children,
+                None => passed_over += 1,
+            }
         }
+        // What is passed over is found again each time.
         Ok(Report {
             changed,
-            more: more || changed > 0,
+            more: (more && passed_over < BATCH) || changed > 0,
         })
     }
 }

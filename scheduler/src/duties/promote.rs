@@ -10,7 +10,9 @@ use common::store::Store;
 use common::store::admit::Decided;
 use tokio::sync::Notify;
 
+use super::apart::apart;
 use super::pause::Pause;
+use super::stop::stop;
 use super::wakes::Wakes;
 
 /// Most jobs of one tick.
@@ -57,11 +59,12 @@ impl Promote {
         for job in &jobs {
             // A retry has been let in before.
             let decided = if job.attempt == 0 {
-                self.store.admit_promoted(job, now).await?
+                let decided = self.store.admit_promoted(job, now).await;
+                apart(self.name(), job.id, decided.map_err(Into::into))?.unwrap_or_default()
             } else {
                 Decided::default()
             };
-            super::stop::stop(&self.store, &self.queue, &decided.superseded, now).await?;
+            stop(self.name(), (&self.store, &self.queue), &decided.superseded, now).await?;
             if decided.rejected.is_empty() {
                 dispatches.push(Dispatch::from_job(job));
             }

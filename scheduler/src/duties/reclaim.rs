@@ -17,6 +17,7 @@ use common::service::{Duty, Report};
 use common::store::Store;
 use uuid::Uuid;
 
+use super::apart::apart;
 use super::pause::Pause;
 
 /// Leases, or rows, of one tick.
@@ -77,7 +78,8 @@ impl Reclaim {
         let mut changed = 0;
         for lease in expired {
             let job = jobs.iter().find(|job| job.id == lease.job_id);
-            changed += u64::from(self.resolve(shard, lease, job, begun, now).await?);
+            let resolved = self.resolve(shard, lease, job, begun, now).await;
+            changed += u64::from(apart(self.name(), lease.job_id, resolved)? == Some(true));
         }
         Ok(changed)
     }

@@ -26,6 +26,7 @@ use uuid::Uuid;
 
 use super::pause::Pause;
 use super::reclaim::adopt;
+use super::stop::stop;
 
 /// Rows of one page.
 const PAGE: u32 = 2_000;
@@ -290,7 +291,7 @@ impl Redispatch {
         }
         changed += self.dispatch_unknown(&recent.again, now).await?;
         self.cursor().recent = Some(after);
-        changed += super::stop::stop(&self.store, &self.queue, &recent.cancelling, now).await?;
+        changed += stop(self.name(), (&self.store, &self.queue), &recent.cancelling, now).await?;
         Ok(changed)
     }
 

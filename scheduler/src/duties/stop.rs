@@ -5,19 +5,32 @@ use common::ids::{JobId, TenantId};
 use common::queue::Queue;
 use common::store::Store;
 
-/// Stops these jobs and answers how many there were.
+use super::apart::apart;
+
+/// Stops these jobs for a duty and answers how many it has stopped.
 pub(super) async fn stop(
-    store: &Store,
-    queue: &Queue,
+    duty: &'static str,
+    (store, queue): (&Store, &Queue),
     jobs: &[(TenantId, JobId)],
     now: DateTime<Utc>,
 ) -> anyhow::Result<u64> {
+    let mut stopped = 0;
     for (tenant_id, id) in jobs {
-        if let Some(job) = store.cancel(*tenant_id, *id, now).await? {
-            queue
-                .cancel(job.tenant_id, job.id, job.seq, job.state.is_terminal())
-                .await?;
-        }
+        let one = stop_one((store, queue), (*tenant_id, *id), now).await;
+        stopped += u64::from(apart(duty, id, one)?.is_some());
     }
-    Ok(u64::try_from(jobs.len()).unwrap_or(u64::MAX))
+    Ok(stopped)
+}
+
+async fn stop_one(
+    (store, queue): (&Store, &Queue),
+    (tenant_id, id): (TenantId, JobId),
+    now: DateTime<Utc>,
+) -> anyhow::Result<()> {
+    if let Some(job) = store.cancel(tenant_id, id, now).await? {
+        queue
+            .cancel(job.tenant_id, job.id, job.seq, job.state.is_terminal())
+            .await?;
+    }
+    Ok(())
 }
