@@ -184,26 +184,14 @@ impl Inner {
 
     async fn settle(&self, job: &Job, ended: Ended, unwritten: Unwritten) {
         let settlement = self.settlement(job, ended, unwritten);
-        let (decision, seq) = (settlement.decision.clone(), settlement.seq);
+        let decision = settlement.decision.clone();
         metrics::counter!("hothouse_attempts_total", "decision" => name(&decision)).increment(1);
         match self.settler.settle(job.tenant_id, settlement.clone()).await {
             Settled::Committed if decision == Decision::GiveBack => self.requeue(job).await,
             Settled::Committed | Settled::GivenUp => {}
             Settled::LeaseLost => tracing::warn!(job_id = %job.id, attempt = job.attempt, "ended after its lease"),
             Settled::Refused => {
-                // What it wanted to write cannot be written: its end must be, or it would run for ever.
-                let failure = Failure::new(FailureCode::Internal, "the result could not be stored");
-                let bare = Settlement {
-                    decision: Decision::Fail(failure),
-                    result: None,
-                    chunk: None,
-                    turn: None,
-                    children: Vec::new(),
-                    approvals: Vec::new(),
-                    seq,
-                    ..settlement
-                };
-                let settled = self.settler.settle(job.tenant_id, bare).await;
+                let settled = self.settler.settle(job.tenant_id, bare(settlement)).await;
                 tracing::error!(job_id = %job.id, ?settled, "stored without its result");
             }
         }
@@ -254,6 +242,25 @@ impl Inner {
         if let Err(error) = self.queue.dispatch(&[Dispatch::from_job(job)]).await {
             tracing::debug!(%error, job_id = %job.id, "redispatch finds it");
         }
+    }
+}
+
+/// What is left of an end of which Postgres refuses something: the job must end, or it would run for ever, and so must its turn,
+/// or its conversation would take no other.
+fn bare(settlement: Settlement) -> Settlement {
+    let failure = Failure::new(FailureCode::Internal, "the result could not be stored");
+    let turn = settlement.turn.map(|turn| TurnEnd {
+        messages: Vec::new(),
+        ..turn
+    });
+    Settlement {
+        decision: Decision::Fail(failure),
+        result: None,
+        chunk: None,
+        turn,
+        children: Vec::new(),
+        approvals: Vec::new(),
+        ..settlement
     }
 }
 
@@ -340,5 +347,42 @@ fn name(decision: &Decision) -> &'static str {
         Decision::RetryAt(..) => "retrying",
         Decision::GiveBack => "given_back",
         Decision::Wait(_) => "waiting",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use common::ids::{ConversationId, JobId};
+    use common::job::Usage;
+    use common::message::Message;
+
+    use super::*;
+
+    #[test]
+    fn an_end_that_is_refused_still_frees_its_conversation() {
+        let (conversation_id, now) = (ConversationId::new(), chrono::DateTime::UNIX_EPOCH);
+        let refused = Settlement {
+            job_id: JobId::new(),
+            attempt: 1,
+            decision: Decision::Succeed,
+            result: Some(b"{}".to_vec()),
+            usage: Usage::default(),
+            seq: 7,
+            chunk: None,
+            started_at: now,
+            finished_at: now,
+            turn: Some(TurnEnd {
+                conversation_id,
+                answers: None,
+                messages: vec![Message::user("odd", now)],
+            }),
+            parent_id: None,
+            children: Vec::new(),
+            approvals: Vec::new(),
+        };
+        let left = bare(refused);
+        let turn = left.turn.unwrap();
+        assert_eq!((turn.conversation_id, turn.messages.len()), (conversation_id, 0));
+        assert!(matches!(left.decision, Decision::Fail(_)) && left.result.is_none() && left.seq == 7);
     }
 }
