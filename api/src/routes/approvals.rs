@@ -1,5 +1,7 @@
 //! `/approvals`: tool calls that run only when a person says so.
 
+use std::time::Duration;
+
 use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
@@ -122,7 +124,8 @@ async fn get(State(app): State<App>, caller: Caller, PathId(id): PathId<Approval
 
 /// Answer an approval.
 ///
-/// The job goes on when all that it asks is answered. The same answer twice is one answer; another one is a conflict.
+/// The job goes on when all that it asks is answered. The same answer twice is one answer; another one is a conflict. So is one
+/// that comes while the job looks at another's; that one has a `Retry-After`.
 #[utoipa::path(post, path = "/approvals/{id}", tag = "approvals", request_body = AnswerRequest,
     params(("id" = String, Path, description = "The approval")),
     responses(
@@ -170,6 +173,10 @@ async fn answer(
             }
             let detail = format!("it is not open any more: {}", approval.state.as_str());
             Err(Problem::new(Code::Conflict, detail))
+        }
+        Answered::Later => {
+            let detail = "its job just looks at what was answered: answer again in a moment";
+            Err(Problem::new(Code::Conflict, detail).with_retry_after(Duration::from_secs(1)))
         }
     }
 }

@@ -1,7 +1,9 @@
 //! What people do with conversations: go on from an earlier message, say a word in between, take it along, forget it.
 
+use std::time::Duration;
+
 use common::ids::{ConversationId, MessageId};
-use common::job::approval::NewApproval;
+use common::job::approval::{ApprovalState, NewApproval};
 use common::job::decision::Decision;
 use common::job::{StateName, Wait};
 use common::message::{Message, Part, Role};
@@ -372,37 +374,42 @@ async fn a_deleted_conversation_is_forgotten_when_its_last_turn_has_stopped(pool
     assert_eq!(job["state"], "cancelled");
 }
 
-/// A turn that waits for two answers.
-async fn asking(api: &Api, path: &str) -> (Claimed, Vec<NewApproval>) {
+/// A turn that waits for two answers, each for so many seconds.
+async fn asking(api: &Api, path: &str, patience: [u64; 2]) -> (Claimed, Vec<NewApproval>) {
     api.post(&format!("{path}/turns"), json!({"text": "go"}))
         .await
         .expect(202);
     let worker = api.env.worker();
     let claimed = claim(&worker).await;
     let now = api.env.clock.now();
-    let question = |place: u32| NewApproval {
+    let question = |place: u32, seconds: u64| NewApproval {
         id: common::ids::ApprovalId::new(),
         call: (0, place, 1),
         tool_call_id: format!("c{place}"),
         tool: "bash".to_owned(),
         input: json!({"command": "rm -rf /\u{0}"}),
         created_at: now,
-        deadline: now + std::time::Duration::from_mins(1),
+        deadline: now + Duration::from_secs(seconds),
     };
-    let asked = vec![question(0), question(1)];
-    let wait = Decision::Wait(Wait::answer().until(asked[0].deadline));
-    let mut settlement = worker.settlement(&claimed, wait, &[]);
-    settlement.approvals.clone_from(&asked);
-    assert!(worker.commit(&settlement).await);
-    worker.ack(&claimed, &settlement).await;
+    let asked = vec![question(0, patience[0]), question(1, patience[1])];
+    wait_until(&worker, &claimed, &asked[0], &asked).await;
     (claimed, asked)
+}
+
+/// Ends an attempt that waits until the deadline of a question, and asks these.
+async fn wait_until(worker: &TestWorker, claimed: &Claimed, until: &NewApproval, asked: &[NewApproval]) {
+    let wait = Decision::Wait(Wait::answer().until(until.deadline));
+    let mut settlement = worker.settlement(claimed, wait, &[]);
+    settlement.approvals = asked.to_vec();
+    assert!(worker.commit(&settlement).await);
+    worker.ack(claimed, &settlement).await;
 }
 
 #[sqlx::test(migrator = "common::store::MIGRATOR")]
 async fn a_job_goes_on_when_its_last_question_is_answered(pool: PgPool) {
     let api = Api::start(pool).await;
     let path = begun(&api).await;
-    let (claimed, asked) = asking(&api, &path).await;
+    let (claimed, asked) = asking(&api, &path, [60, 60]).await;
     let open = api.get("/approvals?state=open").await.expect(200);
     assert_eq!(open["data"].as_array().unwrap().len(), 2);
     assert_eq!(
@@ -456,8 +463,8 @@ async fn a_job_goes_on_when_its_last_question_is_answered(pool: PgPool) {
 async fn nobody_answers_for_ever_and_nobody_answers_a_job_that_has_ended(pool: PgPool) {
     let api = Api::start(pool).await;
     let path = begun(&api).await;
-    let (claimed, asked) = asking(&api, &path).await;
-    api.env.advance(std::time::Duration::from_secs(61));
+    let (claimed, asked) = asking(&api, &path, [60, 60]).await;
+    api.env.advance(Duration::from_secs(61));
     assert_eq!(
         api.get(&format!("/approvals/{}", asked[0].id)).await.expect(200)["state"],
         "expired"
@@ -478,7 +485,7 @@ async fn nobody_answers_for_ever_and_nobody_answers_a_job_that_has_ended(pool: P
     assert_eq!(closed.len(), 2);
     assert!(worker.succeed(&again).await);
 
-    let (claimed, asked) = asking(&api, &path).await;
+    let (claimed, asked) = asking(&api, &path, [60, 60]).await;
     api.post(&format!("/jobs/{}/cancel", claimed.job.id), json!({}))
         .await
         .expect(202);
@@ -492,6 +499,79 @@ async fn nobody_answers_for_ever_and_nobody_answers_a_job_that_has_ended(pool: P
             .len(),
         2
     );
+}
+
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn a_question_stays_open_while_its_job_comes_back_for_another(pool: PgPool) {
+    let api = Api::start(pool).await;
+    let path = begun(&api).await;
+    let (claimed, asked) = asking(&api, &path, [1, 60]).await;
+    let at = |place: usize| format!("/approvals/{}", asked[place].id);
+    let states = async || {
+        let states = [api.get(&at(0)).await.expect(200), api.get(&at(1)).await.expect(200)];
+        states.map(|approval| approval["state"].as_str().unwrap().to_owned())
+    };
+    api.env.advance(Duration::from_secs(2));
+    assert_eq!(api.env.promote().await, [claimed.job.id]);
+    assert_eq!(states().await, ["expired", "open"]);
+    assert_eq!(
+        api.get("/approvals?state=open").await.expect(200)["data"][0]["id"],
+        json!(asked[1].id)
+    );
+
+    // An attempt looks: nothing is written beside it, and nothing is lost.
+    let worker = api.env.worker();
+    let looking = claim(&worker).await;
+    let early = api.post(&at(1), json!({"approve": true})).await;
+    early.is_problem(409, "conflict");
+    assert_eq!(early.headers["retry-after"], "1");
+    assert_eq!(states().await, ["expired", "open"]);
+    wait_until(&worker, &looking, &asked[1], &[]).await;
+
+    // It comes back once more, and is answered in the queue: its next attempt finds that, and the log has it once.
+    api.env.advance(Duration::from_secs(50));
+    let resumed = api
+        .env
+        .store
+        .resume(claimed.job.tenant_id, claimed.job.id, api.env.clock.now())
+        .await;
+    assert_eq!(resumed.unwrap().unwrap().state.name(), StateName::Queued);
+    let answered = api.post(&at(1), json!({"approve": true})).await.expect(200);
+    assert_eq!(answered["state"], "approved");
+    api.post(&at(1), json!({"approve": true})).await.expect(200);
+    api.env.redispatch().await;
+    let again = claim(&worker).await;
+    assert_eq!((again.job.id, again.job.attempt), (claimed.job.id, 3));
+    let fence = (again.job.attempt, worker.id);
+    let (all, closed) = api
+        .env
+        .store
+        .close_approvals(again.job.id, fence, api.env.clock.now())
+        .await
+        .unwrap();
+    assert_eq!(
+        (closed.as_slice(), all[1].state),
+        (&[asked[0].id][..], ApprovalState::Approved)
+    );
+    let events = api.env.events(again.job.tenant_id, again.job.id, 100).await;
+    let names: Vec<&str> = events.iter().map(|event| event.body.name()).collect();
+    assert_eq!(
+        names[names.len() - 3..],
+        ["queued", "approval.answered", "started"],
+        "{names:?}"
+    );
+
+    // What nobody had answered when the job ended was its no more, also when its time is over.
+    assert!(worker.succeed(&again).await);
+    let (claimed, asked) = asking(&api, &path, [1, 60]).await;
+    api.env.advance(Duration::from_secs(2));
+    let cancel = format!("/jobs/{}/cancel", claimed.job.id);
+    api.post(&cancel, json!({})).await.expect(202);
+    api.env.advance(Duration::from_mins(2));
+    for (question, state) in asked.iter().zip(["expired", "withdrawn"]) {
+        let approval = api.get(&format!("/approvals/{}", question.id)).await.expect(200);
+        assert_eq!(approval["state"], state);
+    }
 }
 
 #[sqlx::test(migrator = "common::store::MIGRATOR")]

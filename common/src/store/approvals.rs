@@ -1,7 +1,10 @@
 //! Approvals: tool calls that run only when a person says so.
 //!
 //! A question is written with the change that lets its job wait, so no answer can come too early. An answer locks the
-//! job's row and is refused when the job does not wait any more; the last one queues the job in the same transaction.
+//! job's row; the last one queues the job that waits in the same transaction. A job that has several questions may be on its
+//! way back for another of them: while it is queued or waits for a retry its next attempt finds the answer. An attempt that
+//! runs numbers the events of its job, so nobody else can write that it was answered: until it waits again, which it does as
+//! soon as it has looked, answers are put off.
 
 use chrono::{DateTime, Utc};
 use serde_json::Value;
@@ -81,12 +84,15 @@ pub enum Answered {
     Taken(Box<Approval>, Box<Job>),
     /// The question is not open any more.
     Closed(Box<Approval>),
+    /// An attempt of the job just looks at what was answered: the same answer may be given a moment later.
+    Later,
 }
 
-/// The state as a reader should see it: a question of a job that does not wait any more is nobody's.
+/// The state as a reader should see it: a question that was open when its job ended is nobody's.
 const COLUMNS: &str = "a.id, a.job_id, a.conversation_id, a.agent_id, a.step, a.place, a.parent, a.tool_call_id, a.tool, \
     a.input, a.comment, a.created_at, a.deadline, a.answered_at, a.answered_by, \
-    case when a.state = 'open' and not exists (select from jobs j where j.id = a.job_id and j.state = 'waiting') \
+    case when a.state = 'open' and not exists (select from jobs j where j.id = a.job_id \
+            and (j.finished_at is null or j.finished_at >= a.deadline)) \
         then 'withdrawn' when a.state = 'open' and a.deadline <= $1 then 'expired' else a.state end as state";
 
 fn approval(row: &PgRow) -> Result<Approval, Error> {
@@ -209,16 +215,19 @@ impl Store {
             let Some(found) = self.approval(tenant_id, id, answer.at).await? else {
                 return Ok(None);
             };
-            let mut tx = self.pool().begin().await?;
-            // Whoever ends the wait otherwise locks the same row first.
-            let seq: Option<(i64, i32)> =
-                sqlx::query_as("select seq, attempt from jobs where id = $1 and state = 'waiting' for update")
-                    .bind(found.job_id)
-                    .fetch_optional(&mut *tx)
-                    .await?;
-            let Some((seq, attempt)) = seq else {
+            if found.state != ApprovalState::Open {
                 return Ok(Some(Answered::Closed(Box::new(found))));
-            };
+            }
+            let mut tx = self.pool().begin().await?;
+            // Whoever ends the wait otherwise, takes the job or ends it, locks the same row first.
+            let (seq, attempt, is_running): (i64, i32, bool) =
+                sqlx::query_as("select seq, attempt, state = 'running' from jobs where id = $1 for update")
+                    .bind(found.job_id)
+                    .fetch_one(&mut *tx)
+                    .await?;
+            if is_running {
+                return Ok(Some(Answered::Later));
+            }
             let state = if answer.is_approved {
                 ApprovalState::Approved
             } else {
@@ -226,7 +235,8 @@ impl Store {
             };
             let changed = sqlx::query(
                 "update approvals set state = $2, comment = $3, answered_at = $4, answered_by = $5
-                 where id = $1 and state = 'open' and deadline > $4",
+                 where id = $1 and state = 'open' and deadline > $4
+                    and exists (select from jobs where id = job_id and finished_at is null)",
             )
             .bind(id)
             .bind(state.as_str())
@@ -240,26 +250,19 @@ impl Store {
                 let now = self.approval(tenant_id, id, answer.at).await?;
                 return Ok(now.map(|now| Answered::Closed(Box::new(now))));
             }
-            let seq = u64::try_from(seq).unwrap_or(0) + 1;
+            let body = EventBody::ApprovalAnswered {
+                approval_id: id,
+                tool_call_id: found.tool_call_id.clone(),
+                state,
+                comment: answer.comment.clone(),
+            };
             let event = Event {
-                seq,
+                seq: u64::try_from(seq).unwrap_or(0) + 1,
                 at: answer.at,
                 attempt: u32::try_from(attempt).unwrap_or(0),
-                body: EventBody::ApprovalAnswered {
-                    approval_id: id,
-                    tool_call_id: found.tool_call_id.clone(),
-                    state,
-                    comment: answer.comment.clone(),
-                },
+                body,
             };
-            if let Some(chunk) = Chunk::pack(found.job_id, &[event]) {
-                insert_chunks(&mut tx, &[&chunk]).await?;
-            }
-            sqlx::query("update jobs set seq = $2 where id = $1")
-                .bind(found.job_id)
-                .bind(bigint(seq))
-                .execute(&mut *tx)
-                .await?;
+            say(&mut tx, found.job_id, event).await?;
             let job = wait::answered(&mut tx, found.job_id, answer.at).await?;
             tx.commit().await?;
             let approval = Approval {
@@ -308,4 +311,18 @@ impl Store {
         let all = rows.iter().map(approval).collect::<Result<_, _>>()?;
         Ok((all, closed))
     }
+}
+
+/// Writes an event of a job whose row is locked and that no attempt holds.
+async fn say(tx: &mut PgConnection, job_id: JobId, event: Event) -> Result<(), Error> {
+    let seq = event.seq;
+    if let Some(chunk) = Chunk::pack(job_id, &[event]) {
+        insert_chunks(tx, &[&chunk]).await?;
+    }
+    sqlx::query("update jobs set seq = $2 where id = $1")
+        .bind(job_id)
+        .bind(bigint(seq))
+        .execute(tx)
+        .await?;
+    Ok(())
 }
