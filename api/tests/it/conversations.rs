@@ -167,6 +167,10 @@ async fn a_busy_conversation_queues_refuses_or_interrupts(pool: PgPool) {
         .await
         .is_problem(409, "conflict");
     turn(json!({"text": "5", "if_busy": "reject"})).await.expect(202);
+    // A key of the caller's has no place: that is said so, wherever the other job is.
+    let keyed = json!({"text": "6", "concurrency": {"key": "k", "strategy": "reject"}});
+    turn(keyed.clone()).await.expect(202);
+    turn(keyed).await.is_problem(409, "concurrency_limit");
 }
 
 #[sqlx::test(migrator = "common::store::MIGRATOR")]

@@ -41,6 +41,8 @@ pub enum TurnAccepted {
     KeyReused,
     /// Another turn is open.
     Busy,
+    /// As many jobs of its concurrency key are open as its limit allows.
+    Rejected,
     /// There is no such conversation any more.
     Gone,
 }
@@ -151,7 +153,7 @@ impl Store {
         }
         insert_message(&mut tx, id, position, &message).await?;
         if has_strategies(&[&job]) && !refuse(&mut tx, &[&job]).await?.is_empty() {
-            return Ok(TurnAccepted::Busy);
+            return Ok(TurnAccepted::Rejected);
         }
         insert_jobs(&mut tx, &[&job]).await?;
         // Those that give way are stopped by the redispatch duty.

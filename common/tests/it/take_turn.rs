@@ -131,7 +131,7 @@ async fn who_is_busy_or_gone_takes_no_turn(pool: PgPool) {
     exclusive.job.links.conversation_id = Some(empty);
     exclusive.message = Message::user("x".to_owned(), env.clock.now());
     let refused = env.store.insert_turn(empty, exclusive).await.unwrap();
-    assert!(matches!(refused, TurnAccepted::Busy), "{refused:?}");
+    assert!(matches!(refused, TurnAccepted::Rejected), "{refused:?}");
     assert_eq!(written(&pool, empty).await, []);
 
     sqlx::query("update conversations set deleted_at = now() where id = $1")

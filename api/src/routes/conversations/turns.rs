@@ -23,7 +23,7 @@ use crate::openapi::BASE;
 use crate::problem::{Code, Document, Problem};
 use crate::routes::jobs::cancel::cancel_one;
 use crate::routes::jobs::idempotency::{self, Keyed};
-use crate::routes::jobs::{accepted_job, read_job};
+use crate::routes::jobs::{accepted_job, read_job, strategy};
 use crate::state::App;
 
 /// What happens when another turn is open.
@@ -221,6 +221,7 @@ pub(super) async fn take(
         TurnAccepted::Repeated(job_id) => repeated(app, caller, job_id).await,
         TurnAccepted::KeyReused => Err(idempotency::reused()),
         TurnAccepted::Busy => Err(Problem::new(Code::Conflict, "another turn of the conversation is open")),
+        TurnAccepted::Rejected => Err(strategy::rejected()),
         TurnAccepted::Gone => Err(Problem::not_found("conversation")),
     }
 }
