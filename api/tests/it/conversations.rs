@@ -1,7 +1,9 @@
 //! Conversations: messages in order, and turns that answer them one at a time.
 
-use common::ids::{ConversationId, JobId};
+use common::ids::{ConversationId, JobId, TenantId};
 use common::job::decision::Decision;
+use common::job::spec::JobSpec;
+use common::job::{Kind, StateName};
 use common::message::{Message, Part, Role};
 use common::testing::eventually;
 use reqwest::Method;
@@ -197,6 +199,52 @@ async fn a_repeated_turn_is_the_first_one(pool: PgPool) {
             .len(),
         1
     );
+}
+
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn a_turn_that_interrupts_stops_whatever_came_before_it(pool: PgPool) {
+    let api = Api::start(pool.clone()).await;
+    let path = begun(&api).await;
+    let id: ConversationId = path.strip_prefix("/conversations/").unwrap().parse().unwrap();
+    let tenant_id = sqlx::query_scalar("select tenant_id from conversations where id = $1");
+    let tenant_id: TenantId = tenant_id.bind(id).fetch_one(&pool).await.unwrap();
+    let [between, left] = [(), ()].map(|()| {
+        let mut job = api.env.job(JobSpec::new(Kind::ChatTurn), b"{}".to_vec());
+        (job.tenant_id, job.links.conversation_id) = (tenant_id, Some(id));
+        job
+    });
+    let interrupt = async || {
+        let request = api
+            .request(Method::POST, &format!("{path}/turns"))
+            .header("idempotency-key", "k");
+        answer(request.json(&json!({"text": "stop", "if_busy": "interrupt"})))
+            .await
+            .expect(202)
+    };
+
+    // Somebody else's turn is committed while this one waits for the conversation.
+    let mut lock = pool.begin().await.unwrap();
+    let locked = sqlx::query("select 1 from conversations where id = $1 for update");
+    locked.bind(id).execute(&mut *lock).await.unwrap();
+    let beside = async {
+        eventually(SOON, "the turn waits for the conversation", async || {
+            let waits = "select exists (select from pg_stat_activity where datname = current_database()
+                and wait_event_type = 'Lock')";
+            let waits: bool = sqlx::query_scalar(waits).fetch_one(&pool).await.unwrap();
+            waits.then_some(())
+        })
+        .await;
+        api.env.insert(&between).await;
+        lock.rollback().await.unwrap();
+    };
+    let (taken, ()) = tokio::join!(interrupt(), beside);
+    assert_eq!(api.env.row(between.id).await.state.name(), StateName::Cancelled);
+
+    // What the first request did not come to, its repetition does.
+    api.env.insert(&left).await;
+    assert_eq!(job_id(&interrupt().await), job_id(&taken));
+    assert_eq!(api.env.row(left.id).await.state.name(), StateName::Cancelled);
+    assert_eq!(api.env.row(job_id(&taken)).await.state.name(), StateName::Queued);
 }
 
 #[sqlx::test(migrator = "common::store::MIGRATOR")]

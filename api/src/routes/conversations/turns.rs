@@ -164,22 +164,27 @@ pub(super) async fn submit(
     let (turn, fields): (TurnFields, JobFields) = split(body.text(), &["text", "parts", "if_busy"])?;
     let if_busy = turn.if_busy.unwrap_or_default();
     let message = Message::new(Role::User, said(turn.text, turn.parts, "")?, app.clock().now());
-    let open = if if_busy == IfBusy::Interrupt {
-        app.store().open_turns(caller.tenant_id(), id).await?
-    } else {
-        Vec::new()
-    };
     let rejects = if_busy == IfBusy::Reject;
     let idempotency = key.fingerprint(body.bytes());
-    match take(&app, &caller, &conversation, message, (fields, rejects), idempotency).await? {
-        Taken::New(job, message) => {
-            for job_id in open {
-                cancel_one(&app, &caller, job_id).await?;
-            }
-            Ok(answer(job.id, JobView::accepted(&job), &message))
-        }
-        Taken::Before(job, message) => Ok(answer(job.id, JobView::new(&job), &message)),
+    let taken = take(&app, &caller, &conversation, message, (fields, rejects), idempotency).await?;
+    if if_busy == IfBusy::Interrupt {
+        interrupt(&app, &caller, id, taken.job_id()).await?;
     }
+    Ok(match &taken {
+        Taken::New(job, message) => answer(job.id, JobView::accepted(job), message),
+        Taken::Before(job, message) => answer(job.id, JobView::new(job), message),
+    })
+}
+
+/// Cancels the turns that are open before one that was taken. A request that is repeated does what the first may not have come
+/// to.
+async fn interrupt(app: &App, caller: &Caller, id: ConversationId, taken: JobId) -> Result<(), Problem> {
+    let open = app.store().open_turns(caller.tenant_id(), id).await?;
+    // A turn's id is above those of the turns before it.
+    for before in open.into_iter().filter(|open| *open < taken) {
+        cancel_one(app, caller, before).await?;
+    }
+    Ok(())
 }
 
 /// A turn that was taken.
@@ -188,6 +193,15 @@ pub(super) enum Taken {
     New(Box<NewJob>, Message),
     /// By the first request with this key.
     Before(Box<Job>, Message),
+}
+
+impl Taken {
+    fn job_id(&self) -> JobId {
+        match self {
+            Self::New(job, _) => job.id,
+            Self::Before(job, _) => job.id,
+        }
+    }
 }
 
 /// Adds a message and the job that answers it, and makes the job known. The flag: whether it is refused while another
