@@ -4,7 +4,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use sqlx::PgPool;
 
-use crate::fixture::{Api, answer};
+use crate::fixture::{Answer, Api, answer};
 
 async fn saved(api: &Api, fields: Value) -> Value {
     api.post("/agents", fields).await.expect(201)
@@ -198,6 +198,71 @@ async fn a_run_is_refused_clearly_and_repeated_safely(pool: PgPool) {
     api.post("/conversations", json!({"agent_id": agent["id"]}))
         .await
         .is_problem(409, "conflict");
+}
+
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn a_repeated_request_is_answered_as_the_first_one_whatever_has_changed(pool: PgPool) {
+    let api = Api::start(pool).await;
+    let agent = saved(
+        &api,
+        json!({"name": "a", "harness": "chat", "models": ["scripted/echo"]}),
+    )
+    .await;
+    let path = format!("/agents/{}", agent["id"].as_str().unwrap());
+    let talk = api
+        .post("/conversations", json!({"agent_id": agent["id"]}))
+        .await
+        .expect(201);
+    let turns = format!("/conversations/{}/turns", talk["id"].as_str().unwrap());
+    let run = json!({"kind": "agent_run", "input": {"agent_id": agent["id"], "input": "a"}});
+    let noop = json!({"kind": "noop"});
+    let requests = [
+        (format!("{path}/runs"), json!({"input": "a"})),
+        ("/jobs".to_owned(), run.clone()),
+        (turns, json!({"text": "a"})),
+        ("/jobs/batch".to_owned(), json!({"jobs": [run, noop]})),
+        ("/jobs/batch".to_owned(), json!({"jobs": [run]})),
+    ];
+    let all = async |keys: &str| {
+        let mut answers = Vec::new();
+        for (index, (path, body)) in requests.iter().enumerate() {
+            let request = api.request(Method::POST, path);
+            answers.push(answer(request.header("idempotency-key", format!("{keys}{index}")).json(body)).await);
+        }
+        answers
+    };
+    let ids = |answers: Vec<Answer>| -> Vec<Value> {
+        let of = |body: Value| match body.pointer("/data") {
+            Some(data) => data
+                .as_array()
+                .unwrap()
+                .iter()
+                .map(|item| item["job"]["id"].clone())
+                .collect(),
+            None if body["job"].is_object() => vec![body["job"]["id"].clone()],
+            None => vec![body["id"].clone()],
+        };
+        answers.into_iter().flat_map(|answer| of(answer.expect(202))).collect()
+    };
+    let first = ids(all("first").await);
+    assert!(first.len() == 6 && first.iter().all(Value::is_string), "{first:?}");
+    api.patch(&path, json!({"status": "archived"})).await.expect(200);
+    assert_eq!(ids(all("first").await), first);
+
+    let refused = all("second").await;
+    for answer in &refused[..3] {
+        answer.is_problem(409, "conflict");
+    }
+    let batch = ids(refused.into_iter().skip(3).take(1).collect());
+    assert!(batch[0].is_null() && batch[1].is_string(), "{batch:?}");
+    // What was refused then has no job, though now it would.
+    api.patch(&path, json!({"status": "active"})).await.expect(200);
+    let request = api
+        .request(Method::POST, "/jobs/batch")
+        .header("idempotency-key", "second3");
+    let again = answer(request.json(&requests[3].1)).await.expect(202);
+    assert_eq!(again["data"][0]["error"]["code"], "conflict");
+    assert_eq!(again["data"][1]["job"]["id"], batch[1]);
 }
 
 #[sqlx::test(migrator = "common::store::MIGRATOR")]

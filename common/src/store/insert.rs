@@ -5,23 +5,14 @@ use std::sync::LazyLock;
 use chrono::{DateTime, Utc};
 use sqlx::postgres::PgArguments;
 use sqlx::types::Json;
-use sqlx::{AssertSqlSafe, PgConnection, Postgres, Row};
-use uuid::Uuid;
+use sqlx::{AssertSqlSafe, PgConnection, Postgres};
 
 use super::admit::{self, Decided};
+use super::idempotency::{Idempotency, forget, remember};
 use super::row::{int, ms};
 use super::{Class, Error, Store};
 use crate::ids::{JobId, TenantId};
 use crate::job::{Concurrency, Links, NewJob, Rate};
-
-/// Remembers a request, so that its repetition is answered with the same jobs.
-#[derive(Clone, Debug)]
-pub struct Idempotency {
-    /// The submitter's key.
-    pub key: String,
-    /// SHA-256 of method, path and body.
-    pub fingerprint: [u8; 32],
-}
 
 /// Jobs that are accepted, or refused, together.
 #[derive(Clone, Debug)]
@@ -41,8 +32,9 @@ pub enum Accepted {
     Inserted,
     /// The strategies of concurrency keys had a say: those that are not named as rejected are committed.
     Decided(Decided),
-    /// Its key was used before with the same request: these are the first one's jobs.
-    Repeated(Vec<JobId>),
+    /// Its key was used before with the same request: these are the first one's jobs, in their places, with a gap where one
+    /// was refused.
+    Repeated(Vec<Option<JobId>>),
     /// Its key was used before with another request.
     KeyReused,
 }
@@ -157,54 +149,6 @@ async fn decide(
         });
     }
     Ok(())
-}
-
-async fn forget(tx: &mut PgConnection, tenant_id: TenantId, idempotency: &Idempotency) -> Result<(), Error> {
-    sqlx::query("delete from idempotency_keys where tenant_id = $1 and key = $2")
-        .bind(tenant_id)
-        .bind(&idempotency.key)
-        .execute(tx)
-        .await?;
-    Ok(())
-}
-
-/// Remembers the request that these jobs of a tenant came with. The first waits for a concurrent holder of the same key:
-/// whoever comes second sees the committed first.
-pub(super) async fn remember(
-    tx: &mut PgConnection,
-    jobs: &[&NewJob],
-    idempotency: &Idempotency,
-) -> Result<Accepted, Error> {
-    let Some(first) = jobs.first() else {
-        return Ok(Accepted::Inserted);
-    };
-    let (tenant_id, at) = (first.tenant_id, first.created_at);
-    let ids: Vec<Uuid> = jobs.iter().map(|job| job.id.uuid()).collect();
-    let inserted = sqlx::query(
-        "insert into idempotency_keys (tenant_id, key, fingerprint, job_ids, created_at) values ($1, $2, $3, $4, $5)
-         on conflict do nothing",
-    )
-    .bind(tenant_id)
-    .bind(&idempotency.key)
-    .bind(&idempotency.fingerprint[..])
-    .bind(&ids)
-    .bind(at)
-    .execute(&mut *tx)
-    .await?;
-    if inserted.rows_affected() == 1 {
-        return Ok(Accepted::Inserted);
-    }
-    let first = sqlx::query("select fingerprint, job_ids from idempotency_keys where tenant_id = $1 and key = $2")
-        .bind(tenant_id)
-        .bind(&idempotency.key)
-        .fetch_one(&mut *tx)
-        .await?;
-    if first.try_get::<Vec<u8>, _>("fingerprint")? == idempotency.fingerprint {
-        let ids: Vec<Uuid> = first.try_get("job_ids")?;
-        Ok(Accepted::Repeated(ids.into_iter().map(JobId).collect()))
-    } else {
-        Ok(Accepted::KeyReused)
-    }
 }
 
 fn fill(results: &mut [Option<Result<Accepted, Error>>], error: Error) {

@@ -23,6 +23,7 @@ mod error;
 pub mod events;
 pub mod fire;
 pub mod forget;
+pub mod idempotency;
 mod index;
 pub mod insert;
 pub mod jobs;

@@ -7,7 +7,8 @@ use std::sync::LazyLock;
 
 use super::admit::{has_strategies, refuse, supersede};
 use super::agents::json;
-use super::insert::{Accepted, Idempotency, OF_JOBS, insert_if, insert_jobs, remember, statement_if};
+use super::idempotency::{Idempotency, remember};
+use super::insert::{Accepted, OF_JOBS, insert_if, insert_jobs, statement_if};
 use super::row::bigint;
 use super::turns::{after_open_turns, insert_message, is_busy, said, title};
 use super::{Class, Error, Store};
@@ -143,7 +144,11 @@ impl Store {
             match remember(&mut tx, &[&job], &idempotency).await? {
                 Accepted::Inserted | Accepted::Decided(_) => {}
                 Accepted::Repeated(ids) => {
-                    return Ok(ids.first().map_or(TurnAccepted::Gone, |id| TurnAccepted::Repeated(*id)));
+                    return Ok(ids
+                        .first()
+                        .copied()
+                        .flatten()
+                        .map_or(TurnAccepted::Gone, TurnAccepted::Repeated));
                 }
                 Accepted::KeyReused => return Ok(TurnAccepted::KeyReused),
             }

@@ -9,7 +9,8 @@ use common::job::decision::Decision;
 use common::job::wait::{Until, Wait};
 use common::job::{Concurrency, FailureCode, JobState, NewJob, Strategy};
 use common::store::admit::Decided;
-use common::store::insert::{Accepted, Idempotency, Submission};
+use common::store::idempotency::Idempotency;
+use common::store::insert::{Accepted, Submission};
 use common::store::settle::Settlement;
 use common::testing::TestEnv;
 use sqlx::PgPool;
@@ -31,6 +32,7 @@ async fn submit(env: &TestEnv, jobs: &[NewJob], key: Option<&str>) -> Accepted {
         idempotency: key.map(|key| Idempotency {
             key: key.to_owned(),
             fingerprint: [7; 32],
+            refused: Vec::new(),
         }),
     };
     env.store.insert(&[submission]).await.pop().unwrap().unwrap()

@@ -3,7 +3,7 @@
 use common::ids::{ConversationId, JobId};
 use common::job::{Concurrency, Strategy};
 use common::message::Message;
-use common::store::insert::Idempotency;
+use common::store::idempotency::Idempotency;
 use common::store::take_turn::{NewTurn, TurnAccepted};
 use common::testing::TestEnv;
 use futures_util::future::join_all;
@@ -28,6 +28,7 @@ fn keyed(env: &TestEnv, talk: ConversationId, seen: u64, fingerprint: u8) -> New
         idempotency: Some(Idempotency {
             key: "key".to_owned(),
             fingerprint: [fingerprint; 32],
+            refused: Vec::new(),
         }),
         ..asked(env, talk, seen)
     }

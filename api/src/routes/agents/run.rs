@@ -4,8 +4,8 @@ use axum::extract::State;
 use axum::response::Response;
 use common::agent::WorkspaceChoice;
 use common::ids::AgentId;
-use common::job::Kind;
 use common::job::exec::InputFile;
+use common::job::{Kind, NewJob};
 use common::store::insert::{Accepted, Submission};
 use serde::Deserialize;
 use utoipa::ToSchema;
@@ -15,7 +15,7 @@ use crate::extract::{PathId, RawBody};
 use crate::job::{AgentRun, JobFields, JobView, ResolvedAgent, Runnable, fits, job_for, split};
 use crate::problem::{Document, Problem};
 use crate::routes::jobs::idempotency::{self, Keyed};
-use crate::routes::jobs::{accepted, accepted_job, strategy, to_json};
+use crate::routes::jobs::{accepted, strategy, to_json};
 use crate::state::App;
 
 /// What an agent is run on, besides the fields of a job.
@@ -61,19 +61,12 @@ pub(super) async fn run(
     key: Keyed,
     body: RawBody,
 ) -> Result<Response, Problem> {
-    let agent = ResolvedAgent::saved(&app, &caller, id).await?;
-    fits(&app, body.text(), "/input")?;
-    let (run, fields): (RunFields, JobFields) = split(body.text(), &["input", "files", "workspace"])?;
-    let text = run.input.ok_or_else(|| Problem::field("/input", "is required"))?;
-    let run = AgentRun {
-        text: &text,
-        files: &run.files.unwrap_or_default(),
-        workspace: run.workspace,
-    };
-    let runnable = Runnable::agent_run(&agent, &run, "")?;
-    let job = job_for(&app, &caller, Kind::AgentRun, fields, runnable)?;
-    let (id, answer) = (job.id, to_json(&JobView::accepted(&job)));
     let idempotency = key.fingerprint(body.bytes());
+    let job = match job(&app, &caller, id, body.text()).await {
+        Ok(job) => job,
+        Err(problem) => return idempotency::earlier_or(&app, &caller, idempotency.as_ref(), problem).await,
+    };
+    let (id, answer) = (job.id, to_json(&JobView::accepted(&job)));
     let submission = Submission {
         tenant_id: caller.tenant_id(),
         jobs: vec![job],
@@ -91,12 +84,20 @@ pub(super) async fn run(
             Ok(accepted(id, answer))
         }
         Accepted::KeyReused => Err(idempotency::reused()),
-        Accepted::Repeated(ids) => {
-            let first = idempotency::first_jobs(&app, &caller, &ids).await?;
-            first
-                .first()
-                .map(accepted_job)
-                .ok_or_else(|| Problem::not_found("job: the first one is gone"))
-        }
+        Accepted::Repeated(ids) => idempotency::first_job(&app, &caller, &ids).await,
     }
+}
+
+async fn job(app: &App, caller: &Caller, id: AgentId, body: &str) -> Result<NewJob, Problem> {
+    let agent = ResolvedAgent::saved(app, caller, id).await?;
+    fits(app, body, "/input")?;
+    let (run, fields): (RunFields, JobFields) = split(body, &["input", "files", "workspace"])?;
+    let text = run.input.ok_or_else(|| Problem::field("/input", "is required"))?;
+    let run = AgentRun {
+        text: &text,
+        files: &run.files.unwrap_or_default(),
+        workspace: run.workspace,
+    };
+    let runnable = Runnable::agent_run(&agent, &run, "")?;
+    job_for(app, caller, Kind::AgentRun, fields, runnable)
 }

@@ -8,7 +8,7 @@ use common::ids::{ConversationId, JobId, MessageId};
 use common::message::{Message, Part, Role};
 use common::store::branch::BranchAt;
 use common::store::conversations::Conversation;
-use common::store::insert::Idempotency;
+use common::store::idempotency::Idempotency;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 

@@ -9,7 +9,7 @@ use common::job::{Job, Kind, NewJob};
 use common::message::{Message, Part, Role};
 use common::queue::Dispatch;
 use common::store::conversations::Conversation;
-use common::store::insert::Idempotency;
+use common::store::idempotency::Idempotency;
 use common::store::take_turn::{NewTurn, TurnAccepted};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -217,8 +217,15 @@ pub(super) async fn take(
     (fields, reject_if_busy): (JobFields, bool),
     idempotency: Option<Idempotency>,
 ) -> Result<Taken, Problem> {
+    let job = job(app, caller, conversation, fields, message.id).await;
+    if job.is_err()
+        && let Some(ids) = idempotency::earlier(app, caller, idempotency.as_ref()).await?
+    {
+        let first = ids.into_iter().next().flatten().ok_or_else(idempotency::gone)?;
+        return repeated(app, caller, first).await;
+    }
     let new = NewTurn {
-        job: job(app, caller, conversation, fields, message.id).await?,
+        job: job?,
         message: message.clone(),
         seen: conversation.position,
         reject_if_busy,

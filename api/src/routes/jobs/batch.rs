@@ -54,6 +54,12 @@ struct Item {
     outcome: Outcome,
 }
 
+impl Item {
+    fn is_refused(&self) -> bool {
+        matches!(self.outcome, Outcome::Error(_))
+    }
+}
+
 #[derive(Serialize)]
 #[serde(rename_all = "snake_case")]
 enum Outcome {
@@ -109,9 +115,24 @@ pub(super) async fn submit_batch(
         };
         data.push(Item { index, outcome });
     }
-    let idempotency = key.fingerprint(body.bytes());
-    if !jobs.is_empty() {
-        insert(&app, &caller, jobs, idempotency, &mut data).await?;
+    let refused: Vec<usize> = data
+        .iter()
+        .filter(|item| item.is_refused())
+        .map(|item| item.index)
+        .collect();
+    let mut idempotency = key.fingerprint(body.bytes());
+    let earlier = if refused.is_empty() {
+        None
+    } else {
+        idempotency::earlier(&app, &caller, idempotency.as_ref()).await?
+    };
+    if let Some(ids) = earlier {
+        repeated(&app, &caller, &ids, &mut data).await?;
+    } else if !jobs.is_empty() {
+        if let Some(idempotency) = &mut idempotency {
+            idempotency.refused = refused;
+        }
+        Box::pin(insert(&app, &caller, jobs, idempotency, &mut data)).await?;
     }
     let body = to_json(&BatchAnswer { data });
     Ok((StatusCode::ACCEPTED, [(header::CONTENT_TYPE, "application/json")], body).into_response())
@@ -121,7 +142,7 @@ async fn insert(
     app: &App,
     caller: &Caller,
     jobs: Vec<(usize, NewJob)>,
-    idempotency: Option<common::store::insert::Idempotency>,
+    idempotency: Option<common::store::idempotency::Idempotency>,
     data: &mut [Item],
 ) -> Result<(), Problem> {
     let (indexes, jobs): (Vec<usize>, Vec<NewJob>) = jobs.into_iter().unzip();
@@ -143,7 +164,7 @@ async fn insert(
             Ok(())
         }
         Ok(Accepted::KeyReused) => Err(idempotency::reused()),
-        Ok(Accepted::Repeated(ids)) => repeated(app, caller, &indexes, &ids, data).await,
+        Ok(Accepted::Repeated(ids)) => repeated(app, caller, &ids, data).await,
         // Postgres refuses the data of one of them: the others are accepted all the same.
         Err(problem) if problem.code() == Code::InvalidRequest && !has_key => {
             one_by_one(app, caller, indexes, jobs, data).await
@@ -175,23 +196,21 @@ async fn one_by_one(
     Ok(())
 }
 
-/// Shows the first request's jobs in the places of the repeated one's.
-async fn repeated(
-    app: &App,
-    caller: &Caller,
-    indexes: &[usize],
-    ids: &[JobId],
-    data: &mut [Item],
-) -> Result<(), Problem> {
+/// Shows the first request's jobs in their places. What was refused then is refused still.
+async fn repeated(app: &App, caller: &Caller, ids: &[Option<JobId>], data: &mut [Item]) -> Result<(), Problem> {
     let first = idempotency::first_jobs(app, caller, ids).await?;
-    for (index, id) in indexes.iter().zip(ids) {
-        let outcome = match first.iter().find(|job| job.id == *id) {
-            Some(job) => Outcome::job(&JobView::new(job)),
-            None => Outcome::error(&Problem::not_found("job: the first one is gone")),
+    for (item, id) in data.iter_mut().zip(ids) {
+        let Some(id) = id else {
+            if !item.is_refused() {
+                let problem = Problem::new(Code::Conflict, "it was refused when this request was made first");
+                item.outcome = Outcome::error(&problem);
+            }
+            continue;
         };
-        if let Some(item) = data.get_mut(*index) {
-            item.outcome = outcome;
-        }
+        item.outcome = match first.iter().find(|job| job.id == *id) {
+            Some(job) => Outcome::job(&JobView::new(job)),
+            None => Outcome::error(&idempotency::gone()),
+        };
     }
     Ok(())
 }

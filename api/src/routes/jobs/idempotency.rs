@@ -3,11 +3,14 @@
 use axum::extract::FromRequestParts;
 use axum::http::Method;
 use axum::http::request::Parts;
+use axum::response::Response;
 use common::ids::JobId;
 use common::job::Job;
-use common::store::insert::Idempotency;
+use common::store::idempotency::Idempotency;
+use common::store::insert::Accepted;
 use sha2::{Digest, Sha256};
 
+use super::accepted_job;
 use crate::auth::Caller;
 use crate::problem::{Code, FieldError, Problem};
 use crate::state::App;
@@ -61,6 +64,7 @@ impl Keyed {
         self.key.map(|key| Idempotency {
             key,
             fingerprint: digest.chain_update(body).finalize().into(),
+            refused: Vec::new(),
         })
     }
 }
@@ -71,10 +75,51 @@ pub(crate) fn reused() -> Problem {
     Problem::new(Code::IdempotencyKeyReused, "use another key for another request").with_errors(vec![error])
 }
 
-/// The jobs of the first request, in its order; those that were deleted since are missing.
-pub(crate) async fn first_jobs(app: &App, caller: &Caller, ids: &[JobId]) -> Result<Vec<Job>, Problem> {
-    let mut jobs = app.store().jobs(ids).await?;
+/// The jobs of an earlier request like this one, in their places; `None` when there was none. Whoever would refuse a request
+/// asks this first: one that was accepted is answered as it was then, whatever has changed since.
+pub(crate) async fn earlier(
+    app: &App,
+    caller: &Caller,
+    idempotency: Option<&Idempotency>,
+) -> Result<Option<Vec<Option<JobId>>>, Problem> {
+    let Some(idempotency) = idempotency else {
+        return Ok(None);
+    };
+    match app.store().earlier(caller.tenant_id(), idempotency).await? {
+        Some(Accepted::Repeated(ids)) => Ok(Some(ids)),
+        Some(Accepted::KeyReused) => Err(reused()),
+        _ => Ok(None),
+    }
+}
+
+/// The answer to a request for one job that would be refused for this problem.
+pub(crate) async fn earlier_or(
+    app: &App,
+    caller: &Caller,
+    idempotency: Option<&Idempotency>,
+    problem: Problem,
+) -> Result<Response, Problem> {
+    match earlier(app, caller, idempotency).await? {
+        Some(ids) => first_job(app, caller, &ids).await,
+        None => Err(problem),
+    }
+}
+
+/// 202 with the job of the first request.
+pub(crate) async fn first_job(app: &App, caller: &Caller, ids: &[Option<JobId>]) -> Result<Response, Problem> {
+    let first = first_jobs(app, caller, ids).await?;
+    first.first().map(accepted_job).ok_or_else(gone)
+}
+
+/// The answer in the place of a job that was deleted since.
+pub(crate) fn gone() -> Problem {
+    Problem::not_found("job: the first one is gone")
+}
+
+/// The jobs of the first request; those that were deleted since are missing.
+pub(crate) async fn first_jobs(app: &App, caller: &Caller, ids: &[Option<JobId>]) -> Result<Vec<Job>, Problem> {
+    let ids: Vec<JobId> = ids.iter().copied().flatten().collect();
+    let mut jobs = app.store().jobs(&ids).await?;
     jobs.retain(|job| job.tenant_id == caller.tenant_id());
-    jobs.sort_unstable_by_key(|job| ids.iter().position(|id| *id == job.id));
     Ok(jobs)
 }

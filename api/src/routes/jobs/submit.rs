@@ -5,7 +5,7 @@ use axum::response::Response;
 use common::store::insert::{Accepted, Submission};
 
 use super::idempotency::{self, Keyed};
-use super::{accepted, accepted_job, strategy, to_json};
+use super::{accepted, strategy, to_json};
 use crate::auth::Caller;
 use crate::extract::RawBody;
 use crate::job::{JobRequest, JobView, prepare};
@@ -30,9 +30,12 @@ pub(super) async fn submit(
     key: Keyed,
     body: RawBody,
 ) -> Result<Response, Problem> {
-    let job = prepare(&app, &caller, body.text(), "").await?;
-    let (id, answer) = (job.id, to_json(&JobView::accepted(&job)));
     let idempotency = key.fingerprint(body.bytes());
+    let job = match prepare(&app, &caller, body.text(), "").await {
+        Ok(job) => job,
+        Err(problem) => return idempotency::earlier_or(&app, &caller, idempotency.as_ref(), problem).await,
+    };
+    let (id, answer) = (job.id, to_json(&JobView::accepted(&job)));
     let submission = Submission {
         tenant_id: caller.tenant_id(),
         jobs: vec![job],
@@ -50,12 +53,6 @@ pub(super) async fn submit(
             Ok(accepted(id, answer))
         }
         Accepted::KeyReused => Err(idempotency::reused()),
-        Accepted::Repeated(ids) => {
-            let first = idempotency::first_jobs(&app, &caller, &ids).await?;
-            first
-                .first()
-                .map(accepted_job)
-                .ok_or_else(|| Problem::not_found("job: the first one is gone"))
-        }
+        Accepted::Repeated(ids) => idempotency::first_job(&app, &caller, &ids).await,
     }
 }
