@@ -145,7 +145,7 @@ async fn a_branch_goes_on_from_any_message_and_loses_nothing(pool: PgPool) {
 
 #[sqlx::test(migrator = "common::store::MIGRATOR")]
 async fn an_edit_with_a_key_is_made_once(pool: PgPool) {
-    let api = Api::start(pool).await;
+    let api = Api::start(pool.clone()).await;
     let path = begun(&api).await;
     let turn = talk(&api, &path, "one", "first").await;
     let edit = async || {
@@ -158,6 +158,20 @@ async fn an_edit_with_a_key_is_made_once(pool: PgPool) {
     assert_eq!(first["conversation"]["id"], again["conversation"]["id"]);
     let all = api.get("/conversations").await.expect(200);
     assert_eq!(all["data"].as_array().unwrap().len(), 2);
+
+    // Nor does one that is refused leave a branch behind, not even a deleted one.
+    let at = format!("{path}/messages/{}/edit", turn["message"]["id"].as_str().unwrap());
+    api.post(&at, json!({"text": "uno", "priority": 10}))
+        .await
+        .is_problem(422, "invalid_request");
+    let exclusive = json!({"text": "uno", "concurrency": {"key": "k", "strategy": "reject"}});
+    api.post(&at, exclusive.clone()).await.expect(202);
+    api.post(&at, exclusive).await.is_problem(409, "concurrency_limit");
+    let made: i64 = sqlx::query_scalar("select count(*) from conversations")
+        .fetch_one(&pool)
+        .await
+        .unwrap();
+    assert_eq!(made, 3);
 }
 
 #[sqlx::test(migrator = "common::store::MIGRATOR")]

@@ -41,41 +41,9 @@ impl Store {
     ) -> Result<Option<Conversation>, Error> {
         self.within(async {
             let mut tx = self.pool().begin().await?;
-            let place: Option<(i64, i64)> = sqlx::query_as(
-                "select m.turn, m.position from conversations c join messages m on m.conversation_id = c.id
-                 where c.id = $1 and c.tenant_id = $2 and c.deleted_at is null and m.id = $3 for share of c",
-            )
-            .bind(from)
-            .bind(tenant_id)
-            .bind(at.message_id())
-            .fetch_optional(&mut *tx)
-            .await?;
-            let Some((turn, position)) = place else { return Ok(None) };
-            let until = match at {
-                BranchAt::Behind(_) => (turn, position),
-                BranchAt::BeforeTurnOf(_) => (turn - 1, i64::MAX),
-            };
-            sqlx::query(
-                "insert into conversations (id, tenant_id, agent_id, agent, title, metadata, user_id, branched_from,
-                    branched_at, created_at, updated_at)
-                 select $2, tenant_id, agent_id, agent, coalesce($5, title), metadata, user_id, id, $3, $4, $4
-                 from conversations where id = $1",
-            )
-            .bind(from)
-            .bind(id)
-            .bind(at.message_id())
-            .bind(now)
-            .bind(title)
-            .execute(&mut *tx)
-            .await?;
-            copy_messages(&mut tx, from, id, until).await?;
-            workspaces::branch(&mut tx, (tenant_id, from, id), now).await?;
-            let row = sqlx::query("select * from conversations where id = $1")
-                .bind(id)
-                .fetch_one(&mut *tx)
-                .await?;
+            let made = branch(&mut tx, (tenant_id, from), at, (id, title), now).await?;
             tx.commit().await?;
-            conversation(&row).map(Some)
+            Ok(made)
         })
         .await
     }
@@ -100,6 +68,50 @@ impl Store {
             (message, is_it)
         }))
     }
+}
+
+/// Makes a branch in a transaction: see [`Store::branch_conversation`].
+pub(super) async fn branch(
+    tx: &mut PgConnection,
+    (tenant_id, from): (TenantId, ConversationId),
+    at: BranchAt,
+    (id, title): (ConversationId, Option<&str>),
+    now: DateTime<Utc>,
+) -> Result<Option<Conversation>, Error> {
+    let place: Option<(i64, i64)> = sqlx::query_as(
+        "select m.turn, m.position from conversations c join messages m on m.conversation_id = c.id
+         where c.id = $1 and c.tenant_id = $2 and c.deleted_at is null and m.id = $3 for share of c",
+    )
+    .bind(from)
+    .bind(tenant_id)
+    .bind(at.message_id())
+    .fetch_optional(&mut *tx)
+    .await?;
+    let Some((turn, position)) = place else { return Ok(None) };
+    let until = match at {
+        BranchAt::Behind(_) => (turn, position),
+        BranchAt::BeforeTurnOf(_) => (turn - 1, i64::MAX),
+    };
+    sqlx::query(
+        "insert into conversations (id, tenant_id, agent_id, agent, title, metadata, user_id, branched_from,
+            branched_at, created_at, updated_at)
+         select $2, tenant_id, agent_id, agent, coalesce($5, title), metadata, user_id, id, $3, $4, $4
+         from conversations where id = $1",
+    )
+    .bind(from)
+    .bind(id)
+    .bind(at.message_id())
+    .bind(now)
+    .bind(title)
+    .execute(&mut *tx)
+    .await?;
+    copy_messages(tx, from, id, until).await?;
+    workspaces::branch(tx, (tenant_id, from, id), now).await?;
+    let row = sqlx::query("select * from conversations where id = $1")
+        .bind(id)
+        .fetch_one(&mut *tx)
+        .await?;
+    conversation(&row).map(Some)
 }
 
 /// Repeats messages in the order of the turns, with new ids and positions.

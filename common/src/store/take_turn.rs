@@ -1,18 +1,22 @@
 //! Taking a turn: a user's message, and the job that answers it.
 //!
 //! Most turns come when no other is open. Such a one is written by a single statement, if the conversation is still as
-//! the request has seen it; otherwise a transaction locks the conversation and looks at what is open.
+//! the request has seen it; otherwise a transaction locks the conversation and looks at what is open. A turn in a branch is
+//! written with the branch.
 
 use std::sync::LazyLock;
 
+use sqlx::PgConnection;
+
 use super::admit::{has_strategies, refuse, supersede};
 use super::agents::json;
+use super::branch::{BranchAt, branch};
 use super::idempotency::{Idempotency, remember};
 use super::insert::{Accepted, OF_JOBS, insert_if, insert_jobs, statement_if};
 use super::row::bigint;
 use super::turns::{after_open_turns, insert_message, is_busy, said, title};
 use super::{Class, Error, Store};
-use crate::ids::{ConversationId, JobId};
+use crate::ids::{ConversationId, JobId, MessageId};
 use crate::job::NewJob;
 use crate::message::Message;
 
@@ -93,7 +97,45 @@ impl Store {
                 Err(error) => return Err(error),
             }
         }
-        self.within(self.insert_locked(id, turn)).await
+        self.within(async {
+            let mut tx = self.pool().begin_planned().await?;
+            let accepted = take(&mut tx, id, turn).await?;
+            if let TurnAccepted::Inserted(_) = accepted {
+                tx.commit().await?;
+            }
+            Ok(accepted)
+        })
+        .await
+    }
+
+    /// Makes a branch with this id before the turn of a message, and takes a turn in it; or neither.
+    ///
+    /// # Errors
+    /// When Postgres is away.
+    pub async fn insert_turn_in_branch(
+        &self,
+        from: ConversationId,
+        asked: MessageId,
+        id: ConversationId,
+        mut turn: NewTurn,
+    ) -> Result<TurnAccepted, Error> {
+        turn.job.links.conversation_id = Some(id);
+        self.within(async {
+            let mut tx = self.pool().begin().await?;
+            let (from, at) = ((turn.job.tenant_id, from), BranchAt::BeforeTurnOf(asked));
+            if branch(&mut tx, from, at, (id, None), turn.job.created_at)
+                .await?
+                .is_none()
+            {
+                return Ok(TurnAccepted::Gone);
+            }
+            let accepted = take(&mut tx, id, turn).await?;
+            if let TurnAccepted::Inserted(_) = accepted {
+                tx.commit().await?;
+            }
+            Ok(accepted)
+        })
+        .await
     }
 
     /// Whether it was written.
@@ -115,55 +157,54 @@ impl Store {
         let done = self.on(self.talking(), async |connection| insert.execute(connection).await);
         Ok(done.await?.rows_affected() == 1)
     }
+}
 
-    async fn insert_locked(&self, id: ConversationId, turn: NewTurn) -> Result<TurnAccepted, Error> {
-        let NewTurn {
-            message,
-            mut job,
-            seen: _,
-            reject_if_busy,
-            idempotency,
-        } = turn;
-        let mut tx = self.pool().begin_planned().await?;
-        let position: Option<i64> = sqlx::query_scalar(
-            "update conversations set position = position + 1, updated_at = $3,
-                title = case when title = '' then $4 else title end
-             where id = $1 and tenant_id = $2 and deleted_at is null returning position",
-        )
-        .bind(id)
-        .bind(job.tenant_id)
-        .bind(job.created_at)
-        .bind(title(&message))
-        .fetch_optional(&mut *tx)
-        .await?;
-        let Some(position) = position else {
-            return Ok(TurnAccepted::Gone);
-        };
-        (job.id, job.created_at) = after_open_turns(&mut tx, id, job.created_at).await?;
-        if let Some(idempotency) = idempotency {
-            match remember(&mut tx, &[&job], &idempotency).await? {
-                Accepted::Inserted | Accepted::Decided(_) => {}
-                Accepted::Repeated(ids) => {
-                    return Ok(ids
-                        .first()
-                        .copied()
-                        .flatten()
-                        .map_or(TurnAccepted::Gone, TurnAccepted::Repeated));
-                }
-                Accepted::KeyReused => return Ok(TurnAccepted::KeyReused),
+/// Takes a turn in a transaction, which is to be committed if it is inserted.
+async fn take(tx: &mut PgConnection, id: ConversationId, turn: NewTurn) -> Result<TurnAccepted, Error> {
+    let NewTurn {
+        message,
+        mut job,
+        seen: _,
+        reject_if_busy,
+        idempotency,
+    } = turn;
+    let position: Option<i64> = sqlx::query_scalar(
+        "update conversations set position = position + 1, updated_at = $3,
+            title = case when title = '' then $4 else title end
+         where id = $1 and tenant_id = $2 and deleted_at is null returning position",
+    )
+    .bind(id)
+    .bind(job.tenant_id)
+    .bind(job.created_at)
+    .bind(title(&message))
+    .fetch_optional(&mut *tx)
+    .await?;
+    let Some(position) = position else {
+        return Ok(TurnAccepted::Gone);
+    };
+    (job.id, job.created_at) = after_open_turns(tx, id, job.created_at).await?;
+    if let Some(idempotency) = idempotency {
+        match remember(tx, &[&job], &idempotency).await? {
+            Accepted::Inserted | Accepted::Decided(_) => {}
+            Accepted::Repeated(ids) => {
+                return Ok(ids
+                    .first()
+                    .copied()
+                    .flatten()
+                    .map_or(TurnAccepted::Gone, TurnAccepted::Repeated));
             }
+            Accepted::KeyReused => return Ok(TurnAccepted::KeyReused),
         }
-        if reject_if_busy && is_busy(&mut tx, id).await? {
-            return Ok(TurnAccepted::Busy);
-        }
-        insert_message(&mut tx, id, position, &message).await?;
-        if has_strategies(&[&job]) && !refuse(&mut tx, &[&job]).await?.is_empty() {
-            return Ok(TurnAccepted::Rejected);
-        }
-        insert_jobs(&mut tx, &[&job]).await?;
-        // Those that give way are stopped by the redispatch duty.
-        supersede(&mut tx, &[&job], job.created_at).await?;
-        tx.commit().await?;
-        Ok(TurnAccepted::Inserted(Box::new(job)))
     }
+    if reject_if_busy && is_busy(tx, id).await? {
+        return Ok(TurnAccepted::Busy);
+    }
+    insert_message(tx, id, position, &message).await?;
+    if has_strategies(&[&job]) && !refuse(tx, &[&job]).await?.is_empty() {
+        return Ok(TurnAccepted::Rejected);
+    }
+    insert_jobs(tx, &[&job]).await?;
+    // Those that give way are stopped by the redispatch duty.
+    supersede(tx, &[&job], job.created_at).await?;
+    Ok(TurnAccepted::Inserted(Box::new(job)))
 }

@@ -100,8 +100,13 @@ pub(super) async fn branch(
     let message_id = request.message_id.ok_or_else(|| odd("is required"))?;
     let message_id: MessageId = message_id.parse().map_err(|_garbage| odd("is no message's id"))?;
     read(&app, &caller, id).await?;
-    let at = BranchAt::Behind(message_id);
-    let branch = make(&app, &caller, id, at, request.title.as_deref()).await?;
+    // With the files as they are now: no version of before is kept.
+    let (from, at) = ((caller.tenant_id(), id), BranchAt::Behind(message_id));
+    let new = (ConversationId::new(), request.title.as_deref());
+    let branch = app
+        .store()
+        .branch_conversation(from, at, new, app.clock().now())
+        .await?;
     let branch = branch.ok_or_else(|| odd("is no message of this conversation"))?;
     Ok(created(
         &format!("/conversations/{}", branch.id),
@@ -131,20 +136,13 @@ pub(super) async fn edit(
     fits(&app, body.text(), "/text")?;
     let (edit, fields): (EditFields, JobFields) = split(body.text(), &["text", "parts"])?;
     let parts = said(edit.text, edit.parts, "")?;
-    let (asked, is_it) = asked(&app, &caller, id, &steps).await?;
-    if !is_it {
+    let asked = asked(&app, &caller, id, &steps).await?;
+    if !asked.is_it {
         let detail = "only a message with which a user begins a turn can be edited";
         return Err(Problem::new(Code::Conflict, detail));
     }
-    again(
-        &app,
-        &caller,
-        id,
-        asked.id,
-        parts,
-        (fields, key.fingerprint(body.bytes())),
-    )
-    .await
+    let idempotency = key.fingerprint(body.bytes());
+    again(&app, &caller, &asked, parts, (fields, idempotency)).await
 }
 
 /// Answer again: in a branch, in which the same is asked.
@@ -173,73 +171,54 @@ pub(super) async fn regenerate(
     } else {
         crate::extract::from_json(body.text(), "")?
     };
-    let (asked, _) = asked(&app, &caller, id, &steps).await?;
-    let parts = asked.parts.clone();
-    again(
-        &app,
-        &caller,
-        id,
-        asked.id,
-        parts,
-        (fields, key.fingerprint(body.bytes())),
-    )
-    .await
+    let asked = asked(&app, &caller, id, &steps).await?;
+    let parts = asked.message.parts.clone();
+    let idempotency = key.fingerprint(body.bytes());
+    again(&app, &caller, &asked, parts, (fields, idempotency)).await
 }
 
-/// The user's message of the turn that a path names a message of, and whether it is that one.
-async fn asked(app: &App, caller: &Caller, id: ConversationId, steps: &PathSteps) -> Result<(Message, bool), Problem> {
+/// A message of a conversation that a path names.
+struct Asked {
+    conversation: Conversation,
+    /// The user's message of its turn.
+    message: Message,
+    /// Whether that is the one that is named.
+    is_it: bool,
+}
+
+async fn asked(app: &App, caller: &Caller, id: ConversationId, steps: &PathSteps) -> Result<Asked, Problem> {
     let absent = || Problem::not_found("message");
     let message_id: MessageId = steps.get("message_id").parse().map_err(|_garbage| absent())?;
-    read(app, caller, id).await?;
+    let conversation = read(app, caller, id).await?;
     let asked = app.store().asked_message(id, message_id).await?;
-    asked.filter(|(asked, _)| asked.role == Role::User).ok_or_else(absent)
+    let (message, is_it) = asked.filter(|(asked, _)| asked.role == Role::User).ok_or_else(absent)?;
+    Ok(Asked {
+        conversation,
+        message,
+        is_it,
+    })
 }
 
-/// Makes a branch before the turn of a message, and takes a turn in it.
+/// Takes a turn in a branch before the turn of a message.
 async fn again(
     app: &App,
     caller: &Caller,
-    id: ConversationId,
-    asked: MessageId,
+    asked: &Asked,
     parts: Vec<Part>,
     (fields, idempotency): (JobFields, Option<Idempotency>),
 ) -> Result<Response, Problem> {
-    let branch = make(app, caller, id, BranchAt::BeforeTurnOf(asked), None).await?;
-    let branch = branch.ok_or_else(|| Problem::not_found("message"))?;
     let message = Message::new(Role::User, parts, app.clock().now());
-    let taken = take(app, caller, &branch, message, (fields, false), idempotency).await;
-    let was_taken = matches!(taken, Ok(Taken::New(..)));
-    if !was_taken {
-        // Nobody knows of it.
-        let now = app.clock().now();
-        app.store()
-            .delete_conversation(caller.tenant_id(), branch.id, now)
-            .await?;
-    }
-    match taken? {
-        Taken::New(job, message) => {
-            let conversation = read(app, caller, branch.id).await?;
-            Ok(answer(job.id, conversation, JobView::accepted(&job), &message))
-        }
-        Taken::Before(job, message) => {
-            let id = job.conversation_id.ok_or_else(|| Problem::not_found("conversation"))?;
-            let conversation = read(app, caller, id).await?;
-            Ok(answer(job.id, conversation, JobView::new(&job), &message))
-        }
-    }
-}
-
-async fn make(
-    app: &App,
-    caller: &Caller,
-    from: ConversationId,
-    at: BranchAt,
-    title: Option<&str>,
-) -> Result<Option<Conversation>, Problem> {
-    let (tenant_id, now) = (caller.tenant_id(), app.clock().now());
-    let new = (ConversationId::new(), title);
-    // With the files as they are now: no version of before is kept.
-    Ok(app.store().branch_conversation((tenant_id, from), at, new, now).await?)
+    let place = (&asked.conversation, Some(asked.message.id));
+    let taken = take(app, caller, place, message, (fields, false), idempotency).await?;
+    let (job, message) = match &taken {
+        Taken::New(job, message) => (JobView::accepted(job), message),
+        Taken::Before(job, message) => (JobView::new(job), message),
+    };
+    let branch = taken
+        .conversation_id()
+        .ok_or_else(|| Problem::not_found("conversation"))?;
+    let conversation = read(app, caller, branch).await?;
+    Ok(answer(taken.job_id(), conversation, job, message))
 }
 
 fn answer(job_id: JobId, conversation: Conversation, job: JobView<'_>, message: &Message) -> Response {

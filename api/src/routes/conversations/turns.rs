@@ -166,7 +166,8 @@ pub(super) async fn submit(
     let message = Message::new(Role::User, said(turn.text, turn.parts, "")?, app.clock().now());
     let rejects = if_busy == IfBusy::Reject;
     let idempotency = key.fingerprint(body.bytes());
-    let taken = take(&app, &caller, &conversation, message, (fields, rejects), idempotency).await?;
+    let place = (&conversation, None);
+    let taken = take(&app, &caller, place, message, (fields, rejects), idempotency).await?;
     if if_busy == IfBusy::Interrupt {
         interrupt(&app, &caller, id, taken.job_id()).await?;
     }
@@ -196,29 +197,37 @@ pub(super) enum Taken {
 }
 
 impl Taken {
-    fn job_id(&self) -> JobId {
+    pub(super) fn job_id(&self) -> JobId {
         match self {
             Self::New(job, _) => job.id,
             Self::Before(job, _) => job.id,
         }
     }
+
+    pub(super) fn conversation_id(&self) -> Option<ConversationId> {
+        match self {
+            Self::New(job, _) => job.links.conversation_id,
+            Self::Before(job, _) => job.conversation_id,
+        }
+    }
 }
 
-/// Adds a message and the job that answers it, and makes the job known. The flag: whether it is refused while another
-/// turn is open.
+/// Adds a message and the job that answers it, and makes the job known: to a conversation, or to a branch of it before the
+/// turn of a message. The flag: whether it is refused while another turn is open.
 ///
 /// # Errors
 /// 404, 409 and 422 as for a turn.
 pub(super) async fn take(
     app: &App,
     caller: &Caller,
-    conversation: &Conversation,
+    (conversation, branch_at): (&Conversation, Option<MessageId>),
     message: Message,
     (fields, reject_if_busy): (JobFields, bool),
     idempotency: Option<Idempotency>,
 ) -> Result<Taken, Problem> {
     let job = job(app, caller, conversation, fields, message.id).await;
-    if job.is_err()
+    // A whole conversation is not copied for a request that was made before.
+    if (job.is_err() || branch_at.is_some())
         && let Some(ids) = idempotency::earlier(app, caller, idempotency.as_ref()).await?
     {
         let first = ids.into_iter().next().flatten().ok_or_else(idempotency::gone)?;
@@ -231,7 +240,16 @@ pub(super) async fn take(
         reject_if_busy,
         idempotency,
     };
-    match app.store().insert_turn(conversation.id, new).await? {
+    let (store, id) = (app.store(), conversation.id);
+    let accepted = match branch_at {
+        None => store.insert_turn(id, new).await?,
+        Some(asked) => {
+            store
+                .insert_turn_in_branch(id, asked, ConversationId::new(), new)
+                .await?
+        }
+    };
+    match accepted {
         TurnAccepted::Inserted(job) => {
             if job.spec.run_at.is_none_or(|run_at| run_at <= job.created_at) {
                 app.submitter().dispatch(vec![Dispatch::from_new(&job)]);
