@@ -31,7 +31,16 @@ fn jobs() {
 #[test]
 fn whatever_has_a_list_has_the_word_for_it() {
     for what in [
-        "agents", "approvals", "budgets", "env", "jobs", "keys", "queues", "schedules", "tenants", "workers",
+        "agents",
+        "approvals",
+        "budgets",
+        "env",
+        "jobs",
+        "keys",
+        "queues",
+        "schedules",
+        "tenants",
+        "workers",
     ] {
         assert!(help(&[what, "list"]).starts_with("List "), "{what}");
     }
