@@ -25,6 +25,8 @@ pub const INSTRUCTIONS_BYTES_MAX: usize = 1024 * 1024;
 pub const LIST_MAX: usize = 100;
 /// Most steps of one run.
 pub const STEPS_MAX: u32 = 1_000;
+/// Shortest time of one attempt. The longest is the operator's setting, which cuts what an agent says.
+pub const TIMEOUT_MIN: Duration = Duration::from_secs(1);
 /// The tools that an agent can be given. `files` is `read`, `write`, `edit`, `list` and `search` together.
 pub const TOOLS: [&str; 9] = [
     "bash", "python", "files", "read", "write", "edit", "list", "search", "fetch",
@@ -115,7 +117,8 @@ pub struct AgentDefinition {
     /// Models as `provider/model`, in order of preference.
     pub models: Vec<String>,
     /// Tools of a `native` agent: `bash`, `python`, `files`, `read`, `write`, `edit`, `list`, `search`, `fetch`. Each is a
-    /// name, or `{"name": "bash", "policy": "ask"}` for one that runs only when a person says so.
+    /// name, or `{"name": "bash", "policy": "ask"}` for one that runs only when a person says so. Agents of another harness
+    /// take none.
     pub tools: Vec<AgentTool>,
     /// What programs may ask of a provider beyond the model itself: a tool that the provider runs (`web_search`,
     /// `web_fetch`, `code_execution`), `mcp_servers`, `containers`, `url_sources`, `files`. Each is a way out of the sandbox.
@@ -127,7 +130,7 @@ pub struct AgentDefinition {
     pub egress: Egress,
     /// Most model calls of one run.
     pub max_steps: u32,
-    /// Longest duration of one attempt, such as `10m`.
+    /// Longest duration of one attempt, such as `10m`; at least `1s`.
     #[serde(with = "humantime_serde")]
     #[cfg_attr(feature = "openapi", schema(value_type = String, example = "10m"))]
     pub timeout: Duration,
@@ -195,6 +198,10 @@ impl AgentDefinition {
         if !(1..=STEPS_MAX).contains(&self.max_steps) {
             add("/max_steps", format!("is between 1 and {STEPS_MAX}"));
         }
+        if self.timeout < TIMEOUT_MIN {
+            let min = humantime::format_duration(TIMEOUT_MIN);
+            add("/timeout", format!("is at least {min}"));
+        }
         if self.budget.max_cost_usd.as_deref().is_some_and(|text| !is_amount(text)) {
             add(
                 "/budget/max_cost_usd",
@@ -202,6 +209,10 @@ impl AgentDefinition {
             );
         }
         faults.extend(self.harness_faults());
+        // The others bring tools of their own, or none, and ask nobody: an agent that relies on these must not run.
+        if self.harness != Harness::Native && !self.tools.is_empty() {
+            faults.push(InvalidField::new("/tools", "needs harness native"));
+        }
         faults.extend(self.list_faults());
         faults
     }
@@ -273,7 +284,7 @@ fn is_amount(text: &str) -> bool {
 }
 
 fn is_model(text: &str) -> bool {
-    let plain = |part: &str| !part.is_empty() && !part.contains(|c: char| c.is_whitespace() || c.is_control());
+    let plain = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_graphic());
     text.len() <= 200
         && text
             .split_once('/')
@@ -304,12 +315,25 @@ mod tests {
     #[case::no_name(r#"{"models":["a/b"]}"#, "/name")]
     #[case::no_model(r#"{"name":"a"}"#, "/models")]
     #[case::odd_model(r#"{"name":"a","models":["x"]}"#, "/models/0")]
+    #[case::model_in_no_ascii(r#"{"name":"a","models":["a/modèle"]}"#, "/models/0")]
+    #[case::no_time(r#"{"name":"a","models":["a/b"],"timeout":"0s"}"#, "/timeout")]
+    #[case::too_little_time(r#"{"name":"a","models":["a/b"],"timeout":"999ms"}"#, "/timeout")]
     #[case::odd_tool(r#"{"name":"a","models":["a/b"],"tools":["browser"]}"#, "/tools/0")]
     #[case::odd_host(
         r#"{"name":"a","models":["a/b"],"egress":{"allow":["http://x"]}}"#,
         "/egress/allow/0"
     )]
     #[case::no_program(r#"{"name":"a","harness":"command"}"#, "/command")]
+    #[case::claude_tools(
+        r#"{"name":"a","harness":"claude_code","models":["a/b"],"tools":["read"]}"#,
+        "/tools"
+    )]
+    #[case::claude_asks(
+        r#"{"name":"a","harness":"claude_code","models":["a/b"],"tools":[{"name":"bash","policy":"ask"}]}"#,
+        "/tools"
+    )]
+    #[case::programs_tools(r#"{"name":"a","harness":"command","command":["x"],"tools":["bash"]}"#, "/tools")]
+    #[case::chats_tools(r#"{"name":"a","harness":"chat","models":["a/b"],"tools":["bash"]}"#, "/tools")]
     #[case::steps(r#"{"name":"a","models":["a/b"],"max_steps":0}"#, "/max_steps")]
     #[case::cost(
         r#"{"name":"a","models":["a/b"],"budget":{"max_cost_usd":"-1"}}"#,

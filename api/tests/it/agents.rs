@@ -98,6 +98,8 @@ async fn a_faulty_definition_is_refused_with_its_fields(pool: PgPool) {
         (json!({"harness": "magic"}), "/harness"),
         (json!({"tools": ["browser"]}), "/tools/0"),
         (json!({"timeout": "never"}), "/timeout"),
+        (json!({"timeout": "0s"}), "/timeout"),
+        (json!({"provider_features": [null]}), "/provider_features/0"),
         (json!({"egress": {"deny": []}}), "/egress/deny"),
         (json!({"surprise": 1}), "/surprise"),
         (json!({"metadata": {"a": "\u{0}"}}), "/metadata/a"),
