@@ -122,7 +122,6 @@ pub struct AgentDefinition {
     pub tools: Vec<AgentTool>,
     /// What programs may ask of a provider beyond the model itself: a tool that the provider runs (`web_search`,
     /// `web_fetch`, `code_execution`), `mcp_servers`, `containers`, `url_sources`, `files`. Each is a way out of the sandbox.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub provider_features: Vec<String>,
     /// The operator's name of the image and limits.
     pub environment: String,

@@ -116,6 +116,26 @@ async fn a_faulty_definition_is_refused_with_its_fields(pool: PgPool) {
 }
 
 #[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn null_puts_the_default_of_every_field_back(pool: PgPool) {
+    let api = Api::start(pool).await;
+    let plain = json!({"name": "a", "models": ["a/b"]});
+    let path = format!("/agents/{}", saved(&api, plain).await["id"].as_str().unwrap());
+    let definition = common::agent::AgentDefinition::default();
+    let fields = serde_json::to_value(definition).unwrap();
+    let names = fields.as_object().unwrap().keys().cloned();
+    let names: Vec<String> = names
+        .filter(|name| !["name", "models"].contains(&name.as_str()))
+        .collect();
+    assert!(names.contains(&"provider_features".to_owned()), "{names:?}");
+    for name in names {
+        let changed = api.patch(&path, json!({ &name: null })).await.expect(200);
+        assert_eq!(changed[&name], fields[&name], "{name}");
+    }
+    let unknown = api.patch(&path, json!({"surprise": null})).await;
+    assert_eq!(unknown.places(), ["/surprise"]);
+}
+
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
 async fn a_run_carries_the_definition_of_its_moment(pool: PgPool) {
     let api = Api::start(pool).await;
     let agent = saved(
