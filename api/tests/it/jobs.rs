@@ -270,6 +270,21 @@ async fn many_jobs_are_cancelled_and_repeated_by_a_filter(pool: PgPool) {
     api.post("/jobs/cancel", json!({"q": "\u{0}"}))
         .await
         .is_problem(422, "invalid_request");
+    for odd in [
+        "+262142-12-31T12:00:00Z",
+        "+10000-01-01T00:00:00Z",
+        "1969-12-31T23:59:59Z",
+        "-4800-01-01T00:00:00Z",
+    ] {
+        for (path, state) in [("/jobs/cancel", "queued"), ("/jobs/redrive", "failed")] {
+            let body = json!({"state": state, "created_before": odd});
+            let refused = api.post(path, body).await;
+            refused.is_problem(422, "invalid_request");
+            assert_eq!(refused.places(), ["/created_before"], "{odd}");
+        }
+    }
+    let last = json!({"state": "queued", "queue": "a", "created_before": "9999-12-31T23:59:59Z", "dry_run": true});
+    assert_eq!(api.post("/jobs/cancel", last).await.expect(200)["matched"], 3);
 }
 
 #[sqlx::test(migrator = "common::store::MIGRATOR")]

@@ -1,6 +1,6 @@
 //! Which jobs: the query of a list, and the body of what acts on many.
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, Datelike as _, Utc};
 use common::ids::{AgentId, ConversationId, JobId, ScheduleId};
 use common::job::{Kind, StateName};
 use common::store::list::Filter;
@@ -98,7 +98,7 @@ impl ManyRequest {
     /// The filter, whose state must be one of `states`.
     ///
     /// # Errors
-    /// 422 when nothing is given, when a text holds NUL, or for another state.
+    /// 422 when nothing is given, when a text holds NUL, for a time that no job is of, or for another state.
     pub(super) fn filter(&self, states: &[StateName], now: DateTime<Utc>) -> Result<Filter, Problem> {
         let metadata: Vec<(String, String)> = self
             .metadata
@@ -120,6 +120,12 @@ impl ManyRequest {
             user_id: self.user_id.clone(),
         };
         let mut errors = Vec::new();
+        if filter
+            .created_before
+            .is_some_and(|at| !(1970..=9999).contains(&at.year()))
+        {
+            errors.push(FieldError::body("/created_before", "is of a year from 1970 to 9999"));
+        }
         if self.state.is_some_and(|state| !states.contains(&state)) {
             let names: Vec<&str> = states.iter().map(|state| state.as_str()).collect();
             errors.push(FieldError::body("/state", format!("is one of {}", names.join(", "))));
