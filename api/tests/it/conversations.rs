@@ -262,6 +262,11 @@ async fn a_faulty_turn_or_conversation_is_refused_with_its_fields(pool: PgPool) 
             json!({"parts": [{"type": "text", "text": "a"}, {"type": "status", "text": "b"}]}),
             "/parts/1/type",
         ),
+        (
+            json!({"parts": [{"type": "text", "text": "a", "surprise": 1}]}),
+            "/parts/0",
+        ),
+        (json!({"parts": [{"type": "text"}]}), "/parts/0"),
         (json!({"text": "a", "if_busy": "panic"}), "/if_busy"),
         (json!({"text": "a", "priority": 10}), "/priority"),
         (json!({"text": "a", "surprise": 1}), "/surprise"),

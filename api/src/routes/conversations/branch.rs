@@ -13,7 +13,8 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::messages::MessageDocument;
-use super::turns::{Taken, said, take};
+use super::said::{SaidPart, said};
+use super::turns::{Taken, take};
 use super::{ConversationView, read, write};
 use crate::auth::Caller;
 use crate::extract::{PathId, PathSteps, RawBody, ValidJson};
@@ -43,7 +44,7 @@ struct EditFields {
     text: Option<String>,
     /// The message as typed parts: `text` and `file`.
     #[schema(value_type = Option<Vec<Object>>)]
-    parts: Option<Vec<Part>>,
+    parts: Option<Vec<SaidPart>>,
 }
 
 /// The body of an edit.

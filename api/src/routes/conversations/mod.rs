@@ -3,6 +3,7 @@
 mod branch;
 mod export;
 mod messages;
+mod said;
 mod turns;
 mod write;
 
@@ -21,7 +22,8 @@ use utoipa_axum::routes;
 use uuid::Uuid;
 
 pub(in crate::routes) use messages::MessageDocument;
-pub(in crate::routes) use turns::{answering, said};
+pub(in crate::routes) use said::{SaidPart, said};
+pub(in crate::routes) use turns::answering;
 
 use super::List;
 use super::usage::TotalsView;

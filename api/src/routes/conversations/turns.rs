@@ -6,7 +6,7 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use common::ids::{ConversationId, JobId, MessageId};
 use common::job::{Job, Kind, NewJob};
-use common::message::{Message, Part, Role};
+use common::message::{Message, Role};
 use common::queue::Dispatch;
 use common::store::conversations::Conversation;
 use common::store::idempotency::Idempotency;
@@ -16,6 +16,7 @@ use utoipa::ToSchema;
 
 use super::messages::MessageDocument;
 use super::read;
+use super::said::{SaidPart, said};
 use crate::auth::Caller;
 use crate::extract::{PathId, RawBody};
 use crate::job::{AgentRef, JobFields, JobView, ResolvedAgent, Runnable, fits, job_for, split};
@@ -47,7 +48,7 @@ struct TurnFields {
     text: Option<String>,
     /// The message as typed parts: `text` and `file`.
     #[schema(value_type = Option<Vec<Object>>)]
-    parts: Option<Vec<Part>>,
+    parts: Option<Vec<SaidPart>>,
     /// `queue`.
     if_busy: Option<IfBusy>,
 }
@@ -89,35 +90,6 @@ struct StoredTurn<A> {
     message_id: MessageId,
     agent: A,
     agent_version: Option<u32>,
-}
-
-/// The message that stands at `base` in a body, as `text` or as `parts`.
-///
-/// # Errors
-/// 422 when there is not exactly one of both, or it is no user's message.
-pub(in crate::routes) fn said(
-    text: Option<String>,
-    parts: Option<Vec<Part>>,
-    base: &str,
-) -> Result<Vec<Part>, Problem> {
-    let refused = |place: &str, detail: &str| Err(Problem::field(format!("{base}{place}"), detail));
-    let parts = match (text, parts) {
-        (Some(_), Some(_)) => return refused("/parts", "cannot be combined with text"),
-        (None, None) => return refused("/text", "is required, or parts"),
-        (Some(text), None) if text.is_empty() => return refused("/text", "is empty"),
-        (Some(text), None) => vec![Part::text(text)],
-        (None, Some(parts)) => parts,
-    };
-    if parts.is_empty() {
-        return refused("/parts", "is empty");
-    }
-    let foreign = parts
-        .iter()
-        .position(|part| !matches!(part, Part::Text { .. } | Part::File { .. }));
-    match foreign {
-        Some(index) => refused(&format!("/parts/{index}/type"), "is text or file in a user's message"),
-        None => Ok(parts),
-    }
 }
 
 /// The agent that answers in a conversation, as it is now.

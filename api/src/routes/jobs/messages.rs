@@ -7,14 +7,14 @@ use axum::response::{IntoResponse, Response};
 use common::agent::{AgentDefinition, Harness};
 use common::ids::JobId;
 use common::job::Kind;
-use common::message::{Message, Part, Role};
+use common::message::{Message, Role};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::auth::Caller;
 use crate::extract::{PathId, ValidJson};
 use crate::problem::{Code, Document, Problem};
-use crate::routes::conversations::{MessageDocument, said};
+use crate::routes::conversations::{MessageDocument, SaidPart, said};
 use crate::state::App;
 
 /// What is said: `text` or `parts`.
@@ -25,7 +25,7 @@ pub(super) struct SteeringRequest {
     text: Option<String>,
     /// The message as typed parts: `text` and `file`.
     #[schema(value_type = Option<Vec<Object>>)]
-    parts: Option<Vec<Part>>,
+    parts: Option<Vec<SaidPart>>,
 }
 
 /// A message that was taken.

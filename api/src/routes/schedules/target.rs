@@ -7,7 +7,6 @@ use common::job::exec::ExecInput;
 use common::job::group::GroupInput;
 use common::job::invalid::escape;
 use common::job::{Backoff, Concurrency, Kind, NewJob, Rate};
-use common::message::Part;
 use common::schedule::{Form, Target, template};
 use serde::{Deserialize, Serialize};
 use serde_json::value::{RawValue, to_raw_value};
@@ -19,7 +18,7 @@ use crate::auth::Caller;
 use crate::extract::from_json;
 use crate::job::{JobFields, Runnable, fits, job_at, prepare, split_at};
 use crate::problem::{Code, FieldError, Problem};
-use crate::routes::conversations::{answering, said};
+use crate::routes::conversations::{SaidPart, answering, said};
 use crate::state::App;
 
 /// What is shown instead of a value of `env`.
@@ -33,7 +32,7 @@ struct TurnInput {
     #[serde(default)]
     text: Option<String>,
     #[serde(default)]
-    parts: Option<Vec<Part>>,
+    parts: Option<Vec<SaidPart>>,
 }
 
 /// A job that takes a turn, without the fields that every job has.
