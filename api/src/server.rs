@@ -79,14 +79,6 @@ impl Server {
         let listener = BoundedListener::new(listener, config.http.connections_max, config.http.write_stall);
         let hub = Hub::new();
         lifecycle.spawn_infallible("hub", hub.clone().run(queue.clone(), lifecycle.soft().clone()));
-        let prepare = prepare(
-            store.clone(),
-            config.http.migrate,
-            admin_key,
-            clock.clone(),
-            lifecycle.soft().clone(),
-        );
-        lifecycle.spawn_infallible("prepare database", prepare);
         let metrics = common::metrics::install();
         if let Some(handle) = metrics.clone() {
             lifecycle.spawn_infallible("metrics upkeep", upkeep(handle, lifecycle.soft().clone()));
@@ -108,6 +100,7 @@ impl Server {
             queue,
             hub,
         });
+        lifecycle.spawn_infallible("prepare database", prepare(app.clone(), admin_key));
         Ok(Self {
             address,
             listener,
@@ -159,23 +152,25 @@ async fn upkeep(handle: PrometheusHandle, stop: CancellationToken) {
 }
 
 /// Migrates and makes the admin key known, as soon as Postgres is there.
-async fn prepare(store: Store, migrate: bool, key: Option<Secret>, clock: Clock, stop: CancellationToken) {
+async fn prepare(app: App, admin_key: Option<Secret>) {
     loop {
-        match prepare_once(&store, migrate, key.as_ref(), &clock).await {
+        match prepare_once(&app, admin_key.as_ref()).await {
             Ok(()) => return tracing::info!("the database is ready"),
             Err(error) => tracing::warn!(error = format!("{error:#}"), "the database is not ready"),
         }
         tokio::select! {
-            () = stop.cancelled() => return,
+            () = app.stopping().cancelled() => return,
             () = tokio::time::sleep(PREPARE_RETRY) => {}
         }
     }
 }
 
-async fn prepare_once(store: &Store, migrate: bool, key: Option<&Secret>, clock: &Clock) -> anyhow::Result<()> {
-    if migrate {
-        store.migrate().await?;
+async fn prepare_once(app: &App, admin_key: Option<&Secret>) -> anyhow::Result<()> {
+    if app.config().http.migrate {
+        app.store().migrate().await?;
     }
-    ensure_admin_key(store, key, clock).await?;
+    ensure_admin_key(app.store(), admin_key, app.clock()).await?;
+    // Somebody may have shown it before.
+    app.keyring().clear();
     Ok(())
 }

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::hash::Hash;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
@@ -26,6 +27,10 @@ type Known = (Arc<ApiKey>, Arc<Tenant>);
 #[derive(Debug)]
 pub struct Keyring {
     secrets: Cache<[u8; 32], Known>,
+    /// Secrets that were nobody's: whoever shows one again and again must not cost a query each time.
+    unknown: Cache<[u8; 32], ()>,
+    /// How often everything was forgotten.
+    cleared: AtomicU64,
     ids: Cache<ApiKeyId, Known>,
     tenants: Cache<TenantId, Arc<Tenant>>,
 }
@@ -35,6 +40,8 @@ impl Keyring {
     pub fn new(ttl: Duration) -> Self {
         Self {
             secrets: Cache::new(ttl),
+            unknown: Cache::new(ttl),
+            cleared: AtomicU64::new(0),
             ids: Cache::new(ttl),
             tenants: Cache::new(ttl),
         }
@@ -45,12 +52,20 @@ impl Keyring {
     /// # Errors
     /// When it must be looked up and Postgres is away.
     pub async fn by_secret(&self, store: &Store, secret: &str) -> Result<Option<Known>, Error> {
-        let hash = hash(secret);
-        if let Some(known) = self.secrets.get(&hash, Instant::now()) {
+        let (hash, now) = (hash(secret), Instant::now());
+        if let Some(known) = self.secrets.get(&hash, now) {
             return Ok(Some(known));
         }
+        if self.unknown.get(&hash, now).is_some() {
+            return Ok(None);
+        }
+        let cleared = self.cleared.load(Ordering::Acquire);
         let found = store.valid_key(KeyRef::Hash(hash)).await?.map(shared);
         self.secrets.remember(hash, found.as_ref());
+        // One that was made while it was looked up is not nobody's any more.
+        if found.is_none() && self.cleared.load(Ordering::Acquire) == cleared {
+            self.unknown.remember(hash, Some(&()));
+        }
         Ok(found)
     }
 
@@ -82,7 +97,9 @@ impl Keyring {
 
     /// Forgets everything, because a key or a tenant was changed through this process.
     pub fn clear(&self) {
+        self.cleared.fetch_add(1, Ordering::AcqRel);
         self.secrets.clear();
+        self.unknown.clear();
         self.ids.clear();
         self.tenants.clear();
     }
@@ -144,7 +161,7 @@ struct Cache<K, V> {
 }
 
 impl<K: Hash + Eq, V: Clone> Cache<K, V> {
-    /// Entries after which the old ones are thrown out.
+    /// Entries after which the old ones are thrown out, and all of them where none is old.
     const MANY: usize = 10_000;
 
     fn new(ttl: Duration) -> Self {
@@ -166,6 +183,9 @@ impl<K: Hash + Eq, V: Clone> Cache<K, V> {
         let mut entries = self.entries.write().unwrap_or_else(PoisonError::into_inner);
         if entries.len() >= Self::MANY {
             entries.retain(|_, (_, since)| since.elapsed() < self.ttl);
+        }
+        if entries.len() >= Self::MANY {
+            entries.clear();
         }
         match value {
             Some(value) => entries.insert(key, (value.clone(), Instant::now())),
@@ -191,6 +211,16 @@ mod tests {
         assert_eq!(cache.get(&1, now + Duration::from_secs(5)), None);
         cache.clear();
         assert_eq!(cache.get(&1, now), None);
+    }
+
+    #[test]
+    fn what_is_known_is_bounded() {
+        let cache = Cache::new(Duration::from_hours(1));
+        for key in 0..=Cache::<usize, ()>::MANY {
+            cache.remember(key, Some(&()));
+        }
+        let now = Instant::now();
+        assert!(cache.get(&0, now).is_none() && cache.get(&Cache::<usize, ()>::MANY, now).is_some());
     }
 
     #[test]

@@ -28,6 +28,8 @@ async fn behind_proxy(pool: &PgPool) -> (Api, Proxy) {
 async fn without_postgres_everything_is_a_503_until_it_is_back(pool: PgPool) {
     let (api, proxy) = behind_proxy(&pool).await;
     let job = api.submit(json!({"kind": "noop"})).await;
+    let stranger = api.with_key("hh_a_key_that_nobody_has");
+    stranger.get("/jobs").await.is_problem(401, "unauthenticated");
     proxy.down();
     let calls = [
         (Method::POST, "/jobs".to_owned(), json!({"kind": "noop"})),
@@ -52,6 +54,8 @@ async fn without_postgres_everything_is_a_503_until_it_is_back(pool: PgPool) {
         answer.is_problem(503, "unavailable");
         assert!(answer.headers.contains_key("retry-after"), "{path}");
     }
+    // That a key is nobody's is remembered for a while, as what is known of others.
+    stranger.get("/jobs").await.is_problem(401, "unauthenticated");
     // A key that nobody has seen yet cannot be looked up: that is no 401.
     api.with_key("hh_another_key_of_nobody")
         .get("/jobs")
