@@ -11,21 +11,21 @@ use std::time::Duration;
 use common::ids::JobId;
 use common::queue::{Channel, Hint, Queue};
 use futures_util::StreamExt;
-use tokio::sync::{broadcast, watch};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+
+use crate::changes::Changes;
 
 /// Time between two attempts to subscribe.
 const RECONNECT: Duration = Duration::from_millis(500);
 /// How often a follower looks by itself while no hints come.
 const BLIND: Duration = Duration::from_secs(1);
-/// Hints that a reader of all of them may be behind; one that is further behind is told so.
-const FEED_BACKLOG: usize = 4_096;
 
 /// The followers of this process. Cheap to clone.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Hub {
     followers: Arc<Mutex<HashMap<JobId, Watch>>>,
-    feed: broadcast::Sender<JobId>,
+    changes: Changes,
     is_connected: Arc<AtomicBool>,
 }
 
@@ -52,21 +52,10 @@ pub struct Follower {
     told: watch::Receiver<Told>,
 }
 
-impl Default for Hub {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 impl Hub {
     /// A hub without followers.
     pub fn new() -> Self {
-        let (feed, _) = broadcast::channel(FEED_BACKLOG);
-        Self {
-            followers: Arc::default(),
-            feed,
-            is_connected: Arc::default(),
-        }
+        Self::default()
     }
 
     /// Begins to follow a job. Read the job after this, not before: then nothing falls in between.
@@ -93,9 +82,9 @@ impl Hub {
         }
     }
 
-    /// Every hint of every tenant, for those who follow a tenant and not a job.
-    pub fn feed(&self) -> broadcast::Receiver<JobId> {
-        self.feed.subscribe()
+    /// For those who follow a tenant and not a job.
+    pub fn changes(&self) -> &Changes {
+        &self.changes
     }
 
     /// Wakes whoever follows a job, and makes them look at its row.
@@ -118,9 +107,7 @@ impl Hub {
 
     /// Tells those who follow a whole tenant of a job that nobody can follow yet.
     pub fn announce(&self, job_id: JobId) {
-        if self.feed.receiver_count() > 0 && self.feed.send(job_id).is_err() {
-            tracing::trace!("the last reader of the feed has just gone");
-        }
+        self.changes.hint(job_id);
     }
 
     fn wake_all(&self) {
@@ -128,6 +115,8 @@ impl Hub {
         for watch in followers.values() {
             watch.told.send_modify(|told| told.changes += 1);
         }
+        drop(followers);
+        self.changes.miss();
     }
 
     /// Jobs that somebody follows.

@@ -8,6 +8,7 @@
 //! [`routes`] act, [`problem`] refuses. [`submit`] is where jobs are committed, [`hub`] wakes those who follow one.
 
 pub mod auth;
+pub mod changes;
 pub mod config;
 mod download;
 pub mod extract;

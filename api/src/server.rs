@@ -79,6 +79,8 @@ impl Server {
         let listener = BoundedListener::new(listener, config.http.connections_max, config.http.write_stall);
         let hub = Hub::new();
         lifecycle.spawn_infallible("hub", hub.clone().run(queue.clone(), lifecycle.soft().clone()));
+        let changes = hub.changes().clone().run(store.clone(), lifecycle.soft().clone());
+        lifecycle.spawn_infallible("changes", changes);
         let metrics = common::metrics::install();
         if let Some(handle) = metrics.clone() {
             lifecycle.spawn_infallible("metrics upkeep", upkeep(handle, lifecycle.soft().clone()));
