@@ -54,8 +54,6 @@ pub struct ConversationPatch {
 /// Which conversations; what is set must hold.
 #[derive(Clone, Debug, Default)]
 pub struct ConversationFilter {
-    /// With this text in the title or in a message.
-    pub text: Option<String>,
     /// Answered by this saved agent.
     pub agent_id: Option<AgentId>,
     /// Of this user.
@@ -149,17 +147,14 @@ impl Store {
         limit: u32,
     ) -> Result<Vec<Conversation>, Error> {
         let rows = sqlx::query(
-            "select * from conversations c where tenant_id = $1 and deleted_at is null and ($2::uuid is null or id < $2)
+            "select * from conversations where tenant_id = $1 and deleted_at is null and ($2::uuid is null or id < $2)
                 and ($3::uuid is null or agent_id = $3) and ($4::text is null or user_id = $4)
-                and ($5::text is null or strpos(lower(title), lower($5)) > 0 or exists (select from messages m
-                    where m.conversation_id = c.id and strpos(lower(m.said), lower($5)) > 0))
-             order by id desc limit $6",
+             order by id desc limit $5",
         )
         .bind(tenant_id)
         .bind(before)
         .bind(filter.agent_id)
         .bind(&filter.user_id)
-        .bind(&filter.text)
         .bind(i64::from(limit))
         .fetch_all(self.pool())
         .await?;

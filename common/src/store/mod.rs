@@ -44,6 +44,7 @@ pub mod retention;
 mod row;
 pub mod sandboxes;
 pub mod schedules;
+pub mod search;
 pub mod settle;
 pub mod statistics;
 pub mod steering;

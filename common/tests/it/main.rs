@@ -18,6 +18,7 @@ mod log;
 mod order;
 mod places;
 mod reclaim;
+mod search;
 mod settings;
 mod slots;
 mod spill;

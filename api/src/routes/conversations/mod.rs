@@ -7,6 +7,8 @@ mod said;
 mod turns;
 mod write;
 
+use std::time::Duration;
+
 use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
@@ -14,6 +16,7 @@ use chrono::{DateTime, Utc};
 use common::agent::AgentDefinition;
 use common::ids::{AgentId, ConversationId};
 use common::store::conversations::{Conversation, ConversationFilter};
+use common::store::search::Search;
 use serde::Serialize;
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
@@ -28,9 +31,12 @@ pub(in crate::routes) use turns::answering;
 use super::List;
 use super::usage::TotalsView;
 use crate::auth::Caller;
-use crate::extract::{Params, PathId};
+use crate::extract::{Cursor, Params, PathId};
 use crate::problem::{Document, Problem};
 use crate::state::App;
+
+/// How long one page of a search goes on before it ends where it is.
+const SEARCH_TIME: Duration = Duration::from_secs(2);
 
 pub(super) fn routes() -> OpenApiRouter<App> {
     OpenApiRouter::new()
@@ -102,24 +108,42 @@ pub(in crate::routes) async fn read(app: &App, caller: &Caller, id: Conversation
 
 /// List conversations, newest first.
 #[utoipa::path(get, path = "/conversations", tag = "conversations",
-    params(("q" = Option<String>, Query, description = "With this text in the title or in a message"),
+    params(("q" = Option<String>, Query, description = "With this text in the title or in a message. A page ends after two seconds: it may hold few or none, and `next_cursor` goes on"),
         ("agent_id" = Option<String>, Query, description = "Answered by this saved agent"),
         ("user_id" = Option<String>, Query, description = "Of this user"),
         ("limit" = Option<u32>, Query, description = "1 to 200; 50"), ("cursor" = Option<String>, Query, description = "`next_cursor` of the page before")),
     responses((status = 200, body = List<ConversationView>)))]
 async fn list(State(app): State<App>, caller: Caller, mut params: Params) -> Result<Response, Problem> {
+    let text = params.text("q");
     let filter = ConversationFilter {
-        text: params.text("q"),
         agent_id: params.parsed::<AgentId>("agent_id", "an id"),
         user_id: params.text("user_id"),
     };
     let (limit, before) = (params.limit(), params.cursor::<ConversationId>());
     params.finish()?;
-    let conversations = app
-        .store()
-        .conversations(caller.tenant_id(), &filter, before, limit + 1)
-        .await?;
-    Ok(Json(List::page(conversations, limit, |one| one.id, ConversationView::from)).into_response())
+    let page = match text {
+        None => {
+            let found = app
+                .store()
+                .conversations(caller.tenant_id(), &filter, before, limit + 1);
+            List::page(found.await?, limit, |one| one.id, ConversationView::from)
+        }
+        Some(text) => {
+            let search = Search {
+                text,
+                filter,
+                before,
+                limit,
+                time: SEARCH_TIME,
+            };
+            let found = app.store().search_conversations(caller.tenant_id(), &search).await?;
+            List {
+                data: found.conversations.into_iter().map(ConversationView::from).collect(),
+                next_cursor: found.next.map(Cursor::encode),
+            }
+        }
+    };
+    Ok(Json(page).into_response())
 }
 
 /// A conversation and what its turns used.
