@@ -4,7 +4,8 @@
 //! The order of the three reads is what makes the result whole:
 //!
 //! 1. Redis. What it has trimmed is in Postgres by then.
-//! 2. The row. When it says that the job has ended, every event before the end was committed with it.
+//! 2. The row. When it says that the job has ended, every event before the end was committed with it, and what Redis still
+//!    has counts no more: it may be of a conversation that is forgotten.
 //! 3. The chunks. They hold everything that neither of the others has.
 
 use std::collections::BTreeMap;
@@ -58,6 +59,11 @@ impl Log {
         let tail = self.tail(tenant_id, job_id, after, limit).await;
         let Some(detail) = self.store.job(tenant_id, job_id).await? else {
             return Ok(None);
+        };
+        let tail = if detail.job.state.is_terminal() {
+            Vec::new()
+        } else {
+            tail
         };
         let (written, more) = self.store.events(job_id, after, limit).await?;
         Ok(Some(assemble(&detail, after, written, more, tail, limit)))

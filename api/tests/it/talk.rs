@@ -5,7 +5,7 @@ use std::time::Duration;
 use common::ids::{ConversationId, MessageId};
 use common::job::approval::{ApprovalState, NewApproval};
 use common::job::decision::Decision;
-use common::job::{StateName, Wait};
+use common::job::{Failure, FailureCode, StateName, Wait};
 use common::message::{Message, Part, Role};
 use common::store::claim::Claimed;
 use common::testing::{TestWorker, eventually};
@@ -386,6 +386,42 @@ async fn a_deleted_conversation_is_forgotten_when_its_last_turn_has_stopped(pool
         .await
         .expect(200);
     assert_eq!(job["state"], "cancelled");
+}
+
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn a_forgotten_turn_leaves_no_words_in_its_attempts_and_its_log(pool: PgPool) {
+    let api = Api::start(pool).await;
+    let path = begun(&api).await;
+    let turn = json!({"text": "secret", "user_id": "secret user", "max_attempts": 1});
+    let turn = api.post(&format!("{path}/turns"), turn).await.expect(202);
+    let worker = api.env.worker();
+    let claimed = claim(&worker).await;
+    let said = worker.said(&claimed, 2);
+    assert_eq!(
+        worker.append(&claimed, said[0].seq - 1, &said).await,
+        common::queue::Appended::Ok
+    );
+    let failure = Failure::new(FailureCode::NonzeroExit, "secret words of the program");
+    let settlement = worker.settlement(&claimed, Decision::Fail(failure), &said);
+    assert!(worker.commit(&settlement).await);
+    worker.ack(&claimed, &settlement).await;
+    let job = format!("/jobs/{}", turn["job"]["id"].as_str().unwrap());
+    let shown = async || {
+        let (job, attempts, events) = (job.clone(), format!("{job}/attempts"), format!("{job}/events"));
+        let mut shown = String::new();
+        for path in [job, attempts, events] {
+            shown += &api.get(&path).await.expect(200).to_string();
+        }
+        shown
+    };
+    let before = shown().await;
+    for word in ["secret user", "secret words", "line 2"] {
+        assert!(before.contains(word), "{word}: {before}");
+    }
+    assert_eq!(api.delete(&path).await.status, 204);
+    let after = shown().await;
+    assert!(!after.contains("secret") && !after.contains("line"), "{after}");
+    assert!(after.contains("nonzero_exit"), "{after}");
 }
 
 /// A turn that waits for two answers, each for so many seconds.

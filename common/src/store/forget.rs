@@ -64,13 +64,15 @@ impl Store {
                 .execute(&mut *tx)
                 .await?;
             sqlx::query(
-                "update jobs set input = '{}', result = null, metadata = '{}',
+                "update jobs set input = '{}', result = null, metadata = '{}', user_id = null,
                     error_message = case when error_code is not null then '' end
                  where conversation_id = $1",
             )
             .bind(id)
             .execute(&mut *tx)
             .await?;
+            let attempts = format!("update attempts set error_message = '' {of_jobs} and error_message is not null");
+            sqlx::query(AssertSqlSafe(attempts)).bind(id).execute(&mut *tx).await?;
             sqlx::query(
                 "update conversations set title = '', metadata = '{}', user_id = null, forgotten_at = $2,
                     agent = case when agent is not null then '{}'::json end
