@@ -2,7 +2,7 @@
 //!
 //! Everything is refused that is not an ordinary address of the public Internet, whichever way it is written: an IPv4
 //! address inside of an IPv6 one counts as what it is. An operator can name networks that may be reached all the same;
-//! the addresses at which clouds hand out their machines' credentials stay refused even then.
+//! link-local addresses, and others at which clouds hand out their machines' credentials, stay refused even then.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -10,14 +10,25 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// Where clouds hand out credentials. Some look like ordinary addresses.
-const METADATA: [IpAddr; 6] = [
-    IpAddr::V4(Ipv4Addr::new(169, 254, 169, 254)),
-    IpAddr::V4(Ipv4Addr::new(169, 254, 170, 2)),
+/// Where clouds hand out credentials, besides link-local addresses. Some look like ordinary ones.
+const METADATA: [IpAddr; 10] = [
+    // Alibaba.
     IpAddr::V4(Ipv4Addr::new(100, 100, 100, 200)),
-    IpAddr::V4(Ipv4Addr::new(168, 63, 129, 16)),
-    IpAddr::V4(Ipv4Addr::new(192, 0, 0, 192)),
+    IpAddr::V6(Ipv6Addr::new(0xfd00, 0x100, 0, 0, 0, 0, 0x100, 0x200)),
+    // Amazon: machines, and pods of EKS.
     IpAddr::V6(Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254)),
+    IpAddr::V6(Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x23)),
+    // Azure.
+    IpAddr::V4(Ipv4Addr::new(168, 63, 129, 16)),
+    // Google.
+    IpAddr::V6(Ipv6Addr::new(0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254)),
+    // Linode.
+    IpAddr::V6(Ipv6Addr::new(0xfd00, 0xa9fe, 0xa9fe, 0, 0, 0, 0, 1)),
+    // Oracle.
+    IpAddr::V4(Ipv4Addr::new(192, 0, 0, 192)),
+    IpAddr::V6(Ipv6Addr::new(0xfd00, 0xc1, 0, 0, 0, 0, 0xa9fe, 0xa9fe)),
+    // Scaleway.
+    IpAddr::V6(Ipv6Addr::new(0xfd00, 0x42, 0, 0, 0, 0, 0, 0x42)),
 ];
 
 /// IPv4 networks that are not of the public Internet.
@@ -107,7 +118,16 @@ impl Network {
 /// Whether a sandbox may reach an address when the operator allows these networks besides the public Internet.
 pub(super) fn is_reachable(address: IpAddr, allowed: &[Network]) -> bool {
     let address = innermost(address);
-    !METADATA.contains(&address) && (is_public(address) || allowed.iter().any(|network| network.contains(address)))
+    let is_closed = is_link_local(address) || METADATA.contains(&address);
+    !is_closed && (is_public(address) || allowed.iter().any(|network| network.contains(address)))
+}
+
+/// Whether it is the machine's own link's, where clouds answer their machines and nothing else that a job could want does.
+fn is_link_local(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(four) => four.is_link_local(),
+        IpAddr::V6(six) => six.is_unicast_link_local(),
+    }
 }
 
 /// The IPv4 address that an IPv6 one stands for, else the address itself.
@@ -286,10 +306,27 @@ mod tests {
     #[test]
     fn credentials_of_the_machine_stay_closed_whatever_is_open() {
         let open = networks(&["0.0.0.0/0", "::/0"]);
-        for address in METADATA {
-            assert!(!is_reachable(address, &open), "{address}");
+        for address in [
+            "100.100.100.200",
+            "168.63.129.16",
+            "169.254.42.42",
+            "169.254.169.254",
+            "169.254.170.2",
+            "169.254.170.23",
+            "192.0.0.192",
+            "::ffff:169.254.169.254",
+            "fd00:42::42",
+            "fd00:100::100:200",
+            "fd00:a9fe:a9fe::1",
+            "fd00:c1::a9fe:a9fe",
+            "fd00:ec2::23",
+            "fd00:ec2::254",
+            "fd20:ce::254",
+            "fe80::a9fe:a9fe",
+        ] {
+            assert!(!is_reachable(address.parse().unwrap(), &open), "{address}");
         }
-        assert!(!is_reachable("::ffff:169.254.169.254".parse().unwrap(), &open));
+        assert!(is_reachable("fd00:ec2::1".parse().unwrap(), &open));
         assert!(is_reachable("10.0.0.1".parse().unwrap(), &open));
         assert!(is_reachable("::1".parse().unwrap(), &open));
     }
