@@ -80,7 +80,8 @@ impl Bubblewrap {
     /// Prepares the state folder and finds out whether limits can be set.
     ///
     /// # Errors
-    /// [`Error::Unavailable`] when there is no init at the path given, [`Error::Io`] when the folder cannot be written.
+    /// [`Error::Unavailable`] when there is no init at the path given, [`Error::Io`] when the folder cannot be written, or
+    /// is somebody else's.
     pub fn new(settings: Settings) -> Result<Self, Error> {
         if !settings.init.is_file() {
             let reason = format!(
@@ -89,6 +90,8 @@ impl Bubblewrap {
             );
             return Err(Error::Unavailable { driver: NAME, reason });
         }
+        state::make(&settings.state)
+            .map_err(|e| io(&format!("making a folder of our own, {}", settings.state.display()), e))?;
         etc::write_folder(&settings.state, command::job_uid())?;
         seccomp::write_filter(&settings.state)?;
         let cgroups = Cgroups::find();

@@ -1,7 +1,8 @@
 //! Where the driver keeps its files: one folder for each worker process, by its number, beside each other.
 
-use std::fs;
-use std::os::unix::fs::MetadataExt as _;
+use std::fs::{self, DirBuilder};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
@@ -13,6 +14,19 @@ const PREFIX: &str = "hothouse-bubblewrap-";
 /// This process's folder in `all`.
 pub fn state_folder(all: &Path) -> PathBuf {
     all.join(format!("{PREFIX}{}", std::process::id()))
+}
+
+/// Makes the folder, for nobody else. Beside it others may write, and know its name beforehand: what is there already is
+/// taken only when it is a folder of this user's that nobody else can write to.
+pub(super) fn make(state: &Path) -> io::Result<()> {
+    match DirBuilder::new().mode(0o700).create(state) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            let found = fs::symlink_metadata(state)?;
+            let is_ours = found.is_dir() && found.uid() == geteuid().as_raw() && found.mode() & 0o022 == 0;
+            if is_ours { Ok(()) } else { Err(error) }
+        }
+        made => made,
+    }
 }
 
 /// Removes the folders of processes that are dead: a worker that was killed could not. Those of other users stay.
@@ -37,7 +51,38 @@ pub fn remove_left_behind(all: &Path) {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::{PermissionsExt as _, symlink};
+
     use super::*;
+
+    #[test]
+    fn what_somebody_else_may_have_put_at_its_place_is_not_written_to() {
+        let all = tempfile::tempdir().unwrap();
+        let own = all.path().join("own");
+        for _ in 0..2 {
+            make(&own).unwrap();
+        }
+        assert_eq!(fs::metadata(&own).unwrap().mode() & 0o777, 0o700);
+
+        let (link, open) = (all.path().join("link"), all.path().join("open"));
+        symlink(&own, &link).unwrap();
+        fs::create_dir(&open).unwrap();
+        fs::set_permissions(&open, fs::Permissions::from_mode(0o777)).unwrap();
+        let mut others = vec![link, open];
+        if geteuid().is_root() {
+            let foreign = all.path().join("foreign");
+            fs::create_dir(&foreign).unwrap();
+            std::os::unix::fs::chown(&foreign, Some(60_998), None).unwrap();
+            others.push(foreign);
+        }
+        for other in others {
+            assert_eq!(
+                make(&other).unwrap_err().kind(),
+                io::ErrorKind::AlreadyExists,
+                "{other:?}"
+            );
+        }
+    }
 
     #[test]
     fn only_folders_of_dead_processes_go() {
