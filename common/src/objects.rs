@@ -13,6 +13,8 @@ use sha2::{Digest, Sha256};
 use std::ops::Range;
 use std::sync::Arc;
 use tokio::io::AsyncWriteExt as _;
+use tokio::runtime::Handle;
+use tokio_util::task::TaskTracker;
 
 use crate::config;
 use crate::ids::JobId;
@@ -46,14 +48,21 @@ pub struct Objects {
     store: Option<(Arc<dyn ObjectStore>, Path)>,
     /// The same, where it is a folder.
     folder: Option<Arc<LocalFileSystem>>,
+    /// Uploads that are being forgotten.
+    aborts: TaskTracker,
 }
 
 impl Objects {
     /// No place: nothing is kept.
     pub fn none() -> Self {
+        Self::over(None, None)
+    }
+
+    fn over(store: Option<(Arc<dyn ObjectStore>, Path)>, folder: Option<Arc<LocalFileSystem>>) -> Self {
         Self {
-            store: None,
-            folder: None,
+            store,
+            folder,
+            aborts: TaskTracker::new(),
         }
     }
 
@@ -72,17 +81,12 @@ impl Objects {
             // Folders that become empty are deleted with the last object in them.
             let store = Arc::new(LocalFileSystem::new().with_automatic_cleanup(true));
             let prefix = Path::from_url_path(url.path()).map_err(|error| invalid(&error))?;
-            return Ok(Self {
-                store: Some((Arc::clone(&store) as Arc<dyn ObjectStore>, prefix)),
-                folder: Some(store),
-            });
+            let folder = Arc::clone(&store);
+            return Ok(Self::over(Some((store, prefix)), Some(folder)));
         }
         let environment = std::env::vars().filter(|(name, _)| name.starts_with("AWS_"));
         let (store, prefix) = object_store::parse_url_opts(&url, environment).map_err(|error| invalid(&error))?;
-        Ok(Self {
-            store: Some((Arc::from(store), prefix)),
-            folder: None,
-        })
+        Ok(Self::over(Some((Arc::from(store), prefix)), None))
     }
 
     /// Whether there is a place at all.
@@ -173,7 +177,10 @@ impl Objects {
     /// [`Error::NotConfigured`].
     pub fn upload(&self, key: &str) -> Result<Upload, Error> {
         let (store, path) = self.at(key)?;
-        Ok(Upload(BufWriter::with_capacity(Arc::clone(store), path, PART)))
+        Ok(Upload {
+            writer: Some(BufWriter::with_capacity(Arc::clone(store), path, PART)),
+            aborts: self.aborts.clone(),
+        })
     }
 
     /// Deletes an object; one that is not there is deleted already.
@@ -238,9 +245,14 @@ impl Objects {
 /// What goes to the store in one request, bytes: at least what S3 asks of a part.
 const PART: usize = 8 << 20;
 
-/// An object that is being written.
+/// An object that is being written. One that is dropped is forgotten behind: a bucket keeps the parts of an upload, and asks
+/// for their price, until somebody says that it is over.
 #[derive(Debug)]
-pub struct Upload(BufWriter);
+pub struct Upload {
+    // None once it is finished.
+    writer: Option<BufWriter>,
+    aborts: TaskTracker,
+}
 
 impl Upload {
     /// Takes another piece.
@@ -248,7 +260,8 @@ impl Upload {
     /// # Errors
     /// When the store does not answer.
     pub async fn write(&mut self, piece: Bytes) -> Result<(), Error> {
-        self.0.put(piece).await.map_err(Error::Store)
+        let writer = self.writer.as_mut().expect("only finish takes it, and ends the upload");
+        writer.put(piece).await.map_err(Error::Store)
     }
 
     /// Makes the object.
@@ -256,8 +269,8 @@ impl Upload {
     /// # Errors
     /// When the store does not answer: then there is none.
     pub async fn finish(mut self) -> Result<(), Error> {
-        let done = self.0.shutdown().await;
-        done.map_err(|source| {
+        let mut writer = self.writer.take().expect("only finish takes it, and ends the upload");
+        writer.shutdown().await.map_err(|source| {
             let source = Box::new(source);
             Error::Store(object_store::Error::Generic {
                 store: "upload",
@@ -265,13 +278,19 @@ impl Upload {
             })
         })
     }
+}
 
-    /// Forgets what was written.
-    ///
-    /// # Errors
-    /// When the store does not answer.
-    pub async fn abort(mut self) -> Result<(), Error> {
-        self.0.abort().await.map_err(Error::Store)
+impl Drop for Upload {
+    fn drop(&mut self) {
+        let (Some(mut writer), Ok(runtime)) = (self.writer.take(), Handle::try_current()) else {
+            return;
+        };
+        let abort = async move {
+            if let Err(error) = writer.abort().await {
+                tracing::warn!(%error, "parts of an upload that was given up stay");
+            }
+        };
+        self.aborts.spawn_on(abort, &runtime);
     }
 }
 
@@ -282,7 +301,106 @@ pub fn artifact_key(job_id: JobId, attempt: u32, path: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::convert::Infallible;
+    use std::sync::Mutex;
+
+    use http_body_util::{BodyExt as _, Full};
+    use hyper::body::Incoming;
+    use hyper::service::service_fn;
+    use hyper::{Method, Request, Response};
+    use hyper_util::rt::TokioIo;
+    use object_store::aws::AmazonS3Builder;
+    use tokio::net::TcpListener;
+    use tokio::task::JoinSet;
+
     use super::*;
+
+    /// A bucket that takes uploads in parts, and what it was asked; it is gone with the tasks.
+    async fn bucket(tasks: &mut JoinSet<()>) -> (Objects, Arc<Mutex<Vec<String>>>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let asked = Arc::new(Mutex::new(Vec::new()));
+        let heard = Arc::clone(&asked);
+        tasks.spawn(async move {
+            let mut connections = JoinSet::new();
+            while let Ok((stream, _)) = listener.accept().await {
+                let heard = Arc::clone(&heard);
+                let answer = service_fn(move |request| answer(request, Arc::clone(&heard)));
+                let served = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), answer);
+                connections.spawn(async move { drop(served.await) });
+            }
+        });
+        let store = AmazonS3Builder::new()
+            .with_endpoint(format!("http://{address}"))
+            .with_allow_http(true)
+            .with_bucket_name("bucket")
+            .with_access_key_id("id")
+            .with_secret_access_key("key")
+            .build()
+            .unwrap();
+        (Objects::over(Some((Arc::new(store), Path::default())), None), asked)
+    }
+
+    async fn answer(
+        request: Request<Incoming>,
+        heard: Arc<Mutex<Vec<String>>>,
+    ) -> Result<Response<Full<Bytes>>, Infallible> {
+        let (head, body) = request.into_parts();
+        body.collect().await.unwrap();
+        let query = head.uri.query().unwrap_or_default();
+        heard.lock().unwrap().push(format!("{} {query}", head.method));
+        let text = match head.method {
+            Method::POST if query == "uploads=" => {
+                "<InitiateMultipartUploadResult><UploadId>u</UploadId></InitiateMultipartUploadResult>"
+            }
+            Method::POST => "<CompleteMultipartUploadResult><ETag>e</ETag></CompleteMultipartUploadResult>",
+            _ => "",
+        };
+        let response = Response::builder().header("etag", "e");
+        Ok(response.body(Full::from(text)).unwrap())
+    }
+
+    #[tokio::test]
+    async fn an_upload_that_is_given_up_leaves_no_parts_in_a_bucket() {
+        let mut tasks = JoinSet::new();
+        for is_finished in [false, true] {
+            let (objects, asked) = bucket(&mut tasks).await;
+            let mut upload = objects.upload("a").unwrap();
+            for _ in 0..3 {
+                upload.write(Bytes::from(vec![7; PART])).await.unwrap();
+            }
+            if is_finished {
+                upload.finish().await.unwrap();
+            } else {
+                drop(upload);
+            }
+            objects.aborts.close();
+            objects.aborts.wait().await;
+            let asked = asked.lock().unwrap().clone();
+            let asked: Vec<&str> = asked
+                .iter()
+                .map(String::as_str)
+                .filter(|asked| !asked.starts_with("PUT"))
+                .collect();
+            let end = if is_finished {
+                "POST uploadId=u"
+            } else {
+                "DELETE uploadId=u"
+            };
+            assert_eq!(asked, ["POST uploads=", end]);
+        }
+        // One that is small has nothing there before it is finished.
+        let (objects, asked) = bucket(&mut tasks).await;
+        objects
+            .upload("a")
+            .unwrap()
+            .write(Bytes::from_static(b"x"))
+            .await
+            .unwrap();
+        objects.aborts.close();
+        objects.aborts.wait().await;
+        assert!(asked.lock().unwrap().is_empty());
+    }
 
     #[tokio::test]
     async fn what_is_put_is_got_back_and_nothing_else() {

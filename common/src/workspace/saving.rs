@@ -16,7 +16,7 @@ const TOGETHER: usize = 256 * 1024;
 
 /// A tar stream on its way to the object store: compressed and counted as it comes.
 ///
-/// Dropping it gives the upload up; what it leaves behind is deleted by the duty `workspaces`.
+/// Dropping it gives the upload up; what a process that dies leaves behind is deleted by the duty `workspaces`.
 pub struct Saving {
     id: ArchiveId,
     upload: Upload,
@@ -75,7 +75,6 @@ impl Saving {
     pub async fn finish(mut self, unless: Option<&[u8; 32]>) -> Result<Option<Packed>, Error> {
         let digest: [u8; 32] = std::mem::take(&mut self.hash).finalize().into();
         if unless == Some(&digest) {
-            self.upload.abort().await?;
             return Ok(None);
         }
         self.compressor.finish(&mut self.waiting).map_err(Error::Archive)?;
