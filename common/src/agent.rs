@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 mod tools;
 
 use crate::egress::Rule;
-use crate::job::exec::is_name;
+use crate::job::exec::{ARGS_BYTES_MAX, is_name, json_len};
 use crate::job::invalid::InvalidField;
 use crate::job::spec::SlotClass;
 
@@ -21,6 +21,8 @@ pub use tools::{AgentTool, PATIENCE, PATIENCE_MAX, ToolPolicy};
 pub const DEFAULT_ENVIRONMENT: &str = "default";
 /// Longest instructions, bytes.
 pub const INSTRUCTIONS_BYTES_MAX: usize = 1024 * 1024;
+/// Longest instructions of an agent whose program has them as an argument, bytes: one is below 128 KiB.
+pub const INSTRUCTIONS_ARGUMENT_BYTES_MAX: usize = 120 * 1024;
 /// Most models, tools or allowed addresses.
 pub const LIST_MAX: usize = 100;
 /// Most steps of one run.
@@ -212,6 +214,7 @@ impl AgentDefinition {
         if self.harness != Harness::Native && !self.tools.is_empty() {
             faults.push(InvalidField::new("/tools", "needs harness native"));
         }
+        faults.extend(self.instructions_fault());
         faults.extend(self.list_faults());
         faults
     }
@@ -227,6 +230,10 @@ impl AgentDefinition {
                 "/command",
                 "contains NUL, which an argument cannot hold",
             )),
+            Harness::Command if json_len(&program) > ARGS_BYTES_MAX => Some(InvalidField::new(
+                "/command",
+                format!("is over {ARGS_BYTES_MAX} bytes of JSON"),
+            )),
             Harness::Chat | Harness::Native | Harness::ClaudeCode if self.command.is_some() => {
                 Some(InvalidField::new("/command", "needs harness command"))
             }
@@ -235,6 +242,32 @@ impl AgentDefinition {
             }
             _ => None,
         }
+    }
+
+    /// Some programs have the instructions as one of their arguments.
+    fn instructions_fault(&self) -> Option<InvalidField> {
+        let is_argument = match self.harness {
+            Harness::Chat | Harness::Native => false,
+            Harness::ClaudeCode => true,
+            Harness::Command => {
+                let mut parts = self.command.iter().flatten();
+                parts.any(|part| part.contains("{instructions}"))
+            }
+        };
+        let fault = if !is_argument {
+            return None;
+        } else if self.instructions.contains('\0') {
+            "contains NUL, which an argument of its program cannot hold".to_owned()
+        } else if self.instructions.len() > INSTRUCTIONS_ARGUMENT_BYTES_MAX
+            || json_len(&self.instructions) > ARGS_BYTES_MAX
+        {
+            format!(
+                "is an argument of its program, and over {INSTRUCTIONS_ARGUMENT_BYTES_MAX} bytes, or {ARGS_BYTES_MAX} of JSON"
+            )
+        } else {
+            return None;
+        };
+        Some(InvalidField::new("/instructions", fault))
     }
 
     fn list_faults(&self) -> Vec<InvalidField> {
@@ -340,5 +373,34 @@ mod tests {
     )]
     fn a_fault_is_named(#[case] json: &str, #[case] pointer: &str) {
         assert_eq!(faults(json), [pointer]);
+    }
+
+    #[test]
+    fn what_an_argument_cannot_hold_is_refused_where_it_is_one() {
+        let faults = |harness, program: Option<&str>, instructions: &str| {
+            let agent = AgentDefinition {
+                harness,
+                command: program.map(|part| vec!["a".to_owned(), part.to_owned()]),
+                instructions: instructions.to_owned(),
+                models: vec!["anthropic/x".to_owned()],
+                ..AgentDefinition::default()
+            };
+            let faults = agent.validate(false).into_iter();
+            faults.map(|fault| fault.pointer).collect::<Vec<_>>()
+        };
+        let longest = "x".repeat(INSTRUCTIONS_ARGUMENT_BYTES_MAX);
+        for text in [format!("{longest}x"), "\u{1}".repeat(40_000), "a\0b".to_owned()] {
+            for (harness, program) in [
+                (Harness::ClaudeCode, None),
+                (Harness::Command, Some("--be={instructions}")),
+            ] {
+                assert!(faults(harness, program, &longest).is_empty());
+                assert_eq!(faults(harness, program, &text), ["/instructions"]);
+            }
+            assert!(faults(Harness::Native, None, &text).is_empty());
+            assert!(faults(Harness::Command, Some("{prompt}"), &text).is_empty());
+        }
+        let long = "x".repeat(ARGS_BYTES_MAX);
+        assert_eq!(faults(Harness::Command, Some(&long), ""), ["/command"]);
     }
 }

@@ -11,6 +11,7 @@ use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::invalid::{InvalidField, escape};
+use super::pattern;
 use crate::egress::{Egress, RULES_MAX, Rule};
 
 /// Most files of one job.
@@ -25,8 +26,9 @@ pub const INSTALL_MAX: usize = 100;
 pub const ARTIFACTS_MAX: usize = 100;
 /// Longest argument or variable, bytes: Linux refuses one of 128 KiB or more (`MAX_ARG_STRLEN`).
 pub const ARG_BYTES_MAX: usize = 128 * 1024 - 1;
-/// Longest command line and environment together, bytes, well below what Linux allows.
-pub const ARGS_BYTES_MAX: usize = 1024 * 1024;
+/// Longest command line and environment together, bytes of JSON, in which a byte can take six. It is below what one message
+/// to a sandbox holds, which has the environment's own variables in it too.
+pub const ARGS_BYTES_MAX: usize = 200 * 1024;
 /// Longest path or pattern, bytes.
 pub const PATH_BYTES_MAX: usize = 1024;
 
@@ -224,7 +226,7 @@ impl ExecInput {
         }
         faults.limit("/artifacts", self.artifacts.len(), ARTIFACTS_MAX);
         for (index, pattern) in self.artifacts.iter().enumerate() {
-            if let Some(detail) = path_fault(pattern) {
+            if let Some(detail) = pattern::fault(pattern) {
                 faults.add(format!("/artifacts/{index}"), detail);
             }
         }
@@ -309,14 +311,10 @@ impl ExecInput {
             }
             faults.argument(pointer, value);
         }
-        let arguments = command.iter().chain(&self.args).map(String::len);
-        let total: usize = arguments
-            .chain(self.env.iter().map(|(name, value)| name.len() + value.len()))
-            .sum();
-        if total > ARGS_BYTES_MAX {
+        if json_len(&(command, &self.args, &self.env)) > ARGS_BYTES_MAX {
             faults.add(
                 "/args",
-                format!("command, args and env together are over {ARGS_BYTES_MAX} bytes"),
+                format!("command, args and env together are over {ARGS_BYTES_MAX} bytes of JSON"),
             );
         }
     }
@@ -372,7 +370,12 @@ pub fn is_name(name: &str) -> bool {
     (1..=63).contains(&name.len()) && name.bytes().all(allowed)
 }
 
-/// What is wrong with a path, or a pattern, below the workspace.
+/// How long it is as JSON, bytes.
+pub(crate) fn json_len(value: &impl Serialize) -> usize {
+    serde_json::to_vec(value).map_or(usize::MAX, |text| text.len())
+}
+
+/// What is wrong with a path below the workspace.
 pub fn path_fault(path: &str) -> Option<&'static str> {
     if path.is_empty() || path.len() > PATH_BYTES_MAX {
         Some("is 1 to 1024 bytes long")
@@ -423,6 +426,7 @@ mod tests {
     #[case::nul_in_path(r#"{"command":["ls"],"files":[{"path":"\u0000","content":""}]}"#, "/files/0/path")]
     #[case::climbing(r#"{"command":["ls"],"files":[{"path":"a/../../b","content":""}]}"#, "/files/0/path")]
     #[case::absolute(r#"{"command":["ls"],"artifacts":["/etc/*"]}"#, "/artifacts/0")]
+    #[case::pattern(r#"{"command":["ls"],"artifacts":["out/*","out/[a"]}"#, "/artifacts/1")]
     #[case::twice(
         r#"{"command":["ls"],"files":[{"path":"a","content":""},{"path":"a","content":""}]}"#,
         "/files/1/path"
@@ -437,6 +441,25 @@ mod tests {
     #[case::egress(r#"{"command":["ls"],"egress":{"allow":["a.org","*"]}}"#, "/egress/allow/1")]
     fn a_fault_is_named(#[case] json: &str, #[case] pointer: &str) {
         assert_eq!(faults(json), [pointer]);
+    }
+
+    #[rstest::rstest]
+    #[case::bytes("x", 100_000, 2)]
+    #[case::bytes_of_json("\u{1}", 17_000, 2)]
+    fn what_no_message_to_a_sandbox_has_room_for_is_refused(
+        #[case] text: &str,
+        #[case] times: usize,
+        #[case] fitting: usize,
+    ) {
+        let faults = |count| {
+            let input = ExecInput {
+                command: Some(vec!["true".to_owned()]),
+                args: vec![text.repeat(times); count],
+                ..ExecInput::default()
+            };
+            input.validate().len()
+        };
+        assert_eq!((faults(fitting), faults(fitting + 1)), (0, 1));
     }
 
     #[test]

@@ -10,6 +10,7 @@ pub mod group;
 pub mod invalid;
 pub mod limit;
 pub mod noop;
+mod pattern;
 pub mod retry;
 pub mod spec;
 pub mod state;
