@@ -76,6 +76,15 @@ pub(super) const PROBES: &[Probe] = &[
     ),
     Probe::cheap("talk to the hypervisor", "socket.socket(40, socket.SOCK_STREAM)"),
     Probe::cheap("use the kernel's cryptography", "socket.socket(38, 5)"),
+    // Of this family the kernel makes both and then has no pairs: that it says so means that it was asked.
+    Probe::cheap(
+        "ask the kernel for a pair of internet sockets",
+        "try: socket.socketpair(socket.AF_INET)\nexcept OSError as e:\n    if e.errno == errno.EOPNOTSUPP: broken(e)\n    raise",
+    ),
+    Probe::new(
+        "make a pair of sockets of a cluster",
+        "socket.socketpair(30, socket.SOCK_SEQPACKET)",
+    ),
     Probe::new("talk to a bluetooth device", "socket.socket(31, socket.SOCK_RAW)"),
     Probe::new("talk on a bus", "socket.socket(29, socket.SOCK_RAW)"),
     Probe::new(

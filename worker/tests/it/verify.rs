@@ -76,6 +76,7 @@ const TELL: &[&str] = &[
     "read the passwords",
     "make a raw socket",
     "make a packet socket",
+    "ask the kernel for a pair of internet sockets",
     "go before others",
     "find a secret in the environment",
     "preload a library into everything",

@@ -186,10 +186,21 @@ mod tests {
             "clone",
             "clone3",
             "socket",
+            "socketpair",
             "personality",
         ] {
             assert!(!allowed.contains(&name), "{name} is allowed without a condition");
         }
+    }
+
+    #[test]
+    fn pairs_of_sockets_are_of_one_family() {
+        let profile: serde_json::Value = serde_json::from_str(SECCOMP).unwrap();
+        let rules = profile["syscalls"].as_array().unwrap().iter();
+        let pairs = rules.filter(|rule| rule["names"].as_array().unwrap().contains(&"socketpair".into()));
+        let args: Vec<_> = pairs.map(|rule| &rule["args"]).collect();
+        let af_unix = serde_json::json!([{"index": 0, "value": 1, "valueTwo": 0, "op": "SCMP_CMP_EQ"}]);
+        assert_eq!(args, [&af_unix]);
     }
 
     #[test]
