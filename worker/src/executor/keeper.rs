@@ -111,14 +111,25 @@ impl Keeper {
     }
 }
 
+/// How the system says that a disk is full, in what an init tells.
+pub(super) const NO_SPACE: &str = "No space left";
+
+/// What an init refused.
+fn refused(reason: &str) -> Failure {
+    let code = if reason.contains(NO_SPACE) {
+        FailureCode::DiskFull
+    } else {
+        FailureCode::InvalidInput
+    };
+    Failure::new(code, reason)
+}
+
 /// What a sandbox's error means for the job.
 pub(super) fn sandbox_failure(error: &sandbox::Error) -> Failure {
     match error {
-        sandbox::Error::Files { reason } => Failure::new(FailureCode::InvalidInput, reason.clone()),
+        sandbox::Error::Files { reason } => refused(reason),
         sandbox::Error::TooLarge { .. } => Failure::new(FailureCode::InvalidInput, error.to_string()),
-        sandbox::Error::Refused(refused) if !error.is_transient() => {
-            Failure::new(FailureCode::InvalidInput, refused.message.clone())
-        }
+        sandbox::Error::Refused(failure) if !error.is_transient() => refused(&failure.message),
         _ => {
             let cause = std::error::Error::source(error).map(ToString::to_string);
             tracing::warn!(%error, cause, "a sandbox failed");
@@ -127,6 +138,41 @@ pub(super) fn sandbox_failure(error: &sandbox::Error) -> Failure {
                 _ => "the sandbox failed while the job ran in it",
             };
             Failure::new(FailureCode::SandboxFailed, message)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_for_which_there_is_no_room_are_a_full_disk() {
+        let files = |reason: &str| sandbox::Error::Files {
+            reason: reason.to_owned(),
+        };
+        let start = |message: &str| {
+            sandbox::Error::Refused(hothouse_protocol::Failure {
+                code: sandbox::FailureCode::Invalid,
+                message: message.to_owned(),
+            })
+        };
+        for (error, code) in [
+            (
+                files("\"a\": No space left on device (os error 28)"),
+                FailureCode::DiskFull,
+            ),
+            (files("\"a\" is not a glob"), FailureCode::InvalidInput),
+            (
+                start("cannot write the file \"a\": No space left on device"),
+                FailureCode::DiskFull,
+            ),
+            (
+                start("cannot write the file \"a\": Is a directory"),
+                FailureCode::InvalidInput,
+            ),
+        ] {
+            assert_eq!(sandbox_failure(&error).code, code, "{error}");
         }
     }
 }

@@ -15,6 +15,7 @@ use common::workspace::tar::{DEPTH_MAX, PATH_MAX};
 use common::workspace::{Error, Owner, Present, Workspaces};
 
 use super::Context;
+use super::keeper::NO_SPACE;
 use crate::events::{Say, Sink};
 use crate::sandbox::{self, GetFiles, PutFiles, Sandbox};
 
@@ -183,9 +184,6 @@ impl Workspace {
         }
     }
 }
-
-/// How the system says that a disk is full, in the reports of an init.
-const NO_SPACE: &str = "No space left";
 
 fn failed(message: &str) -> Failure {
     Failure::new(FailureCode::WorkspaceFailed, message)

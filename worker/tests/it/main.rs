@@ -9,6 +9,7 @@ mod docker;
 mod egress;
 mod egress_server;
 mod environments;
+mod exec;
 mod faults;
 mod gateway;
 mod hostile;

@@ -12,7 +12,7 @@ use common::objects::artifact_key;
 use serde::Serialize;
 
 use super::super::Context;
-use super::Broken;
+use super::super::keeper::sandbox_failure;
 use crate::events::Say;
 use crate::sandbox::{GetFiles, Sandbox};
 
@@ -25,8 +25,9 @@ pub(super) struct Artifact {
 }
 
 /// Fetches and stores the files that match.
-pub(super) async fn keep(context: &Context, sandbox: &Sandbox, globs: &[String]) -> Result<Vec<Artifact>, Broken> {
-    let files = sandbox.get_files(GetFiles::matching(globs)).await?;
+pub(super) async fn keep(context: &Context, sandbox: &Sandbox, globs: &[String]) -> Result<Vec<Artifact>, Failure> {
+    let files = sandbox.get_files(GetFiles::matching(globs)).await;
+    let files = files.map_err(|error| sandbox_failure(&error))?;
     if files.report.incomplete {
         let detail = Some("not every file that matches was kept: at most 1,000 files and 64 MiB are".to_owned());
         context.events.say(EventBody::Status {

@@ -9,6 +9,7 @@ pub(super) mod slot;
 
 use std::time::{Duration, Instant};
 
+use common::job::event::EventBody;
 use common::job::exec::ExecInput;
 use common::job::{Failure, FailureCode, Usage};
 
@@ -17,6 +18,7 @@ use super::way_out::WayOut;
 use super::{Context, Ended};
 use crate::egress::Policy;
 use crate::environment::{self, Environment};
+use crate::events::Say;
 use crate::pool::Slot;
 use crate::sandbox::{self, Exit, Input, PutFiles, RunSpec, Sandbox};
 use output::Collected;
@@ -73,6 +75,10 @@ async fn attempt(context: &Context, keeper: &mut Keeper, way_out: &WayOut) -> Re
     let Some(environment) = context.machine.environments.get(name) else {
         return Err(Failure::new(FailureCode::InvalidInput, format!("there is no environment {name:?}")).into());
     };
+    if !input.artifacts.is_empty() && !context.machine.objects.is_configured() {
+        let message = "this worker cannot keep artifacts: no object store is configured (objects.url)";
+        return Err(Failure::new(FailureCode::InvalidInput, message).into());
+    }
     let plan = plan::plan(&input, environment, &context.machine.egress)?;
     let Some(pool) = &context.machine.pool else {
         return Err(Failure::new(FailureCode::SandboxFailed, "this worker has no sandboxes").into());
@@ -162,11 +168,18 @@ async fn in_slot(
     let (exit, collected) = keeper.keep(sandbox, work).await.map_err(Broken::Stopped)??;
     let kept = if input.artifacts.is_empty() {
         // Each `keep` begins with a renewal of the lease, a message that most jobs need not wait for.
-        Vec::new()
+        Ok(Vec::new())
     } else {
         let kept = artifacts::keep(context, sandbox, &input.artifacts);
-        keeper.keep(sandbox, kept).await.map_err(Broken::Stopped)??
+        keeper.keep(sandbox, kept).await.map_err(Broken::Stopped)?
     };
+    if let Err(failure) = &kept {
+        // Where the program failed too, its failure is the job's.
+        context.events.say(EventBody::Status {
+            phase: "artifacts_not_kept".to_owned(),
+            detail: Some(failure.message.clone()),
+        });
+    }
     let usage = Usage {
         cpu_ms: u64::try_from(exit.cpu.as_millis()).unwrap_or(u64::MAX),
         memory_peak_bytes: exit.memory_peak_bytes,
@@ -176,13 +189,7 @@ async fn in_slot(
 }
 
 async fn run_program(context: &Context, sandbox: &Sandbox, spec: RunSpec) -> Result<(Exit, Collected), Broken> {
-    let mut running = match sandbox.run(spec).await {
-        Ok(running) => running,
-        Err(sandbox::Error::Refused(refused)) if !sandbox::Error::Refused(refused.clone()).is_transient() => {
-            return Err(Broken::Failed(Failure::new(FailureCode::InvalidInput, refused.message)));
-        }
-        Err(error) => return Err(error.into()),
-    };
+    let mut running = sandbox.run(spec).await?;
     context.events.say_running(running.began_ago());
     let mut collected = Collected::default();
     while let Some(output) = running.next().await {

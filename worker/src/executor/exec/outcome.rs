@@ -21,14 +21,19 @@ struct Answer<'a> {
     artifacts: Vec<Artifact>,
 }
 
-/// The attempt's end: the result is there whether the program did well or not.
+/// The attempt's end: the result is there whether the program did well or not, and whether its artifacts were kept. A program
+/// that failed says why by itself.
 pub(super) fn ended(
     exit: &Exit,
     collected: &Collected,
-    artifacts: Vec<Artifact>,
+    artifacts: Result<Vec<Artifact>, Failure>,
     usage: Usage,
     timeout_ms: u64,
 ) -> Ended {
+    let (artifacts, not_kept) = match artifacts {
+        Ok(artifacts) => (artifacts, None),
+        Err(failure) => (Vec::new(), Some(failure)),
+    };
     let answer = Answer {
         exit_code: exit.code,
         signal: exit.signal,
@@ -40,7 +45,7 @@ pub(super) fn ended(
         artifacts,
     };
     let result = serde_json::to_vec(&answer).expect("strings and numbers are JSON");
-    let outcome = match failure(exit, timeout_ms) {
+    let outcome = match failure(exit, timeout_ms).or(not_kept) {
         None => Outcome::Succeeded,
         Some(failure) => Outcome::Failed {
             failure,
@@ -159,6 +164,24 @@ mod tests {
             }),
             Some(FailureCode::DiskFull)
         );
+    }
+
+    #[test]
+    fn artifacts_that_were_not_kept_fail_a_program_that_did_well_and_take_nobody_its_result() {
+        let lost = || Err(Failure::new(FailureCode::Internal, "an artifact could not be stored"));
+        for (program, code) in [(0, FailureCode::Internal), (3, FailureCode::NonzeroExit)] {
+            let ended = ended(
+                &exit(Some(program)),
+                &Collected::default(),
+                lost(),
+                Usage::default(),
+                1000,
+            );
+            assert!(matches!(&ended.outcome, Outcome::Failed { failure, .. } if failure.code == code));
+            let result: serde_json::Value = serde_json::from_slice(&ended.result.unwrap()).unwrap();
+            assert_eq!(result["exit_code"], program);
+            assert_eq!(result["artifacts"], serde_json::json!([]));
+        }
     }
 
     #[test]
