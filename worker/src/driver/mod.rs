@@ -45,6 +45,9 @@ pub struct Spec {
     pub environment: String,
     /// The image to start; bubblewrap has none and uses the host's programs.
     pub image: String,
+    /// What its name stood for when somebody looked: that is started, whatever the name stands for by now. With none, what it
+    /// stands for.
+    pub image_id: Option<String>,
     /// How large it is.
     pub profile: Profile,
 }

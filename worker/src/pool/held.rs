@@ -77,17 +77,22 @@ impl Creating {
         &self.0.shelf
     }
 
-    /// It answered: the job that waits longest gets it, else the shelf.
-    pub(super) fn deliver(self, mut warm: Warm) {
+    /// It answered: the job that waits longest gets it, else the shelf. One of an image that was replaced meanwhile comes
+    /// back.
+    pub(super) fn deliver(self, mut warm: Warm) -> Option<(Warm, Retiring)> {
+        if !self.shelf().is_current(&warm) {
+            return Some((warm, self.retire()));
+        }
         while let Some(job) = self.shelf().succeeded() {
             let leased = Leased(Held::new(self.shelf(), Phase::Leased));
             match job.send(Ok((warm, leased))) {
                 // The job is gone: on to the next, with the same sandbox.
                 Err(Ok((back, _))) => warm = back,
-                Ok(()) | Err(Err(_)) => return,
+                Ok(()) | Err(Err(_)) => return None,
             }
         }
         self.shelf().put(warm);
+        None
     }
 
     /// It answered and goes to the job that had it started.

@@ -54,9 +54,9 @@ pub use reaper::Report;
 pub use shelf::{KeptFor, LastError, Who};
 pub use slot::Slot;
 
-use held::Retiring;
+use held::{Creating, Retiring};
 use plan::Pace;
-use shelf::Shelf;
+use shelf::{Shelf, Warm};
 use throttle::Throttle;
 
 /// How the pool works, the same for all environments.
@@ -262,7 +262,7 @@ impl Pool {
         self.0.wake.notify_one();
     }
 
-    /// Looks at the images once, which also happens by itself: what is warm of an older one is retired.
+    /// Looks at the images once, which also happens by itself: what is warm or kept of an older one is retired.
     pub async fn roll_over(&self) {
         rollover::tick(&self.0).await;
     }
@@ -315,6 +315,13 @@ impl Pool {
 }
 
 impl Inner {
+    /// Hands a sandbox that answered to the job that waits longest, or puts it on the shelf.
+    fn deliver(self: &Arc<Self>, creating: Creating, warm: Warm) {
+        if let Some((warm, retiring)) = creating.deliver(warm) {
+            self.destroy(warm.id, Some(warm.sandbox), retiring);
+        }
+    }
+
     /// Kills a sandbox now and removes what is left of it behind.
     fn destroy(self: &Arc<Self>, id: Uuid, sandbox: Option<Sandbox>, retiring: Retiring) {
         // Its pipe closes, so init kills everything and exits; no need to wait for the engine.
@@ -356,7 +363,7 @@ fn status(shelf: &Shelf) -> EnvironmentStatus {
     EnvironmentStatus {
         name: shelf.environment.name.clone(),
         image: shelf.environment.image(),
-        image_id: shelf.image_id(),
+        image_id: shelf.image().id,
         aim: shelf.aim(),
         warm: counts.warm,
         leased: counts.leased,

@@ -3,15 +3,15 @@
 
 use uuid::Uuid;
 
-use super::shelf::Shelf;
+use super::shelf::Image;
 use super::{Error, Inner};
 use crate::driver::Spec;
 use crate::sandbox::{self, FailureCode, Sandbox};
 use crate::verify;
 
-/// Waits for the proof of the environment; one start at a time gives it, until it is given.
-pub(super) async fn prove(pool: &Inner, shelf: &Shelf, spec: &Spec) -> Result<(), Error> {
-    shelf.proof().get_or_try_init(|| attack(pool, spec)).await.copied()
+/// Waits for the proof of the environment with this image; one start at a time gives it, until it is given.
+pub(super) async fn prove(pool: &Inner, image: &Image, spec: &Spec) -> Result<(), Error> {
+    image.proof.get_or_try_init(|| attack(pool, spec)).await.copied()
 }
 
 async fn attack(pool: &Inner, like: &Spec) -> Result<(), Error> {

@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use super::held::{Creating, Leased};
 use super::shelf::{Shelf, Warm};
-use super::{Error, Inner, proof, reaper, spares};
+use super::{Error, Inner, proof, reaper, rollover, spares};
 use crate::driver::{Profile, Spec};
 use crate::sandbox::Sandbox;
 
@@ -89,7 +89,8 @@ fn show(shelf: &Shelf) {
     }
 }
 
-fn retire(pool: &Arc<Inner>, shelf: &Arc<Shelf>, everything: bool) {
+/// Retires what is due; everything at the end.
+pub(super) fn retire(pool: &Arc<Inner>, shelf: &Arc<Shelf>, everything: bool) {
     for (warm, retiring) in shelf.sweep(everything) {
         pool.destroy(warm.id, Some(warm.sandbox), retiring);
     }
@@ -98,7 +99,7 @@ fn retire(pool: &Arc<Inner>, shelf: &Arc<Shelf>, everything: bool) {
 async fn start_one(pool: Arc<Inner>, creating: Creating) {
     let profile = creating.shelf().environment.profile.clone();
     match start(&pool, creating, profile).await {
-        Ok((creating, warm)) => creating.deliver(warm),
+        Ok((creating, warm)) => pool.deliver(creating, warm),
         Err((shelf, error)) => {
             if !shelf.is_failing() {
                 let error = error.with_causes();
@@ -136,15 +137,16 @@ type Started = Result<(Creating, Warm), (Arc<Shelf>, Error)>;
 async fn start(pool: &Arc<Inner>, creating: Creating, profile: Profile) -> Started {
     let shelf = Arc::clone(creating.shelf());
     let starting = pool.starts.enter().await;
-    let spec = Spec {
+    let mut spec = Spec {
         id: Uuid::now_v7(),
         worker_id: pool.worker_id,
         environment: shelf.environment.name.clone(),
         image: shelf.environment.image(),
+        image_id: None,
         profile,
     };
     pool.know(spec.id);
-    let result = timeout(pool.start_timeout, start_and_connect(pool, &shelf, &spec)).await;
+    let result = timeout(pool.start_timeout, start_and_connect(pool, &shelf, &mut spec)).await;
     let result = result.unwrap_or(Err(Error::SlowStart {
         waited: pool.start_timeout,
     }));
@@ -157,6 +159,7 @@ async fn start(pool: &Arc<Inner>, creating: Creating, profile: Profile) -> Start
             let warm = Warm {
                 id: spec.id,
                 sandbox,
+                image_id: spec.image_id,
                 since: Instant::now(),
                 resident: None,
             };
@@ -170,8 +173,11 @@ async fn start(pool: &Arc<Inner>, creating: Creating, profile: Profile) -> Start
     }
 }
 
-async fn start_and_connect(pool: &Inner, shelf: &Shelf, spec: &Spec) -> Result<Sandbox, Error> {
-    proof::prove(pool, shelf, spec).await?;
+/// What was proven of an image is true of that image alone: what the name stands for now is what is started.
+async fn start_and_connect(pool: &Arc<Inner>, shelf: &Arc<Shelf>, spec: &mut Spec) -> Result<Sandbox, Error> {
+    let image = rollover::look(pool, shelf).await.map_err(Error::Start)?;
+    spec.image_id.clone_from(&image.id);
+    proof::prove(pool, &image, spec).await?;
     let pipe = pool.driver.start(spec).await.map_err(Error::Start)?;
     Sandbox::connect(pipe, &pool.sandbox).await.map_err(Error::Connect)
 }

@@ -5,6 +5,7 @@
 //! a job has it, [`Retiring`] while it is destroyed.
 
 mod arrivals;
+mod image;
 mod spare;
 mod succession;
 
@@ -15,7 +16,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use common::ids::TenantId;
 use common::workspace::Owner;
-use tokio::sync::{Notify, OnceCell, oneshot};
+use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 use uuid::Uuid;
 
@@ -28,6 +29,7 @@ use crate::claude::{Process, Recipe};
 use crate::environment::Environment;
 use crate::sandbox::Sandbox;
 
+pub(super) use image::Image;
 use succession::Resets;
 pub(super) use succession::{Heritage, Succession};
 
@@ -39,6 +41,8 @@ const AWAKE: Duration = Duration::from_millis(100);
 pub(super) struct Warm {
     pub(super) id: Uuid,
     pub(super) sandbox: Sandbox,
+    /// Of which image it is.
+    pub(super) image_id: Option<String>,
     /// When it became warm.
     pub(super) since: Instant,
     /// A process that rests in it.
@@ -105,9 +109,7 @@ struct State {
     demand: Demand,
     has_started: bool,
     cold_starts: BTreeMap<&'static str, u64>,
-    image_id: Option<String>,
-    // Set once a sandbox of this image stood the cheap attempts to break it.
-    proof: Arc<OnceCell<()>>,
+    image: Image,
     last_error: Option<LastError>,
     spares: Spares,
     // The last failure, when trying again does not help.
@@ -229,41 +231,16 @@ impl Shelf {
         Some((warm, Retiring::counted(self, &mut state.counts)))
     }
 
-    /// Whether a sandbox of the present image stood the attempts to break it.
-    pub(super) fn proof(&self) -> Arc<OnceCell<()>> {
-        Arc::clone(&self.lock().proof)
-    }
-
-    /// What the image's name stood for when it was looked at last.
-    pub(super) fn image_id(&self) -> Option<String> {
-        self.lock().image_id.clone()
-    }
-
-    /// Takes the warm ones off when the image's name stands for another one than before.
-    pub(super) fn roll_over(self: &Arc<Self>, image_id: Option<String>) -> Vec<(Warm, Retiring)> {
-        let mut state = self.lock();
-        // An image that is gone for a moment is not another one.
-        let is_other = image_id.is_some() && state.image_id.is_some() && state.image_id != image_id;
-        state.image_id = image_id.or_else(|| state.image_id.take());
-        if !is_other {
-            return Vec::new();
-        }
-        state.proof = Arc::default();
-        let old: Vec<_> = state.warm.drain(..).collect();
-        old.into_iter()
-            .map(|warm| (warm, Retiring::counted(self, &mut state.counts)))
-            .collect()
-    }
-
-    /// Takes those off that are dead, too old, or idle beyond the floor; all of them when `everything` goes.
+    /// Takes those off that are dead, too old, of an older image, or idle beyond the floor; all of them when `everything` goes.
     pub(super) fn sweep(self: &Arc<Self>, everything: bool) -> Vec<(Warm, Retiring)> {
         let mut state = self.lock();
+        let state = &mut *state;
         let now = self.epoch.elapsed();
         let mut gone = Vec::new();
         let (kept, dead): (Vec<_>, Vec<_>) = state
             .warm
             .drain(..)
-            .partition(|warm| !everything && warm.sandbox.is_alive());
+            .partition(|warm| !everything && warm.sandbox.is_alive() && state.image.is_of(warm));
         state.warm = kept.into();
         gone.extend(dead);
         let since: Vec<_> = state.warm.iter().map(|warm| warm.since - self.epoch).collect();
@@ -272,7 +249,7 @@ impl Shelf {
         for index in plan::retire(&since, &floor, now).into_iter().rev() {
             gone.extend(state.warm.remove(index));
         }
-        gone.extend(self.sweep_kept(&mut state, everything));
+        gone.extend(self.sweep_kept(state, everything));
         gone.into_iter()
             .map(|warm| (warm, Retiring::counted(self, &mut state.counts)))
             .collect()
@@ -284,6 +261,7 @@ impl Shelf {
         let is_good = |kept: &Kept| {
             !everything
                 && kept.warm.sandbox.is_alive()
+                && state.image.is_of(&kept.warm)
                 && kept.since.elapsed() < warm.keep
                 && kept.warm.since.elapsed() < warm.age
         };

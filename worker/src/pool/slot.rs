@@ -95,7 +95,8 @@ impl Slot {
     }
 
     /// Keeps the sandbox, as it is but without its processes other than a resident, for the turn that follows; `version` is
-    /// that of the workspace in it. One whose environment keeps none, or that does not answer, is retired. Answers for how
+    /// that of the workspace in it. One whose environment keeps none, or goes on with a newer image, or that does not answer, is
+    /// retired. Answers for how
     /// long it is kept.
     pub async fn keep(self, owner: KeptFor, version: u64) -> Option<Duration> {
         let keep = self.held().1.shelf().environment.warm.keep;
@@ -106,7 +107,8 @@ impl Slot {
             // Beside a process that rests nothing runs.
             if has_resident { Ok(()) } else { sandbox.kill_all().await }
         };
-        let may_stay = !keep.is_zero() && !self.pool.stop.is_cancelled();
+        let (warm, leased) = self.held();
+        let may_stay = !keep.is_zero() && !self.pool.stop.is_cancelled() && leased.shelf().is_current(warm);
         let is_fit = may_stay && stopped(self.sandbox()).await.is_ok();
         if !is_fit {
             self.retire();

@@ -127,7 +127,7 @@ pub(super) async fn prepare(pool: Arc<Inner>, preparing: Preparing, mut warm: Wa
     }
     if !warm.sandbox.about().can_rest {
         shelf.forget(recipe);
-        return creating.deliver(warm);
+        return pool.deliver(creating, warm);
     }
     let begun = Instant::now();
     let environment = shelf.environment.name.clone();
@@ -136,7 +136,7 @@ pub(super) async fn prepare(pool: Arc<Inner>, preparing: Preparing, mut warm: Wa
             metrics::histogram!("hothouse_sandbox_spare_seconds", "environment" => environment)
                 .record(begun.elapsed().as_secs_f64());
             warm.resident = Some(resident);
-            creating.deliver(warm);
+            pool.deliver(creating, warm);
         }
         Err(error) => {
             let error = &error as &dyn std::error::Error;

@@ -75,6 +75,7 @@ impl Bench {
             worker_id: self.worker_id,
             environment: self.environment.name.clone(),
             image: self.environment.image(),
+            image_id: None,
             profile: self.environment.profile.clone(),
         }
     }

@@ -49,6 +49,7 @@ fn spec(worker_id: Uuid) -> Spec {
         worker_id,
         environment: "starts".to_owned(),
         image: String::new(),
+        image_id: None,
         profile: small(),
     }
 }

@@ -111,6 +111,7 @@ impl Subject {
             worker_id: self.worker_id,
             environment: "conformance".to_owned(),
             image: self.image.clone(),
+            image_id: None,
             profile: self.profile.clone(),
         }
     }

@@ -72,6 +72,7 @@ pub(crate) fn spec(worker_id: Uuid) -> Spec {
         worker_id,
         environment: "default".to_owned(),
         image: image(),
+        image_id: None,
         profile: profile(),
     }
 }

@@ -20,6 +20,7 @@ mod kill_cycles;
 mod pool;
 mod program;
 mod reuse;
+mod rollover;
 mod sandbox_bubblewrap;
 mod sandbox_link;
 mod successors;

@@ -43,7 +43,7 @@ pub(crate) fn warm(size: u32, max: u32) -> Warm {
     }
 }
 
-fn environment(warm: Warm) -> Environment {
+pub(crate) fn environment(warm: Warm) -> Environment {
     let mut environment = Environment::built_in().with_image(image());
     environment.warm = warm;
     environment.profile = profile();
@@ -55,7 +55,7 @@ impl Fixture {
         Self::over(driver(), environment(warm), everybody_lives())
     }
 
-    fn over(driver: Arc<dyn SandboxDriver>, environment: Environment, is_alive: IsAlive) -> Self {
+    pub(crate) fn over(driver: Arc<dyn SandboxDriver>, environment: Environment, is_alive: IsAlive) -> Self {
         let environments = Environments::from([(environment.name.clone(), Arc::new(environment))]);
         let worker_id = Uuid::now_v7();
         let lifecycle = Lifecycle::new();
@@ -100,7 +100,7 @@ impl Fixture {
     }
 }
 
-fn everybody_lives() -> IsAlive {
+pub(crate) fn everybody_lives() -> IsAlive {
     Arc::new(|_| async { true }.boxed())
 }
 
@@ -470,8 +470,21 @@ async fn an_environment_that_falls_to_an_attempt_serves_nobody_also_when_its_ima
     fixture.pool.check_out("default", None).await.unwrap().retire();
 
     driver.is_newer.store(true, Ordering::Relaxed);
-    fixture.pool.roll_over().await;
-    let refused = fixture.pool.check_out("default", None).await.unwrap_err();
+    // The next start sees it, whoever looks before; until then the older one serves.
+    let refused = loop {
+        match fixture.pool.check_out("default", None).await {
+            Ok(slot) => {
+                assert!(
+                    of(&*driver, fixture.worker_id)
+                        .await
+                        .iter()
+                        .any(|found| found.id == slot.id())
+                );
+                slot.retire();
+            }
+            Err(refused) => break refused,
+        }
+    };
     assert_eq!(
         refused.told(),
         "sandboxes of its environment are not sealed on this machine, so nothing runs in them"

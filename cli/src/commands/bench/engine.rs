@@ -39,6 +39,7 @@ impl Engine {
             worker_id: self.worker_id,
             environment: "bench".to_owned(),
             image: self.image.clone(),
+            image_id: None,
             profile: Profile::default(),
         };
         Ok((spec.id, self.driver.start(&spec).await?))

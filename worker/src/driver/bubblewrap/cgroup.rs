@@ -56,6 +56,7 @@ impl Cgroups {
             worker_id: Uuid::now_v7(),
             environment: String::new(),
             image: String::new(),
+            image_id: None,
             profile: Profile::default(),
         };
         found.make(&trial).map_err(|e| format!("cgroups cannot be made: {e}"))?;

@@ -49,7 +49,7 @@ pub(super) fn name(id: Uuid) -> String {
 /// The whole request that creates it.
 pub(super) fn body(spec: &Spec, settings: &Settings, boot: &str, at: DateTime<Utc>) -> ContainerCreateBody {
     ContainerCreateBody {
-        image: Some(spec.image.clone()),
+        image: Some(spec.image_id.as_ref().unwrap_or(&spec.image).clone()),
         entrypoint: Some(vec![INIT.to_owned()]),
         cmd: Some(Vec::new()),
         // Root inside, with three capabilities; init becomes somebody else before it runs anything.

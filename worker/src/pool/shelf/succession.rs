@@ -47,7 +47,7 @@ pub(in crate::pool) enum Succession {
     Heir(oneshot::Sender<Slot>),
     /// It is kept.
     Shelf,
-    /// Others wait for its place, or it is too old.
+    /// Others wait for its place, or it is too old, or of an older image.
     Nobody,
 }
 
@@ -123,6 +123,9 @@ impl Shelf {
             return Succession::Nobody;
         }
         let mut state = self.lock();
+        if !state.image.is_of(warm) {
+            return Succession::Nobody;
+        }
         let mut counts = counts(&mut state);
         // As if it lay on the shelf, where those who have nothing would take its place.
         counts.leased = counts.leased.saturating_sub(1);
