@@ -261,9 +261,20 @@ async fn ranges_and_tags_are_those_of_the_content(pool: PgPool) {
             }
         };
         assert_eq!(code(put("if-match", "\"other\"".to_owned()).await).await.0, 412);
-        assert_eq!(code(put("if-none-match", "*".to_owned()).await).await.0, 412);
+        for tag in ["*", &etag, &format!("\"other\", W/{etag}")] {
+            assert_eq!(code(put("if-none-match", tag.to_owned()).await).await.0, 412, "{tag}");
+        }
         assert_eq!(put("if-match", etag.clone()).await.status(), 200);
-        assert_eq!(code(put("if-match", etag).await).await.0, 412, "it was changed since");
+        assert_eq!(
+            code(put("if-match", etag.clone()).await).await.0,
+            412,
+            "it was changed since"
+        );
+        assert_eq!(
+            put("if-none-match", etag).await.status(),
+            200,
+            "it is not that any more"
+        );
     }
     let deleted = files
         .send(Method::DELETE, "/small", &[("if-match", "\"other\"")], None)

@@ -16,7 +16,7 @@ use sha2::{Digest, Sha256};
 use super::read::{etag, locate};
 use super::{FileView, Found, broken, find, path_of};
 use crate::auth::Caller;
-use crate::download::{content_type, if_match, insert};
+use crate::download::{content_type, if_match, insert, names};
 use crate::extract::{PathId, PathSteps};
 use crate::problem::{Code, Document, FieldError, Problem};
 use crate::state::App;
@@ -48,13 +48,15 @@ pub(super) async fn put(
     let size = length(&body, app.config().http.file_max)?;
     let found = find(&app, &caller, id).await?;
     between_turns(&found)?;
-    let only_new = headers.get(header::IF_NONE_MATCH).is_some();
-    if only_new || headers.contains_key(header::IF_MATCH) {
-        let before = locate(&found, &path).await?;
-        if only_new && before.is_some() {
-            return Err(Problem::new(Code::PreconditionFailed, "there is such a file already"));
+    if [header::IF_NONE_MATCH, header::IF_MATCH]
+        .iter()
+        .any(|condition| headers.contains_key(condition))
+    {
+        let before = locate(&found, &path).await?.map(|before| before.etag());
+        if_match(&headers, before.as_deref())?;
+        if before.is_some_and(|etag| names(&headers, &header::IF_NONE_MATCH, &etag, true)) {
+            return Err(Problem::new(Code::PreconditionFailed, "it is what If-None-Match names"));
         }
-        if_match(&headers, before.map(|before| before.etag()).as_deref())?;
     }
     let mut hash = Sha256::new();
     let now = app.clock().now();
