@@ -6,6 +6,9 @@ use std::time::Duration;
 use common::job::failure::{Failure, FailureCode};
 use common::queue::Obstacle;
 
+/// The longest pause that a provider is believed to want: some send a time of day where seconds are meant.
+const PAUSE_MAX: Duration = Duration::from_hours(1);
+
 /// Why a model call failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -208,21 +211,22 @@ impl Error {
         }
     }
 
-    /// How long the provider wants to be left alone.
+    /// How long the provider wants to be left alone, as far as it is believed.
     pub fn retry_after(&self) -> Option<Duration> {
-        match self {
+        let wanted = match self {
             Self::Refused(refusal) => refusal.retry_after,
             Self::Held { wait, .. } => Some(*wait),
             _ => None,
-        }
+        };
+        wanted.map(|wait| wait.min(PAUSE_MAX))
     }
 
     /// How long nothing is to be asked, when that is a matter of waiting alone and nobody's failure: the provider's limits,
     /// or ours of its account.
     pub fn wait(&self) -> Option<Duration> {
         match self {
-            Self::Held { wait, .. } => Some(*wait),
-            Self::Refused(refusal) if refusal.reason == Reason::RateLimited => refusal.retry_after,
+            Self::Held { .. } => self.retry_after(),
+            Self::Refused(refusal) if refusal.reason == Reason::RateLimited => self.retry_after(),
             _ => None,
         }
     }
@@ -305,6 +309,22 @@ mod tests {
         #[case] class: Class,
     ) {
         assert_eq!(refused(reason, should_retry).class(), class);
+    }
+
+    #[test]
+    fn a_provider_is_believed_to_want_an_hour_at_most() {
+        let wanting = |wait| {
+            let Error::Refused(mut refusal) = refused(Reason::RateLimited, None) else {
+                unreachable!("it is a refusal")
+            };
+            refusal.retry_after = Some(wait);
+            Error::Refused(refusal)
+        };
+        for wait in [Duration::from_secs(1_790_000_000), Duration::MAX] {
+            let error = wanting(wait);
+            assert_eq!((error.retry_after(), error.wait()), (Some(PAUSE_MAX), Some(PAUSE_MAX)));
+        }
+        assert_eq!(wanting(Duration::from_secs(7)).wait(), Some(Duration::from_secs(7)));
     }
 
     #[test]

@@ -25,9 +25,6 @@ pub use retry::RetryPolicy;
 /// The pause of an account whose provider wants fewer calls and does not say when.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// The longest pause that a provider is believed to want.
-const PAUSE_MAX: Duration = Duration::from_hours(1);
-
 /// Whose limits and pauses calls share: a provider's server with one key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Account {
@@ -142,7 +139,7 @@ impl Drop for Pass {
 /// What the end of a call says of its provider, and for how long its account is to be left alone.
 fn verdict(error: Option<&Error>) -> (Option<bool>, Option<Duration>) {
     let Some(error) = error else { return (Some(true), None) };
-    let wanted = error.retry_after().map(|wait| wait.min(PAUSE_MAX));
+    let wanted = error.retry_after();
     match error {
         Error::Refused(refusal) => match refusal.reason {
             Reason::RateLimited => (None, Some(wanted.unwrap_or(PAUSE))),
@@ -181,7 +178,7 @@ mod tests {
         assert_eq!(verdict(Some(&refused(Reason::RateLimited, None))), (None, Some(PAUSE)));
         assert_eq!(
             verdict(Some(&refused(Reason::RateLimited, Some(day)))),
-            (None, Some(PAUSE_MAX))
+            (None, Some(Duration::from_hours(1)))
         );
         assert_eq!(
             verdict(Some(&refused(Reason::Overloaded, Some(PAUSE)))),
