@@ -4,7 +4,7 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 
 use super::check::Fault;
-use crate::model::error::{Class, Reason};
+use crate::model::error::{Class, Phase, Reason};
 use crate::model::wire::Route;
 use crate::model::{Error, ModelName};
 
@@ -56,7 +56,11 @@ impl From<&Error> for Refusal {
     /// A provider's words about our key stay here; what it says about the request is passed on.
     fn from(error: &Error) -> Self {
         let message = error.failure().message;
-        let is_later = matches!(error.class(), Class::Transient | Class::Timeout);
+        let is_later = match error {
+            // The same answer takes as long again, and costs as much.
+            Error::Timeout { phase, .. } => *phase != Phase::Answer,
+            error => matches!(error.class(), Class::Transient | Class::Timeout),
+        };
         let (status, kind) = match error {
             Error::Refused(refusal) => match refusal.reason {
                 Reason::InvalidRequest => (400, "invalid_request_error"),
@@ -122,6 +126,17 @@ mod tests {
             !body.contains("sk-secret") && body.contains("does not accept the key"),
             "{body}"
         );
+    }
+
+    #[test]
+    fn an_answer_that_takes_too_long_is_not_asked_for_again() {
+        let limit = std::time::Duration::from_mins(10);
+        let late = |phase| Refusal::from(&Error::Timeout { phase, limit });
+        assert_eq!(
+            (late(Phase::Answer).status, late(Phase::Answer).may_retry),
+            (504, false)
+        );
+        assert!(late(Phase::FirstByte).may_retry);
     }
 
     #[test]

@@ -115,6 +115,7 @@ impl Request<'_> {
             route: self.route,
             headers: self.headers.clone(),
             body,
+            is_streamed: self.asked.is_stream,
         })
     }
 }

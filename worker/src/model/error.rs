@@ -109,6 +109,8 @@ pub enum Phase {
     Connect,
     /// The first byte of the answer.
     FirstByte,
+    /// An answer that is not streamed, and so has its first byte when it is whole.
+    Answer,
     /// The next byte of it; a provider's pings count.
     NextByte,
 }
@@ -118,6 +120,7 @@ impl fmt::Display for Phase {
         f.write_str(match self {
             Self::Connect => "connecting",
             Self::FirstByte => "waiting for the first byte",
+            Self::Answer => "waiting for an answer that is not streamed",
             Self::NextByte => "in the middle of the answer",
         })
     }

@@ -17,7 +17,8 @@ use worker::model::error::{Phase, Reason};
 use worker::model::scripted::Scripted;
 use worker::model::scripted::frame::Frame;
 use worker::model::scripted::script::Script;
-use worker::model::server::ServerSettings;
+use worker::model::server::{Call, ServerSettings};
+use worker::model::wire::Route;
 use worker::model::{Answer, Class, Error, ModelProvider, ModelRequest, StopReason, ToolDefinition};
 
 use crate::model_server::{Canned, KEY, ModelServer};
@@ -254,6 +255,41 @@ async fn a_server_that_falls_silent_is_left_when_its_time_is_up() {
             limit: SHORT
         })
     );
+}
+
+#[tokio::test]
+async fn an_answer_that_is_not_streamed_has_a_time_of_its_own() {
+    let server = ModelServer::demo().await;
+    let settings = ServerSettings {
+        first_byte_timeout: SHORT,
+        ..server.settings()
+    };
+    let call = |is_streamed| Call {
+        route: Route::Messages,
+        headers: Vec::new(),
+        body: json!({"model": "demo"}).to_string().into(),
+        is_streamed,
+    };
+    let written = || Canned::whole(200, &[("content-type", "application/json")], "{}").after(SHORT * 2);
+    server.then(written());
+    let client = Anthropic::new(&settings).unwrap();
+    let reply = client.forward(call(false)).await.unwrap();
+    let body: Vec<_> = reply.body.collect().await;
+    assert_matches!(&body[..], [Ok(body)] if body == "{}");
+
+    let impatient = ServerSettings {
+        answer_timeout: SHORT,
+        ..server.settings()
+    };
+    for (settings, is_streamed, expected) in [(impatient, false, Phase::Answer), (settings, true, Phase::FirstByte)] {
+        server.then(written());
+        let client = Anthropic::new(&settings).unwrap();
+        let error = async {
+            let mut reply = client.forward(call(is_streamed)).await?;
+            reply.body.next().await.transpose()
+        };
+        assert_matches!(error.await, Err(Error::Timeout { phase, limit: SHORT }) if phase == expected);
+    }
 }
 
 #[tokio::test]

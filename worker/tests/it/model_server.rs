@@ -63,6 +63,12 @@ impl Canned {
         }
     }
 
+    /// The same, so much later.
+    pub(crate) fn after(mut self, pause: Duration) -> Self {
+        self.body.insert(0, Frame::Wait(pause));
+        self
+    }
+
     /// An event stream of these frames.
     pub(crate) fn stream(body: Vec<Frame>) -> Self {
         Self {

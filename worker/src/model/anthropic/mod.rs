@@ -43,6 +43,7 @@ impl ModelProvider for Anthropic {
             route: Route::Messages,
             headers: vec![("accept".to_owned(), "text/event-stream".to_owned())],
             body: wire::request::body(model, request).into(),
+            is_streamed: true,
         };
         async move { streamed(self.server.send(call).await?, Wire::Anthropic) }.boxed()
     }

@@ -39,6 +39,7 @@ impl ModelProvider for OpenAi {
             route: Route::ChatCompletions,
             headers: vec![("accept".to_owned(), "text/event-stream".to_owned())],
             body: wire::request::body(model, request, dialect).into(),
+            is_streamed: true,
         };
         async move { streamed(self.server.send(call).await?, Wire::OpenAi) }.boxed()
     }

@@ -18,7 +18,7 @@ use common::queue::{Admission, CallAsk, CallReport, Obstacle, Queue};
 use uuid::Uuid;
 
 use super::Error;
-use super::error::{Class, Reason};
+use super::error::{Class, Phase, Reason};
 use report::Reports;
 pub use retry::RetryPolicy;
 
@@ -147,6 +147,10 @@ fn verdict(error: Option<&Error>) -> (Option<bool>, Option<Duration>) {
             // It works; what was asked of it is at fault.
             _ => (Some(true), None),
         },
+        // How long such an answer is was the caller's choice.
+        Error::Timeout {
+            phase: Phase::Answer, ..
+        } => (None, None),
         error => match error.class() {
             Class::Transient | Class::Timeout => (Some(false), None),
             Class::Permanent | Class::Cancelled => (None, None),
@@ -190,5 +194,12 @@ mod tests {
         );
         assert_eq!(verdict(Some(&Error::Cut(None))), (Some(false), None));
         assert_eq!(verdict(Some(&Error::Cancelled)), (None, None));
+        let late = |phase| Error::Timeout { phase, limit: PAUSE };
+        assert_eq!(verdict(Some(&late(Phase::FirstByte))), (Some(false), None));
+        assert_eq!(
+            verdict(Some(&late(Phase::Answer))),
+            (None, None),
+            "it says nothing of the provider"
+        );
     }
 }

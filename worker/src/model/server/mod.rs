@@ -40,6 +40,8 @@ pub struct Call {
     pub headers: Vec<(String, String)>,
     /// The body, passed on byte for byte.
     pub body: Bytes,
+    /// Whether the answer comes while it is written. One that does not has its first byte when it is whole.
+    pub is_streamed: bool,
 }
 
 /// An answer that began well.
@@ -152,12 +154,13 @@ impl Server {
     /// # Errors
     /// Any of [`Error`] but those about models' names.
     pub async fn send(&self, call: Call) -> Result<Reply, Error> {
-        let limit = self.settings.first_byte_timeout;
-        let deadline = Instant::now() + limit;
-        let late = |_| Error::Timeout {
-            phase: Phase::FirstByte,
-            limit,
+        let (phase, limit) = if call.route.is_answered_by_a_model() && !call.is_streamed {
+            (Phase::Answer, self.settings.answer_timeout)
+        } else {
+            (Phase::FirstByte, self.settings.first_byte_timeout)
         };
+        let deadline = Instant::now() + limit;
+        let late = |_| Error::Timeout { phase, limit };
         let response = timeout_at(deadline, self.request(call).send())
             .await
             .map_err(late)?
@@ -175,7 +178,8 @@ impl Server {
         let bytes = response
             .bytes_stream()
             .map(|chunk| chunk.map_err(|error| Error::Cut(Some(error.without_url()))));
-        let body = watch::watch(bytes.boxed(), deadline, limit, self.settings.silence_timeout);
+        let first = (deadline, Error::Timeout { phase, limit });
+        let body = watch::watch(bytes.boxed(), first, self.settings.silence_timeout);
         Ok(Reply {
             status,
             content_type,

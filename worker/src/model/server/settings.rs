@@ -28,6 +28,9 @@ pub struct ServerSettings {
     /// Longest time from the request to the first byte of the answer.
     #[serde(with = "humantime_serde")]
     pub first_byte_timeout: Duration,
+    /// The same for an answer that is not streamed, whose first byte comes when it is whole.
+    #[serde(with = "humantime_serde")]
+    pub answer_timeout: Duration,
     /// Longest time between two bytes of the answer; the server's pings count.
     #[serde(with = "humantime_serde")]
     pub silence_timeout: Duration,
@@ -46,6 +49,7 @@ impl Default for ServerSettings {
             api_key_file: None,
             connect_timeout: Duration::from_secs(5),
             first_byte_timeout: Duration::from_mins(1),
+            answer_timeout: Duration::from_mins(10),
             silence_timeout: Duration::from_mins(1),
             calls_max: 0,
             tokens_per_minute: 0,

@@ -12,18 +12,18 @@ use crate::model::error::Phase;
 /// Bytes of an answer that are read; a server that sends more is broken or hostile.
 const ANSWER_BYTES_MAX: usize = 64 * 1024 * 1024;
 
-/// Passes the bytes on as they come, and ends with an error when they stop coming or never stop.
-pub(super) fn watch(bytes: Bytestream, first: Instant, first_limit: Duration, silence: Duration) -> Bytestream {
+/// Passes the bytes on as they come, and ends with an error when they stop coming or never stop. `first` says until when
+/// the first must be there, and what it is when it is not.
+pub(super) fn watch(bytes: Bytestream, first: (Instant, Error), silence: Duration) -> Bytestream {
     let start = (Some(bytes), Some(first), 0_usize);
     let watched = stream::unfold(start, move |(bytes, first, read)| async move {
         let mut bytes = bytes?;
-        let (phase, limit) = match first {
-            Some(_) => (Phase::FirstByte, first_limit),
-            None => (Phase::NextByte, silence),
-        };
-        let deadline = first.unwrap_or_else(|| Instant::now() + silence);
+        let (deadline, late) = first.unwrap_or_else(|| {
+            let (phase, limit) = (Phase::NextByte, silence);
+            (Instant::now() + silence, Error::Timeout { phase, limit })
+        });
         match timeout_at(deadline, bytes.next()).await {
-            Err(_elapsed) => Some((Err(Error::Timeout { phase, limit }), (None, None, read))),
+            Err(_elapsed) => Some((Err(late), (None, None, read))),
             Ok(None) => None,
             Ok(Some(Err(error))) => Some((Err(error), (None, None, read))),
             Ok(Some(Ok(chunk))) => {
