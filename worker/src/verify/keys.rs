@@ -6,6 +6,7 @@ use std::time::Duration;
 use common::clock::Clock;
 use common::config::Secret;
 use futures_util::FutureExt as _;
+use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 
@@ -19,6 +20,18 @@ use crate::sandbox::{Output, RunSpec};
 
 /// How every key of an attempt begins; what follows is random, and no program is told.
 const MARK: &str = "sk-hothouse-canary-";
+
+/// How the key is complained of: the status, the kind, and the content that comes before.
+const REFUSALS: [(&str, &str, Option<&str>); 5] = [
+    ("401 Unauthorized", "authentication_error", None),
+    ("400 Bad Request", "invalid_request_error", None),
+    ("200 OK", "api_error", Some(CONTENT)),
+    ("429 Too Many Requests", "rate_limit_error", None),
+    ("500 Internal Server Error", "api_error", None),
+];
+
+/// On either wire.
+const CONTENT: &str = r#"{"type":"content_block_start","index":0,"content_block":{"type":"text","text":"hm"},"choices":[{"delta":{"content":"hm"}}]}"#;
 
 /// The attempts.
 pub(super) const ATTEMPTS: &[Attempt] = &[
@@ -53,7 +66,7 @@ pub(super) const ATTEMPTS: &[Attempt] = &[
     key("have the gateway tell a provider's key", |b| {
         look(
             b,
-            "for method, path, body in (('POST', '/v1/messages', BODY), ('POST', '/v1/messages/count_tokens', BODY), ('POST', '/v1/chat/completions', BODY), ('GET', '/v1/models', ''), ('TRACE', '/v1/messages', ''), ('OPTIONS', '*', ''), ('GET', '/', ''), ('POST', '/v1/messages', '{')): ask(method, path, body)",
+            "for method, path, body in 5 * (('POST', '/v1/messages', BODY), ('POST', '/v1/messages/count_tokens', BODY), ('POST', '/v1/chat/completions', BODY), ('GET', '/v1/models', ''), ('TRACE', '/v1/messages', ''), ('OPTIONS', '*', ''), ('GET', '/', ''), ('POST', '/v1/messages', '{')): ask(method, path, body)",
         )
         .boxed()
     }),
@@ -168,8 +181,10 @@ fn gateway(canary: &str, address: std::net::SocketAddr) -> Result<Gateway, model
     Ok(Gateway::new(terms, Arc::new(EventSink::new(|_nobody_listens| {}))))
 }
 
-/// A provider that complains of every key in words that hold it.
+/// A provider that says the key that it is called with in whatever it answers: a refusal of every kind, then an answer that
+/// ends in an error.
 async fn repeat_the_key(listener: &TcpListener) {
+    let mut refusals = REFUSALS.iter().cycle();
     while let Ok((mut stream, _)) = listener.accept().await {
         let mut head = vec![0; 16 * 1024];
         let read = tokio::time::timeout(Duration::from_secs(5), stream.read(&mut head)).await;
@@ -179,13 +194,16 @@ async fn repeat_the_key(listener: &TcpListener) {
             .find(MARK)
             .and_then(|at| text.get(at..))
             .and_then(|rest| rest.split_whitespace().next());
-        let body = format!(
-            r#"{{"error":{{"type":"authentication_error","message":"the key {} is wrong"}}}}"#,
-            key.unwrap_or("none")
-        );
+        let key = key.unwrap_or("none");
+        let (status, kind, before) = refusals.next().unwrap_or(&REFUSALS[0]);
+        let error = json!({"type": "error", "error": {"type": kind, "message": format!("the key {key} is wrong")}});
+        let (content_type, body) = match before {
+            Some(content) => ("text/event-stream", format!("data: {content}\n\ndata: {error}\n\n")),
+            None => ("application/json", error.to_string()),
+        };
         let answer = format!(
-            "HTTP/1.1 401 Unauthorized\r\nx-key: {}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
-            key.unwrap_or("none"),
+            "HTTP/1.1 {status}\r\nrequest-id: {key}\r\nContent-Type: {content_type}\r\nContent-Length: {}\r\n\
+             Connection: close\r\n\r\n{body}",
             body.len()
         );
         // The gateway may have gone; the next one comes.

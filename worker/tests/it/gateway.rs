@@ -45,6 +45,7 @@ gateways!(
     a_token_is_good_for_its_own_attempt_alone,
     the_token_of_a_process_from_before_is_given_up_unless_it_called,
     the_provider_gets_the_key_and_the_same_bytes,
+    a_provider_that_repeats_its_key_is_not_repeated,
     the_next_model_is_asked_before_the_first_token_and_not_after,
     a_program_that_goes_away_has_used_what_it_has_used,
 );
@@ -355,6 +356,53 @@ print(json.dumps([r.status, str(r.headers), r.read().decode()]))
         (usage.input_tokens, usage.cached_input_tokens, usage.output_tokens),
         (12, 5, 11)
     );
+}
+
+async fn a_provider_that_repeats_its_key_is_not_repeated(subject: &Subject) {
+    let server = ModelServer::demo().await;
+    let settings = model::Settings {
+        anthropic: server.settings(),
+        ..model::Settings::default()
+    };
+    let world = World::new(subject, &["anthropic/claude-x"], settings.providers().unwrap()).await;
+    // In the middle of an answer, and cut in two by the server.
+    let (one, other) = KEY.split_at(7);
+    let begun = "data: {\"type\":\"content_block_start\",\"index\":0,\"content_block\":{\"type\":\"text\",\"text\":\"hm\"}}\n\n";
+    let error =
+        |key: &str| format!("data: {{\"type\":\"error\",\"error\":{{\"type\":\"api_error\",\"message\":\"{key}");
+    let frames = [begun.to_owned(), error(one), format!("{other}\"}}}}\n\n")];
+    server.then(Canned::stream(frames.map(Frame::Event).to_vec()));
+    server.then(Canned::stream(vec![
+        Frame::Event(begun.to_owned()),
+        Frame::Event(format!("data: {KEY}\n\n")),
+    ]));
+    for (status, kind) in [
+        (400, "invalid_request_error"),
+        (402, "billing_error"),
+        (404, "not_found_error"),
+    ] {
+        let words = json!({"type": "error", "error": {"type": kind, "message": format!("bad key {KEY}")}});
+        server.then(Canned::whole(status, &[("request-id", KEY)], &words.to_string()));
+    }
+    let script = r#"
+for n in range(5):
+    r = start("POST", "/v1/messages", say("claude-x", stream=n < 2))
+    try: text = r.read()
+    except http.client.IncompleteRead as e: text = e.partial
+    print(json.dumps([r.status, str(r.headers), text.decode()]))
+"#;
+    let printed = world.run(script).await;
+    assert!(!printed.contains(KEY), "{printed}");
+    let answers: Vec<Value> = printed
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    let statuses: Vec<&Value> = answers.iter().map(|answer| &answer[0]).collect();
+    assert_eq!(statuses, [200, 200, 400, 402, 404]);
+    for answer in &answers {
+        assert!(answer[2].as_str().unwrap().contains("[key]"), "{answer}");
+    }
+    assert!(!world.details().contains(KEY));
 }
 
 async fn the_next_model_is_asked_before_the_first_token_and_not_after(subject: &Subject) {

@@ -191,6 +191,28 @@ async fn a_refusal_says_why_and_when_to_come_back() {
 }
 
 #[tokio::test]
+async fn a_server_that_repeats_the_key_is_not_repeated() {
+    let server = ModelServer::demo().await;
+    let words = json!({"type": "error", "error": {"type": "some_error", "message": format!("no {KEY}")}});
+    for status in [400, 401, 429, 500] {
+        server.then(Canned::whole(status, &[("request-id", KEY)], &words.to_string()));
+    }
+    server.then(Canned::whole(503, &[], &format!("<html>{KEY}</html>")));
+    let (one, other) = KEY.split_at(3);
+    let frames = [
+        format!("event: error\ndata: {{\"type\":\"error\",\"error\":{{\"message\":\"no {one}"),
+        format!("{other}\"}}}}\n\n"),
+    ];
+    server.then(Canned::stream([begun(), frames.map(Frame::Event).to_vec()].concat()));
+    for _ in 0..6 {
+        let (_, error) = ask_server(&server, &server.settings()).await;
+        let error = error.unwrap();
+        let said = format!("{error} {error:?} {}", error.failure().message);
+        assert!(said.contains("[key]") && !said.contains(KEY), "{said}");
+    }
+}
+
+#[tokio::test]
 async fn a_history_that_the_wire_does_not_allow_is_refused_by_the_server() {
     let server = ModelServer::demo().await;
     let client = Anthropic::new(&server.settings()).unwrap();

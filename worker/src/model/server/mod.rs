@@ -3,12 +3,14 @@
 //! A client of our own, because metering and retries are the product: it sends each request once, passes on what comes
 //! as it comes, and says exactly how a call failed.
 
+mod secret;
 mod settings;
 mod watch;
 
 use std::fmt;
 
 use bytes::Bytes;
+use common::config::Secret;
 use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
 use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
@@ -20,6 +22,7 @@ use super::error::Phase;
 use super::policy::Account;
 use super::wire::{Route, Wire};
 use super::{Error, refusal};
+use secret::Unsaid;
 pub use settings::ServerSettings;
 
 /// The version of Anthropic's wire that is spoken when a caller names none.
@@ -72,6 +75,7 @@ pub struct Server {
     wire: Wire,
     settings: ServerSettings,
     account: Account,
+    unsaid: Unsaid,
 }
 
 impl fmt::Debug for Server {
@@ -131,6 +135,7 @@ impl Server {
             wire,
             settings: settings.clone(),
             account,
+            unsaid: Unsaid::new(key.as_ref().map(Secret::expose)),
         })
     }
 
@@ -161,12 +166,13 @@ impl Server {
         };
         let deadline = Instant::now() + limit;
         let late = |_| Error::Timeout { phase, limit };
-        let response = timeout_at(deadline, self.request(call).send())
+        let mut response = timeout_at(deadline, self.request(call).send())
             .await
             .map_err(late)?
             .map_err(|error| self.not_sent(error))?;
+        self.unsaid.clean(response.headers_mut());
         if !response.status().is_success() {
-            return Err(timeout_at(deadline, refused(response)).await.map_err(late)?);
+            return Err(timeout_at(deadline, self.refused(response)).await.map_err(late)?);
         }
         let header = |name: &str| {
             let value = response.headers().get(name)?;
@@ -175,11 +181,9 @@ impl Server {
         let content_type = header("content-type").unwrap_or_default().to_ascii_lowercase();
         let request_id = header("request-id").or_else(|| header("x-request-id"));
         let status = response.status().as_u16();
-        let bytes = response
-            .bytes_stream()
-            .map(|chunk| chunk.map_err(|error| Error::Cut(Some(error.without_url()))));
+        let bytes = self.body_of(response);
         let first = (deadline, Error::Timeout { phase, limit });
-        let body = watch::watch(bytes.boxed(), first, self.settings.silence_timeout);
+        let body = watch::watch(bytes, first, self.settings.silence_timeout);
         Ok(Reply {
             status,
             content_type,
@@ -212,6 +216,30 @@ impl Server {
         request.headers(headers)
     }
 
+    fn body_of(&self, response: Response) -> Bytestream {
+        let bytes = response
+            .bytes_stream()
+            .map(|chunk| chunk.map_err(|error| Error::Cut(Some(error.without_url()))));
+        self.unsaid.cleaned(bytes.boxed())
+    }
+
+    /// The error of an answer that is not 2xx.
+    async fn refused(&self, response: Response) -> Error {
+        let (status, headers) = (response.status().as_u16(), response.headers().clone());
+        let mut body = Vec::new();
+        let mut chunks = self.body_of(response);
+        // What came before the connection broke says more than that it broke.
+        while let Some(Ok(chunk)) = chunks.next().await {
+            body.extend_from_slice(&chunk);
+            if body.len() >= ERROR_BYTES_MAX {
+                body.truncate(ERROR_BYTES_MAX);
+                break;
+            }
+        }
+        let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
+        Error::Refused(Box::new(refusal::from_response(status, &header, &body)))
+    }
+
     fn not_sent(&self, error: reqwest::Error) -> Error {
         let error = error.without_url();
         match (error.is_connect(), error.is_timeout()) {
@@ -230,21 +258,4 @@ fn joined(root: &Url, route: Route) -> Url {
     let mut url = root.clone();
     url.set_path(&format!("{}{}", root.path().trim_end_matches('/'), route.path()));
     url
-}
-
-/// The error of an answer that is not 2xx.
-async fn refused(response: Response) -> Error {
-    let (status, headers) = (response.status().as_u16(), response.headers().clone());
-    let mut body = Vec::new();
-    let mut chunks = response.bytes_stream();
-    // What came before the connection broke says more than that it broke.
-    while let Some(Ok(chunk)) = chunks.next().await {
-        body.extend_from_slice(&chunk);
-        if body.len() >= ERROR_BYTES_MAX {
-            body.truncate(ERROR_BYTES_MAX);
-            break;
-        }
-    }
-    let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
-    Error::Refused(Box::new(refusal::from_response(status, &header, &body)))
 }
