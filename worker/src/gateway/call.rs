@@ -12,15 +12,12 @@ use super::account::Account;
 use super::answer::Refusal;
 use super::check::Asked;
 use super::frames::Frames;
-use super::splice::replaced;
+use super::splice::{replaced, replaced_within};
 use super::tally::Tally;
 use crate::model::ledger::Size;
 use crate::model::server::{Bytestream, Call, Reply};
 use crate::model::wire::{Route, Wire};
 use crate::model::{Ask, Begun, Caller, Error, Failed, ModelName, ModelProvider, OpenCall, Setback, begin};
-
-/// What makes a provider of Chat Completions report usage at the end of a stream.
-const WITH_USAGE: &str = r#"{"include_usage":true}"#;
 
 /// The least that a provider of Messages lets a model think.
 const THINKING_TOKENS_MIN: u32 = 1_024;
@@ -97,7 +94,7 @@ impl Request<'_> {
             body = replaced(&body, "model", &name).ok_or_else(malformed)?;
         }
         if self.hides_usage() {
-            body = replaced(&body, "stream_options", WITH_USAGE).ok_or_else(malformed)?;
+            body = replaced_within(&body, "stream_options", "include_usage", "true").ok_or_else(malformed)?;
         }
         if self.shrinks && output_tokens_max < self.asked.output_tokens_max {
             body = replaced(&body, "max_tokens", &output_tokens_max.to_string()).ok_or_else(malformed)?;

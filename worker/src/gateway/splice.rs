@@ -23,6 +23,17 @@ pub(super) fn replaced(body: &Bytes, key: &str, json: &str) -> Option<Bytes> {
     Some([before, "{", &name, ":", json, comma, after].concat().into())
 }
 
+/// The same for a key of the object that `outer` is, which is made one when it is none.
+pub(super) fn replaced_within(body: &Bytes, outer: &str, key: &str, json: &str) -> Option<Bytes> {
+    let values: BTreeMap<String, &RawValue> = serde_json::from_slice(body).ok()?;
+    let inner = values.get(outer).map(|value| body.slice_ref(value.get().as_bytes()));
+    let none = Bytes::from_static(b"{}");
+    let inner = inner
+        .and_then(|inner| replaced(&inner, key, json))
+        .or_else(|| replaced(&none, key, json))?;
+    replaced(body, outer, std::str::from_utf8(&inner).ok()?)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -43,6 +54,23 @@ mod tests {
     fn a_value_that_is_not_there_is_put_in_front() {
         assert_eq!(replace(" {\"a\":1}", "b", "{\"c\":2}"), " {\"b\":{\"c\":2},\"a\":1}");
         assert_eq!(replace("{ }", "b", "1"), "{\"b\":1 }");
+    }
+
+    #[test]
+    fn a_value_within_a_value_leaves_its_neighbours() {
+        let within = |body: &str| {
+            let body = Bytes::copy_from_slice(body.as_bytes());
+            let replaced = replaced_within(&body, "o", "u", "true").unwrap();
+            String::from_utf8(replaced.to_vec()).unwrap()
+        };
+        assert_eq!(
+            within("{\"a\":1,\"o\": {\"x\" :false, \"u\":false}}"),
+            "{\"a\":1,\"o\": {\"x\" :false, \"u\":true}}"
+        );
+        assert_eq!(within("{\"o\":{\"x\":1}}"), "{\"o\":{\"u\":true,\"x\":1}}");
+        for body in ["{\"o\":null}", "{\"o\":\"x\"}", "{}"] {
+            assert_eq!(within(body), "{\"o\":{\"u\":true}}");
+        }
     }
 
     #[test]
