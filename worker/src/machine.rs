@@ -21,6 +21,7 @@ use crate::driver::docker::{self, DockerDriver};
 use crate::egress;
 use crate::environment::{self, Environments};
 use crate::executor::{Machine, Means};
+use crate::gateway::Room;
 use crate::model::Policy;
 use crate::model::books::Books;
 use crate::pool::{self, Asks, Pool};
@@ -53,6 +54,7 @@ pub(crate) async fn open(
         egress: Arc::new(means(&config.egress)?),
         policy: Policy::shared(config.model.retry.clone(), queue.clone()),
         books: Books::open(&config.model, store.clone()).context("the [model] settings")?,
+        room: Room::default(),
         claude_code: config.claude_code,
     };
     Ok((machine, choose(&config.sandbox).await?))

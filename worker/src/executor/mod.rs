@@ -33,6 +33,7 @@ use crate::claude;
 use crate::consumer::held::Orders;
 use crate::environment::Environments;
 use crate::events::Sink;
+use crate::gateway::Room;
 use crate::model::books::Books;
 use crate::model::{self, Caller, Policy, Providers};
 use crate::pool::Pool;
@@ -63,6 +64,8 @@ pub struct Machine {
     pub policy: Policy,
     /// Prices and budgets.
     pub books: Books,
+    /// Where the requests of programs are held.
+    pub room: Room,
     /// How long Claude Code may be silent.
     pub claude_code: claude::Settings,
 }

@@ -4,8 +4,7 @@
 //! sandbox each of these is a way out, so each is refused unless the agent names it. What is not known is refused where
 //! it would be a tool or a source of content, and passes where it is a setting of the model.
 
-use serde_json::Value;
-
+use super::strict::Json;
 use crate::model::wire::{Route, Wire};
 
 /// Tools that the program itself runs: the provider only knows their shape.
@@ -51,7 +50,7 @@ pub(super) struct Asked {
 const OUTPUT_TOKENS_UNSAID: u32 = 65_536;
 
 /// The most that may be written, for the budget.
-fn output_tokens_max(body: &Value) -> u32 {
+fn output_tokens_max(body: &Json<'_>) -> u32 {
     let number = |name: &str| body[name].as_u64().map(|n| u32::try_from(n).unwrap_or(u32::MAX));
     let most = number("max_tokens").max(number("max_completion_tokens"));
     most.unwrap_or(OUTPUT_TOKENS_UNSAID)
@@ -94,7 +93,7 @@ impl Named<'_> {
 ///
 /// # Errors
 /// [`Fault`].
-pub(super) fn check(route: Route, body: &Value, named: Named<'_>) -> Result<Asked, Fault> {
+pub(super) fn check(route: Route, body: &Json<'_>, named: Named<'_>) -> Result<Asked, Fault> {
     if !body.is_object() {
         return Err(malformed("the body is not a JSON object"));
     }
@@ -102,8 +101,8 @@ pub(super) fn check(route: Route, body: &Value, named: Named<'_>) -> Result<Aske
         .as_str()
         .ok_or_else(|| malformed("model: a string is required"))?;
     let is_stream = match &body["stream"] {
-        Value::Null => false,
-        Value::Bool(is_stream) => *is_stream,
+        Json::Null => false,
+        Json::Bool(is_stream) => *is_stream,
         _ => return Err(malformed("stream: is true or false")),
     };
     for (key, feature) in BEYOND {
@@ -127,38 +126,38 @@ pub(super) fn check(route: Route, body: &Value, named: Named<'_>) -> Result<Aske
         model: model.to_owned(),
         output_tokens_max: output_tokens_max(body),
         thinking_tokens: body["thinking"]["budget_tokens"].as_u64(),
-        names_limit: body["max_tokens"].is_u64(),
+        names_limit: body["max_tokens"].as_u64().is_some(),
         is_stream,
-        wants_usage: body["stream_options"]["include_usage"] == true,
+        wants_usage: body["stream_options"]["include_usage"] == Json::Bool(true),
     })
 }
 
-fn is_nothing(value: &Value) -> bool {
+fn is_nothing(value: &Json<'_>) -> bool {
     match value {
-        Value::Null => true,
-        Value::Array(values) => values.is_empty(),
-        Value::Object(values) => values.is_empty(),
+        Json::Null => true,
+        Json::List(values) => values.is_empty(),
+        Json::Object(entries) => entries.is_empty(),
         _ => false,
     }
 }
 
-fn list<'a>(value: &'a Value, name: &str) -> Result<&'a [Value], Fault> {
+fn list<'a, 'b>(value: &'a Json<'b>, name: &str) -> Result<&'a [Json<'b>], Fault> {
     match value {
-        Value::Null => Ok(&[]),
-        Value::Array(values) => Ok(values),
+        Json::Null => Ok(&[]),
+        Json::List(values) => Ok(values),
         _ => Err(malformed(format!("{name}: is a list"))),
     }
 }
 
 /// A tool without a type is the program's own.
-fn tool(tool: &Value, named: Named<'_>) -> Result<(), Fault> {
-    let Some(tool) = tool.as_object() else {
+fn tool(tool: &Json<'_>, named: Named<'_>) -> Result<(), Fault> {
+    if !tool.is_object() {
         return Err(malformed("tools: each is an object"));
-    };
-    let kind = match tool.get("type") {
-        None | Some(Value::Null) => return Ok(()),
-        Some(Value::String(kind)) => undated(kind),
-        Some(_) => return Err(malformed("tools: a type is a string")),
+    }
+    let kind = match &tool["type"] {
+        Json::Null => return Ok(()),
+        Json::Text(kind) => undated(kind),
+        _ => return Err(malformed("tools: a type is a string")),
     };
     if OWN_TOOLS.contains(&kind) {
         return Ok(());
@@ -175,10 +174,10 @@ fn undated(kind: &str) -> &str {
 }
 
 /// The content of a message, or of a part of one. What a model gave to a tool is data and is not looked at.
-fn content(value: &Value, wire: Wire, named: Named<'_>) -> Result<(), Fault> {
+fn content(value: &Json<'_>, wire: Wire, named: Named<'_>) -> Result<(), Fault> {
     let part = match value {
-        Value::Array(parts) => return parts.iter().try_for_each(|part| content(part, wire, named)),
-        Value::Object(part) => part,
+        Json::List(parts) => return parts.iter().try_for_each(|part| content(part, wire, named)),
+        Json::Object(part) => part,
         _ => return Ok(()),
     };
     let kind = value["type"].as_str().unwrap_or_default();
@@ -197,14 +196,13 @@ fn content(value: &Value, wire: Wire, named: Named<'_>) -> Result<(), Fault> {
                     inline(address, key, named)?;
                 }
             }
-            if let Some(file) = part.get("file") {
-                if !file["file_id"].is_null() {
-                    named.need("files", || "a file of the provider's store".to_owned())?;
-                }
-                let data = file["file_data"].as_str().unwrap_or_default();
-                if data.contains("://") {
-                    inline(Some(data), "file_data", named)?;
-                }
+            let file = &value["file"];
+            if !file["file_id"].is_null() {
+                named.need("files", || "a file of the provider's store".to_owned())?;
+            }
+            let data = file["file_data"].as_str().unwrap_or_default();
+            if data.contains("://") {
+                inline(Some(data), "file_data", named)?;
             }
         }
     }
@@ -212,7 +210,7 @@ fn content(value: &Value, wire: Wire, named: Named<'_>) -> Result<(), Fault> {
 }
 
 /// Where an image or a document of Anthropic's wire comes from.
-fn source(source: &Value, named: Named<'_>) -> Result<(), Fault> {
+fn source(source: &Json<'_>, named: Named<'_>) -> Result<(), Fault> {
     if !source.is_object() {
         return Ok(());
     }
@@ -237,9 +235,14 @@ fn inline(address: Option<&str>, key: &str, named: Named<'_>) -> Result<(), Faul
 mod tests {
     use assert_matches::assert_matches;
     use rstest::rstest;
-    use serde_json::json;
+    use serde_json::{Value, json};
 
+    use super::super::strict::parse;
     use super::*;
+
+    fn check(route: Route, body: &Value, named: Named<'_>) -> Result<Asked, Fault> {
+        super::check(route, &parse(body.to_string().as_bytes()).unwrap(), named)
+    }
 
     fn feature(route: Route, mut body: Value) -> Option<String> {
         body["model"] = "m".into();

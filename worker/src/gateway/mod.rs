@@ -4,11 +4,14 @@
 //! pipe by which the sandbox is driven; here they are checked, given the provider's key and passed on.
 //!
 //! # Invariants
-//! - No key of a provider is in anything that goes into the sandbox: neither in answers nor in what a provider says in
-//!   them about it. The program has a token that is good for one attempt, through that attempt's own tunnels.
+//! - No key of a provider is in anything that goes into the sandbox, whatever the provider says: it is taken out where
+//!   its words come in ([`crate::model::server`]). The program has a token that is good for one attempt, through that
+//!   attempt's own tunnels.
 //! - What is checked is what is sent: a body that two readers could understand in two ways is refused.
 //! - A request goes byte for byte but for the model's name, where the program gave it with its provider, and the wish
-//!   for usage on the wire of Chat Completions. An answer comes byte for byte but for the usage that only the gateway asked for.
+//!   for usage on the wire of Chat Completions. An answer comes byte for byte but for that key, and the usage that only the
+//!   gateway asked for.
+//! - What requests cost the worker is bounded: bytes and values of each, and bytes of all that are under way.
 //! - Every call that a provider counted is written down, whether the program stays to read it or not.
 //!
 //! # Not here
@@ -20,6 +23,7 @@ mod call;
 mod check;
 mod frames;
 mod rehearsal;
+mod room;
 mod serve;
 mod splice;
 mod strict;
@@ -28,16 +32,18 @@ mod tokens;
 
 use std::convert::Infallible;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use common::job::Failure;
 use common::message::Usage;
 use futures_util::{FutureExt, StreamExt};
 use http_body_util::{BodyExt, Full, Limited, StreamBody};
-use hyper::body::{Frame, Incoming};
+use hyper::body::{Body as _, Frame, Incoming};
 use hyper::header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use hyper::{Request, Response, StatusCode};
 use tokio::sync::Semaphore;
+use tokio::time::timeout;
 
 use crate::executor::native::TurnSink;
 use crate::model::ledger::Spent;
@@ -47,15 +53,20 @@ use crate::sandbox::{Sandbox, Tunnel};
 use account::Account;
 use answer::Refusal;
 use call::{Answered, Content, Means};
-use check::Named;
+use check::{Asked, Named};
+use room::Share;
 use serve::Body;
 use tokens::{Bearer, Tokens};
 
 pub use hothouse_protocol::GATEWAY_PORT;
 pub use rehearsal::rehearse;
+pub use room::Room;
 
 /// Longest request, bytes: what providers take.
 const BODY_MAX: usize = 32 << 20;
+
+/// How long a request may take to come: what holds room must not do so for ever.
+const BODY_TIMEOUT: Duration = Duration::from_mins(2);
 
 /// Calls of one attempt at once; each may hold a request in memory.
 const CALLS_MAX: usize = 16;
@@ -74,6 +85,8 @@ pub struct Terms {
     pub caller: Caller,
     /// Whether a call is made for a shorter answer where a budget has not enough left for the one that it asks for.
     pub shrinks: bool,
+    /// Where requests are held, with those of the worker's other attempts.
+    pub room: Room,
 }
 
 /// A new token. No gateway accepts it before it is that of an attempt.
@@ -99,6 +112,7 @@ pub struct Gateway {
     terms: Terms,
     account: Arc<Account>,
     calls: Semaphore,
+    share: Share,
 }
 
 impl std::fmt::Debug for Gateway {
@@ -114,6 +128,7 @@ impl Gateway {
     pub fn new(terms: Terms, sink: Arc<dyn TurnSink>) -> Self {
         Self {
             tokens: Tokens::new(token()),
+            share: Share::of(terms.room.clone()),
             terms,
             account: Arc::new(Account::new(sink)),
             calls: Semaphore::new(CALLS_MAX),
@@ -230,11 +245,12 @@ impl Gateway {
             Some(((*name).to_owned(), value.to_owned()))
         });
         let headers = passed.collect();
-        let body = read(request.into_body()).await?;
-        let malformed = |error: serde_json::Error| Refusal::new(400, "invalid_request_error", error.to_string());
-        let parsed = strict::parse(&body).map_err(malformed)?;
-        let asked = check::check(route, &parsed, Named(&self.terms.features))?;
-        drop(parsed);
+        let body = request.into_body();
+        // One that does not say how long it is may have any length.
+        let len = body.size_hint().exact().and_then(|len| usize::try_from(len).ok());
+        let _room = self.share.take(len.unwrap_or(BODY_MAX).min(BODY_MAX)).await?;
+        let body = read(body).await?;
+        let asked = self.check(route, &body).await?;
         let models = self.models(&asked.model, route)?;
         let shrinks = self.terms.shrinks && route == Route::Messages && asked.names_limit;
         let request = call::Request {
@@ -252,6 +268,14 @@ impl Gateway {
         // The body may have taken its time.
         self.tokens.calls(bearer)?;
         call::make(&request, means).await
+    }
+
+    async fn check(&self, route: Route, body: &Bytes) -> Result<Asked, Refusal> {
+        if body.len() <= room::SHORT {
+            return checked(route, body, &self.terms.features);
+        }
+        let (body, features) = (body.clone(), self.terms.features.clone());
+        self.share.read(move || checked(route, &body, &features)).await?
     }
 
     /// The agent's models from the one that is asked for on, as far as their providers speak the route's wire.
@@ -281,8 +305,19 @@ impl Gateway {
     }
 }
 
+fn checked(route: Route, body: &[u8], features: &[String]) -> Result<Asked, Refusal> {
+    let malformed = |error: serde_json::Error| Refusal::new(400, "invalid_request_error", error.to_string());
+    let parsed = strict::parse(body).map_err(malformed)?;
+    Ok(check::check(route, &parsed, Named(features))?)
+}
+
 async fn read(body: Incoming) -> Result<Bytes, Refusal> {
-    match Limited::new(body, BODY_MAX).collect().await {
+    let late = |_elapsed| {
+        let message = format!("the request took longer than {BODY_TIMEOUT:?} to come");
+        Refusal::new(408, "timeout_error", message)
+    };
+    let read = timeout(BODY_TIMEOUT, Limited::new(body, BODY_MAX).collect());
+    match read.await.map_err(late)? {
         Ok(body) => Ok(body.to_bytes()),
         Err(error) if error.is::<http_body_util::LengthLimitError>() => {
             let message = format!("the request is longer than {BODY_MAX} bytes");

@@ -13,7 +13,7 @@ use tokio::net::TcpListener;
 use super::bench::{Bench, Error};
 use super::{Attempt, Group, Verdict};
 use crate::executor::native::EventSink;
-use crate::gateway::{Gateway, Terms};
+use crate::gateway::{Gateway, Room, Terms};
 use crate::model::server::ServerSettings;
 use crate::model::{self, Caller, RetryPolicy};
 use crate::sandbox::{Output, RunSpec};
@@ -176,6 +176,7 @@ fn gateway(canary: &str, address: std::net::SocketAddr) -> Result<Gateway, model
         shrinks: false,
         models: vec!["anthropic/any".parse()?, "openai/any".parse()?],
         features: Vec::new(),
+        room: Room::default(),
         caller: Caller::alone(settings.providers()?, retry, Clock::system())?,
     };
     Ok(Gateway::new(terms, Arc::new(EventSink::new(|_nobody_listens| {}))))

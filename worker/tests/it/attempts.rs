@@ -113,6 +113,7 @@ impl Bench {
             }),
             policy: model::Policy::shared(models.retry.clone(), env.queue.clone()),
             books: model::books::Books::open(models, env.store.clone()).unwrap(),
+            room: worker::gateway::Room::default(),
             claude_code: worker::claude::Settings::default(),
         };
         Self {

@@ -12,7 +12,7 @@ use common::job::event::EventBody;
 use common::message::Usage;
 use serde_json::{Value, json};
 use worker::executor::native::EventSink;
-use worker::gateway::{Gateway, Terms};
+use worker::gateway::{Gateway, Room, Terms};
 use worker::model::scripted::Scripted;
 use worker::model::scripted::frame::Frame;
 use worker::model::scripted::script::Script;
@@ -90,6 +90,7 @@ fn gateway(models: &[&str], providers: Providers) -> (Gateway, Arc<Mutex<Vec<Eve
         shrinks: false,
         models: names(models),
         features: Vec::new(),
+        room: Room::default(),
         caller: Caller::alone(providers, retry, Clock::system()).unwrap(),
     };
     (Gateway::new(terms, Arc::new(sink)), said)
@@ -213,13 +214,15 @@ print(refusal("POST", "/v1/messages", '{"model":"demo","model":"slow","max_token
 print(refusal("POST", "/v1/messages", "no json"))
 print(refusal("POST", "/v1/messages", b"\x1f\x8b", headers={"content-encoding": "gzip"}))
 print(refusal("POST", "/v1/messages", say("demo", "x" * (33 << 20))))
+print(refusal("POST", "/v1/messages", '{"model":"demo","max_tokens":1,"messages":[],"x":[' + '{"":0},' * (1 << 20) + '0]}'))
+print(refusal("POST", "/v1/messages", say("slow", "x" * (2 << 20))))
 for method, path in (("POST", "/v1/files"), ("GET", "/v1/messages"), ("POST", "/v1/messages/batches"), ("GET", "/v1/models/demo"),
         ("GET", "/"), ("POST", "/v1/responses"), ("POST", "http://api.anthropic.com/v1/files"), ("POST", "/v1/messages/../files")):
     print(refusal(method, path, ""))
 "#;
     let printed = world.run(script).await;
     let mut lines: Vec<&str> = printed.lines().collect();
-    let routes = lines.split_off(10);
+    let routes = lines.split_off(12);
     let no_model = "404 not_found_error";
     let beyond = "403 permission_error";
     let malformed = "400 invalid_request_error";
@@ -235,7 +238,9 @@ for method, path in (("POST", "/v1/files"), ("GET", "/v1/messages"), ("POST", "/
             malformed,
             malformed,
             "415 invalid_request_error",
-            "413 request_too_large"
+            "413 request_too_large",
+            malformed,
+            no_model
         ]
     );
     assert_eq!(routes, [no_model; 8]);

@@ -204,6 +204,7 @@ impl Bench {
             }),
             policy: model::Policy::alone(model::RetryPolicy::default()),
             books: model::books::Books::open(&model::Settings::default(), env.store.clone()).unwrap(),
+            room: worker::gateway::Room::default(),
             claude_code: worker::claude::Settings::default(),
         };
         Self {

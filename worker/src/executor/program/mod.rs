@@ -114,6 +114,7 @@ async fn terms(context: &Context, agent: &AgentDefinition) -> Result<Terms, Fail
         shrinks: agent.harness == Harness::ClaudeCode,
         models: models.map_err(refused)?,
         features: agent.provider_features.clone(),
+        room: context.machine.room.clone(),
         caller: context
             .machine
             .caller(&context.job, agent, &context.clock)
