@@ -11,16 +11,22 @@ use crate::model::wire::{Route, Wire};
 const OWN_TOOLS: [&str; 6] = ["custom", "function", "bash", "text_editor", "computer", "memory"];
 
 /// Settings that reach beyond the model that was asked, and what an agent names to allow them.
-const BEYOND: [(&str, &str); 9] = [
+const BEYOND: [(&str, &str); 13] = [
     ("mcp_servers", "mcp_servers"),
     ("container", "containers"),
     ("web_search_options", "web_search"),
+    // The same elsewhere: xAI, which fetches feeds from any address that is named there, and Qwen.
+    ("search_parameters", "web_search"),
+    ("enable_search", "web_search"),
+    ("search_options", "web_search"),
     ("plugins", "plugins"),
     ("data_sources", "data_sources"),
     // Other models than the one that is checked.
     ("models", "other_models"),
     ("fallbacks", "other_models"),
     ("fallback_models", "other_models"),
+    // Where vLLM fetches from and sends to.
+    ("kv_transfer_params", "kv_transfer_params"),
     // A template is a program that the server runs.
     ("chat_template", "chat_template"),
 ];
@@ -134,7 +140,7 @@ pub(super) fn check(route: Route, body: &Json<'_>, named: Named<'_>) -> Result<A
 
 fn is_nothing(value: &Json<'_>) -> bool {
     match value {
-        Json::Null => true,
+        Json::Null | Json::Bool(false) => true,
         Json::List(values) => values.is_empty(),
         Json::Object(entries) => entries.is_empty(),
         _ => false,
@@ -181,7 +187,8 @@ fn content(value: &Json<'_>, wire: Wire, named: Named<'_>) -> Result<(), Fault> 
         _ => return Ok(()),
     };
     let kind = value["type"].as_str().unwrap_or_default();
-    if kind.ends_with("tool_use") || kind == "tool_call" {
+    // On the other wire what a model gave to a tool is a text, beside the content.
+    if wire == Wire::Anthropic && kind.ends_with("tool_use") {
         return Ok(());
     }
     if kind == "container_upload" {
@@ -291,6 +298,10 @@ mod tests {
     #[case::text(said(json!({"type": "image_url", "image_url": "file:///etc/passwd"})), "url_sources")]
     #[case::video(said(json!({"type": "video_url", "video_url": {"url": "http://169.254.169.254/"}})), "url_sources")]
     #[case::no_address(said(json!({"type": "image_url", "image_url": {"href": "x"}})), "url_sources")]
+    #[case::xai(json!({"search_parameters": {"mode": "on", "sources": [{"type": "rss", "links": ["http://x"]}]}}), "web_search")]
+    #[case::qwen(json!({"enable_search": true}), "web_search")]
+    #[case::vllm(json!({"kv_transfer_params": {"remote_host": "a.example"}}), "kv_transfer_params")]
+    #[case::of_the_first_wire(said(json!({"type": "tool_use", "image_url": "https://a.example"})), "url_sources")]
     #[case::file(said(json!({"type": "file", "file": {"file_id": "f"}})), "files")]
     #[case::file_address(said(json!({"type": "file", "file": {"file_data": "https://a.example"}})), "url_sources")]
     fn the_same_holds_on_the_other_wire(#[case] body: Value, #[case] wanted: &str) {
@@ -308,7 +319,7 @@ mod tests {
                 {"role": "user", "content": [{"type": "image", "source": {"type": "base64", "data": ""}},
                     {"type": "search_result", "source": "https://a.example", "content": []}]}]});
         assert_eq!(feature(Route::Messages, body), None);
-        let body = json!({"tools": [{"type": "function", "function": {"name": "x"}}], "messages": [
+        let body = json!({"tools": [{"type": "function", "function": {"name": "x"}}], "enable_search": false, "messages": [
             {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:image/png;base64,AA"}},
                 {"type": "file", "file": {"file_data": "data:application/pdf;base64,AA"}}]},
             {"role": "assistant", "tool_calls": [{"function": {"arguments": "{\"image_url\":\"http://x\"}"}}]}]});
