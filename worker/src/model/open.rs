@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use super::ledger::{BYTES_PER_TOKEN, Charged, Entry, Ledger, Size};
 use super::policy::{Pass, Policy, RetryPolicy};
 use super::price::Prices;
-use super::{Error, ModelName, ModelProvider, Providers};
+use super::{Class, Error, ModelName, ModelProvider, Providers};
 
 /// With what calls are made. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -137,7 +137,8 @@ impl OpenCall {
 /// Every failed call is told to `on_setback` before what comes next. `cancel` ends it at any point.
 ///
 /// # Errors
-/// That of the last model asked, [`Error::NoModel`] for an empty list, or [`Error::Cancelled`].
+/// That of the last model asked, or of one before it which time may mend where it cannot mend that; [`Error::NoModel`] for
+/// an empty list, or [`Error::Cancelled`].
 pub(crate) async fn begin<A: Ask>(
     caller: &Caller,
     models: &[ModelName],
@@ -149,6 +150,7 @@ pub(crate) async fn begin<A: Ask>(
     let mut model = rest.next().ok_or(Error::NoModel)?;
     let mut patience = Patience::new(caller.policy.retry().retry_after_max);
     let mut retries = 0;
+    let mut before: Option<Error> = None;
     loop {
         let failed = match cancel.run_until_cancelled(once(caller, model, ask)).await {
             None => return Err(Error::Cancelled),
@@ -174,8 +176,11 @@ pub(crate) async fn begin<A: Ask>(
             tell(model, &error, spent, next, on_setback);
         }
         match next {
-            Next::GiveUp => return Err(error),
-            Next::FallBack { to } => (model, retries) = (to, 0),
+            Next::GiveUp => return Err(worth_most(before, error)),
+            Next::FallBack { to } => {
+                before = Some(worth_most(before, error));
+                (model, retries) = (to, 0);
+            }
             Next::Retry { pause } => {
                 retries += u32::from(held.is_none());
                 if cancel.run_until_cancelled(tokio::time::sleep(pause)).await.is_none() {
@@ -183,6 +188,20 @@ pub(crate) async fn begin<A: Ask>(
                 }
             }
         }
+    }
+}
+
+/// What several models' errors come to: one for which waiting is enough rather than one that another try may mend, that
+/// rather than a no, and of equals the later. A request that is at fault itself is that whoever is asked.
+fn worth_most(before: Option<Error>, error: Error) -> Error {
+    let hope = |error: &Error| match error.class() {
+        _ if error.wait().is_some() => 2,
+        Class::Transient | Class::Timeout => 1,
+        Class::Permanent | Class::Cancelled => 0,
+    };
+    match before {
+        Some(before) if error.may_fall_back() && hope(&before) > hope(&error) => before,
+        _ => error,
     }
 }
 
@@ -249,5 +268,46 @@ impl Patience {
         let wait = wait + wait.max(Duration::from_millis(20)).mul_f64(rand::random::<f64>() / 4.0);
         self.left = self.left.checked_sub(wait)?;
         Some(wait)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::error::{Reason, Refusal};
+
+    fn refused(reason: Reason, retry_after: Option<u64>) -> Error {
+        Error::Refused(Box::new(Refusal {
+            reason,
+            status: None,
+            kind: String::new(),
+            message: String::new(),
+            request_id: None,
+            retry_after: retry_after.map(Duration::from_secs),
+            should_retry: None,
+        }))
+    }
+
+    #[test]
+    fn what_time_may_mend_outlives_what_it_cannot() {
+        let limited = || refused(Reason::RateLimited, Some(30));
+        let unknown = || Error::UnknownProvider {
+            provider: "b".to_owned(),
+            known: String::new(),
+        };
+        let what = |before: Error, error| worth_most(Some(before), error).failure().message;
+        for no in [
+            unknown,
+            || refused(Reason::Authentication, None),
+            || refused(Reason::NotFound, None),
+        ] {
+            assert_eq!(what(limited(), no()), limited().failure().message);
+            assert_eq!(what(Error::Cut(None), no()), Error::Cut(None).failure().message);
+            assert_eq!(what(unknown(), no()), no().failure().message);
+        }
+        assert_eq!(what(limited(), Error::Cut(None)), limited().failure().message);
+        assert_eq!(what(unknown(), limited()), limited().failure().message);
+        let at_fault = || refused(Reason::InvalidRequest, None);
+        assert_eq!(what(limited(), at_fault()), at_fault().failure().message);
     }
 }

@@ -226,6 +226,21 @@ async fn what_cannot_be_called_is_told_to_the_model_which_goes_on() {
 }
 
 #[tokio::test]
+async fn a_model_that_asks_to_wait_is_not_outdone_by_one_that_is_not_there() {
+    let limited = json!({"error": {"status": 429, "kind": "rate_limit_error", "retry_after": "30s"}});
+    let mut asked = turn("go");
+    asked.models.push("nobody/x".parse().unwrap());
+    let notes = Notes::default();
+    let end = take(asked, json!([{"reply": [limited]}]), &notes).await;
+    assert_eq!(end.stop.wait(), Some(Duration::from_secs(30)), "{end:?}");
+    let told = notes.lines().join("\n");
+    assert!(
+        told.contains("asking nobody/x instead") && told.contains("is set up"),
+        "{told}"
+    );
+}
+
+#[tokio::test]
 async fn a_model_that_never_stops_is_stopped_at_its_last_step() {
     let end = take(turn("go"), json!([{"reply": [say("again")]}]), &Notes::default()).await;
     assert_matches!(end.stop, Stop::MaxSteps);
