@@ -1,5 +1,5 @@
 //! The journal: calls of models and tools that have ended, and those that began. Facts: inserted once, from any attempt
-//! that existed, never changed.
+//! that existed, never changed; that a call began is forgotten when it has failed.
 
 use chrono::{DateTime, Utc};
 use sqlx::Row;
@@ -67,6 +67,22 @@ impl Store {
         .bind(int(key.step))
         .bind(place(key))
         .bind(at);
+        let done = self.on(self.talking(), async |connection| query.execute(connection).await);
+        done.await?;
+        Ok(())
+    }
+
+    /// Forgets that a call began, because it is known to have failed.
+    ///
+    /// # Errors
+    /// When Postgres is away.
+    pub async fn forget_call(&self, key: &JournalKey) -> Result<(), Error> {
+        let query =
+            sqlx::query("delete from journal_begun where job_id = $1 and attempt = $2 and step = $3 and place = $4")
+                .bind(key.job_id)
+                .bind(int(key.attempt))
+                .bind(int(key.step))
+                .bind(place(key));
         let done = self.on(self.talking(), async |connection| query.execute(connection).await);
         done.await?;
         Ok(())

@@ -172,6 +172,15 @@ impl Journal for Kept {
         .boxed()
     }
 
+    fn fail(&self, call: CallKey) -> BoxFuture<'_, ()> {
+        async move {
+            if let Err(error) = self.store.forget_call(&self.key(call)).await {
+                tracing::debug!(%error, job_id = %self.job.id, "that a call has failed is not written");
+            }
+        }
+        .boxed()
+    }
+
     fn finish<'a>(&'a self, call: CallKey, record: Record<'a>) -> BoxFuture<'a, Result<(), JournalLost>> {
         async move {
             let data = match record {

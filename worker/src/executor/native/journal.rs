@@ -58,6 +58,9 @@ pub trait Journal: Send + Sync {
     /// A call begins. Runs beside the call and must not fail it: what is not written is not counted, that is all.
     fn begin(&self, call: CallKey) -> BoxFuture<'_, ()>;
 
+    /// A call has failed, so it is none of those whose end nobody knows. What is not written is counted, that is all.
+    fn fail(&self, call: CallKey) -> BoxFuture<'_, ()>;
+
     /// Commits what a call brought; waits as long as that takes.
     ///
     /// # Errors
@@ -81,6 +84,10 @@ impl Journal for NoJournal {
     }
 
     fn begin(&self, _call: CallKey) -> BoxFuture<'_, ()> {
+        async {}.boxed()
+    }
+
+    fn fail(&self, _call: CallKey) -> BoxFuture<'_, ()> {
         async {}.boxed()
     }
 

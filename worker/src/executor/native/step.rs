@@ -133,7 +133,11 @@ impl<'a> Run<'a> {
                 self.keep_cancelled(partial);
                 return Err(Stop::Cancelled);
             }
-            Err(ask::Broken { error, .. }) => return Err(Stop::Model(error)),
+            Err(ask::Broken { error, .. }) => {
+                // A turn that is cancelled now is taken over by nobody.
+                let _in_vain = cancel.run_until_cancelled(journal.fail(key)).await;
+                return Err(Stop::Model(error));
+            }
         };
         let answer = Answered {
             message: self.message(Role::Assistant, finished.parts, Some(usage)),

@@ -164,8 +164,8 @@ fn kept(env: &TestEnv, claimed: &Claimed, worker_id: WorkerId) -> Kept {
     }
 }
 
-/// One attempt, dropped after so many polls.
-async fn attempt(kept: &Kept, world: &Arc<World>, polls: usize) -> Option<TurnEnd> {
+/// One attempt with a model, dropped after so many polls.
+async fn attempt(kept: &Kept, world: &Arc<World>, model: &str, polls: usize) -> Option<TurnEnd> {
     let counting = Arc::new(Counting(Arc::clone(world), Scripted::built_in()));
     let providers = Providers::new([("count".to_owned(), counting as _)]);
     let caller = Caller::alone(providers, RetryPolicy::default(), kept.clock.clone()).unwrap();
@@ -175,7 +175,7 @@ async fn attempt(kept: &Kept, world: &Arc<World>, polls: usize) -> Option<TurnEn
         let turn = Turn {
             system: String::new(),
             history: vec![Message::user("go", kept.clock.now())],
-            models: vec!["count/x".parse().unwrap()],
+            models: vec![model.parse().unwrap()],
             job_id: Some(kept.job.id),
             temperature: None,
             limits: Limits::default(),
@@ -233,7 +233,7 @@ async fn crash(env: &TestEnv, pool: &PgPool, random: &mut StdRng) -> (u64, u64) 
             .await
             .unwrap();
         reported += lost.model + lost.tool;
-        let ended = attempt(&kept, &world, random.random_range(1..60)).await;
+        let ended = attempt(&kept, &world, "count/x", random.random_range(1..60)).await;
         let after = world.made.lock().unwrap().clone();
         for (key, count) in &before {
             assert_eq!((*count, after.get(key)), (1, made.get(key)), "{key:?} was made again");
@@ -261,6 +261,33 @@ async fn crash(env: &TestEnv, pool: &PgPool, random: &mut StdRng) -> (u64, u64) 
         assert!(reported <= again, "{reported} {again}");
         return (crashes, again);
     }
+}
+
+#[sqlx::test(migrator = "store::MIGRATOR")]
+async fn a_call_that_failed_is_not_one_whose_end_nobody_knows(pool: PgPool) {
+    let env = TestEnv::new(pool).await;
+    let job: NewJob = env.job(JobSpec::new(Kind::AgentRun), b"{}".to_vec());
+    env.enqueue(&job).await;
+    let worker = env.worker();
+    let kept = kept(&env, &worker.one().await, worker.id);
+    let unfinished = async || env.store.unfinished_calls(job.id, 1, 2).await.unwrap();
+    let key = CallKey {
+        step: 1,
+        place: None,
+        parent: Some(1),
+    };
+    kept.begin(key).await;
+    assert_eq!(unfinished().await.model, 1);
+    let end = attempt(&kept, &Arc::default(), "nobody/x", usize::MAX).await.unwrap();
+    assert!(
+        matches!(end.stop, Stop::Model(Error::UnknownProvider { .. })),
+        "{end:?}"
+    );
+    assert_eq!(
+        unfinished().await.model,
+        1,
+        "the first step's failed, the second's did not"
+    );
 }
 
 #[expect(clippy::print_stdout, reason = "how much was made again is what one runs it for")]
