@@ -130,9 +130,11 @@ impl Answer {
     /// and what the provider had no time to count is estimated.
     pub fn finish(self) -> Finished {
         let usage = self.usage();
+        let is_cut = self.stop_reason == Some(StopReason::MaxTokens);
+        let last = self.blocks.len().saturating_sub(1);
         let mut parts = Vec::with_capacity(self.blocks.len());
         let mut faults = Vec::new();
-        for block in self.blocks {
+        for (at, block) in self.blocks.into_iter().enumerate() {
             match block {
                 Block::Text(text) => parts.push(Part::Text { text }),
                 Block::Reasoning { text, proof } => {
@@ -147,7 +149,12 @@ impl Answer {
                 }
                 Block::Call { is_whole: false, .. } => {}
                 Block::Call { id, name, json, .. } => {
-                    let input = parse_input(&json).unwrap_or_else(|fault| {
+                    let input = if is_cut && at == last {
+                        parse_cut(&json)
+                    } else {
+                        parse_input(&json)
+                    };
+                    let input = input.unwrap_or_else(|fault| {
                         faults.push((id.clone(), fault));
                         json!({ "unreadable_input": json })
                     });
@@ -215,6 +222,14 @@ fn parse_input(json: &str) -> Result<Value, String> {
         Ok(_) => Err("the input is not a JSON object".to_owned()),
         Err(error) => Err(format!("the input is not valid JSON: {error}")),
     }
+}
+
+/// The input of the last call of an answer that has all the tokens that it may have: nothing at all is no empty one.
+fn parse_cut(json: &str) -> Result<Value, String> {
+    let whole = parse_input(json).ok().filter(|_| !json.trim().is_empty());
+    whole.ok_or_else(|| {
+        "the answer has all the tokens that it may have, and ends within this call: say less at once".to_owned()
+    })
 }
 
 #[cfg(test)]
@@ -292,6 +307,25 @@ mod tests {
             };
             assert_eq!(finished.parts, [expected]);
         }
+    }
+
+    #[test]
+    fn a_call_that_is_cut_at_the_most_tokens_is_said_to_be() {
+        let cut = |json: &str| {
+            let mut events = call(0, "");
+            events.extend(call(1, json));
+            events.extend([0, 1].map(|index| ModelEvent::ToolCallEnd { index }));
+            events.push(end(StopReason::MaxTokens));
+            answer(events).faults
+        };
+        for json in ["", "{\"path\": \"a\", \"content\": \"so f"] {
+            let faults = cut(json);
+            assert!(
+                matches!(&faults[..], [(id, what)] if id == "c1" && what.contains("say less at once")),
+                "{faults:?}"
+            );
+        }
+        assert_eq!(cut("{\"path\": \"a\"}"), [], "it was whole");
     }
 
     #[test]

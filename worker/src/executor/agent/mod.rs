@@ -328,7 +328,11 @@ fn ended(end: TurnEnd, cut: Option<&Cut>, context: &Context, cost: Usd) -> Ended
             (_, failure) => failure.map_or(Outcome::Succeeded, failed),
         },
     };
-    let result = json!({"text": end.text, "steps": end.steps});
+    let stop_reason = match &end.stop {
+        Stop::Answered(reason) => Some(reason),
+        _ => None,
+    };
+    let result = json!({"text": end.text, "steps": end.steps, "stop_reason": stop_reason});
     let result = serde_json::to_vec(&result).expect("strings and numbers are JSON");
     Ended {
         result: Some(result),

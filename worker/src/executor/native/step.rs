@@ -144,11 +144,29 @@ impl<'a> Run<'a> {
             faults: finished.faults,
             stop_reason: finished.stop_reason.unwrap_or(StopReason::EndTurn),
         };
+        if let Some(what) = self.unusual(&answer.stop_reason) {
+            self.context.sink.status("model", Some(&what));
+        }
         // A turn that is cancelled keeps the answer without it: nobody takes that turn over.
         let written = cancel.run_until_cancelled(journal.finish(key, Record::Answer(&answer)));
         written.await.transpose().map_err(Stop::Journal)?;
         self.parent = Some(journal.attempt());
         Ok(answer)
+    }
+
+    /// What a person should know of an answer that did not end by itself.
+    fn unusual(&self, reason: &StopReason) -> Option<String> {
+        match reason {
+            StopReason::MaxTokens => Some(format!(
+                "the answer is cut: it has {} tokens, the most that it may have",
+                self.turn.limits.max_output_tokens
+            )),
+            StopReason::Refusal => Some("the model declined to answer".to_owned()),
+            StopReason::ContextWindowExceeded => {
+                Some("the answer is cut: the conversation no longer fits into the model".to_owned())
+            }
+            _ => None,
+        }
     }
 
     /// The instructions, and what the model must know about an interruption. Not a message: nobody said it, and it is about

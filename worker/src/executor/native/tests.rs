@@ -241,6 +241,21 @@ async fn a_model_that_asks_to_wait_is_not_outdone_by_one_that_is_not_there() {
 }
 
 #[tokio::test]
+async fn an_answer_that_is_cut_at_its_most_tokens_says_so() {
+    let rules = json!([
+        {"when": {"step": 0}, "reply": [{"tool_call": {"name": "say", "input": "{\"text\": \"unfin"}}, {"stop": "max_tokens"}]},
+        {"reply": [{"text": "Shorter th"}, {"stop": "max_tokens"}]},
+    ]);
+    let notes = Notes::default();
+    let end = take(turn("go"), rules, &notes).await;
+    assert_matches!(end.stop, Stop::Answered(StopReason::MaxTokens));
+    let results = results(&end);
+    assert!(results[0].0 && results[0].1.contains("say less at once"), "{results:?}");
+    let told = "status model the answer is cut: it has 100 tokens, the most that it may have";
+    assert_eq!(notes.lines().iter().filter(|line| *line == told).count(), 2);
+}
+
+#[tokio::test]
 async fn a_model_that_never_stops_is_stopped_at_its_last_step() {
     let end = take(turn("go"), json!([{"reply": [say("again")]}]), &Notes::default()).await;
     assert_matches!(end.stop, Stop::MaxSteps);

@@ -138,10 +138,9 @@ impl Decoder {
 
     fn finish(&mut self, reason: &str, events: &mut Vec<ModelEvent>) {
         self.stop_thinking(events);
-        // Pieces of parallel calls may come mixed, so none is whole before all are. Of an answer that was cut at its
-        // most tokens the last call is broken; those before it are whole.
-        let whole = self.calls.len() - usize::from(reason == "length" && !self.calls.is_empty());
-        events.extend((0..whole).map(|n| ModelEvent::ToolCallEnd { index: ours(n) }));
+        // Pieces of parallel calls may come mixed, so none ends before all do. Of an answer that was cut at its most tokens
+        // the last one is broken, which its input shows.
+        events.extend((0..self.calls.len()).map(|n| ModelEvent::ToolCallEnd { index: ours(n) }));
         self.stop_reason = Some(match reason {
             "stop" | "tool_calls" | "function_call" if !self.calls.is_empty() => StopReason::ToolUse,
             "stop" => StopReason::EndTurn,

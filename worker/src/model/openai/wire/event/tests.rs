@@ -191,15 +191,24 @@ fn a_call_without_an_id_gets_one_and_arguments_may_be_an_object() {
 }
 
 #[test]
-fn the_call_that_was_cut_at_the_most_tokens_is_left_out() {
+fn the_call_that_was_cut_at_the_most_tokens_is_there_with_what_is_wrong_with_it() {
     let text = transcript(&[
         piece(0, Some("a"), Some("bash"), "{\"command\": \"1\"}"),
         piece(1, Some("b"), Some("bash"), "{\"comm"),
         finish("length"),
     ]);
     let finished = put_together(&text);
-    assert_eq!(finished.parts, [call("a", "bash", json!({"command": "1"}))]);
+    let expected = [
+        call("a", "bash", json!({"command": "1"})),
+        call("b", "bash", json!({"unreadable_input": "{\"comm"})),
+    ];
+    assert_eq!(finished.parts, expected);
     assert_eq!(finished.stop_reason, Some(StopReason::MaxTokens));
+    assert!(
+        matches!(&finished.faults[..], [(id, what)] if id == "b" && what.contains("all the tokens")),
+        "{:?}",
+        finished.faults
+    );
 }
 
 #[test]
