@@ -21,11 +21,11 @@ use common::clock::Clock;
 use common::ids::{MessageId, WorkerId};
 use common::job::approval::NewApproval;
 use common::job::decision::Outcome;
-use common::job::{Failure, Job, Kind, NewJob, Usage, Wait};
+use common::job::{Failure, FailureCode, Job, Kind, NewJob, Usage, Wait};
 use common::message::Message;
 use common::objects::Objects;
 use common::queue::Queue;
-use common::store::Store;
+use common::store::{self, Store};
 use common::workspace::Workspaces;
 use tokio::sync::watch;
 
@@ -172,6 +172,16 @@ impl Ended {
             failure,
             retry_after: None,
         })
+    }
+}
+
+/// An attempt that cannot begin. While Postgres is away, or has no connection to spare, that is not the job's fault: it is
+/// given back.
+fn unread(error: &store::Error, context: &Context, message: &str) -> Ended {
+    tracing::warn!(%error, job_id = %context.job.id, "{message}");
+    match error.class() {
+        store::Class::Transient => Ended::given_back(),
+        _ => Ended::failed(Failure::new(FailureCode::Internal, message)),
     }
 }
 

@@ -10,12 +10,14 @@ use common::job::event::EventBody;
 use common::job::spec::{JobSpec, Kind};
 use common::job::{NewJob, StateName};
 use common::message::{Message, Part};
+use common::store::Store;
 use common::store::approvals::{Answer, Answered};
 use serde_json::{Value, json};
 use sqlx::PgPool;
 use tempfile::TempDir;
 use worker::consumer::held::Stop;
 use worker::model;
+use worker::model::books::Books;
 
 use crate::attempts::{Bench, Done};
 
@@ -287,6 +289,39 @@ async fn an_interrupted_turn_goes_on_after_its_last_finished_call(pool: PgPool) 
         .iter()
         .filter(|body| matches!(body, EventBody::Message { .. }));
     assert_eq!(messages.count(), again.ended.messages.len());
+    bench.end().await;
+}
+
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn a_turn_whose_budgets_cannot_be_read_is_given_back(pool: PgPool) {
+    let options = PgPool::connect_options(&pool).as_ref().clone();
+    let of_books = sqlx::postgres::PgPoolOptions::new().connect_lazy_with(options);
+    let (mut bench, _folder) = bench(pool, &json!([{"reply": [{"text": "done"}]}])).await;
+    let books = || Books::open(&model::Settings::default(), Store::from_pool(of_books.clone())).unwrap();
+    bench.machine.books = books();
+    let run_of = |bench: &Bench, harness: &str| {
+        let agent = json!({"harness": harness, "models": ["scripted/test"], "command": (harness == "command").then_some(["true"]),
+            "budget": {"max_output_tokens": 1_000}});
+        bench.job(JobSpec::new(Kind::AgentRun), &json!({"input": "go", "agent": agent}))
+    };
+    let done = bench.run(&run_of(&bench, "chat")).await;
+    assert_eq!(
+        done.result(),
+        json!({"text": "done", "steps": 1, "stop_reason": "end_turn"})
+    );
+
+    // What the tenant has set is known, so it is the call itself that cannot be made.
+    of_books.close().await;
+    let done = bench.run(&run_of(&bench, "chat")).await;
+    assert!(matches!(done.ended.outcome, Outcome::Interrupted), "{done:?}");
+    assert_eq!(done.any_result()["steps"], 0);
+
+    bench.machine.books = books();
+    for harness in ["chat", "command"] {
+        let done = bench.run(&run_of(&bench, harness)).await;
+        assert!(matches!(done.ended.outcome, Outcome::Interrupted), "{done:?}");
+        assert_eq!(done.ended.result, None);
+    }
     bench.end().await;
 }
 

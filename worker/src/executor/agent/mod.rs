@@ -27,10 +27,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::keeper::Stopped;
 use super::native::{self, EventSink, Limits, Question, Stop, Turn, TurnEnd};
-use super::{Context, Ended, chat, home, program};
+use super::{Context, Ended, chat, home, program, unread};
 use crate::consumer::held;
 use crate::events::Say as _;
-use crate::model::{Attachment, ModelName};
+use crate::model::{self, Attachment, ModelName};
 use files::{Given, images_of};
 use journal::Kept;
 use tools::SandboxTools;
@@ -116,16 +116,6 @@ fn unreadable(error: &serde_json::Error) -> Ended {
     ))
 }
 
-/// An attempt that cannot begin. While Postgres is away, or has no connection to spare, that is not the job's fault: it is
-/// given back.
-fn unread(error: &store::Error, context: &Context, message: &str) -> Ended {
-    tracing::warn!(%error, job_id = %context.job.id, "{message}");
-    match error.class() {
-        store::Class::Transient => Ended::given_back(),
-        _ => Ended::failed(Failure::new(FailureCode::Internal, message)),
-    }
-}
-
 /// What an agent is to answer, and on what its programs work.
 struct Task {
     history: Vec<Message>,
@@ -191,6 +181,7 @@ async fn answer(context: Context, agent: AgentDefinition, task: Task) -> Ended {
     let cancel = CancellationToken::new();
     let caller = match Box::pin(context.machine.caller(&context.job, &agent, &context.clock)).await {
         Ok(caller) => caller,
+        Err(model::Error::Books(error)) => return unread(&error, &context, "what may be spent could not be read"),
         Err(error) => return Ended::failed(error.failure()),
     };
     let events = context.events.clone();
@@ -321,6 +312,10 @@ fn ended(end: TurnEnd, cut: Option<&Cut>, context: &Context, cost: Usd) -> Ended
                 .map(|question| asked(question, now))
                 .collect();
             Outcome::Waits(Wait::answer().until(until.unwrap_or(now)))
+        }
+        // A call that was not made, because Postgres did not say whether it may be: the turn goes on there.
+        (_, Stop::Model(model::Error::Books(error))) if error.class() == store::Class::Transient => {
+            Outcome::Interrupted
         }
         (_, stop) => match (stop.wait(), stop.failure()) {
             // Others' limits are nobody's failure: the job comes back when its time has come.

@@ -32,10 +32,10 @@ use super::exec::Broken;
 use super::keeper::Keeper;
 use super::native::EventSink;
 use super::way_out::WayOut;
-use super::{Context, Ended, home};
+use super::{Context, Ended, home, unread};
 use crate::events::Say;
 use crate::gateway::{Gateway, Terms};
-use crate::model::{Attachment, ModelName};
+use crate::model::{self, Attachment, ModelName};
 use crate::sandbox::Exit;
 use place::Place;
 use transcript::Transcript;
@@ -59,7 +59,7 @@ pub(super) async fn answer(context: Context, agent: AgentDefinition, task: Task)
     let sink = EventSink::new(move |body| events.say(body));
     let gateway = match Box::pin(terms(&context, &agent)).await {
         Ok(terms) => Gateway::new(terms, Arc::new(sink.clone())),
-        Err(failure) => return Ended::failed(failure),
+        Err(ended) => return ended,
     };
     let mut transcript = Transcript::new(&sink, &context.clock, context.job.id);
     let doors = Doors {
@@ -107,19 +107,19 @@ struct Doors {
 }
 
 /// What the agent's program may ask models for.
-async fn terms(context: &Context, agent: &AgentDefinition) -> Result<Terms, Failure> {
+async fn terms(context: &Context, agent: &AgentDefinition) -> Result<Terms, Ended> {
     let models: Result<Vec<ModelName>, _> = agent.models.iter().map(|name| name.parse()).collect();
-    let refused = |error: crate::model::Error| Failure::new(FailureCode::InvalidInput, error.to_string());
+    let refused = |error: model::Error| Ended::failed(Failure::new(FailureCode::InvalidInput, error.to_string()));
+    let caller = context.machine.caller(&context.job, agent, &context.clock).await;
     Ok(Terms {
         shrinks: agent.harness == Harness::ClaudeCode,
         models: models.map_err(refused)?,
         features: agent.provider_features.clone(),
         room: context.machine.room.clone(),
-        caller: context
-            .machine
-            .caller(&context.job, agent, &context.clock)
-            .await
-            .map_err(|error| error.failure())?,
+        caller: caller.map_err(|error| match &error {
+            model::Error::Books(error) => unread(error, context, "what may be spent could not be read"),
+            error => Ended::failed(error.failure()),
+        })?,
     })
 }
 
