@@ -27,6 +27,7 @@ use super::transcript::Transcript;
 use super::{Done, Task};
 use crate::claude::{Error, Process, Whose, words};
 use crate::events::Say;
+use prompt::Memory;
 use steering::Steering;
 use turn::Turn;
 
@@ -43,7 +44,16 @@ pub(super) async fn run(
     let history = &task.history;
     let mut steering = Steering::new(place.context);
     let again = steering.heard_before().await;
-    let say = |remembers| words::user(&prompt::content(history, &again, (remembers, &task.images)), None);
+    let is_again = place.context.job.attempt > 1;
+    let say = |remembers| {
+        let memory = match (remembers, is_again) {
+            (false, _) => Memory::Nothing,
+            (true, false) => Memory::Before,
+            // The transcript of an attempt that failed is saved too.
+            (true, true) => Memory::Begun,
+        };
+        words::user(&prompt::content(history, &again, (memory, &task.images)), None)
+    };
     let begun = begin(place, agent, history, &say).await?;
     place.context.events.say(EventBody::Status {
         phase: "running".to_owned(),

@@ -14,21 +14,40 @@ const RECALL_MAX: usize = 200 << 10;
 /// Bytes of images that fit into a line: of others it is told the name, and it can look at them itself.
 const IMAGES_MAX: usize = 6 << 20;
 
+/// What goes in front of a prompt that the program may remember.
+const TAKEN_UP: &str = "This turn was interrupted and is taken up again. Where you see its beginning above, go on from \
+                        there. The user's message was:";
+
+/// What the program remembers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Memory {
+    /// Nothing.
+    Nothing,
+    /// The conversation before this turn.
+    Before,
+    /// The same, and perhaps the beginning of this turn, which another attempt has made.
+    Begun,
+}
+
 /// What is said at the beginning of a turn: everything since the last answer, after what was said before where the program
 /// does not remember it. `again` was said to the turn before this attempt.
 pub(super) fn content(
     history: &[Message],
     again: &[Message],
-    (remembers, images): (bool, &BTreeMap<String, Attachment>),
+    (memory, images): (Memory, &BTreeMap<String, Attachment>),
 ) -> Value {
     let answered = history.iter().rposition(|message| message.role == Role::Assistant);
     let (before, now) = history.split_at(answered.map_or(0, |at| at + 1));
     let mut said = Said::new(images);
-    if !remembers && !before.is_empty() {
-        let recalled = recall(before);
-        said.text(&format!(
-            "The conversation so far:\n\n{recalled}\nWhat follows is the user's next message."
-        ));
+    match memory {
+        Memory::Nothing if !before.is_empty() => {
+            let recalled = recall(before);
+            said.text(&format!(
+                "The conversation so far:\n\n{recalled}\nWhat follows is the user's next message."
+            ));
+        }
+        Memory::Begun => said.text(TAKEN_UP),
+        Memory::Nothing | Memory::Before => {}
     }
     let now = now.iter().filter(|message| message.role == Role::User);
     for message in now.chain(again) {
@@ -146,8 +165,8 @@ mod tests {
         Message::new(role, vec![Part::text(text)], DateTime::UNIX_EPOCH)
     }
 
-    fn prompt(history: &[Message], remembers: bool) -> String {
-        let content = content(history, &[], (remembers, &BTreeMap::new()));
+    fn prompt(history: &[Message], memory: Memory) -> String {
+        let content = content(history, &[], (memory, &BTreeMap::new()));
         content.as_str().unwrap().to_owned()
     }
 
@@ -158,9 +177,9 @@ mod tests {
             said(Role::Assistant, "answer"),
             said(Role::User, "second"),
         ];
-        assert_eq!(prompt(&history, true), "second");
-        assert_eq!(prompt(&history[..1], false), "first");
-        let told = prompt(&history, false);
+        assert_eq!(prompt(&history, Memory::Before), "second");
+        assert_eq!(prompt(&history[..1], Memory::Nothing), "first");
+        let told = prompt(&history, Memory::Nothing);
         assert!(
             told.contains("User: first\n") && told.contains("Assistant: answer") && told.ends_with("\n\nsecond"),
             "{told}"
@@ -176,10 +195,19 @@ mod tests {
             said(Role::User, "and this"),
             said(Role::User, "second"),
         ];
-        assert_eq!(prompt(&history, true), "and this\n\nsecond");
+        assert_eq!(prompt(&history, Memory::Before), "and this\n\nsecond");
         let again = [said(Role::User, "third")];
-        let content = content(&history, &again, (true, &BTreeMap::new()));
+        let content = content(&history, &again, (Memory::Before, &BTreeMap::new()));
         assert_eq!(content, "and this\n\nsecond\n\nthird");
+    }
+
+    #[test]
+    fn what_may_be_remembered_is_said_to_be_said_again() {
+        let told = prompt(&[said(Role::User, "first")], Memory::Begun);
+        assert!(
+            told.starts_with("This turn was interrupted") && told.ends_with("\n\nfirst"),
+            "{told}"
+        );
     }
 
     #[test]
@@ -199,7 +227,7 @@ mod tests {
             ("a.png".to_owned(), image(3)),
             ("large.png".to_owned(), image(IMAGES_MAX)),
         ]);
-        let content = content(&[message], &[], (true, &images));
+        let content = content(&[message], &[], (Memory::Before, &images));
         assert_eq!(content[0], json!({"type": "text", "text": "look"}));
         assert_eq!(content[1]["source"]["data"], "AQEB");
         let named = content[2]["text"].as_str().unwrap();
