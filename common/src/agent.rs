@@ -29,6 +29,8 @@ pub const LIST_MAX: usize = 100;
 pub const STEPS_MAX: u32 = 1_000;
 /// Shortest time of one attempt. The longest is the operator's setting, which cuts what an agent says.
 pub const TIMEOUT_MIN: Duration = Duration::from_secs(1);
+/// Most tokens of one answer: more than any model writes.
+pub const ANSWER_TOKENS_MAX: u32 = 1_000_000;
 /// The tools that an agent can be given. `files` is `read`, `write`, `edit`, `list` and `search` together.
 pub const TOOLS: [&str; 9] = [
     "bash", "python", "files", "read", "write", "edit", "list", "search", "fetch",
@@ -131,6 +133,9 @@ pub struct AgentDefinition {
     pub egress: Egress,
     /// Most model calls of one run.
     pub max_steps: u32,
+    /// Most tokens of one answer of the model, with the harnesses `chat` and `native`; 8192 when it is not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_answer_tokens: Option<u32>,
     /// Longest duration of one attempt, such as `10m`; at least `1s`.
     #[serde(with = "humantime_serde")]
     #[cfg_attr(feature = "openapi", schema(value_type = String, example = "10m"))]
@@ -158,6 +163,7 @@ impl Default for AgentDefinition {
             environment: DEFAULT_ENVIRONMENT.to_owned(),
             egress: Egress::default(),
             max_steps: 50,
+            max_answer_tokens: None,
             timeout: Duration::from_mins(10),
             budget: Budget::default(),
             status: AgentStatus::Active,
@@ -202,6 +208,12 @@ impl AgentDefinition {
         if self.timeout < TIMEOUT_MIN {
             let min = humantime::format_duration(TIMEOUT_MIN);
             add("/timeout", format!("is at least {min}"));
+        }
+        if self
+            .max_answer_tokens
+            .is_some_and(|tokens| !(1..=ANSWER_TOKENS_MAX).contains(&tokens))
+        {
+            add("/max_answer_tokens", format!("is between 1 and {ANSWER_TOKENS_MAX}"));
         }
         if self.budget.max_cost_usd.as_deref().is_some_and(|text| !is_amount(text)) {
             add(
@@ -367,6 +379,7 @@ mod tests {
     #[case::programs_tools(r#"{"name":"a","harness":"command","command":["x"],"tools":["bash"]}"#, "/tools")]
     #[case::chats_tools(r#"{"name":"a","harness":"chat","models":["a/b"],"tools":["bash"]}"#, "/tools")]
     #[case::steps(r#"{"name":"a","models":["a/b"],"max_steps":0}"#, "/max_steps")]
+    #[case::tokens(r#"{"name":"a","models":["a/b"],"max_answer_tokens":0}"#, "/max_answer_tokens")]
     #[case::cost(
         r#"{"name":"a","models":["a/b"],"budget":{"max_cost_usd":"-1"}}"#,
         "/budget/max_cost_usd"

@@ -20,6 +20,7 @@ use worker::model;
 use worker::model::books::Books;
 
 use crate::attempts::{Bench, Done};
+use crate::model_server::ModelServer;
 
 /// A machine whose model `scripted/test` plays these rules.
 async fn bench(pool: PgPool, rules: &Value) -> (Bench, TempDir) {
@@ -322,6 +323,33 @@ async fn a_turn_whose_budgets_cannot_be_read_is_given_back(pool: PgPool) {
         assert!(matches!(done.ended.outcome, Outcome::Interrupted), "{done:?}");
         assert_eq!(done.ended.result, None);
     }
+    bench.end().await;
+}
+
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn an_agent_says_how_long_an_answer_may_be(pool: PgPool) {
+    let server = ModelServer::demo().await;
+    let settings = model::Settings {
+        anthropic: server.settings(),
+        ..model::Settings::default()
+    };
+    let bench = Bench::new(pool, settings, |_| {}).await;
+    for agent in [
+        json!({"harness": "chat", "models": ["anthropic/demo"]}),
+        json!({"harness": "chat", "models": ["anthropic/demo"], "max_answer_tokens": 1_000}),
+    ] {
+        let input = json!({"input": "go", "agent": agent});
+        bench
+            .run(&bench.job(JobSpec::new(Kind::AgentRun), &input))
+            .await
+            .result();
+    }
+    let asked: Vec<Value> = server
+        .requests()
+        .into_iter()
+        .map(|(_, body)| body["max_tokens"].clone())
+        .collect();
+    assert_eq!(asked, [8_192, 1_000]);
     bench.end().await;
 }
 

@@ -245,15 +245,21 @@ async fn prepare(
         models,
         job_id: Some(context.job.id),
         temperature: None,
-        limits: Limits {
-            max_steps: agent.max_steps,
-            ..Limits::default()
-        },
+        limits: limits(agent),
         asks: agent.asks(),
         attachments,
         resume,
     };
     Ok((turn, tools))
+}
+
+fn limits(agent: &AgentDefinition) -> Limits {
+    let usual = Limits::default();
+    Limits {
+        max_steps: agent.max_steps,
+        max_output_tokens: agent.max_answer_tokens.unwrap_or(usual.max_output_tokens),
+        ..usual
+    }
 }
 
 /// Whether the files of `owner` are there for the next attempt.
