@@ -24,6 +24,16 @@ use crate::money::Usd;
 /// How long a hold lasts when nobody settles it: longer than any call.
 const HOLD_TTL: Duration = Duration::from_hours(1);
 
+/// Within this time after its call a fact is inserted: a writer gives up long before. Of one that is found in a journal later
+/// than that, no more than a moment may be missed.
+const FACT_DELAY_MAX: Duration = Duration::from_hours(1);
+
+/// Longest time in which what was spent before a budget was set is added up.
+const RECKONING_MAX: Duration = Duration::from_mins(10);
+
+/// How soon somebody who needs that looks again whether another has done it.
+const RECKONING_PAUSE: Duration = Duration::from_millis(100);
+
 /// What may be spent; none is no limit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Amounts {
@@ -153,12 +163,16 @@ impl Budgets {
             subjects: self.subjects.iter().filter(counts).cloned().collect(),
         }
     }
+}
 
-    /// Each subject with the first day of its window.
-    pub fn windows(&self, now: DateTime<Utc>) -> Vec<(Subject, NaiveDate)> {
-        let window = |of: &SubjectBudget| (of.subject.clone(), of.budget.window.began_on(now));
-        self.subjects.iter().map(window).collect()
-    }
+/// What came of trying to hold.
+enum Tried<'b> {
+    /// It is held.
+    Held(Hold),
+    /// Only so much is left.
+    Left(Amounts),
+    /// Nobody has looked at the window of this budget yet.
+    Unreckoned(&'b SubjectBudget),
 }
 
 impl Store {
@@ -166,14 +180,34 @@ impl Store {
     /// `None` when none does; then nothing is held and what is left is the answer.
     ///
     /// # Errors
-    /// When Postgres is away: then nothing is held.
+    /// When Postgres is away: then nothing is held, or ends by its time.
     pub async fn hold_budget(
         &self,
         job: &Job,
         budgets: &Budgets,
         now: DateTime<Utc>,
-        fit: impl FnOnce(Amounts) -> Option<Hold> + Send,
+        fit: impl Fn(Amounts) -> Option<Hold> + Send + Sync,
     ) -> Result<Result<Hold, Amounts>, Error> {
+        loop {
+            match self.try_hold(job, budgets, now, &fit).await? {
+                Tried::Held(hold) => return Ok(Ok(hold)),
+                Tried::Left(left) => return Ok(Err(left)),
+                Tried::Unreckoned(of) => {
+                    if !self.reckon(job.tenant_id, of, now).await? {
+                        tokio::time::sleep(RECKONING_PAUSE).await;
+                    }
+                }
+            }
+        }
+    }
+
+    async fn try_hold<'b>(
+        &self,
+        job: &Job,
+        budgets: &'b Budgets,
+        now: DateTime<Utc>,
+        fit: &(impl Fn(Amounts) -> Option<Hold> + Send + Sync),
+    ) -> Result<Tried<'b>, Error> {
         self.within(async {
             let mut tx = self.pool().begin().await?;
             // A hold that is lost with Postgres's own crash is of a call that ends with this process's connection.
@@ -186,13 +220,18 @@ impl Store {
             // Locks are taken in the same order everywhere.
             subjects.sort_by(|a, b| a.0.cmp(&b.0));
             for (key, of) in &subjects {
-                left = left.min(left_of(&mut tx, (job.tenant_id, key, of), now).await?);
+                match left_of(&mut tx, (job.tenant_id, key, of), now).await? {
+                    Some(of_it) => left = left.min(of_it),
+                    None => return Ok(Tried::Unreckoned(*of)),
+                }
             }
             let keys: Vec<&String> = subjects.iter().map(|(key, _)| key).filter(|key| !key.is_empty()).collect();
             if !budgets.job.is_unlimited() {
                 left = left.min(left_of_job(&mut tx, job, budgets.job, now).await?);
             }
-            let Some(hold) = fit(left) else { return Ok(Err(left)) };
+            let Some(hold) = fit(left) else {
+                return Ok(Tried::Left(left));
+            };
             let expires_at = now + HOLD_TTL;
             sqlx::query(
                 "insert into budget_holds (id, tenant_id, job_id, attempt, cost_usd, output_tokens, expires_at, subjects)
@@ -209,9 +248,32 @@ impl Store {
             .execute(&mut *tx)
             .await?;
             tx.commit().await?;
-            Ok(Ok(hold))
+            Ok(Tried::Held(hold))
         })
         .await
+    }
+
+    /// Reckons what was spent in a window before anybody looked at it, once, however long that takes. Answers false when
+    /// somebody else is at it.
+    async fn reckon(&self, tenant_id: TenantId, of: &SubjectBudget, now: DateTime<Utc>) -> Result<bool, Error> {
+        let reckoned = tokio::time::timeout(RECKONING_MAX, async {
+            let mut tx = self.pool().begin().await?;
+            let is_mine: bool = sqlx::query_scalar(
+                "select pg_try_advisory_xact_lock(hashtextextended('window:' || $1::text || $2, 0))",
+            )
+            .bind(tenant_id)
+            .bind(of.subject.to_string())
+            .fetch_one(&mut *tx)
+            .await?;
+            if is_mine {
+                begin_window(&mut tx, tenant_id, of, now).await?;
+                tx.commit().await?;
+            }
+            Ok(is_mine)
+        });
+        reckoned
+            .await
+            .unwrap_or(Err(Error::Unavailable(sqlx::Error::PoolTimedOut)))
     }
 
     /// Gives a hold back whose call used nothing.
@@ -277,36 +339,15 @@ async fn left_of_job(
     Ok(amounts.less(amount(&cost)?, u64::try_from(output).unwrap_or(0)))
 }
 
+/// What is left of a budget; none when nobody has looked at its window yet.
 async fn left_of(
     connection: &mut PgConnection,
     (tenant_id, key, of): (TenantId, &str, &SubjectBudget),
     now: DateTime<Utc>,
-) -> Result<Amounts, Error> {
+) -> Result<Option<Amounts>, Error> {
     lock(&mut *connection, tenant_id.uuid(), key).await?;
-    let began_on = of.budget.window.began_on(now);
-    let spent: Option<(String, i64)> = left(&mut *connection, (tenant_id, key), began_on, now).await?;
-    let (cost, output) = if let Some(spent) = spent {
-        spent
-    } else {
-        begin_window(&mut *connection, tenant_id, &of.subject, began_on).await?;
-        left(connection, (tenant_id, key), began_on, now)
-            .await?
-            .ok_or_else(|| Error::Corrupt("a window that was begun is not there".to_owned()))?
-    };
-    Ok(of
-        .budget
-        .amounts
-        .less(amount(&cost)?, u64::try_from(output).unwrap_or(0)))
-}
-
-/// What is spent and held in a window, in one statement; none when nobody has looked at the window yet.
-async fn left(
-    connection: &mut PgConnection,
-    (tenant_id, key): (TenantId, &str),
-    began_on: NaiveDate,
-    now: DateTime<Utc>,
-) -> Result<Option<(String, i64)>, Error> {
-    Ok(sqlx::query_as(
+    // What is spent and what is held in one statement.
+    let gone: Option<(String, i64)> = sqlx::query_as(
         "select (b.cost_usd + h.cost_usd)::text, (b.output_tokens + h.output_tokens)::bigint
          from budgets b, (
             select coalesce(sum(cost_usd), 0) as cost_usd, coalesce(sum(output_tokens), 0) as output_tokens
@@ -314,37 +355,65 @@ async fn left(
          ) h where b.tenant_id = $1 and b.began_on = $2 and b.subject = $4",
     )
     .bind(tenant_id)
-    .bind(began_on)
+    .bind(of.budget.window.began_on(now))
     .bind(now)
     .bind(key)
     .fetch_optional(connection)
-    .await?)
+    .await?;
+    let Some((cost, output)) = gone else { return Ok(None) };
+    let (cost, output) = (amount(&cost)?, u64::try_from(output).unwrap_or(0));
+    Ok(Some(of.budget.amounts.less(cost, output)))
 }
 
-/// Reckons what was spent in a window before anybody looked. The table is locked against inserts for that one statement:
-/// a fact that is committed meanwhile would be in neither.
+/// Writes down what was spent in a window so far. Every insert of a fact writes to the table of windows or would, so while
+/// it is locked none is under way: those before are in the sum, those after charge the row. What is older than a fact can
+/// be that is still to be inserted, and that may be all that a tenant ever used, is added up before that.
 async fn begin_window(
     connection: &mut PgConnection,
     tenant_id: TenantId,
-    subject: &Subject,
-    began_on: NaiveDate,
+    of: &SubjectBudget,
+    now: DateTime<Utc>,
 ) -> Result<(), Error> {
-    sqlx::query("lock table usage in share mode")
+    let (kind, id) = of.subject.parts();
+    let began_on = of.budget.window.began_on(now);
+    let is_there: bool = sqlx::query_scalar(
+        "select exists (select from budgets where tenant_id = $1 and began_on = $2 and subject = $3)",
+    )
+    .bind(tenant_id)
+    .bind(began_on)
+    .bind(of.subject.to_string())
+    .fetch_one(&mut *connection)
+    .await?;
+    if is_there {
+        return Ok(());
+    }
+    let facts = of_subject(kind, "$2", "$3::text");
+    let sum = "coalesce(sum(cost_usd), 0)::text, coalesce(sum(output_tokens), 0)::bigint";
+    let (cost, output): (String, i64) = sqlx::query_as(AssertSqlSafe(format!(
+        "select {sum} from usage where {facts} and at < $4"
+    )))
+    .bind(tenant_id)
+    .bind(began_on)
+    .bind(&id)
+    .bind(now - FACT_DELAY_MAX)
+    .fetch_one(&mut *connection)
+    .await?;
+    sqlx::query("lock table budgets in share row exclusive mode")
         .execute(&mut *connection)
         .await?;
-    let sql = format!(
+    let insert = format!(
         "insert into budgets (tenant_id, began_on, subject, cost_usd, output_tokens)
-         select $1, $2, $5, coalesce(sum(cost_usd), 0), coalesce(sum(output_tokens), 0) from usage where {}
-         on conflict do nothing",
-        of_subject("$2", "$3", "$4")
+         select $1, $2, $5, $6::text::numeric + coalesce(sum(cost_usd), 0), $7 + coalesce(sum(output_tokens), 0)
+         from usage where {facts} and at >= $4"
     );
-    let (kind, id) = subject.parts();
-    sqlx::query(AssertSqlSafe(sql))
+    sqlx::query(AssertSqlSafe(insert))
         .bind(tenant_id)
         .bind(began_on)
-        .bind(kind)
         .bind(id)
-        .bind(subject.to_string())
+        .bind(now - FACT_DELAY_MAX)
+        .bind(of.subject.to_string())
+        .bind(cost)
+        .bind(output)
         .execute(connection)
         .await?;
     Ok(())

@@ -58,7 +58,7 @@ impl Subject {
     }
 
     /// Those of a job, without its tenant and its models.
-    fn of_job(job: &Job) -> impl Iterator<Item = Self> {
+    pub(super) fn of_job(job: &Job) -> impl Iterator<Item = Self> {
         let conversation = job.conversation_id.map(Self::Conversation);
         let agent = job.agent_id.map(Self::Agent);
         let user = job.user_id.clone().map(Self::User);
@@ -94,6 +94,9 @@ fn budget(row: &PgRow) -> Result<WindowBudget, Error> {
         window: Window::read(row.try_get("budget_window")?),
     })
 }
+
+/// The kinds of subjects; the tenant's has no name.
+const KINDS: [&str; 5] = ["", "conversation", "agent", "user", "model"];
 
 const COLUMNS: &str = "subject, cost_usd::text as cost, output_tokens as output, budget_window";
 
@@ -227,37 +230,51 @@ impl Store {
     /// # Errors
     /// When Postgres is away.
     pub async fn spent(&self, tenant_id: TenantId, windows: &[(Subject, NaiveDate)]) -> Result<Vec<(Usd, u64)>, Error> {
-        let sql = format!(
-            "select u.cost_usd, u.output_tokens
-             from unnest($2::date[], $3::text[], $4::text[]) with ordinality as w(began_on, kind, id, place)
-             cross join lateral (
-                select coalesce(sum(cost_usd), 0)::text as cost_usd, coalesce(sum(output_tokens), 0)::bigint as output_tokens
-                from usage where {}
-             ) u order by w.place",
-            of_subject("w.began_on", "w.kind", "w.id")
-        );
-        let (kinds, ids): (Vec<&str>, Vec<String>) = windows.iter().map(|(subject, _)| subject.parts()).unzip();
-        let rows: Vec<(String, i64)> = sqlx::query_as(AssertSqlSafe(sql))
-            .bind(tenant_id)
-            .bind(windows.iter().map(|(_, began_on)| *began_on).collect::<Vec<_>>())
-            .bind(kinds)
-            .bind(ids)
-            .fetch_all(self.pool())
-            .await?;
-        rows.iter()
-            .map(|(cost, output)| Ok((amount(cost)?, u64::try_from(*output).unwrap_or(0))))
-            .collect()
+        let mut spent = vec![(Usd::ZERO, 0); windows.len()];
+        for kind in KINDS {
+            let windows = windows.iter().enumerate();
+            let (places, began_on, ids) = windows
+                .map(|(place, (subject, began_on))| (place, *began_on, subject.parts()))
+                .filter(|(.., parts)| parts.0 == kind)
+                .map(|(place, began_on, (_, id))| (place, began_on, id))
+                .collect::<(Vec<usize>, Vec<NaiveDate>, Vec<String>)>();
+            if places.is_empty() {
+                continue;
+            }
+            let sql = format!(
+                "select u.cost_usd, u.output_tokens
+                 from unnest($2::date[], $3::text[]) with ordinality as w(began_on, id, place)
+                 cross join lateral (
+                    select coalesce(sum(cost_usd), 0)::text as cost_usd,
+                        coalesce(sum(output_tokens), 0)::bigint as output_tokens
+                    from usage where {}
+                 ) u order by w.place",
+                of_subject(kind, "w.began_on", "w.id")
+            );
+            let rows: Vec<(String, i64)> = sqlx::query_as(AssertSqlSafe(sql))
+                .bind(tenant_id)
+                .bind(began_on)
+                .bind(ids)
+                .fetch_all(self.pool())
+                .await?;
+            for (place, (cost, output)) in places.into_iter().zip(rows) {
+                spent[place] = (amount(&cost)?, u64::try_from(output).unwrap_or(0));
+            }
+        }
+        Ok(spent)
     }
 }
 
-/// SQL: the facts that count for a subject of a tenant ($1): those since this day, and of this kind and id.
-pub(super) fn of_subject(began_on: &str, kind: &str, id: &str) -> String {
-    format!(
-        "tenant_id = $1 and at >= {began_on}::timestamp at time zone 'UTC' and case {kind}::text
-            when '' then true when 'conversation' then conversation_id::text = {id}
-            when 'agent' then agent_id::text = {id} when 'user' then user_id = {id}
-            else provider || '/' || model = {id} end"
-    )
+/// SQL: the facts that count for a subject of a tenant ($1): those since this day, and of this kind and id. Each kind has a
+/// condition of its own, which its index serves.
+pub(super) fn of_subject(kind: &str, began_on: &str, id: &str) -> String {
+    let is_its = match kind {
+        "" => "true".to_owned(),
+        "conversation" | "agent" => format!("{kind}_id = {id}::uuid"),
+        "user" => format!("user_id = {id}"),
+        _ => format!("provider || '/' || model = {id}"),
+    };
+    format!("tenant_id = $1 and at >= {began_on}::timestamp at time zone 'UTC' and {is_its}")
 }
 
 /// Forgets the budget of a conversation that is forgotten.

@@ -7,6 +7,7 @@ use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, Row};
 use uuid::Uuid;
 
+use super::budgets::Window;
 use super::row::{bigint, int};
 use super::subjects::Subject;
 use super::{Error, Store};
@@ -38,8 +39,20 @@ pub struct Call {
     pub at: DateTime<Utc>,
     /// What was held of budgets for it.
     pub hold: Option<Uuid>,
-    /// The budgets that count it: each subject with the first day of its window.
-    pub windows: Vec<(Subject, NaiveDate)>,
+}
+
+impl Call {
+    /// Everybody whose budget counts it, and the first days of the windows that it lies in. Who has a budget is no matter:
+    /// it may have been set while the call was under way, or be set again later.
+    fn counts_for(&self, job: &Job) -> (Vec<String>, Vec<NaiveDate>) {
+        let model = Subject::Model(format!("{}/{}", self.provider, self.model));
+        let subjects = Subject::of_job(job).chain([Subject::Tenant, model]);
+        let windows = [Window::Day, Window::Month, Window::Total];
+        (
+            subjects.map(|subject| subject.to_string()).collect(),
+            windows.map(|window| window.began_on(self.at)).into(),
+        )
+    }
 }
 
 /// Calls added up.
@@ -132,6 +145,7 @@ impl Store {
     /// # Errors
     /// When Postgres is away.
     pub async fn insert_usage(&self, job: &Job, call: &Call) -> Result<(), Error> {
+        let (subjects, windows) = call.counts_for(job);
         let cache_write = call
             .usage
             .cache_write_short_tokens
@@ -148,9 +162,9 @@ impl Store {
              -- A window that nobody has looked at has no row, and is reckoned from the facts when somebody does. Rows are
              -- locked in order, so that two calls never wait for each other.
              , charged as materialized (
-                select b.subject, b.began_on from budgets b
-                join unnest($21::text[], $22::date[]) as w(subject, began_on) using (subject, began_on)
-                where b.tenant_id = $4 order by b.subject for update of b
+                select subject, began_on from budgets
+                where tenant_id = $4 and subject = any($21) and began_on = any($22)
+                order by subject, began_on for update
              )
              update budgets set cost_usd = budgets.cost_usd + fact.cost_usd,
                 output_tokens = budgets.output_tokens + fact.output_tokens
@@ -177,8 +191,8 @@ impl Store {
         .bind(call.cost.map(|cost| cost.to_string()))
         .bind(call.hold)
         .bind(&call.price)
-        .bind(call.windows.iter().map(|(subject, _)| subject.to_string()).collect::<Vec<_>>())
-        .bind(call.windows.iter().map(|(_, began_on)| *began_on).collect::<Vec<_>>());
+        .bind(subjects)
+        .bind(windows);
         let done = self.on(self.talking(), async |connection| query.execute(connection).await);
         done.await?;
         Ok(())

@@ -80,7 +80,6 @@ fn used(call: u32, cost: &str, hold: Option<&Hold>, at: DateTime<Utc>) -> Call {
         price: Some("{}".to_owned()),
         at,
         hold: hold.map(|hold| hold.id),
-        windows: vec![(Subject::Tenant, Window::Month.began_on(at))],
     }
 }
 
@@ -147,6 +146,98 @@ async fn a_window_counts_what_was_spent_before_the_budget_was_set_and_not_what_w
 }
 
 #[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn what_is_used_is_charged_whether_or_not_there_is_a_budget_at_that_moment(pool: PgPool) {
+    let env = TestEnv::new(pool).await;
+    let (mut job, now) = (job(&env).await, env.clock.now());
+    job.user_id = Some("ann".to_owned());
+    job.agent_id = Some(AgentId::new());
+    job.conversation_id = Some(ConversationId::new());
+    let subjects = [
+        Subject::Tenant,
+        Subject::Agent(job.agent_id.unwrap()),
+        Subject::Conversation(job.conversation_id.unwrap()),
+        Subject::User("ann".to_owned()),
+        Subject::Model("anthropic/claude-x".to_owned()),
+    ];
+    for (subject, number) in subjects.into_iter().zip(0_u32..) {
+        let one = Budgets {
+            job: Amounts::default(),
+            subjects: vec![of(subject.clone(), dollars("100"))],
+        };
+        // Somebody looks while it is set; then it is removed, or the next call began before it was set.
+        let before = hold(&env.store, &job, &one, "1000", now).await.unwrap_err();
+        env.store
+            .insert_usage(&job, &used(number, "2", None, now))
+            .await
+            .unwrap();
+        let after = hold(&env.store, &job, &one, "1000", now).await.unwrap_err();
+        let spent = (before.cost, after.cost);
+        let expected = |calls: u32| Some(usd(&(100 - 2 * calls).to_string()));
+        assert_eq!(spent, (expected(number), expected(number + 1)), "{subject}");
+    }
+}
+
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn a_budget_that_was_of_a_day_counts_its_whole_month(pool: PgPool) {
+    let env = TestEnv::new(pool).await;
+    let mut job = job(&env).await;
+    job.user_id = Some("ann".to_owned());
+    let mine = |window| Budgets {
+        job: Amounts::default(),
+        subjects: vec![SubjectBudget {
+            subject: Subject::User("ann".to_owned()),
+            budget: WindowBudget {
+                amounts: dollars("10"),
+                window,
+            },
+        }],
+    };
+    let first: DateTime<Utc> = "2026-12-01T12:00:00Z".parse().unwrap();
+    let (of_day, of_month, of_all) = (mine(Window::Day), mine(Window::Month), mine(Window::Total));
+    for (number, days, left) in [
+        (0, 0, ["9", "9", "9"]),
+        (1, 1, ["9", "8", "8"]),
+        (2, 40, ["9", "9", "7"]),
+    ] {
+        let now = first + Duration::days(days);
+        // The day is looked at first: on the first of a month its window begins with the month's.
+        hold(&env.store, &job, &of_day, "100", now).await.unwrap_err();
+        env.store
+            .insert_usage(&job, &used(number, "1", None, now))
+            .await
+            .unwrap();
+        for (budgets, left) in [&of_day, &of_month, &of_all].into_iter().zip(left) {
+            let is = hold(&env.store, &job, budgets, "100", now).await.unwrap_err();
+            assert_eq!(is.cost, Some(usd(left)), "{budgets:?} after {days} days");
+        }
+    }
+}
+
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn a_window_that_begins_amid_calls_counts_each_of_them_once(pool: PgPool) {
+    const CALLS: u32 = 300;
+    let env = TestEnv::new(pool).await;
+    let (job, now) = (job(&env).await, env.clock.now());
+    let mut budgets = of_tenant(dollars("1000"));
+    budgets.subjects[0].budget.window = Window::Total;
+    let old = used(CALLS, "100", None, now - Duration::days(400));
+    env.store.insert_usage(&job, &old).await.unwrap();
+    let mut calls = JoinSet::new();
+    for number in 0..CALLS {
+        let (store, job, budgets) = (env.store.clone(), job.clone(), budgets.clone());
+        calls.spawn(async move {
+            store.insert_usage(&job, &used(number, "1", None, now)).await.unwrap();
+            if number % 100 == 50 {
+                hold(&store, &job, &budgets, "5000", now).await.unwrap_err();
+            }
+        });
+    }
+    calls.join_all().await;
+    let left = hold(&env.store, &job, &budgets, "5000", now).await.unwrap_err();
+    assert_eq!(left.cost, Some(usd("600")));
+}
+
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
 async fn a_hold_ends_by_its_time_and_one_of_an_earlier_attempt_counts_no_more(pool: PgPool) {
     let env = TestEnv::new(pool).await;
     let (mut job, now) = (job(&env).await, env.clock.now());
@@ -196,10 +287,7 @@ async fn the_smallest_of_all_budgets_decides_and_each_counts_its_own_calls(pool:
     let held = hold(&env.store, &mine, &budgets, "1", now).await.unwrap();
     let left = hold(&env.store, &mine, &budgets, "1", now).await.unwrap_err();
     assert_eq!(left.cost, Some(usd("0.5")), "of the conversation");
-    let call = Call {
-        windows: budgets.windows(now),
-        ..used(1, "0.25", Some(&held), now)
-    };
+    let call = used(1, "0.25", Some(&held), now);
     env.store.insert_usage(&mine, &call).await.unwrap();
     let left = hold(&env.store, &mine, &budgets, "10", now).await.unwrap_err();
     assert_eq!(left.cost, Some(usd("1.25")));

@@ -28,17 +28,17 @@ impl Account {
     pub(super) fn end(&self, call: OpenCall, model: &ModelName, error: Option<&Error>, usage: Usage) {
         let mut total = self.total.lock().unwrap_or_else(PoisonError::into_inner);
         // Under the lock, so that events come in the order of their numbers.
-        let charged = call.end(error, usage);
-        self.sink.usage(&CallUsage::new(model, usage, charged));
+        let fact = call.end(error, usage);
+        self.sink.usage(&CallUsage::new(model, &fact));
         *total += usage;
     }
 
     /// Takes a call that failed before its first token.
     pub(super) fn setback(&self, setback: &Setback<'_>) {
         self.sink.status("model", Some(&setback.to_string()));
-        if let Some((usage, charged)) = setback.spent {
-            self.sink.usage(&CallUsage::new(setback.model, usage, charged));
-            *self.total.lock().unwrap_or_else(PoisonError::into_inner) += usage;
+        if let Some(fact) = &setback.spent {
+            self.sink.usage(&CallUsage::new(setback.model, fact));
+            *self.total.lock().unwrap_or_else(PoisonError::into_inner) += fact.usage;
         }
     }
 

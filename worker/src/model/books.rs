@@ -8,7 +8,7 @@ use common::agent::Budget;
 use common::clock::Clock;
 use common::ids::TenantId;
 use common::job::Job;
-use common::store::budgets::{Amounts, Budgets, SubjectBudget, WindowBudget};
+use common::store::budgets::{Amounts, SubjectBudget, WindowBudget};
 use common::store::subjects::Subject;
 use common::store::{self, Store};
 use tokio::time::Instant;
@@ -17,7 +17,7 @@ use super::ledger::Ledger;
 use super::price::Prices;
 use super::{Error, Settings};
 
-/// How long a tenant's budget is believed to be what it was: reading it is a round trip before each turn.
+/// How long what a tenant has set is believed to be what it was: reading it is two round trips before each call.
 const BELIEVED: Duration = Duration::from_secs(5);
 
 /// Tenants that are remembered; all are forgotten when there are more.
@@ -60,13 +60,24 @@ impl Books {
     /// The books of an attempt whose agent has this budget.
     ///
     /// # Errors
-    /// [`Error::Books`] when Postgres does not say what the tenant may spend.
+    /// [`Error::Books`] when Postgres does not say whether anything else is limited.
     pub async fn ledger(&self, job: &Job, budget: &Budget, clock: &Clock) -> Result<Ledger, Error> {
         let of_job = Amounts {
             // What an agent's definition says was validated when it was saved.
             cost: budget.max_cost_usd.as_deref().and_then(|text| text.parse().ok()),
             output_tokens: budget.max_output_tokens,
         };
+        // Asked now, so that an attempt whose calls could not be made does not begin.
+        self.set_by(job.tenant_id).await?;
+        Ok(Ledger::begin(self.clone(), job.clone(), of_job, clock.clone()))
+    }
+
+    /// What calls of a job are held against at this moment, besides its own budget: what was set or changed since the
+    /// attempt began counts too.
+    ///
+    /// # Errors
+    /// [`Error::Books`] when Postgres does not say.
+    pub(super) async fn budgets(&self, job: &Job) -> Result<Vec<SubjectBudget>, Error> {
         let set = self.set_by(job.tenant_id).await?;
         let mut subjects = Vec::new();
         if set.has_subjects {
@@ -76,9 +87,17 @@ impl Books {
             subject: Subject::Tenant,
             budget,
         }));
-        let basis = (Arc::clone(&self.prices), clock.clone());
-        let budgets = Budgets { job: of_job, subjects };
-        Ok(Ledger::begin(basis, self.store.clone(), job.clone(), budgets))
+        Ok(subjects)
+    }
+
+    /// Where facts are kept.
+    pub(super) fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// What calls cost.
+    pub(super) fn prices(&self) -> Arc<Prices> {
+        Arc::clone(&self.prices)
     }
 
     async fn set_by(&self, id: TenantId) -> Result<Set, Error> {
@@ -93,9 +112,14 @@ impl Books {
         {
             return Ok(set);
         }
-        let set = Set {
-            budget: self.store.tenant_budget(id).await.map_err(books)?,
-            has_subjects: self.store.has_subject_budgets(id).await.map_err(books)?,
+        let set = match (self.read(id).await, known) {
+            (Ok(set), _) => set,
+            // Calls of tenants without budgets need no Postgres.
+            (Err(error), Some((_, set))) => {
+                tracing::warn!(%error, tenant_id = %id, "budgets are believed to be what they were");
+                set
+            }
+            (Err(error), None) => return Err(books(error)),
         };
         let mut tenants = self.tenants.lock().unwrap_or_else(PoisonError::into_inner);
         if tenants.len() >= TENANTS_MAX {
@@ -103,6 +127,13 @@ impl Books {
         }
         tenants.insert(id, (Instant::now(), set));
         Ok(set)
+    }
+
+    async fn read(&self, id: TenantId) -> Result<Set, store::Error> {
+        Ok(Set {
+            budget: self.store.tenant_budget(id).await?,
+            has_subjects: self.store.has_subject_budgets(id).await?,
+        })
     }
 }
 

@@ -4,7 +4,8 @@
 //! the budget in Postgres; what it used is a fact that is written down, whatever became of the attempt meanwhile.
 //!
 //! # Invariants
-//! - Every entry ends in a row or in nothing having been asked: one that is dropped is written as an estimate.
+//! - Every entry ends in a row or in nothing having been asked: one that is dropped after that is written as an estimate,
+//!   one that is dropped before gives back what is held for it.
 //! - What is held is an upper bound: no tokenizer makes more tokens of a text than it has bytes.
 
 mod writer;
@@ -16,11 +17,11 @@ use common::clock::Clock;
 use common::job::Job;
 use common::message::Usage;
 use common::money::Usd;
-use common::store::Store;
 use common::store::budgets::{Amounts, Budgets, Hold};
 use common::store::usage::Call;
 use uuid::Uuid;
 
+use super::books::Books;
 use super::price::{Price, Prices};
 use super::{Error, ModelName};
 use writer::Writer;
@@ -49,9 +50,10 @@ struct Inner {
 /// Where facts are kept.
 #[derive(Debug)]
 struct Keeper {
-    store: Store,
+    books: Books,
     job: Job,
-    budgets: Budgets,
+    /// What the job itself may spend.
+    of_job: Amounts,
     writer: Writer,
 }
 
@@ -77,29 +79,20 @@ pub struct Size {
     pub shrinks: bool,
 }
 
-/// What a call was charged.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Charged {
-    /// Number of the call in its attempt.
-    pub call: u32,
-    /// What it cost; none when the price is not known.
-    pub cost: Option<Usd>,
-}
-
 impl Ledger {
     /// Books that nobody reads: nothing is written and nothing is limited.
     pub fn unkept(prices: Arc<Prices>, clock: Clock) -> Self {
         Self::with(prices, clock, None)
     }
 
-    /// The books of an attempt, whose calls are held against these budgets. It must be made within the runtime.
-    pub fn begin((prices, clock): (Arc<Prices>, Clock), store: Store, job: Job, budgets: Budgets) -> Self {
-        let writer = Writer::start(store.clone(), job.clone());
+    /// The books of an attempt whose job may spend so much. It must be made within the runtime.
+    pub(super) fn begin(books: Books, job: Job, of_job: Amounts, clock: Clock) -> Self {
+        let prices = books.prices();
         let keeper = Keeper {
-            store,
+            writer: Writer::start(books.store().clone(), job.clone()),
+            books,
             job,
-            budgets,
-            writer,
+            of_job,
         };
         Self::with(prices, clock, Some(keeper))
     }
@@ -134,19 +127,10 @@ impl Ledger {
             hold: None,
             input_bytes: size.input_bytes,
             output_tokens_max: size.output_tokens_max,
-            is_open: true,
+            is_asked: false,
         };
-        if let Some(keeper) = self.inner.keeper.as_ref().filter(|keeper| keeper.is_limited()) {
-            match keeper.hold(&entry, size, &self.inner.clock).await {
-                Ok(hold) => {
-                    entry.hold = Some(hold.id);
-                    entry.output_tokens_max = u32::try_from(hold.output_tokens).unwrap_or(u32::MAX);
-                }
-                Err(error) => {
-                    entry.is_open = false;
-                    return Err(error);
-                }
-            }
+        if let Some(keeper) = &self.inner.keeper {
+            keeper.hold(&mut entry, size, &self.inner.clock).await?;
         }
         Ok(entry)
     }
@@ -159,9 +143,18 @@ impl Ledger {
         *self.inner.spent.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn write(&self, entry: &Entry, usage: Usage) -> Charged {
+    fn write(&self, entry: &mut Entry, usage: Usage) -> Call {
         let cost = entry.price.as_ref().map(|price| price.cost(&usage));
-        let call = self.inner.next.fetch_add(1, Ordering::Relaxed);
+        let fact = Call {
+            call: self.inner.next.fetch_add(1, Ordering::Relaxed),
+            provider: entry.model.provider().to_owned(),
+            model: entry.model.model().to_owned(),
+            usage,
+            cost,
+            price: entry.price.as_ref().and_then(|price| serde_json::to_string(price).ok()),
+            at: self.inner.clock.now(),
+            hold: entry.hold.take(),
+        };
         {
             let mut spent = self.inner.spent.lock().unwrap_or_else(PoisonError::into_inner);
             spent.calls += 1;
@@ -169,31 +162,23 @@ impl Ledger {
             spent.cost += cost.unwrap_or_default();
         }
         if let Some(keeper) = &self.inner.keeper {
-            let at = self.inner.clock.now();
-            keeper.writer.write(Call {
-                call,
-                provider: entry.model.provider().to_owned(),
-                model: entry.model.model().to_owned(),
-                usage,
-                cost,
-                price: entry.price.as_ref().and_then(|price| serde_json::to_string(price).ok()),
-                at,
-                hold: entry.hold,
-                windows: keeper.budgets.for_model(&entry.model.to_string()).windows(at),
-            });
+            keeper.writer.write(fact.clone());
         }
-        Charged { call, cost }
+        fact
     }
 }
 
 impl Keeper {
-    fn is_limited(&self) -> bool {
-        !self.budgets.is_unlimited()
-    }
-
-    /// Holds the call's upper bound.
-    async fn hold(&self, entry: &Entry, size: Size, clock: &Clock) -> Result<Hold, Error> {
-        let budgets = self.budgets.for_model(&entry.model.to_string());
+    /// Holds the call's upper bound against the budgets that there are now.
+    async fn hold(&self, entry: &mut Entry, size: Size, clock: &Clock) -> Result<(), Error> {
+        let budgets = Budgets {
+            job: self.of_job,
+            subjects: self.books.budgets(&self.job).await?,
+        };
+        let budgets = budgets.for_model(&entry.model.to_string());
+        if budgets.is_unlimited() {
+            return Ok(());
+        }
         let mut amounts = budgets.subjects.iter().map(|of| of.budget.amounts).chain([budgets.job]);
         let is_in_dollars = amounts.any(|amounts| amounts.cost.is_some());
         if is_in_dollars && entry.price.is_none() {
@@ -202,23 +187,31 @@ impl Keeper {
         }
         // What was used is counted instead of what was held as soon as it is written.
         self.writer.flush().await;
+        // Noted before anybody is asked: who is dropped while it is committed gives it back.
+        let id = Uuid::now_v7();
+        entry.hold = Some(id);
         let price = entry.price.as_ref();
-        let held = self
-            .store
-            .hold_budget(&self.job, &budgets, clock.now(), |left| fit(left, size, price))
+        let store = self.books.store();
+        let held = store
+            .hold_budget(&self.job, &budgets, clock.now(), |left| fit(id, left, size, price))
             .await;
         match held {
-            Ok(Ok(hold)) => Ok(hold),
-            Ok(Err(left)) => Err(Error::Budget {
-                left: explain(left, size, price),
-            }),
+            Ok(Ok(hold)) => {
+                entry.output_tokens_max = u32::try_from(hold.output_tokens).unwrap_or(u32::MAX);
+                Ok(())
+            }
+            Ok(Err(left)) => {
+                let left = explain(left, size, price);
+                entry.hold = None;
+                Err(Error::Budget { left })
+            }
             Err(error) => Err(Error::Books(Box::new(error))),
         }
     }
 }
 
 /// The hold of a call in what is left; none when it does not fit.
-fn fit(left: Amounts, size: Size, price: Option<&Price>) -> Option<Hold> {
+fn fit(id: Uuid, left: Amounts, size: Size, price: Option<&Price>) -> Option<Hold> {
     let wanted = u64::from(size.output_tokens_max);
     let mut output_tokens = wanted.min(left.output_tokens.unwrap_or(u64::MAX));
     let bound = price.map(|price| price.bound(size.input_bytes));
@@ -236,7 +229,7 @@ fn fit(left: Amounts, size: Size, price: Option<&Price>) -> Option<Hold> {
         wanted
     };
     (output_tokens >= least.max(1)).then(|| Hold {
-        id: Uuid::now_v7(),
+        id,
         cost: input + output.per_million(output_tokens),
         output_tokens,
     })
@@ -263,10 +256,11 @@ pub struct Entry {
     ledger: Ledger,
     model: ModelName,
     price: Option<Price>,
+    /// What is held for it, or may be.
     hold: Option<Uuid>,
     input_bytes: u64,
     output_tokens_max: u32,
-    is_open: bool,
+    is_asked: bool,
 }
 
 impl Entry {
@@ -275,31 +269,40 @@ impl Entry {
         self.output_tokens_max
     }
 
-    /// Writes down what the call used.
-    pub fn close(mut self, usage: Usage) -> Charged {
-        self.is_open = false;
-        self.ledger.write(&self, usage)
+    /// The request goes out: what becomes of it may cost something.
+    pub fn ask(&mut self) {
+        self.is_asked = true;
     }
 
-    /// Nothing was asked, or nothing is known of it to have been used.
+    /// Writes down what the call used, and answers that.
+    pub fn close(mut self, usage: Usage) -> Call {
+        self.is_asked = false;
+        self.ledger.clone().write(&mut self, usage)
+    }
+
+    /// Nothing was used.
     pub fn release(mut self) {
-        self.is_open = false;
-        if let (Some(hold), Some(keeper)) = (self.hold, &self.ledger.inner.keeper) {
-            keeper.writer.release(hold);
+        self.is_asked = false;
+    }
+
+    /// What a call used of whose answer nothing is known: the provider charges at least for what it read.
+    pub fn estimate(&self) -> Usage {
+        Usage {
+            input_tokens: self.input_bytes.div_ceil(BYTES_PER_TOKEN),
+            estimated: true,
+            ..Usage::default()
         }
     }
 }
 
 impl Drop for Entry {
-    /// Somebody left a call under way: the provider charges at least for what it read.
+    /// Somebody left the call: under way, or before it was made.
     fn drop(&mut self) {
-        if std::mem::take(&mut self.is_open) {
-            let usage = Usage {
-                input_tokens: self.input_bytes.div_ceil(BYTES_PER_TOKEN),
-                estimated: true,
-                ..Usage::default()
-            };
+        if self.is_asked {
+            let usage = self.estimate();
             self.ledger.clone().write(self, usage);
+        } else if let (Some(hold), Some(keeper)) = (self.hold, &self.ledger.inner.keeper) {
+            keeper.writer.release(hold);
         }
     }
 }

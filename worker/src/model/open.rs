@@ -9,10 +9,11 @@ use std::time::Duration;
 
 use common::clock::Clock;
 use common::message::Usage;
+use common::store::usage;
 use futures_util::future::BoxFuture;
 use tokio_util::sync::CancellationToken;
 
-use super::ledger::{BYTES_PER_TOKEN, Charged, Entry, Ledger, Size};
+use super::ledger::{BYTES_PER_TOKEN, Entry, Ledger, Size};
 use super::policy::{Pass, Policy, RetryPolicy};
 use super::price::Prices;
 use super::{Class, Error, ModelName, ModelProvider, Providers};
@@ -49,8 +50,8 @@ pub struct Setback<'a> {
     pub model: &'a ModelName,
     /// Why it failed.
     pub error: &'a Error,
-    /// What the provider reported to have counted before it failed, money spent all the same, and what it was charged.
-    pub spent: Option<(Usage, Charged)>,
+    /// What it used all the same: what the provider had counted before it failed, or is taken to have counted.
+    pub spent: Option<usage::Call>,
     /// What comes next.
     pub next: Next<'a>,
 }
@@ -120,13 +121,19 @@ pub struct OpenCall {
 }
 
 impl OpenCall {
+    /// The request goes out.
+    fn begin(pass: Pass, mut entry: Entry) -> Self {
+        entry.ask();
+        Self { pass, entry }
+    }
+
     /// Tokens that the answer may have, after the budget had its say.
     pub fn output_tokens_max(&self) -> u32 {
         self.entry.output_tokens_max()
     }
 
-    /// Ends it: how, and what it used.
-    pub fn end(self, error: Option<&Error>, usage: Usage) -> Charged {
+    /// Ends it: how, and what it used. Answers what is written down of it.
+    pub fn end(self, error: Option<&Error>, usage: Usage) -> usage::Call {
         self.pass.end(error, Some(&usage));
         self.entry.close(usage)
     }
@@ -208,7 +215,7 @@ fn worth_most(before: Option<Error>, error: Error) -> Error {
 fn tell(
     model: &ModelName,
     error: &Error,
-    spent: Option<(Usage, Charged)>,
+    spent: Option<usage::Call>,
     next: Next<'_>,
     on_setback: &mut (dyn FnMut(&Setback<'_>) + Send),
 ) {
@@ -227,7 +234,7 @@ async fn once<A: Ask>(
     caller: &Caller,
     model: &ModelName,
     ask: &A,
-) -> Result<(A::Answer, OpenCall), (Error, Option<(Usage, Charged)>)> {
+) -> Result<(A::Answer, OpenCall), (Error, Option<usage::Call>)> {
     let nothing = |error| (error, None);
     let provider = caller.providers.of(model).map_err(nothing)?;
     let size = ask.size();
@@ -235,7 +242,7 @@ async fn once<A: Ask>(
     let admitted = caller.policy.admit(provider.account(), model.model(), tokens).await;
     let pass = admitted.map_err(nothing)?;
     let entry = caller.ledger.open(model, size).await.map_err(nothing)?;
-    let open = OpenCall { pass, entry };
+    let open = OpenCall::begin(pass, entry);
     match ask.ask(provider, model, open.output_tokens_max()).await {
         Ok(answer) => Ok((answer, open)),
         Err((error, usage)) => {
@@ -243,7 +250,7 @@ async fn once<A: Ask>(
             pass.end(Some(&error), usage.as_ref());
             // Of a call that failed before it reported anything nothing is known.
             let spent = if let Some(usage) = usage {
-                Some((usage, entry.close(usage)))
+                Some(entry.close(usage))
             } else {
                 entry.release();
                 None

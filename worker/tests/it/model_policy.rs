@@ -13,6 +13,7 @@ use common::message::{Message, Usage};
 use common::money::Usd;
 use common::queue::Obstacle;
 use common::store::budgets::{Amounts, Window, WindowBudget};
+use common::store::subjects::Subject;
 use common::testing::{TestEnv, eventually};
 use futures_util::StreamExt;
 use serde_json::json;
@@ -20,6 +21,7 @@ use sqlx::PgPool;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use worker::model::books::Books;
+use worker::model::ledger::Size;
 use worker::model::scripted::Scripted;
 use worker::model::scripted::script::Script;
 use worker::model::server::ServerSettings;
@@ -277,6 +279,140 @@ async fn a_tenants_budget_holds_over_all_of_its_jobs(pool: PgPool) {
     other.ledger.end().await;
     assert!(answered > 0);
     assert!(world.spent().await.output_tokens <= 1_000);
+}
+
+impl World {
+    /// Sets what the user `ann` may have written in all, or nothing of that kind.
+    async fn set(&self, output_tokens: Option<u64>) {
+        let budget = output_tokens.map(|output_tokens| WindowBudget {
+            amounts: Amounts {
+                cost: None,
+                output_tokens: Some(output_tokens),
+            },
+            window: Window::Total,
+        });
+        let ann = Subject::User("ann".to_owned());
+        let tenant_id = self.job.tenant_id;
+        self.env
+            .store
+            .set_subject_budget(tenant_id, &ann, budget)
+            .await
+            .unwrap();
+    }
+
+    /// One call of another attempt, whose worker has not heard of anything yet, to its end.
+    async fn attempt(&mut self) -> Result<Usage, Error> {
+        self.job.attempt += 1;
+        let caller = self.caller(Budget::default()).await;
+        let called = call(&caller, &["anthropic/priced"]).await;
+        caller.ledger.end().await;
+        called
+    }
+}
+
+/// What the answers of this model have.
+const TOKENS: u64 = 100;
+
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn calls_count_that_were_made_while_their_budget_was_not_set(pool: PgPool) {
+    let mut world = World::new(pool, |_| {}).await;
+    world.job.user_id = Some("ann".to_owned());
+    world.set(Some(1_000_000)).await;
+    world.attempt().await.unwrap();
+    world.set(None).await;
+    for _ in 0..4 {
+        world.attempt().await.unwrap();
+    }
+    world.set(Some(5 * TOKENS)).await;
+    assert_matches!(world.attempt().await, Err(Error::Budget { .. }));
+    world.set(Some(6 * TOKENS)).await;
+    world.attempt().await.unwrap();
+    assert_matches!(world.attempt().await, Err(Error::Budget { .. }));
+}
+
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn a_call_counts_that_began_before_its_budget_was_set_and_its_attempt_keeps_to_that(pool: PgPool) {
+    let mut world = World::new(pool, |_| {}).await;
+    world.job.user_id = Some("ann".to_owned());
+    let earlier = world.caller(Budget::default()).await;
+    let request = ModelRequest::of(vec![Message::user("hi", chrono::DateTime::UNIX_EPOCH)], 500);
+    let models: Vec<ModelName> = vec!["anthropic/priced".parse().unwrap()];
+    let cancel = CancellationToken::new();
+    let opened = open(&earlier, &models, &request, &mut |_| {}, &cancel).await.unwrap();
+    world.set(Some(7 * TOKENS)).await;
+    world.attempt().await.unwrap();
+    let usage = Usage {
+        output_tokens: 6 * TOKENS,
+        ..Usage::default()
+    };
+    opened.call.end(None, usage);
+    earlier.ledger.end().await;
+    assert_matches!(world.attempt().await, Err(Error::Budget { .. }));
+    // The attempt that began without a budget hears of it.
+    eventually(Duration::from_secs(10), "a change is kept to", async || {
+        let called = call(&earlier, &["anthropic/priced"]).await;
+        matches!(called, Err(Error::Budget { .. })).then_some(())
+    })
+    .await;
+}
+
+/// How many holds there are.
+async fn holds(pool: &PgPool) -> i64 {
+    let count = sqlx::query_scalar("select count(*) from budget_holds");
+    count.fetch_one(pool).await.unwrap()
+}
+
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn a_call_that_is_left_before_it_is_made_costs_nothing_and_holds_nothing(pool: PgPool) {
+    let world = World::new(pool.clone(), |_| {}).await;
+    let limited = Budget {
+        max_cost_usd: None,
+        max_output_tokens: Some(1_000),
+    };
+    let caller = world.caller(limited).await;
+    let model: ModelName = "anthropic/priced".parse().unwrap();
+    let size = Size {
+        input_bytes: 4_000,
+        output_tokens_max: 500,
+        shrinks: true,
+    };
+    let entry = caller.ledger.open(&model, size).await.unwrap();
+    assert_eq!(holds(&pool).await, 1);
+    drop(entry);
+    caller.ledger.end().await;
+    assert_eq!(holds(&pool).await, 0);
+
+    // Somebody else is at the budget meanwhile.
+    let mut other = pool.begin().await.unwrap();
+    sqlx::query("select pg_advisory_xact_lock(hashtextextended('budget:' || $1::text, 0))")
+        .bind(world.job.id)
+        .execute(&mut *other)
+        .await
+        .unwrap();
+    let cancel = CancellationToken::new();
+    let asked = async {
+        let request = ModelRequest::of(vec![Message::user("hi", chrono::DateTime::UNIX_EPOCH)], 500);
+        let opened = open(&caller, &[model], &request, &mut |_| {}, &cancel).await;
+        opened.map(|_| ())
+    };
+    let left = async {
+        eventually(Duration::from_secs(10), "the call waits for its budget", async || {
+            let sql = "select count(*) from pg_locks where locktype = 'advisory' and not granted
+                and database = (select oid from pg_database where datname = current_database())";
+            let waits: i64 = sqlx::query_scalar(sql).fetch_one(&pool).await.unwrap();
+            (waits > 0).then_some(())
+        })
+        .await;
+        cancel.cancel();
+    };
+    let (asked, ()) = tokio::join!(asked, left);
+    assert_matches!(asked, Err(Error::Cancelled));
+    other.rollback().await.unwrap();
+    caller.ledger.end().await;
+    assert_eq!(world.spent().await.calls, 0);
+    assert!(world.server.requests().is_empty());
+    let nothing = async || (holds(&pool).await == 0).then_some(());
+    eventually(Duration::from_secs(10), "nothing is held", nothing).await;
 }
 
 #[sqlx::test(migrator = "common::store::MIGRATOR")]

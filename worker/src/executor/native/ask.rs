@@ -1,6 +1,7 @@
 //! One call of the model, streamed on as it comes.
 
 use common::message::Usage;
+use common::store::usage::Call;
 use futures_util::StreamExt;
 
 use super::{CallUsage, Run, Tools};
@@ -16,15 +17,15 @@ pub(super) struct Broken {
 }
 
 impl Run<'_> {
-    /// Asks the model. Its usage is reported and added up whatever comes of it.
-    pub(super) async fn ask(&mut self, request: &ModelRequest, tools: &dyn Tools) -> Result<(Finished, Usage), Broken> {
+    /// Asks the model. Its usage is reported and added up whatever comes of it, and is answered as it is written down.
+    pub(super) async fn ask(&mut self, request: &ModelRequest, tools: &dyn Tools) -> Result<(Finished, Call), Broken> {
         let (sink, cancel) = (self.context.sink, self.context.cancel);
         let total = &mut self.usage;
         let mut on_setback = |setback: &Setback<'_>| {
             sink.status("model", Some(&setback.to_string()));
-            if let Some((spent, charged)) = setback.spent {
-                sink.usage(&CallUsage::new(setback.model, spent, charged));
-                *total += spent;
+            if let Some(fact) = &setback.spent {
+                sink.usage(&CallUsage::new(setback.model, fact));
+                *total += fact.usage;
             }
         };
         let opened = open(self.context.caller, &self.turn.models, request, &mut on_setback, cancel).await;
@@ -51,8 +52,8 @@ impl Run<'_> {
         let finished = answer.finish();
         let spent = finished.usage;
         let error = error.or_else(|| finished.stop_reason.is_none().then_some(Error::Cut(None)));
-        let charged = opened.call.end(error.as_ref(), spent);
-        sink.usage(&CallUsage::new(&opened.model, spent, charged));
+        let fact = opened.call.end(error.as_ref(), spent);
+        sink.usage(&CallUsage::new(&opened.model, &fact));
         self.usage += spent;
         let error = error.or_else(|| {
             let is_full = is_cut_short && finished.stop_reason == Some(StopReason::MaxTokens);
@@ -61,7 +62,7 @@ impl Run<'_> {
             })
         });
         match error {
-            None => Ok((finished, spent)),
+            None => Ok((finished, fact)),
             Some(error) => Err(Broken {
                 partial: Some((finished, spent)),
                 error,

@@ -3,12 +3,12 @@
 use common::job::event::EventBody;
 use common::message::{Message, Usage};
 use common::money::Usd;
+use common::store::usage::Call;
 use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::{ToolCall, ToolOutcome};
 use crate::model::ModelName;
-use crate::model::ledger::Charged;
 
 /// Is told what happens in a turn, in order. Methods must not block: they hand on, or drop and count.
 pub trait TurnSink: Send + Sync {
@@ -46,13 +46,13 @@ pub struct CallUsage {
 }
 
 impl CallUsage {
-    /// What a call of `model` used and was charged.
-    pub fn new(model: &ModelName, usage: Usage, charged: Charged) -> Self {
+    /// What is written down of a call of `model`.
+    pub fn new(model: &ModelName, fact: &Call) -> Self {
         Self {
-            call: charged.call,
+            call: fact.call,
             model: model.clone(),
-            usage,
-            cost_usd: charged.cost,
+            usage: fact.usage,
+            cost_usd: fact.cost,
         }
     }
 }

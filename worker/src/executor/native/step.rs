@@ -124,7 +124,7 @@ impl<'a> Run<'a> {
         };
         let (journal, cancel) = (self.context.journal, self.context.cancel);
         let (asked, ()) = tokio::join!(self.ask(&request, tools), journal.begin(key));
-        let (finished, usage) = match asked {
+        let (finished, used) = match asked {
             Ok(answered) => answered,
             Err(ask::Broken {
                 partial,
@@ -140,7 +140,7 @@ impl<'a> Run<'a> {
             }
         };
         let answer = Answered {
-            message: self.message(Role::Assistant, finished.parts, Some(usage)),
+            message: self.message(Role::Assistant, finished.parts, Some(used.usage)),
             faults: finished.faults,
             stop_reason: finished.stop_reason.unwrap_or(StopReason::EndTurn),
         };

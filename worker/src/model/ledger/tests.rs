@@ -24,14 +24,15 @@ fn left(cost: Option<&str>, output_tokens: Option<u64>) -> Amounts {
 
 #[test]
 fn what_is_held_is_the_dearest_that_the_call_can_become() {
-    let hold = fit(left(None, None), SIZE, Some(&price())).unwrap();
+    let hold = fit(Uuid::nil(), left(None, None), SIZE, Some(&price())).unwrap();
     // 1,000 tokens written to the cache, 500 of the answer.
     assert_eq!((hold.cost, hold.output_tokens), (usd("0.009"), 500));
 }
 
 #[test]
 fn an_answer_is_cut_to_what_is_left_and_refused_when_that_is_next_to_nothing() {
-    let fitted = |cost, tokens, size| fit(left(cost, tokens), size, Some(&price())).map(|hold| hold.output_tokens);
+    let fitted =
+        |cost, tokens, size| fit(Uuid::nil(), left(cost, tokens), size, Some(&price())).map(|hold| hold.output_tokens);
     assert_eq!(fitted(Some("0.0065"), None, SIZE), Some(250));
     assert_eq!(fitted(Some("0.0065"), Some(100), SIZE), Some(100));
     assert_eq!(fitted(Some("0.0041"), None, SIZE), None);
@@ -64,8 +65,11 @@ async fn unkept_books_number_and_price_what_they_are_told() {
     assert_eq!(ledger.open(&unknown, SIZE).await.unwrap().close(usage).cost, None);
     ledger.open(&known, SIZE).await.unwrap().release();
     drop(ledger.open(&known, SIZE).await.unwrap());
+    let mut left = ledger.open(&known, SIZE).await.unwrap();
+    left.ask();
+    drop(left);
     let spent = ledger.end().await;
     assert_eq!((spent.calls, spent.unpriced_calls), (3, 1));
-    // 250 tokens were read by the call that was left.
+    // 250 tokens were read by the call that was left when it was made.
     assert_eq!(spent.cost, usd("18.00075"));
 }
