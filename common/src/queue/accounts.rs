@@ -52,7 +52,10 @@ pub struct CallAsk<'a> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Admission {
     /// It may.
-    Granted,
+    Granted {
+        /// The trial of an open circuit that it is.
+        trial: Option<Trial>,
+    },
     /// Not yet.
     Denied {
         /// What stands in its way.
@@ -61,6 +64,10 @@ pub enum Admission {
         wait: Duration,
     },
 }
+
+/// The one call that tries an open circuit, by the time until which it is the only one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Trial(u64);
 
 /// What stands in a call's way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,6 +97,8 @@ pub struct CallReport {
     pub pause: Option<Duration>,
     /// Tokens that it used beyond those that it was admitted with; negative when it used fewer.
     pub more_tokens: i64,
+    /// The trial that it gives to another, because it was never made.
+    pub trial: Option<Trial>,
 }
 
 impl Queue {
@@ -113,15 +122,18 @@ impl Queue {
             .arg(ask.tokens)
             .arg(ms(PLACE_TTL))
             .arg(ms(OPEN));
-        let (code, wait_ms): (u8, u64) = invocation.invoke_async(&mut self.link().await?).await?;
+        let (code, ms): (u8, u64) = invocation.invoke_async(&mut self.link().await?).await?;
         let by = match code {
-            0 => return Ok(Admission::Granted),
+            0 => {
+                let trial = (ms > 0).then_some(Trial(ms));
+                return Ok(Admission::Granted { trial });
+            }
             1 => Obstacle::Pause,
             2 => Obstacle::Circuit,
             3 => Obstacle::Calls,
             _ => Obstacle::Tokens,
         };
-        let wait = Duration::from_millis(wait_ms);
+        let wait = Duration::from_millis(ms);
         Ok(Admission::Denied { by, wait })
     }
 
@@ -150,7 +162,8 @@ impl Queue {
             .arg(report.more_tokens)
             .arg(ms(OPEN))
             .arg(IN_A_ROW)
-            .arg(OF_TWENTY);
+            .arg(OF_TWENTY)
+            .arg(report.trial.map_or(0, |Trial(until)| until));
         let opened: u8 = invocation.invoke_async(&mut self.link().await?).await?;
         Ok(opened == 1)
     }

@@ -57,7 +57,7 @@ use std::time::Duration;
 
 use deadpool_redis::{Connection, Pool, Runtime};
 
-pub use accounts::{Admission, CallAsk, CallReport, OPEN as CIRCUIT_OPEN, Obstacle, PLACE_TTL};
+pub use accounts::{Admission, CallAsk, CallReport, OPEN as CIRCUIT_OPEN, Obstacle, PLACE_TTL, Trial};
 pub use claim::{Handout, Mode, Want};
 pub use dispatch::{Dispatch, Dispatched, Spilled};
 pub use error::Error;

@@ -29,12 +29,13 @@ fn report(ask: &CallAsk<'_>, is_good: bool) -> CallReport {
         is_good: Some(is_good),
         pause: None,
         more_tokens: 0,
+        trial: None,
     }
 }
 
 async fn obstacle(queue: &Queue, ask: &CallAsk<'_>) -> Option<Obstacle> {
     match queue.admit_call(ask).await.unwrap() {
-        Admission::Granted => None,
+        Admission::Granted { .. } => None,
         Admission::Denied { by, wait } => {
             assert!(!wait.is_zero());
             Some(by)
@@ -94,6 +95,32 @@ async fn a_circuit_opens_after_failures_in_a_row_is_tried_by_one_and_closes_when
     for _ in 0..3 {
         assert_eq!(obstacle(queue, &ask("m")).await, None, "closed");
     }
+}
+
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn a_trial_that_was_never_made_is_anothers_at_once_and_a_later_one_is_left_alone(pool: PgPool) {
+    let env = TestEnv::new(pool).await;
+    let queue = &env.queue;
+    for _ in 0..5 {
+        queue.report_call(&report(&ask("m"), false)).await.unwrap();
+    }
+    queue.set_clock_offset(TimeDelta::seconds(16));
+    let unmade = ask("m");
+    let Admission::Granted { trial } = queue.admit_call(&unmade).await.unwrap() else {
+        panic!("nobody tries the circuit");
+    };
+    assert!(trial.is_some());
+    let unmade = CallReport {
+        is_good: None,
+        trial,
+        ..report(&unmade, true)
+    };
+    queue.report_call(&unmade).await.unwrap();
+    queue.set_clock_offset(TimeDelta::seconds(17));
+    assert_eq!(obstacle(queue, &ask("m")).await, None, "another tries it");
+    // Said again, late: that trial is over, and this one is somebody else's.
+    queue.report_call(&unmade).await.unwrap();
+    assert_eq!(obstacle(queue, &ask("m")).await, Some(Obstacle::Circuit));
 }
 
 #[sqlx::test(migrator = "common::store::MIGRATOR")]

@@ -122,7 +122,8 @@ pub struct OpenCall {
 
 impl OpenCall {
     /// The request goes out.
-    fn begin(pass: Pass, mut entry: Entry) -> Self {
+    fn begin(mut pass: Pass, mut entry: Entry) -> Self {
+        pass.begin();
         entry.ask();
         Self { pass, entry }
     }

@@ -6,12 +6,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use assert_matches::assert_matches;
+use chrono::TimeDelta;
 use common::agent::Budget;
 use common::clock::Clock;
 use common::job::Job;
 use common::message::{Message, Usage};
 use common::money::Usd;
-use common::queue::Obstacle;
+use common::queue::{CallReport, Obstacle};
 use common::store::budgets::{Amounts, Window, WindowBudget};
 use common::store::subjects::Subject;
 use common::testing::{TestEnv, eventually};
@@ -413,6 +414,52 @@ async fn a_call_that_is_left_before_it_is_made_costs_nothing_and_holds_nothing(p
     assert!(world.server.requests().is_empty());
     let nothing = async || (holds(&pool).await == 0).then_some(());
     eventually(Duration::from_secs(10), "nothing is held", nothing).await;
+}
+
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn a_call_that_its_budget_refuses_leaves_the_account_as_it_was(pool: PgPool) {
+    let mut world = World::new(pool, |settings| settings.tokens_per_minute = 5).await;
+    world.settings.retry.retry_after_max = Duration::ZERO;
+    let caller = world.caller(Budget::default()).await;
+    let spent = Budget {
+        max_cost_usd: None,
+        max_output_tokens: Some(0),
+    };
+    world.job.attempt += 1;
+    let spent = world.caller(spent).await;
+    let model: ModelName = "anthropic/demo".parse().unwrap();
+    let account = caller.providers.of(&model).unwrap().account().clone();
+    // Its minute is all of the account's, and is another's after it.
+    assert_matches!(call(&spent, &["anthropic/demo"]).await, Err(Error::Budget { .. }));
+    let is_free = async || caller.policy.admit(&account, model.model(), 5).await.ok();
+    let pass = eventually(Duration::from_secs(5), "the tokens are there again", is_free).await;
+    drop(pass);
+
+    // The trial of a circuit, too.
+    for _ in 0..5 {
+        let report = CallReport {
+            account: account.name.clone(),
+            model: "demo".to_owned(),
+            call: uuid::Uuid::now_v7(),
+            is_good: Some(false),
+            pause: None,
+            more_tokens: 0,
+            trial: None,
+        };
+        world.env.queue.report_call(&report).await.unwrap();
+    }
+    let closed = caller.policy.admit(&account, "demo", 1).await;
+    assert_matches!(
+        closed.map(drop),
+        Err(Error::Held {
+            by: Obstacle::Circuit,
+            ..
+        })
+    );
+    world.env.queue.set_clock_offset(TimeDelta::seconds(16));
+    assert_matches!(call(&spent, &["anthropic/demo"]).await, Err(Error::Budget { .. }));
+    let is_tried = async || call(&caller, &["anthropic/demo"]).await.ok();
+    eventually(Duration::from_secs(5), "another call tries it", is_tried).await;
 }
 
 #[sqlx::test(migrator = "common::store::MIGRATOR")]

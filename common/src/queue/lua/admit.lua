@@ -1,8 +1,8 @@
 -- Admit: may a call of a model begin?
 -- KEYS[1] root. ARGV: clock offset ms, account, model, call, calls at once (0: any), tokens a minute (0: any), tokens of
 -- the call, time ms that its place holds unless it is renewed, time ms of a circuit's trial.
--- Returns what stands in its way and for how many ms: 0 nothing, 1 the account is paused, 2 the circuit of its model is
--- open, 3 no place is free, 4 the minute's tokens are used up.
+-- Returns what stands in its way and for how many ms: 1 the account is paused, 2 the circuit of its model is open, 3 no place
+-- is free, 4 the minute's tokens are used up. When nothing does: 0, and until when ms it tries an open circuit (0: it does not).
 -- Invariant: places are a set of calls, never a counter; while a circuit is open one call tries it at a time.
 local now, A = clock(ARGV[1]), R .. 'm:' .. ARGV[2]
 local C, L = A .. '/' .. ARGV[3], A .. ':live'
@@ -22,9 +22,10 @@ if rate > 0 then
   redis.call('HSET', A, 'level', level - need, 'at', now)
   redis.call('PEXPIRE', A, 3600000)
 end
-if open > 0 then redis.call('HSET', C, 'open', now + tonumber(ARGV[9])) end
+local trial = open > 0 and now + tonumber(ARGV[9]) or 0
+if trial > 0 then redis.call('HSET', C, 'open', trial) end
 if places > 0 then
   redis.call('ZADD', L, now + tonumber(ARGV[8]), ARGV[4])
   redis.call('PEXPIRE', L, 3600000)
 end
-return { 0, 0 }
+return { 0, trial }

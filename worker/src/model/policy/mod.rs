@@ -77,6 +77,7 @@ impl Policy {
                 is_good: None,
                 pause: None,
                 more_tokens: 0,
+                trial: None,
             },
             tokens,
         };
@@ -89,16 +90,13 @@ impl Policy {
             tokens_per_minute: account.tokens_per_minute,
             tokens,
         };
-        if let Some(Admission::Denied { by, wait }) = reports.admit(&ask).await {
-            let reason = match by {
-                Obstacle::Pause => "pause",
-                Obstacle::Circuit => "circuit",
-                Obstacle::Calls => "calls",
-                Obstacle::Tokens => "tokens",
-            };
-            metrics::counter!("hothouse_model_calls_held_total", "reason" => reason).increment(1);
-            let provider = account.name.split(':').next().unwrap_or_default().to_owned();
-            return Err(Error::Held { provider, by, wait });
+        match reports.admit(&ask).await {
+            Some(Admission::Denied { by, wait }) => return Err(held(account, by, wait)),
+            Some(Admission::Granted { trial }) => {
+                pass.report.trial = trial;
+                pass.report.more_tokens = number(tokens).saturating_neg();
+            }
+            None => {}
         }
         if account.calls_max > 0 {
             reports.hold(&pass.report.account, call);
@@ -108,7 +106,24 @@ impl Policy {
     }
 }
 
-/// The right to make one call. Dropping it says nothing of the provider and gives its place back.
+fn held(account: &Account, by: Obstacle, wait: Duration) -> Error {
+    let reason = match by {
+        Obstacle::Pause => "pause",
+        Obstacle::Circuit => "circuit",
+        Obstacle::Calls => "calls",
+        Obstacle::Tokens => "tokens",
+    };
+    metrics::counter!("hothouse_model_calls_held_total", "reason" => reason).increment(1);
+    let provider = account.name.split(':').next().unwrap_or_default().to_owned();
+    Error::Held { provider, by, wait }
+}
+
+fn number(tokens: u64) -> i64 {
+    i64::try_from(tokens).unwrap_or(i64::MAX)
+}
+
+/// The right to make one call. Dropping it says nothing of the provider and gives its place back, and all that it took when
+/// the call was not made.
 #[derive(Debug)]
 pub struct Pass {
     reports: Option<Arc<Reports>>,
@@ -117,11 +132,16 @@ pub struct Pass {
 }
 
 impl Pass {
+    /// The call is made.
+    pub fn begin(&mut self) {
+        self.report.more_tokens = 0;
+        self.report.trial = None;
+    }
+
     /// Says how the call ended, and what it used as far as is known.
     pub fn end(mut self, error: Option<&Error>, usage: Option<&Usage>) {
         (self.report.is_good, self.report.pause) = verdict(error);
         let used = usage.map(|usage| usage.input_tokens.saturating_add(usage.output_tokens));
-        let number = |tokens: u64| i64::try_from(tokens).unwrap_or(i64::MAX);
         if let Some(used) = used.or_else(|| error.map(|_| 0)) {
             self.report.more_tokens = number(used).saturating_sub(number(self.tokens));
         }
