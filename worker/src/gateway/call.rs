@@ -159,7 +159,8 @@ async fn plain(request: &Request<'_>, means: Means<'_>) -> Result<Answered, Erro
         .forward(request.call(model, u32::MAX)?)
         .await?;
     let head = head_of(&reply);
-    let body = Content::Whole(whole(reply.body).await?);
+    let body = whole(reply.body).await.map_err(|(error, _)| error)?;
+    let body = Content::Whole(body);
     Ok(Answered { body, ..head })
 }
 
@@ -205,9 +206,17 @@ impl Ask for Request<'_> {
             let first = if reply.is_stream() {
                 first_content(reply, tally).await?
             } else {
-                let body = whole(reply.body).await.map_err(|error| (error, None))?;
-                let usage = tally.of_document(&body);
-                First::Whole(body, usage)
+                match whole(reply.body).await {
+                    Ok(body) => {
+                        let usage = tally.of_document(&body);
+                        First::Whole(body, usage)
+                    }
+                    // What came of it was written, and is counted.
+                    Err((error, begun)) => {
+                        let usage = (!begun.is_empty()).then(|| tally.of_document(&begun));
+                        return Err((error, usage));
+                    }
+                }
             };
             Ok(Beginning { head, first })
         }
@@ -224,11 +233,14 @@ fn head_of(reply: &Reply) -> Answered {
     }
 }
 
-/// All of a body; its length is watched where it comes from.
-async fn whole(mut bytes: Bytestream) -> Result<Bytes, Error> {
+/// All of a body, or what came of it; its length is watched where it comes from.
+async fn whole(mut bytes: Bytestream) -> Result<Bytes, (Error, Bytes)> {
     let mut body = BytesMut::new();
     while let Some(chunk) = bytes.next().await {
-        body.extend_from_slice(&chunk?);
+        match chunk {
+            Ok(chunk) => body.extend_from_slice(&chunk),
+            Err(error) => return Err((error, body.freeze())),
+        }
     }
     Ok(body.freeze())
 }

@@ -234,6 +234,16 @@ impl Error {
         }
     }
 
+    /// Whether the provider may have counted the call although it did not answer it: it had the request, and did not refuse
+    /// it.
+    pub fn may_have_cost(&self) -> bool {
+        match self {
+            Self::Cut(_) | Self::Malformed { .. } => true,
+            Self::Timeout { phase, .. } => *phase != Phase::Connect,
+            _ => false,
+        }
+    }
+
     /// Whether another model may do what this one did not. A request that is at fault itself stays at fault.
     pub fn may_fall_back(&self) -> bool {
         match self {

@@ -248,8 +248,8 @@ async fn once<A: Ask>(
         Ok(answer) => Ok((answer, open)),
         Err((error, usage)) => {
             let OpenCall { pass, entry } = open;
+            let usage = usage.or_else(|| error.may_have_cost().then(|| entry.estimate()));
             pass.end(Some(&error), usage.as_ref());
-            // Of a call that failed before it reported anything nothing is known.
             let spent = if let Some(usage) = usage {
                 Some(entry.close(usage))
             } else {

@@ -24,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 use worker::model::books::Books;
 use worker::model::ledger::Size;
 use worker::model::scripted::Scripted;
+use worker::model::scripted::frame::Frame;
 use worker::model::scripted::script::Script;
 use worker::model::server::ServerSettings;
 use worker::model::{Answer, Caller, Error, ModelName, ModelRequest, Policy, RetryPolicy, Settings, open};
@@ -460,6 +461,33 @@ async fn a_call_that_its_budget_refuses_leaves_the_account_as_it_was(pool: PgPoo
     assert_matches!(call(&spent, &["anthropic/demo"]).await, Err(Error::Budget { .. }));
     let is_tried = async || call(&caller, &["anthropic/demo"]).await.ok();
     eventually(Duration::from_secs(5), "another call tries it", is_tried).await;
+}
+
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn a_call_whose_answer_never_came_is_a_fact_and_one_that_was_refused_is_none(pool: PgPool) {
+    let world = World::new(pool.clone(), |settings| {
+        settings.first_byte_timeout = Duration::from_millis(200);
+    })
+    .await;
+    let limited = Budget {
+        max_cost_usd: None,
+        max_output_tokens: Some(100_000),
+    };
+    let caller = world.caller(limited).await;
+    world.server.then(Canned::whole(529, &[], OVERLOADED));
+    assert_matches!(call(&caller, &["anthropic/demo"]).await, Err(Error::Refused(_)));
+    caller.ledger.end().await;
+    assert_eq!(world.spent().await.calls, 0);
+    for (frame, calls) in [(Frame::Stall, 1), (Frame::Cut, 2)] {
+        world.server.then(Canned::stream(vec![frame]));
+        let called = call(&caller, &["anthropic/demo"]).await;
+        assert_matches!(called, Err(Error::Timeout { .. } | Error::Cut(_)));
+        caller.ledger.end().await;
+        let facts = world.spent().await;
+        assert_eq!((facts.calls, facts.estimated_calls), (calls, calls));
+        assert!(facts.input_tokens > 0 && facts.output_tokens == 0, "{facts:?}");
+    }
+    assert_eq!(holds(&pool).await, 0);
 }
 
 #[sqlx::test(migrator = "common::store::MIGRATOR")]
