@@ -1,8 +1,9 @@
 //! Usage: one row for each call of a model. Facts: inserted once, from any attempt that existed, never changed.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use chrono::{DateTime, NaiveDate, Utc};
+use serde::{Deserialize, Serialize};
 use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, Row};
 use uuid::Uuid;
@@ -17,7 +18,7 @@ use crate::message::Usage;
 use crate::money::Usd;
 
 /// What one call used.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[expect(
     clippy::struct_field_names,
     reason = "the number of a call is called call everywhere"
@@ -196,6 +197,22 @@ impl Store {
         let done = self.on(self.talking(), async |connection| query.execute(connection).await);
         done.await?;
         Ok(())
+    }
+
+    /// The calls of a job that are written down, each as its attempt and its number in that.
+    ///
+    /// # Errors
+    /// When Postgres is away.
+    pub async fn metered_calls(&self, job_id: JobId) -> Result<HashSet<(u32, u32)>, Error> {
+        let calls: Vec<(i32, i32)> = sqlx::query_as("select attempt, call from usage where job_id = $1")
+            .bind(job_id)
+            .fetch_all(self.pool())
+            .await?;
+        let number = |value: i32| u32::try_from(value).unwrap_or(0);
+        Ok(calls
+            .into_iter()
+            .map(|(attempt, call)| (number(attempt), number(call)))
+            .collect())
     }
 
     /// What calls used from `from` until before `to`, added up, largest cost first, at most 10,000 groups: of one tenant,

@@ -55,7 +55,9 @@ impl Kept {
         }
         let said_until = self.store.last_waiting_attempt(id).await?;
         let rows = self.store.journal(id).await?;
-        let steps = chain(rows.iter().filter_map(row).collect(), said_until);
+        let rows: Vec<Row> = rows.iter().filter_map(row).collect();
+        self.meter(&rows).await?;
+        let steps = chain(rows, said_until);
         let heard = self.store.heard_messages(id).await?.into_iter();
         let fence = (attempt, self.worker_id);
         let (approvals, closed) = self.store.close_approvals(id, fence, self.clock.now()).await?;
@@ -76,6 +78,24 @@ impl Kept {
         };
         self.report(&resume).await?;
         Ok(resume)
+    }
+
+    /// Writes down what answers used whose worker died between their commit and that of their usage.
+    async fn meter(&self, rows: &[Row]) -> Result<(), store::Error> {
+        let metered = self.store.metered_calls(self.job.id).await?;
+        for row in rows {
+            if let Brought::Answer(answer) = &row.brought
+                && let Some(used) = &answer.used
+                && !metered.contains(&(row.attempt, used.call))
+            {
+                let job = Job {
+                    attempt: row.attempt,
+                    ..self.job.clone()
+                };
+                self.store.insert_usage(&job, used).await?;
+            }
+        }
+        Ok(())
     }
 
     /// What the model must know when tools ran before: of the last attempt that ran some.

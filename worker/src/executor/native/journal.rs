@@ -6,6 +6,7 @@
 //! again, and is counted.
 
 use common::message::Message;
+use common::store::usage::Call;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
@@ -34,6 +35,9 @@ pub struct Answered {
     pub faults: Vec<(String, String)>,
     /// Why the model ended.
     pub stop_reason: StopReason,
+    /// What it used, so that it is metered also when its worker died before that was written.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub used: Option<Call>,
 }
 
 /// What a finished call brought.

@@ -165,6 +165,7 @@ mod tests {
                 message,
                 faults: Vec::new(),
                 stop_reason: StopReason::ToolUse,
+                used: None,
             })),
         }
     }

@@ -60,6 +60,7 @@ impl<'a> Run<'a> {
             message,
             faults,
             stop_reason,
+            used: _,
         } = answer;
         let calls = tool::calls(&message.parts, &faults);
         let results_id = MessageId(Uuid::from_u128(message.id.uuid().as_u128() ^ 1));
@@ -143,6 +144,7 @@ impl<'a> Run<'a> {
             message: self.message(Role::Assistant, finished.parts, Some(used.usage)),
             faults: finished.faults,
             stop_reason: finished.stop_reason.unwrap_or(StopReason::EndTurn),
+            used: Some(used),
         };
         if let Some(what) = self.unusual(&answer.stop_reason) {
             self.context.sink.status("model", Some(&what));

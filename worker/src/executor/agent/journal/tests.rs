@@ -256,6 +256,17 @@ async fn crash(env: &TestEnv, pool: &PgPool, random: &mut StdRng) -> (u64, u64) 
         let all = journaled(pool, &claimed.job).await;
         assert_eq!(all.len() as u64, u64::from(STEPS * (CALLS + 1) + 1));
         assert!(all.values().all(|count| *count == 1), "{all:?}");
+        // Nobody keeps books here, so what is metered is what attempts found in the journal.
+        let (answers, metered): (i64, i64) = sqlx::query_as(
+            "select (select count(*) from journal where job_id = $1 and place < 0 and attempt < $2),
+                (select count(*) from usage where job_id = $1 and attempt < $2 and model = 'x' and estimated)",
+        )
+        .bind(job.id)
+        .bind(i32::try_from(claimed.job.attempt).unwrap())
+        .fetch_one(pool)
+        .await
+        .unwrap();
+        assert_eq!(answers, metered, "what a journaled answer used is written down");
         let again = after.values().map(|count| count - 1).sum();
         // A crash may come before the beginning of a call was written: then nobody can know.
         assert!(reported <= again, "{reported} {again}");
