@@ -82,12 +82,9 @@ impl Request<'_> {
         self.wire() == Wire::OpenAi && self.asked.is_stream && !self.asked.wants_usage
     }
 
-    /// The call as `model` gets it: byte for byte, but for the model's name, the wish for usage, and the length of the answer
-    /// where a budget makes it shorter.
-    fn call(&self, model: &ModelName, output_tokens_max: u32) -> Result<Call, Error> {
-        let malformed = || Error::Malformed {
-            what: "the request is no JSON object".to_owned(),
-        };
+    /// The call as `model` gets it: byte for byte, but for the model's name, the wish for usage, and where a budget holds so
+    /// many tokens for it, the length of an answer that would be longer or of which the request says nothing.
+    fn call(&self, model: &ModelName, provider: &dyn ModelProvider, held: Option<u32>) -> Result<Call, Error> {
         let mut body = self.body.clone();
         if self.asked.model != model.model() {
             let name = serde_json::Value::from(model.model()).to_string();
@@ -96,17 +93,8 @@ impl Request<'_> {
         if self.hides_usage() {
             body = replaced_within(&body, "stream_options", "include_usage", "true").ok_or_else(malformed)?;
         }
-        if self.shrinks && output_tokens_max < self.asked.output_tokens_max {
-            body = replaced(&body, "max_tokens", &output_tokens_max.to_string()).ok_or_else(malformed)?;
-            // Thinking is part of an answer and has to be shorter than it.
-            if self
-                .asked
-                .thinking_tokens
-                .is_some_and(|tokens| tokens >= u64::from(output_tokens_max))
-            {
-                let thinking = shorter_thinking(output_tokens_max);
-                body = replaced(&body, "thinking", &thinking.to_string()).ok_or_else(malformed)?;
-            }
+        if let Some(most) = held {
+            body = self.no_longer_than(most, provider.limit_name(), body)?;
         }
         Ok(Call {
             route: self.route,
@@ -114,6 +102,30 @@ impl Request<'_> {
             body,
             is_streamed: self.asked.is_stream,
         })
+    }
+
+    fn no_longer_than(&self, most: u32, name: &str, body: Bytes) -> Result<Bytes, Error> {
+        if self.asked.names_limit && most >= self.asked.output_tokens_max {
+            return Ok(body);
+        }
+        let each = most / self.asked.choices;
+        let body = replaced(&body, name, &each.to_string()).ok_or_else(malformed)?;
+        // Thinking is part of an answer and has to be shorter than it.
+        if self
+            .asked
+            .thinking_tokens
+            .is_some_and(|tokens| tokens >= u64::from(each))
+        {
+            let thinking = shorter_thinking(each).to_string();
+            return replaced(&body, "thinking", &thinking).ok_or_else(malformed);
+        }
+        Ok(body)
+    }
+}
+
+fn malformed() -> Error {
+    Error::Malformed {
+        what: "the request is no JSON object".to_owned(),
     }
 }
 
@@ -152,12 +164,8 @@ pub(super) async fn make(request: &Request<'_>, means: Means<'_>) -> Result<Answ
 /// A call that no model answers, and that costs nothing: asked once.
 async fn plain(request: &Request<'_>, means: Means<'_>) -> Result<Answered, Error> {
     let model = request.models.first().ok_or(Error::NoModel)?;
-    let reply = means
-        .caller
-        .providers
-        .of(model)?
-        .forward(request.call(model, u32::MAX)?)
-        .await?;
+    let provider = means.caller.providers.of(model)?;
+    let reply = provider.forward(request.call(model, provider, None)?).await?;
     let head = head_of(&reply);
     let body = whole(reply.body).await.map_err(|(error, _)| error)?;
     let body = Content::Whole(body);
@@ -196,10 +204,10 @@ impl Ask for Request<'_> {
         &'a self,
         provider: &'a dyn ModelProvider,
         model: &'a ModelName,
-        output_tokens_max: u32,
+        held: Option<u32>,
     ) -> BoxFuture<'a, Result<Beginning, Failed>> {
         async move {
-            let call = self.call(model, output_tokens_max).map_err(|error| (error, None))?;
+            let call = self.call(model, provider, held).map_err(|error| (error, None))?;
             let reply = provider.forward(call).await.map_err(|error| (error, None))?;
             let head = head_of(&reply);
             let tally = Tally::new(model, self.wire(), self.bytes(), self.hides_usage());
@@ -370,4 +378,53 @@ fn rest(metered: Metered) -> impl Stream<Item = Result<Bytes, Error>> {
             };
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use rstest::rstest;
+    use serde_json::{Value, json};
+
+    use super::super::check::{Named, check};
+    use super::super::strict;
+    use super::*;
+    use crate::model::openai::OpenAi;
+    use crate::model::server::ServerSettings;
+
+    #[rstest]
+    #[case::nothing_is_held(json!({}), None, json!({}))]
+    #[case::nothing_is_said(json!({}), Some(900), json!({"max_completion_tokens": 900}))]
+    #[case::of_several(json!({"n": 3}), Some(900), json!({"n": 3, "max_completion_tokens": 300}))]
+    #[case::null(json!({"max_completion_tokens": null}), Some(900), json!({"max_completion_tokens": 900}))]
+    #[case::all_is_held(json!({"max_tokens": 900}), Some(900), json!({"max_tokens": 900}))]
+    fn an_answer_of_which_nothing_is_said_is_as_long_as_what_is_held(
+        #[case] body: Value,
+        #[case] held: Option<u32>,
+        #[case] wanted: Value,
+    ) {
+        let model: ModelName = "openai/m".parse().unwrap();
+        let body_of = |mut body: Value| {
+            body["model"] = "m".into();
+            body
+        };
+        let body = Bytes::from(body_of(body).to_string());
+        let parsed = strict::parse(&body).unwrap();
+        let request = Request {
+            route: Route::ChatCompletions,
+            asked: check(Route::ChatCompletions, &parsed, Named(&[])).unwrap(),
+            headers: Vec::new(),
+            body: body.clone(),
+            models: vec![&model],
+            shrinks: false,
+        };
+        let public = OpenAi::new("openai", &ServerSettings::default()).unwrap();
+        let sent = request.call(&model, &public, held).unwrap().body;
+        assert_eq!(serde_json::from_slice::<Value>(&sent).unwrap(), body_of(wanted));
+        let local = ServerSettings {
+            base_url: "http://127.0.0.1:1/v1".to_owned(),
+            ..ServerSettings::default()
+        };
+        let local = OpenAi::new("local", &local).unwrap();
+        assert_eq!(local.limit_name(), "max_tokens");
+    }
 }

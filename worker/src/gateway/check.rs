@@ -48,19 +48,25 @@ pub(super) struct Asked {
     pub(super) output_tokens_max: u32,
     /// Of those, tokens that may be thought, when the request says so.
     pub(super) thinking_tokens: Option<u64>,
-    /// Whether it names a limit of its own, which may be made smaller.
+    /// Whether it names a limit of its own.
     pub(super) names_limit: bool,
+    /// How many answers it wants, each of which has the limit.
+    pub(super) choices: u32,
 }
 
-/// Tokens of an answer to a request that names no limit: more than providers write then.
-const OUTPUT_TOKENS_UNSAID: u32 = 65_536;
+/// Tokens of an answer to a request that names no limit: that many are put in where a budget is set, which is as many as
+/// every model in use takes.
+const OUTPUT_TOKENS_UNSAID: u32 = 16_384;
 
-/// The most that may be written, for the budget.
-fn output_tokens_max(body: &Json<'_>) -> u32 {
-    let number = |name: &str| body[name].as_u64().map(|n| u32::try_from(n).unwrap_or(u32::MAX));
-    let most = number("max_tokens").max(number("max_completion_tokens"));
-    most.unwrap_or(OUTPUT_TOKENS_UNSAID)
-        .saturating_mul(number("n").unwrap_or(1).max(1))
+/// A number of the request. One with a fraction is refused even if that is 0: some servers take it for the whole number, and
+/// then nobody would have held that much.
+fn whole(body: &Json<'_>, name: &str) -> Result<Option<u32>, Fault> {
+    let value = &body[name];
+    match value.as_u64() {
+        Some(number) => Ok(Some(u32::try_from(number).unwrap_or(u32::MAX))),
+        None if value.is_null() => Ok(None),
+        None => Err(malformed(format!("{name}: is a whole number"))),
+    }
 }
 
 /// Why a request is not passed on.
@@ -128,11 +134,14 @@ pub(super) fn check(route: Route, body: &Json<'_>, named: Named<'_>) -> Result<A
     for message in list(&body["messages"], "messages")? {
         content(&message["content"], wire, named)?;
     }
+    let limit = whole(body, "max_tokens")?.max(whole(body, "max_completion_tokens")?);
+    let choices = whole(body, "n")?.unwrap_or(1).max(1);
     Ok(Asked {
         model: model.to_owned(),
-        output_tokens_max: output_tokens_max(body),
+        output_tokens_max: limit.unwrap_or(OUTPUT_TOKENS_UNSAID).saturating_mul(choices),
         thinking_tokens: body["thinking"]["budget_tokens"].as_u64(),
-        names_limit: body["max_tokens"].as_u64().is_some(),
+        names_limit: limit.is_some(),
+        choices,
         is_stream,
         wants_usage: body["stream_options"]["include_usage"] == Json::Bool(true),
     })
@@ -337,6 +346,10 @@ mod tests {
             json!({"model": "m", "tools": ["web_search"]}),
             json!({"model": "m", "tools": [{"type": ["web_search"]}]}),
             json!({"model": "m", "messages": {"0": {}}}),
+            json!({"model": "m", "max_tokens": 128000.0}),
+            json!({"model": "m", "max_tokens": "100"}),
+            json!({"model": "m", "max_completion_tokens": -1}),
+            json!({"model": "m", "n": 5.0}),
         ] {
             assert_matches!(
                 check(Route::Messages, &body, Named(&[])),
@@ -351,5 +364,10 @@ mod tests {
         let body = json!({"model": "m", "stream": true, "stream_options": {"include_usage": true}});
         let asked = check(Route::ChatCompletions, &body, Named(&[])).unwrap();
         assert!(asked.is_stream && asked.wants_usage && asked.model == "m");
+        assert!(!asked.names_limit);
+        assert_eq!(asked.output_tokens_max, OUTPUT_TOKENS_UNSAID);
+        let body = json!({"model": "m", "max_tokens": null, "max_completion_tokens": 10, "n": 3});
+        let asked = check(Route::ChatCompletions, &body, Named(&[])).unwrap();
+        assert_eq!((asked.output_tokens_max, asked.names_limit), (30, true));
     }
 }

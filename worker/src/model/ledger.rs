@@ -269,6 +269,11 @@ impl Entry {
         self.output_tokens_max
     }
 
+    /// The same where a budget holds them.
+    pub fn held(&self) -> Option<u32> {
+        self.hold.map(|_| self.output_tokens_max)
+    }
+
     /// The request goes out: what becomes of it may cost something.
     pub fn ask(&mut self) {
         self.is_asked = true;

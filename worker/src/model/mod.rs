@@ -77,6 +77,11 @@ pub trait ModelProvider: Send + Sync + fmt::Debug {
 
     /// The wire that it speaks; none when it speaks both.
     fn wire(&self) -> Option<Wire>;
+
+    /// What a request calls the most tokens of its answer.
+    fn limit_name(&self) -> &'static str {
+        "max_tokens"
+    }
 }
 
 /// The providers that are set up, by the first part of a model's name. Cheap to clone.

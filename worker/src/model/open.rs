@@ -96,12 +96,12 @@ pub(crate) trait Ask: Sync {
     /// How large it is at most.
     fn size(&self) -> Size;
 
-    /// Asks once, for an answer of at most so many tokens, and returns at the first one.
+    /// Asks once, for an answer of at most as many tokens as a budget holds for it, and returns at the first one.
     fn ask<'a>(
         &'a self,
         provider: &'a dyn ModelProvider,
         model: &'a ModelName,
-        output_tokens_max: u32,
+        held: Option<u32>,
     ) -> BoxFuture<'a, Result<Self::Answer, Failed>>;
 }
 
@@ -244,7 +244,7 @@ async fn once<A: Ask>(
     let pass = admitted.map_err(nothing)?;
     let entry = caller.ledger.open(model, size).await.map_err(nothing)?;
     let open = OpenCall::begin(pass, entry);
-    match ask.ask(provider, model, open.output_tokens_max()).await {
+    match ask.ask(provider, model, open.entry.held()).await {
         Ok(answer) => Ok((answer, open)),
         Err((error, usage)) => {
             let OpenCall { pass, entry } = open;

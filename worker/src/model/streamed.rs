@@ -59,12 +59,12 @@ impl Ask for Request<'_> {
         &'a self,
         provider: &'a dyn ModelProvider,
         model: &'a ModelName,
-        output_tokens_max: u32,
+        held: Option<u32>,
     ) -> BoxFuture<'a, Result<ModelStream, Failed>> {
         async move {
-            if output_tokens_max == self.0.max_output_tokens {
+            let Some(output_tokens_max) = held.filter(|most| *most < self.0.max_output_tokens) else {
                 return first_token(provider, model, self.0).await;
-            }
+            };
             let smaller = ModelRequest {
                 max_output_tokens: output_tokens_max,
                 ..self.0.clone()

@@ -28,17 +28,20 @@ impl OpenAi {
         let server = Server::new(provider, Wire::OpenAi, settings)?;
         Ok(Self { server })
     }
+
+    fn dialect(&self) -> wire::request::Dialect {
+        wire::request::Dialect {
+            is_public: self.server.is_public(),
+        }
+    }
 }
 
 impl ModelProvider for OpenAi {
     fn stream<'a>(&'a self, model: &'a str, request: &'a ModelRequest) -> BoxFuture<'a, Result<ModelStream, Error>> {
-        let dialect = wire::request::Dialect {
-            is_public: self.server.is_public(),
-        };
         let call = Call {
             route: Route::ChatCompletions,
             headers: vec![("accept".to_owned(), "text/event-stream".to_owned())],
-            body: wire::request::body(model, request, dialect).into(),
+            body: wire::request::body(model, request, self.dialect()).into(),
             is_streamed: true,
         };
         async move { streamed(self.server.send(call).await?, Wire::OpenAi) }.boxed()
@@ -54,5 +57,9 @@ impl ModelProvider for OpenAi {
 
     fn wire(&self) -> Option<Wire> {
         Some(Wire::OpenAi)
+    }
+
+    fn limit_name(&self) -> &'static str {
+        self.dialect().limit_name()
     }
 }

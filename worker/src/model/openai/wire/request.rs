@@ -13,6 +13,17 @@ pub struct Dialect {
     pub is_public: bool,
 }
 
+impl Dialect {
+    /// What a request calls the most tokens of its answer.
+    pub fn limit_name(self) -> &'static str {
+        if self.is_public {
+            "max_completion_tokens"
+        } else {
+            "max_tokens"
+        }
+    }
+}
+
 /// The body of `POST /v1/chat/completions` for `model`, streaming.
 pub fn body(model: &str, request: &ModelRequest, dialect: Dialect) -> Vec<u8> {
     let system = request
@@ -28,12 +39,7 @@ pub fn body(model: &str, request: &ModelRequest, dialect: Dialect) -> Vec<u8> {
         "stream_options": {"include_usage": true},
         "messages": messages,
     });
-    let most = if dialect.is_public {
-        "max_completion_tokens"
-    } else {
-        "max_tokens"
-    };
-    body[most] = json!(request.max_output_tokens);
+    body[dialect.limit_name()] = json!(request.max_output_tokens);
     add_options(&mut body, request, tool, "stop");
     body.to_string().into_bytes()
 }
