@@ -7,8 +7,8 @@
 //! # Invariants
 //! - Whatever stops a turn, the history with the turn's messages appended is valid: every call that is in it has its
 //!   result, which says what happened.
-//! - What was streamed to a person and then cancelled is kept; what was streamed and then failed is not, because
-//!   another attempt says it again.
+//! - What was streamed to a person of an answer that was cancelled or failed is kept, with a note. Where another attempt says
+//!   everything again, the settlement leaves it out; an attempt that only waits does not keep it.
 //! - A call that has ended is in the [`Journal`] before anything follows from it, so no attempt makes it again.
 //! - A tool that fails is the model's affair and part of the conversation; a lost sandbox is the attempt's failure.
 //!

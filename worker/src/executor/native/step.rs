@@ -131,10 +131,14 @@ impl<'a> Run<'a> {
                 partial,
                 error: Error::Cancelled,
             }) => {
-                self.keep_cancelled(partial);
+                self.keep_partial(partial, "cancelled");
                 return Err(Stop::Cancelled);
             }
-            Err(ask::Broken { error, .. }) => {
+            Err(ask::Broken { partial, error }) => {
+                // What an attempt said that ends by waiting stands beside what the next says.
+                if error.wait().is_none() {
+                    self.keep_partial(partial, "broken off");
+                }
                 // A turn that is cancelled now is taken over by nobody.
                 let _in_vain = cancel.run_until_cancelled(journal.fail(key)).await;
                 return Err(Stop::Model(error));
@@ -196,8 +200,9 @@ impl<'a> Run<'a> {
         })
     }
 
-    /// Keeps what a person has seen of an answer that was cancelled. Its calls were not run, so they are not in it.
-    fn keep_cancelled(&mut self, partial: Option<(Finished, Usage)>) {
+    /// Keeps what a person has seen of an answer that did not come to its end, and what ended it. Its calls were not run, so
+    /// they are not in it.
+    fn keep_partial(&mut self, partial: Option<(Finished, Usage)>, note: &str) {
         let Some((mut finished, usage)) = partial else { return };
         finished.parts.retain(|part| !matches!(part, Part::ToolCall { .. }));
         if finished
@@ -205,9 +210,7 @@ impl<'a> Run<'a> {
             .iter()
             .any(|part| part.as_text().is_some_and(|text| !text.trim().is_empty()))
         {
-            finished.parts.push(Part::Status {
-                text: "cancelled".to_owned(),
-            });
+            finished.parts.push(Part::Status { text: note.to_owned() });
             let message = self.message(Role::Assistant, finished.parts, Some(usage));
             self.add(message, false);
         }

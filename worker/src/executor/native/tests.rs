@@ -307,8 +307,14 @@ async fn a_refusal_is_tried_again_before_the_first_token_and_never_after_it() {
     after.models.push("scripted/demo".parse().unwrap());
     let end = take(after, json!([{"reply": [{"text": "some"}, overloaded]}]), &notes).await;
     assert_matches!(&end.stop, Stop::Model(Error::Refused(_)));
-    assert_eq!(end.messages, []);
-    assert_eq!(notes.lines(), ["text \"some\"", "usage 0 scripted/test 1"]);
+    let note = Part::Status {
+        text: "broken off".to_owned(),
+    };
+    assert_eq!(end.messages[0].parts, [Part::text("some"), note]);
+    assert_eq!(
+        notes.lines(),
+        ["text \"some\"", "usage 0 scripted/test 1", "message Assistant 2"]
+    );
     assert!(end.usage.input_tokens > 0);
 }
 
