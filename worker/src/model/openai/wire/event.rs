@@ -160,14 +160,15 @@ fn said(text: &Value) -> Option<String> {
 }
 
 /// What a `usage` object reports. `prompt_tokens` includes what was read from and written to the cache, and
-/// `completion_tokens` includes reasoning.
+/// `completion_tokens` includes reasoning; with servers that leave it out there (xAI, Gemini) the total has it.
 pub fn usage(usage: &Value) -> Usage {
     let count = |value: &Value| value.as_u64().unwrap_or(0);
     let (prompt, completion) = (&usage["prompt_tokens_details"], &usage["completion_tokens_details"]);
     let input_tokens = count(&usage["prompt_tokens"]);
     let cached = count(&prompt["cached_tokens"]).max(count(&usage["prompt_cache_hit_tokens"]));
     let cached_input_tokens = cached.min(input_tokens);
-    let output_tokens = count(&usage["completion_tokens"]);
+    let rest = count(&usage["total_tokens"]).saturating_sub(input_tokens);
+    let output_tokens = count(&usage["completion_tokens"]).max(rest);
     Usage {
         input_tokens,
         cached_input_tokens,

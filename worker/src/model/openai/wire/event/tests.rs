@@ -114,6 +114,19 @@ fn a_whole_answer_is_put_together() {
 }
 
 #[test]
+fn reasoning_that_only_the_total_has_was_written_too() {
+    let reported = json!({"prompt_tokens": 32, "completion_tokens": 9, "total_tokens": 135,
+        "completion_tokens_details": {"reasoning_tokens": 94}});
+    let of_xai = usage(&reported);
+    assert_eq!(
+        (of_xai.input_tokens, of_xai.output_tokens, of_xai.reasoning_tokens),
+        (32, 103, 94)
+    );
+    let included = usage(&json!({"prompt_tokens": 32, "completion_tokens": 103, "total_tokens": 135}));
+    assert_eq!(included.output_tokens, 103);
+}
+
+#[test]
 fn the_chunks_of_bytes_do_not_matter() {
     let whole = whole();
     let expected = read(vec![whole.as_bytes()]).0;
