@@ -10,11 +10,11 @@ use std::time::Duration;
 
 use chrono::{DateTime, Datelike, NaiveDate, Utc};
 use serde::{Deserialize, Serialize};
-use sqlx::{AssertSqlSafe, PgConnection};
+use sqlx::PgConnection;
 use uuid::Uuid;
 
 use super::row::{bigint, int};
-use super::subjects::{Subject, of_subject};
+use super::subjects::Subject;
 use super::usage::amount;
 use super::{Error, Store};
 use crate::ids::{JobId, TenantId};
@@ -24,14 +24,7 @@ use crate::money::Usd;
 /// How long a hold lasts when nobody settles it: longer than any call.
 const HOLD_TTL: Duration = Duration::from_hours(1);
 
-/// Within this time after its call a fact is inserted: a writer gives up long before. Of one that is found in a journal later
-/// than that, no more than a moment may be missed.
-const FACT_DELAY_MAX: Duration = Duration::from_hours(1);
-
-/// Longest time in which what was spent before a budget was set is added up.
-const RECKONING_MAX: Duration = Duration::from_mins(10);
-
-/// How soon somebody who needs that looks again whether another has done it.
+/// How soon a call looks again whether another has reckoned a window that it needs.
 const RECKONING_PAUSE: Duration = Duration::from_millis(100);
 
 /// What may be spent; none is no limit.
@@ -222,7 +215,7 @@ impl Store {
             for (key, of) in &subjects {
                 match left_of(&mut tx, (job.tenant_id, key, of), now).await? {
                     Some(of_it) => left = left.min(of_it),
-                    None => return Ok(Tried::Unreckoned(*of)),
+                    None => return Ok(Tried::Unreckoned(of)),
                 }
             }
             let keys: Vec<&String> = subjects.iter().map(|(key, _)| key).filter(|key| !key.is_empty()).collect();
@@ -251,29 +244,6 @@ impl Store {
             Ok(Tried::Held(hold))
         })
         .await
-    }
-
-    /// Reckons what was spent in a window before anybody looked at it, once, however long that takes. Answers false when
-    /// somebody else is at it.
-    async fn reckon(&self, tenant_id: TenantId, of: &SubjectBudget, now: DateTime<Utc>) -> Result<bool, Error> {
-        let reckoned = tokio::time::timeout(RECKONING_MAX, async {
-            let mut tx = self.pool().begin().await?;
-            let is_mine: bool = sqlx::query_scalar(
-                "select pg_try_advisory_xact_lock(hashtextextended('window:' || $1::text || $2, 0))",
-            )
-            .bind(tenant_id)
-            .bind(of.subject.to_string())
-            .fetch_one(&mut *tx)
-            .await?;
-            if is_mine {
-                begin_window(&mut tx, tenant_id, of, now).await?;
-                tx.commit().await?;
-            }
-            Ok(is_mine)
-        });
-        reckoned
-            .await
-            .unwrap_or(Err(Error::Unavailable(sqlx::Error::PoolTimedOut)))
     }
 
     /// Gives a hold back whose call used nothing.
@@ -363,58 +333,4 @@ async fn left_of(
     let Some((cost, output)) = gone else { return Ok(None) };
     let (cost, output) = (amount(&cost)?, u64::try_from(output).unwrap_or(0));
     Ok(Some(of.budget.amounts.less(cost, output)))
-}
-
-/// Writes down what was spent in a window so far. Every insert of a fact writes to the table of windows or would, so while
-/// it is locked none is under way: those before are in the sum, those after charge the row. What is older than a fact can
-/// be that is still to be inserted, and that may be all that a tenant ever used, is added up before that.
-async fn begin_window(
-    connection: &mut PgConnection,
-    tenant_id: TenantId,
-    of: &SubjectBudget,
-    now: DateTime<Utc>,
-) -> Result<(), Error> {
-    let (kind, id) = of.subject.parts();
-    let began_on = of.budget.window.began_on(now);
-    let is_there: bool = sqlx::query_scalar(
-        "select exists (select from budgets where tenant_id = $1 and began_on = $2 and subject = $3)",
-    )
-    .bind(tenant_id)
-    .bind(began_on)
-    .bind(of.subject.to_string())
-    .fetch_one(&mut *connection)
-    .await?;
-    if is_there {
-        return Ok(());
-    }
-    let facts = of_subject(kind, "$2", "$3::text");
-    let sum = "coalesce(sum(cost_usd), 0)::text, coalesce(sum(output_tokens), 0)::bigint";
-    let (cost, output): (String, i64) = sqlx::query_as(AssertSqlSafe(format!(
-        "select {sum} from usage where {facts} and at < $4"
-    )))
-    .bind(tenant_id)
-    .bind(began_on)
-    .bind(&id)
-    .bind(now - FACT_DELAY_MAX)
-    .fetch_one(&mut *connection)
-    .await?;
-    sqlx::query("lock table budgets in share row exclusive mode")
-        .execute(&mut *connection)
-        .await?;
-    let insert = format!(
-        "insert into budgets (tenant_id, began_on, subject, cost_usd, output_tokens)
-         select $1, $2, $5, $6::text::numeric + coalesce(sum(cost_usd), 0), $7 + coalesce(sum(output_tokens), 0)
-         from usage where {facts} and at >= $4"
-    );
-    sqlx::query(AssertSqlSafe(insert))
-        .bind(tenant_id)
-        .bind(began_on)
-        .bind(id)
-        .bind(now - FACT_DELAY_MAX)
-        .bind(of.subject.to_string())
-        .bind(cost)
-        .bind(output)
-        .execute(connection)
-        .await?;
-    Ok(())
 }

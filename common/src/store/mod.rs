@@ -56,6 +56,7 @@ mod turns;
 pub mod usage;
 pub mod wait;
 pub mod wakes;
+mod windows;
 pub mod workers;
 pub mod workspaces;
 

@@ -346,7 +346,7 @@ mod tests {
             json!({"model": "m", "tools": ["web_search"]}),
             json!({"model": "m", "tools": [{"type": ["web_search"]}]}),
             json!({"model": "m", "messages": {"0": {}}}),
-            json!({"model": "m", "max_tokens": 128000.0}),
+            json!({"model": "m", "max_tokens": 128_000.0}),
             json!({"model": "m", "max_tokens": "100"}),
             json!({"model": "m", "max_completion_tokens": -1}),
             json!({"model": "m", "n": 5.0}),
