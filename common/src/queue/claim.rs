@@ -13,7 +13,7 @@ const AT_ONCE: u32 = 256;
 /// What a worker has room for.
 #[derive(Clone, Debug)]
 pub struct Want {
-    /// Free slots.
+    /// Free slots; with none the worker only asks what else a handout tells.
     pub free: u32,
     /// What they are.
     pub slot: SlotClass,
@@ -31,6 +31,8 @@ pub enum Mode {
     /// It may hold other jobs.
     #[default]
     Busy,
+    /// The same, and it does not empty itself for a job that is claimed alone.
+    Staying,
     /// It holds none.
     Idle,
     /// It holds none, and claims nothing else until the job that it gets has ended: for one that killed its workers.
@@ -41,6 +43,7 @@ impl Mode {
     fn as_str(self) -> &'static str {
         match self {
             Self::Busy => "busy",
+            Self::Staying => "staying",
             Self::Idle => "idle",
             Self::Alone => "alone",
         }

@@ -1,5 +1,6 @@
 //! A job that killed its workers is claimed alone, so that it condemns nobody else.
 
+use common::job::limit::{Limit, Subject};
 use common::job::{FailureCode, JobState, NewJob};
 use common::queue::{Handout, Mode, Want};
 use common::testing::{TestEnv, TestWorker, ids, light};
@@ -12,6 +13,13 @@ fn want(mode: Mode, free: u32) -> Want {
 async fn handout(env: &TestEnv, worker: &TestWorker, mode: Mode) -> Handout {
     let shard = env.queue.shard_of(env.tenant_id);
     env.queue.claim(shard, worker.id, &want(mode, 10)).await.unwrap()
+}
+
+fn running(max: u32) -> Limit {
+    Limit {
+        max_running: Some(max),
+        ..Limit::default()
+    }
 }
 
 /// Two workers die under all of these jobs.
@@ -87,4 +95,43 @@ async fn one_busy_worker_at_a_time_empties_itself(pool: PgPool) {
     assert_eq!(ids(&second.claim_as(&want(Mode::Alone, 10)).await), [suspect.id]);
     // Nothing is left: nobody is called again.
     assert!(!handout(&env, &first, Mode::Busy).await.is_called_alone);
+}
+
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn one_that_does_not_empty_itself_leaves_the_call_to_others(pool: PgPool) {
+    let env = TestEnv::new(pool).await;
+    let suspect = env.noop();
+    env.enqueue(&suspect).await;
+    lose_twice(&env, std::slice::from_ref(&suspect)).await;
+    let (tired, other) = (env.worker(), env.worker());
+    assert!(!handout(&env, &tired, Mode::Staying).await.is_called_alone);
+    assert!(handout(&env, &other, Mode::Busy).await.is_called_alone);
+    // To ask for nothing tells whether the job still waits.
+    let shard = env.queue.shard_of(env.tenant_id);
+    let asked = env.queue.claim(shard, other.id, &want(Mode::Busy, 0)).await.unwrap();
+    assert!(asked.is_called_alone && asked.claims.is_empty());
+    assert_eq!(ids(&env.worker().claim_as(&want(Mode::Alone, 10)).await), [suspect.id]);
+    let asked = env.queue.claim(shard, other.id, &want(Mode::Busy, 0)).await.unwrap();
+    assert!(!asked.is_called_alone);
+}
+
+/// It would be in vain: nothing of the queue, or of the tenant, may begin.
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn nobody_empties_itself_for_a_job_behind_a_shut_gate(pool: PgPool) {
+    let env = TestEnv::new(pool).await;
+    let suspect = env.noop();
+    env.enqueue(&suspect).await;
+    lose_twice(&env, std::slice::from_ref(&suspect)).await;
+    let (worker, one) = (env.worker(), running(1));
+    for subject in [Subject::Queue("default".to_owned()), Subject::Tenant(env.tenant_id)] {
+        env.queue.tell_limit(&subject, &one).await.unwrap();
+        env.enqueue(&env.noop()).await;
+        let holder = worker.one().await;
+        assert!(!handout(&env, &worker, Mode::Busy).await.is_called_alone, "{subject:?}");
+        assert!(!handout(&env, &worker, Mode::Idle).await.is_called_alone, "{subject:?}");
+        assert!(worker.succeed(&holder).await);
+        assert!(handout(&env, &worker, Mode::Busy).await.is_called_alone, "{subject:?}");
+        env.queue.tell_limit(&subject, &Limit::default()).await.unwrap();
+    }
+    assert_eq!(ids(&worker.claim_as(&want(Mode::Alone, 10)).await), [suspect.id]);
 }

@@ -27,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 use crate::attempt::Attempts;
 use crate::pool::Pool;
 use held::HeldAttempt;
-use solitude::{Company, EMPTYING_MAX, Solitude};
+use solitude::{Company, Reserved, Solitude};
 
 /// How long an idle loop waits before it looks without having been woken. A wake is lost only with Redis itself.
 const IDLE: Duration = Duration::from_secs(5);
@@ -107,7 +107,7 @@ impl Consumer {
                         () = stop.cancelled() => return,
                         company = self.solitude.company(&pulse) => company,
                     };
-                    let mode = if company.is_idle(self.attempts.held()) { Mode::Idle } else { Mode::Busy };
+                    let mode = company.mode(self.attempts.held());
                     self.claim(shard, room, mode, Some(company)).await
                 }
             };
@@ -155,14 +155,13 @@ impl Consumer {
 
     /// Claims one job as the only one that this worker holds, and waits until it has ended.
     async fn alone(&self, shard: Shard, pulse: &Pulse, stop: &CancellationToken) {
-        let Some(reserved) = self.solitude.reserve() else {
+        let Some(mut reserved) = self.solitude.reserve() else {
             return;
         };
-        let held = self.attempts.held();
         pulse.rest();
         let emptied = tokio::select! {
             () = stop.cancelled() => return,
-            emptied = reserved.emptied(held, EMPTYING_MAX) => emptied,
+            emptied = self.emptied(shard, &reserved) => emptied,
         };
         if !emptied {
             return;
@@ -175,7 +174,10 @@ impl Consumer {
             Ok(Taken {
                 confirming: Some(handout),
                 ..
-            }) => confirmed(handout).await,
+            }) => {
+                reserved.has_claimed();
+                confirmed(handout).await
+            }
             Ok(_) => Ok(()),
             Err(error) => Err(error),
         };
@@ -184,7 +186,21 @@ impl Consumer {
         }
         tokio::select! {
             () = stop.cancelled() => {}
-            _ended = reserved.emptied(held, Duration::MAX) => {}
+            _ended = reserved.emptied(self.attempts.held(), Duration::MAX) => {}
+        }
+    }
+
+    /// Waits until this worker holds nothing, for as long as it is called and its patience lasts.
+    async fn emptied(&self, shard: Shard, reserved: &Reserved) -> bool {
+        while let Some(limit) = reserved.patience() {
+            if reserved.emptied(self.attempts.held(), limit).await {
+                return true;
+            }
+            // To ask is also to say that this worker is still at it.
+            match self.claim(shard, Vec::new(), Mode::Busy, None).await {
+                Ok(taken) if taken.is_called_alone => {}
+                _ => return false,
+            }
         }
     }
 

@@ -1,8 +1,9 @@
 -- Claim: takes up to the free slots of one slot class, each job into a lease. The lanes share the slots by their queues'
 -- weights, the one that is furthest behind first; what is released is handed out highest level first.
 -- KEYS[1] root. ARGV: worker, lease ms, clock offset ms, free slots (1,000 at most, as all are written with one command),
--- slot (light|sandbox), the worker's labels as ",a,b,", its queues as ",x,y," or "" for all, mode: busy, idle (the worker
--- holds nothing), alone (it holds nothing, and claims nothing else until this job has ended).
+-- slot (light|sandbox), the worker's labels as ",a,b,", its queues as ",x,y," or "" for all, mode: busy, staying (it does
+-- not empty itself now), idle (it holds nothing), alone (it holds nothing, and claims nothing else until this job has ended).
+-- Last, most jobs of a tenant's lane that may be parked.
 -- Returns -1 while the shard is closed (Redis is new: running jobs register first), else a flat list: ms until a gate
 -- may open (-1: none), 1 if the worker should come back alone; then for each job its id, attempt, 1 if it is a turn.
 -- Invariant: one move from the backlog into the lease; nothing blocks. A job that is claimed alone is claimed in mode
@@ -25,7 +26,7 @@ for i = 1, #known, 2 do
   local queue, class = string.match(known[i], '^([^/]*)/(.*)$')
   local is_alone = string.sub(class, -1) == '!'
   if fits(want, queue, class) then
-    if is_alone and is_called(want, known[i], queue) then out[2] = 1 end
+    if is_alone and is_called(want, known[i], queue, now) then out[2] = 1 end
     if is_alone == (want.mode == 'alone') then lanes[#lanes + 1] = open_lane(known[i], known[i + 1]) end
   end
 end

@@ -10,14 +10,28 @@ local function fits(want, queue, class)
   return is_mine
 end
 
--- Whether the worker should empty itself for a lane of jobs that are claimed alone; one busy worker at a time does.
-local function is_called(want, name, queue)
-  if want.mode == 'alone' or redis.call('EXISTS', R .. 'ring:' .. name) == 0 then return false end
-  if redis.call('SISMEMBER', R .. 'paused', queue) == 1 then return false end
-  local called = redis.call('GET', R .. 'alone:' .. name)
-  if want.mode == 'idle' then return called ~= '-' end
-  if not called then redis.call('SET', R .. 'alone:' .. name, want.worker, 'PX', 30000) end
-  return not called or called == want.worker
+-- Whether a gate that operators limit is shut now; by time, somebody is woken when it opens.
+local function is_shut(name, now)
+  local again = limit(name) and shut(limit(name), nil, now)
+  if again then alarm(name, again) end
+  return again
+end
+
+-- Whether the worker should empty itself for a lane of jobs that are claimed alone; one busy worker at a time does, for as
+-- long as it goes on asking. Nobody does for jobs that could not be released then.
+local function is_called(want, name, queue, now)
+  if want.mode == 'alone' or want.mode == 'staying' then return false end
+  if redis.call('SISMEMBER', R .. 'paused', queue) == 1 or is_shut('q:' .. queue, now) then return false end
+  local may_run = false
+  for _, tenant in ipairs(redis.call('ZRANGE', R .. 'ring:' .. name, 0, 99)) do
+    may_run = not is_shut('t:' .. tenant, now)
+    if may_run then break end
+  end
+  local called = may_run and redis.call('GET', R .. 'alone:' .. name)
+  if not may_run or want.mode == 'idle' then return may_run and called ~= '-' end
+  if called and called ~= want.worker then return false end
+  redis.call('SET', R .. 'alone:' .. name, want.worker, 'PX', 30000)
+  return true
 end
 
 -- What release needs to know of a lane; nil while its queue is paused.
