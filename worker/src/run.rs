@@ -22,6 +22,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::attempt::{Attempts, Parts};
 use crate::config::{Config, Worker};
+use crate::consumer::doubt::Doubt;
 use crate::consumer::heartbeat::Heartbeat;
 use crate::consumer::held::{Held, Stop};
 use crate::consumer::solitude::Solitude;
@@ -139,8 +140,7 @@ fn start(
     lifecycle: &Lifecycle,
     seen: Pulse,
 ) {
-    let (worker_id, store, held) = (running.worker_id, &running.store, &running.held);
-    let health = &running.health;
+    let (worker_id, store, held, health) = (running.worker_id, &running.store, &running.held, &running.health);
     let attempts = Attempts::new(Parts {
         worker_id,
         store: store.clone(),
@@ -186,7 +186,7 @@ fn start(
         claiming: claiming.clone(),
     };
     lifecycle.spawn_infallible("presence", presence.run(upkeep.clone()));
-    let solitude = Solitude::default();
+    let (solitude, doubt) = (Solitude::default(), Doubt::default());
     for (slot, count) in slots {
         let count = usize::try_from(*count).unwrap_or(usize::MAX);
         if count == 0 {
@@ -205,6 +205,7 @@ fn start(
             attempts: attempts.clone(),
             pool: running.machine.pool.clone().filter(|_| *slot == SlotClass::Sandbox),
             solitude: solitude.clone(),
+            doubt: doubt.clone(),
         };
         for shard in queue.shards() {
             let pulse = health.pulse(format!("claim {} {shard}", slot.as_str()), Duration::ZERO);

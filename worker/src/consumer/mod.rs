@@ -5,6 +5,7 @@
 //! the next.
 
 pub mod cancels;
+pub mod doubt;
 pub mod heartbeat;
 pub mod held;
 pub mod solitude;
@@ -26,6 +27,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::attempt::Attempts;
 use crate::pool::Pool;
+use doubt::Doubt;
 use held::HeldAttempt;
 use solitude::{Company, Reserved, Solitude};
 
@@ -83,6 +85,8 @@ pub struct Consumer {
     pub pool: Option<Pool>,
     /// Shared by all loops of the worker.
     pub solitude: Solitude,
+    /// Likewise.
+    pub doubt: Doubt,
 }
 
 impl Consumer {
@@ -202,9 +206,11 @@ impl Consumer {
                 _ => return false,
             }
         }
+        false
     }
 
-    /// Waits for at least one free slot with room for its result, and takes all there are.
+    /// Waits for at least one free slot with room for its result, and for a Postgres that can confirm what is claimed for it.
+    /// Takes all the room that there is.
     async fn room(&self, pulse: &Pulse) -> Vec<Room> {
         if self.slots.available_permits() == 0 || self.results.available_permits() == 0 {
             pulse.rest();
@@ -216,6 +222,7 @@ impl Consumer {
             return std::future::pending().await;
         };
         pulse.owe();
+        self.doubt.over(&self.store).await;
         let mut room = vec![(slot, result)];
         while let Ok(slot) = Arc::clone(&self.slots).try_acquire_owned() {
             let Ok(result) = Arc::clone(&self.results).try_acquire_owned() else {
@@ -281,7 +288,8 @@ impl Consumer {
         }
         // After an error the rows may be taken or not, so the leases are not dropped: they pass, and reclaim reads the rows.
         let now = self.attempts.clock().now();
-        let claimed = self.store.claim(self.worker_id, &claims, now).await?;
+        let claimed = self.store.claim(self.worker_id, &claims, now).await;
+        let claimed = claimed.inspect_err(|_away| self.doubt.begin())?;
         metrics::counter!("hothouse_claims_total").increment(claimed.len() as u64);
         let taken: HashSet<JobId> = claimed.iter().map(|claimed| claimed.job.id).collect();
         for claimed in claimed {
