@@ -25,12 +25,15 @@ pub const OPEN: [StateName; 5] = [
 /// Jobs of one transaction: some tens of milliseconds, in which others wait for these rows alone.
 const BATCH: u32 = 2_000;
 
+/// How long a call waits for rows that somebody else is just changing, and between two looks at them.
+const LOCKED: (Duration, Duration) = (Duration::from_secs(5), Duration::from_millis(20));
+
 /// What a call did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Progress {
     /// Jobs that it acted on.
     pub matched: u64,
-    /// Whether its time was over before it had seen all: the same call goes on.
+    /// Whether some may be left, for its time was over or somebody else kept them: the same call goes on.
     pub more: bool,
 }
 
@@ -48,7 +51,8 @@ impl Canceller {
     }
 
     /// Cancels the tenant's jobs in one of `states` that match, for at most about `budget`. Jobs that somebody runs are
-    /// asked to stop, once. Redis may be away: workers ask Postgres when they register again.
+    /// asked to stop, once. One that changes its state meanwhile is found in the next round, until there is none. Redis may be
+    /// away: workers ask Postgres when they register again.
     ///
     /// # Errors
     /// When Postgres is away; what was cancelled until then stays so.
@@ -60,33 +64,58 @@ impl Canceller {
         clock: &Clock,
         budget: Option<Duration>,
     ) -> Result<Progress, store::Error> {
-        let begun = Instant::now();
-        let mut progress = Progress::default();
-        // Redis hears of each batch while Postgres does the next.
-        let mut untold = StoppedBatch::default();
-        for state in states {
-            loop {
-                let cancelled = self
-                    .store
-                    .cancel_matching(tenant_id, filter, *state, BATCH, clock.now());
-                let (batch, ()) = tokio::join!(cancelled, self.tell(tenant_id, untold));
-                untold = batch?;
-                if untold.stopped.is_empty() {
-                    break;
-                }
-                progress.matched += u64::try_from(untold.stopped.len()).unwrap_or(0);
-                if budget.is_some_and(|budget| begun.elapsed() >= budget) {
-                    self.tell(tenant_id, untold).await;
+        let (mut progress, mut changed_at) = (Progress::default(), Instant::now());
+        let ends_at = budget.map(|budget| changed_at + budget);
+        loop {
+            for state in states {
+                let done = self.in_state(tenant_id, filter, *state, clock, ends_at).await?;
+                progress.matched += done.matched;
+                if done.more {
                     progress.more = true;
                     return Ok(progress);
                 }
+                if done.matched > 0 {
+                    changed_at = Instant::now();
+                }
             }
+            if !self.store.is_any_to_cancel(tenant_id, filter, states).await? {
+                return Ok(progress);
+            }
+            if is_over(ends_at) || changed_at.elapsed() >= LOCKED.0 {
+                progress.more = true;
+                return Ok(progress);
+            }
+            tokio::time::sleep(LOCKED.1).await;
         }
-        Ok(progress)
     }
 
-    /// Cancels the children of a parent that has ended. What somebody else is changing at this moment is left, and so is
-    /// the mark: the next call finds it.
+    /// The same for one state, batch after batch, until one is empty. Redis hears of each while Postgres does the next.
+    async fn in_state(
+        &self,
+        tenant_id: TenantId,
+        filter: &Filter,
+        state: StateName,
+        clock: &Clock,
+        ends_at: Option<Instant>,
+    ) -> Result<Progress, store::Error> {
+        let (mut progress, mut untold) = (Progress::default(), StoppedBatch::default());
+        loop {
+            let cancelled = self.store.cancel_matching(tenant_id, filter, state, BATCH, clock.now());
+            let (batch, ()) = tokio::join!(cancelled, self.tell(tenant_id, untold));
+            untold = batch?;
+            if untold.stopped.is_empty() {
+                return Ok(progress);
+            }
+            progress.matched += u64::try_from(untold.stopped.len()).unwrap_or(0);
+            if is_over(ends_at) {
+                self.tell(tenant_id, untold).await;
+                progress.more = true;
+                return Ok(progress);
+            }
+        }
+    }
+
+    /// Cancels the children of a parent that has ended. When some are left, so is the mark: the next call finds them.
     ///
     /// # Errors
     /// As [`Self::matching`].
@@ -96,7 +125,7 @@ impl Canceller {
             ..Filter::default()
         };
         let progress = self.matching(of.tenant_id, &filter, &OPEN, clock, None).await?;
-        if progress.matched == 0 {
+        if progress == Progress::default() {
             self.store.close_orphaned(of.parent_id).await?;
         }
         Ok(progress.matched)
@@ -133,4 +162,8 @@ impl Canceller {
             tracing::debug!(%error, jobs = woken.len(), "redispatch finds them");
         }
     }
+}
+
+fn is_over(ends_at: Option<Instant>) -> bool {
+    ends_at.is_some_and(|at| Instant::now() >= at)
 }

@@ -107,6 +107,36 @@ impl Store {
         .await
     }
 
+    /// Whether any job in one of `states` matches and was not asked to stop yet. All are looked at in the same moment, and
+    /// nobody is waited for: one that goes from one state to another is seen in either.
+    ///
+    /// # Errors
+    /// When Postgres is away.
+    pub async fn is_any_to_cancel(
+        &self,
+        tenant_id: TenantId,
+        filter: &Filter,
+        states: &[StateName],
+    ) -> Result<bool, Error> {
+        self.within(async {
+            let mut query = QueryBuilder::new("select false");
+            let pick = Pick {
+                columns: "id",
+                and: " and cancel_requested_at is null",
+                order: Order::Any,
+                limit: None,
+                lock: "",
+            };
+            for state in states {
+                query.push(" or exists (select 1");
+                of_state(filter, *state).push_from(&mut query, tenant_id, &pick);
+                query.push(")");
+            }
+            Ok(query.build_query_scalar().fetch_one(self.pool()).await?)
+        })
+        .await
+    }
+
     /// Repeats up to `limit` jobs that ended in `state`, match and were not repeated yet, oldest first. Answers the new
     /// jobs.
     ///

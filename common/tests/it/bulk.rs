@@ -1,11 +1,13 @@
 //! Acting on many jobs, batch after batch.
 
+use std::time::Duration;
+
 use common::cancel::{Canceller, OPEN};
 use common::ids::{ApiKeyId, TenantId};
 use common::job::decision::Decision;
 use common::job::{NewJob, StateName};
 use common::store::list::Filter;
-use common::testing::{TestEnv, failure};
+use common::testing::{TestEnv, eventually, failure};
 use sqlx::PgPool;
 
 fn of_queue(queue: &str) -> Filter {
@@ -65,6 +67,36 @@ async fn every_open_job_is_cancelled_or_asked_to_stop_once(pool: PgPool) {
     assert!(worker.succeed(&worker.one().await).await);
     assert!(worker.claim(1).await.is_empty());
     assert_eq!(env.leftovers().await, Vec::<String>::new());
+}
+
+/// It is passed over while it is locked, and then in a state that was looked through before.
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn a_job_that_changes_its_state_meanwhile_is_cancelled_too(pool: PgPool) {
+    let env = TestEnv::new(pool.clone()).await;
+    let (worker, canceller) = (env.worker(), Canceller::new(env.store.clone(), env.queue.clone()));
+    let (changing, other) = (env.noop(), env.noop());
+    env.enqueue(&changing).await;
+    worker.one().await;
+    env.enqueue(&other).await;
+    let mut settling = pool.begin().await.unwrap();
+    sqlx::query("update jobs set state = 'retrying', due_at = now() + interval '1 hour' where id = $1")
+        .bind(changing.id)
+        .execute(&mut *settling)
+        .await
+        .unwrap();
+    let (filter, clock) = (of_queue("default"), env.clock.clock());
+    let cancelling = canceller.matching(env.tenant_id, &filter, &OPEN, &clock, None);
+    let settled = async {
+        eventually(Duration::from_secs(10), "the other is cancelled", || async {
+            (env.state(other.id).await.name() == StateName::Cancelled).then_some(())
+        })
+        .await;
+        settling.commit().await.unwrap();
+    };
+    let (progress, ()) = tokio::join!(cancelling, settled);
+    let progress = progress.unwrap();
+    assert_eq!((progress.matched, progress.more), (2, false));
+    assert_eq!(env.state(changing.id).await.name(), StateName::Cancelled);
 }
 
 #[sqlx::test(migrator = "common::store::MIGRATOR")]

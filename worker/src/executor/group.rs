@@ -130,10 +130,8 @@ async fn cancel_rest(context: &Context) -> Result<(), common::store::Error> {
     };
     let (tenant_id, clock) = (context.job.tenant_id, &context.clock);
     let canceller = &context.machine.canceller;
-    canceller
-        .matching(tenant_id, &filter, &OPEN, clock, None)
-        .await
-        .map(|_progress| ())
+    while canceller.matching(tenant_id, &filter, &OPEN, clock, None).await?.more {}
+    Ok(())
 }
 
 fn end(jobs: Vec<Member>, failure: Option<Failure>) -> anyhow::Result<Ended> {
