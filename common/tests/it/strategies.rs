@@ -25,8 +25,8 @@ fn keyed(env: &TestEnv, strategy: Strategy, limit: u32) -> NewJob {
     job
 }
 
-async fn submit(env: &TestEnv, jobs: &[NewJob], key: Option<&str>) -> Accepted {
-    let submission = Submission {
+fn submission(env: &TestEnv, jobs: &[NewJob], key: Option<&str>) -> Submission {
+    Submission {
         tenant_id: env.tenant_id,
         jobs: jobs.to_vec(),
         idempotency: key.map(|key| Idempotency {
@@ -34,7 +34,11 @@ async fn submit(env: &TestEnv, jobs: &[NewJob], key: Option<&str>) -> Accepted {
             fingerprint: [7; 32],
             refused: Vec::new(),
         }),
-    };
+    }
+}
+
+async fn submit(env: &TestEnv, jobs: &[NewJob], key: Option<&str>) -> Accepted {
+    let submission = submission(env, jobs, key);
     env.store.insert(&[submission]).await.pop().unwrap().unwrap()
 }
 
@@ -105,6 +109,18 @@ async fn a_refused_request_may_be_made_again_with_its_key(pool: PgPool) {
         submit(&env, &[second], Some("k")).await,
         Accepted::Repeated(_)
     ));
+}
+
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn a_request_and_its_repetition_that_arrive_together_are_refused_alike(pool: PgPool) {
+    let env = TestEnv::new(pool).await;
+    submit(&env, &[keyed(&env, Strategy::Reject, 1)], None).await;
+    let jobs = [keyed(&env, Strategy::Reject, 1), keyed(&env, Strategy::Reject, 1)];
+    let submissions = jobs.clone().map(|job| submission(&env, &[job], Some("k")));
+    let answers = env.store.insert(&submissions).await;
+    for (answer, job) in answers.into_iter().zip(&jobs) {
+        assert_eq!(decided(answer.unwrap()).rejected, [job.id]);
+    }
 }
 
 #[sqlx::test(migrator = "common::store::MIGRATOR")]
