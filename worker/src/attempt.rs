@@ -8,7 +8,7 @@ use common::ids::WorkerId;
 use common::job::approval::NewApproval;
 use common::job::decision::{self, Counts, Decision, Outcome};
 use common::job::event::{Event, EventBody};
-use common::job::{Failure, FailureCode, Job};
+use common::job::{Failure, FailureCode, Job, StateName};
 use common::queue::{Dispatch, Queue};
 use common::store::Store;
 use common::store::claim::Claimed;
@@ -184,11 +184,10 @@ impl Inner {
 
     async fn settle(&self, job: &Job, ended: Ended, unwritten: Unwritten) {
         let settlement = self.settlement(job, ended, unwritten);
-        let decision = settlement.decision.clone();
-        metrics::counter!("hothouse_attempts_total", "decision" => name(&decision)).increment(1);
+        metrics::counter!("hothouse_attempts_total", "decision" => name(&settlement.decision)).increment(1);
         match self.settler.settle(job.tenant_id, settlement.clone()).await {
-            Settled::Committed if decision == Decision::GiveBack => self.requeue(job).await,
-            Settled::Committed | Settled::GivenUp => {}
+            Settled::Committed(StateName::Queued) => self.requeue(job).await,
+            Settled::Committed(_) | Settled::GivenUp => {}
             Settled::LeaseLost => tracing::warn!(job_id = %job.id, attempt = job.attempt, "ended after its lease"),
             Settled::Refused => {
                 let settled = self.settler.settle(job.tenant_id, bare(settlement)).await;

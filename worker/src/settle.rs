@@ -3,7 +3,7 @@
 //! Attempts that end together share a transaction. While Postgres is away the results are held and tried again; their
 //! leases go on being renewed, and the number of results on their way is bounded by the consumer.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -24,8 +24,8 @@ const PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_s
 /// What became of a settlement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Settled {
-    /// Committed.
-    Committed,
+    /// Committed: the job is in this state now, which is `cancelled` where somebody asked for that before it could go on.
+    Committed(StateName),
     /// The attempt was not this worker's any more; nothing was written.
     LeaseLost,
     /// Postgres refuses the data of this settlement.
@@ -251,14 +251,10 @@ impl Writer {
 }
 
 fn mark(settled: &mut [Settled], settlements: &[Settlement], committed: &Committed) {
-    let changed: HashSet<JobId> = committed.changed.iter().map(|(id, _)| *id).collect();
+    let states: HashMap<JobId, StateName> = committed.changed.iter().copied().collect();
     for (slot, settlement) in settled.iter_mut().zip(settlements) {
-        let is_changed = changed.contains(&settlement.job_id);
-        *slot = if is_changed {
-            Settled::Committed
-        } else {
-            Settled::LeaseLost
-        };
+        let state = states.get(&settlement.job_id);
+        *slot = state.map_or(Settled::LeaseLost, |state| Settled::Committed(*state));
     }
 }
 

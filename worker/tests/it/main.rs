@@ -2,6 +2,7 @@
 
 mod attempts;
 mod bubblewrap_starts;
+mod claims;
 mod claude_code;
 mod claude_spares;
 mod conformance;

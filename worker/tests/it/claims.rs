@@ -1,0 +1,213 @@
+//! The claim loop and what follows a claim, without sandboxes.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests are tests")]
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use common::cancel::Canceller;
+use common::config::{Database, Secret};
+use common::health::Health;
+use common::ids::WorkerId;
+use common::job::spec::SlotClass;
+use common::job::{JobState, NewJob};
+use common::objects::{self, Objects};
+use common::store::Store;
+use common::testing::{TestEnv, eventually};
+use common::workspace::Workspaces;
+use sqlx::{ConnectOptions as _, PgPool};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use worker::attempt::{Attempts, Parts};
+use worker::consumer::Consumer;
+use worker::consumer::doubt::Doubt;
+use worker::consumer::held::{Held, Stop};
+use worker::consumer::solitude::Solitude;
+use worker::executor::{Machine, Means};
+use worker::model;
+use worker::settle::Settler;
+
+const SOON: Duration = Duration::from_secs(20);
+
+/// A worker with one light slot.
+struct Rig {
+    held: Held,
+    tracker: TaskTracker,
+    stop: CancellationToken,
+    running: tokio::task::JoinHandle<()>,
+    _folder: tempfile::TempDir,
+}
+
+impl Rig {
+    /// One whose Postgres is `store`.
+    fn over(env: &TestEnv, store: &Store) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let (worker_id, held, tracker) = (WorkerId::new(), Held::default(), TaskTracker::new());
+        let (stop, health, queue) = (CancellationToken::new(), Health::new(SOON), env.queue.clone());
+        let settler = Settler::spawn(
+            worker_id,
+            store.clone(),
+            queue.clone(),
+            CancellationToken::new(),
+            health.pulse("settle", Duration::ZERO),
+            &TaskTracker::new(),
+        );
+        let attempts = Attempts::new(Parts {
+            worker_id,
+            store: store.clone(),
+            queue: queue.clone(),
+            clock: env.clock.clock(),
+            held: held.clone(),
+            settler,
+            machine: machine(env, store, &folder),
+            run_on: Duration::from_secs(5),
+            tracker: tracker.clone(),
+        });
+        let consumer = Consumer {
+            worker_id,
+            slot: SlotClass::Light,
+            labels: Vec::new(),
+            queues: Vec::new(),
+            slots: Arc::new(Semaphore::new(1)),
+            results: Arc::new(Semaphore::new(4)),
+            queue,
+            store: store.clone(),
+            attempts,
+            pool: None,
+            solitude: Solitude::default(),
+            doubt: Doubt::default(),
+        };
+        let shard = env.queue.shard_of(env.tenant_id);
+        let running = consumer.run(shard, health.pulse("claim", Duration::ZERO), stop.clone());
+        Self {
+            held,
+            tracker,
+            stop,
+            running: TaskTracker::new().spawn(running),
+            _folder: folder,
+        }
+    }
+
+    /// Ends the loop, and waits for what it began.
+    async fn end(self) {
+        self.stop.cancel();
+        self.running.await.unwrap();
+        self.tracker.close();
+        self.tracker.wait().await;
+    }
+}
+
+fn machine(env: &TestEnv, store: &Store, folder: &tempfile::TempDir) -> Machine {
+    let url = format!("file://{}", folder.path().display());
+    let objects = Objects::open(&objects::Settings { url }).unwrap();
+    let models = model::Settings::default();
+    Machine {
+        workspaces: Workspaces::new(store.clone(), objects.clone()),
+        store: store.clone(),
+        queue: env.queue.clone(),
+        canceller: Canceller::new(store.clone(), env.queue.clone()),
+        pool: None,
+        environments: Arc::new(BTreeMap::new()),
+        objects,
+        providers: Arc::new(models.providers().unwrap()),
+        egress: Arc::new(Means::default()),
+        room: worker::gateway::Room::default(),
+        policy: model::Policy::shared(models.retry.clone(), env.queue.clone()),
+        books: model::books::Books::open(&models, store.clone()).unwrap(),
+        claude_code: worker::claude::Settings::default(),
+    }
+}
+
+/// A Postgres that hangs up on everybody until it is told otherwise.
+#[derive(Clone, Default)]
+struct Away {
+    is_back: Arc<AtomicBool>,
+    calls: Arc<AtomicUsize>,
+}
+
+impl Away {
+    /// A store that reaches it, and the task that is it.
+    async fn store(&self, pool: &PgPool) -> (Store, tokio::task::JoinHandle<()>) {
+        let mut url = pool.connect_options().to_url_lossy();
+        let real = (url.host_str().unwrap().to_owned(), url.port().unwrap_or(5432));
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        url.set_host(Some("127.0.0.1")).unwrap();
+        url.set_port(Some(listener.local_addr().unwrap().port())).unwrap();
+        let store = Store::open(&Database {
+            url: Secret::from(url.to_string()),
+            url_file: None,
+            connections_max: 4,
+            acquire_timeout: Duration::from_secs(2),
+            query_timeout: Duration::from_secs(2),
+        });
+        let (this, connections) = (self.clone(), TaskTracker::new());
+        let listening = TaskTracker::new().spawn(async move {
+            loop {
+                let (client, _) = listener.accept().await.unwrap();
+                this.calls.fetch_add(1, Ordering::SeqCst);
+                if this.is_back.load(Ordering::SeqCst) {
+                    let server = TcpStream::connect((real.0.as_str(), real.1)).await.unwrap();
+                    drop(connections.spawn(join(client, server)));
+                }
+            }
+        });
+        (store.unwrap(), listening)
+    }
+}
+
+async fn join(mut client: TcpStream, mut server: TcpStream) {
+    drop(tokio::io::copy_bidirectional(&mut client, &mut server).await);
+}
+
+async fn leases(env: &TestEnv) -> usize {
+    let contents = env.contents().await;
+    let leases = contents.iter().find(|(key, _)| key.ends_with(":leases"));
+    leases.map_or(0, |(_, jobs)| jobs.len())
+}
+
+/// Each claim would use up a start of its job's limits, and keep its places.
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn nothing_is_claimed_while_postgres_is_away(pool: PgPool) {
+    let (env, away) = (TestEnv::new(pool.clone()).await, Away::default());
+    let jobs: Vec<NewJob> = (0..10).map(|_| env.noop()).collect();
+    for job in &jobs {
+        env.enqueue(job).await;
+    }
+    let (store, listening) = away.store(&pool).await;
+    let rig = Rig::over(&env, &store);
+    eventually(SOON, "it was asked many times", || async {
+        (away.calls.load(Ordering::SeqCst) >= 12).then_some(())
+    })
+    .await;
+    assert_eq!(leases(&env).await, 1, "one claim showed that it is away");
+    away.is_back.store(true, Ordering::SeqCst);
+    eventually(SOON, "the others are done", || async {
+        matches!(env.state(jobs[9].id).await, JobState::Succeeded { .. }).then_some(())
+    })
+    .await;
+    rig.end().await;
+    listening.abort();
+}
+
+/// Somebody asked to cancel it, which nobody told its worker.
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn a_job_that_is_cancelled_when_it_is_given_back_is_not_queued(pool: PgPool) {
+    let env = TestEnv::new(pool).await;
+    let job = NewJob {
+        input: br#"{"duration":"1h"}"#.to_vec(),
+        ..env.noop()
+    };
+    env.enqueue(&job).await;
+    let rig = Rig::over(&env, &env.store);
+    eventually(SOON, "it runs", || async { (rig.held.len() == 1).then_some(()) }).await;
+    env.store.cancel(env.tenant_id, job.id, env.clock.now()).await.unwrap();
+    rig.stop.cancel();
+    rig.held.stop(job.id, Stop::Drain);
+    rig.end().await;
+    assert!(matches!(env.state(job.id).await, JobState::Cancelled { .. }));
+    assert_eq!(env.leftovers().await, Vec::<String>::new());
+}
