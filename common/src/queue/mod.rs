@@ -15,6 +15,7 @@
 //! | `leases` | sorted set: job → when its lease passes, ms |
 //! | `limits` | hash: gate → limit of places, limit of starts, paused until; what operators set |
 //! | `h:<gate>`, `s:<gate>`, `w:<gate>` | set of jobs that hold a place, list of the last starts, sorted set of who waits |
+//! | `n:<gate>` | the largest limit and window of those starts |
 //! | `w:t:<tenant>` | set of lanes in which a tenant waits at its own gate |
 //! | `kept:v:<conversation>` | the worker that keeps a conversation's sandbox, and when the offer of its next turn ends |
 //! | `w:k:<worker>` | sorted set: turns that are offered to a worker, by the end of the offer, ms |

@@ -241,6 +241,29 @@ async fn a_rate_is_never_exceeded_in_any_window_and_every_start_is_used(pool: Pg
 }
 
 #[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn a_job_with_a_short_window_takes_nothing_from_what_others_of_its_key_remember(pool: PgPool) {
+    let env = TestEnv::new(pool).await;
+    let second = Duration::from_secs(1);
+    let long: Vec<NewJob> = (0..3).map(|_| rated(&env, "model", 3, MINUTE)).collect();
+    let short = rated(&env, "model", 1, second);
+    let worker = env.worker();
+    dispatch(&env, &long[..2]).await;
+    assert_eq!(handout(&env, &worker, 5).await.claims.len(), 2);
+    env.advance(second * 2);
+    dispatch(&env, std::slice::from_ref(&short)).await;
+    assert_eq!(handout(&env, &worker, 5).await.claims.len(), 1);
+    env.advance(second * 2);
+    dispatch(&env, &long[2..]).await;
+    assert_eq!(
+        handout(&env, &worker, 5).await.claims,
+        [],
+        "three have begun within the minute"
+    );
+    env.advance(second * 56);
+    assert_eq!(handout(&env, &worker, 5).await.claims.len(), 1);
+}
+
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
 async fn a_worker_hears_when_the_window_opens(pool: PgPool) {
     let env = TestEnv::new(pool).await;
     let window = Duration::from_millis(400);

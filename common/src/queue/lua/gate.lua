@@ -1,8 +1,9 @@
 -- Gates: what a job passes before it runs. t:<tenant> and q:<queue> are passed by every job; the others are in its
 -- record: a:<agent>, c:<concurrency key>, v:<conversation>, x:<rate key>.
--- `h:<gate>` is the set of jobs that have a place, never a counter; `s:<gate>` the last starts, newest first; `w:<gate>`
--- those that wait there, oldest first (w:t:<tenant>: lanes in which the whole tenant waits); `limits` what operators
--- set, gate -> max|rate|window ms|paused till ms, 0 for none; `timers` when a gate may open by time.
+-- `h:<gate>` is the set of jobs that have a place, never a counter; `s:<gate>` the last starts, newest first, as many as the
+-- largest of their limits needs (`n:<gate>`: rate|window ms); `w:<gate>` those that wait there, oldest first (w:t:<tenant>:
+-- lanes in which the whole tenant waits); `limits` what operators set, gate -> max|rate|window ms|paused till ms, 0 for none;
+-- `timers` when a gate may open by time.
 local LIMITS, TIMERS, FOREVER = R .. 'limits', R .. 'timers', 9007199254740991
 local rows, is_limited = {}, nil
 
@@ -46,10 +47,14 @@ end
 local function pass(gate, job, now)
   if gate.max > 0 then redis.call('SADD', R .. 'h:' .. gate.name, job) end
   if gate.rate > 0 then
-    local starts = R .. 's:' .. gate.name
+    -- Jobs of one key may name different limits: all that the largest of them needs is kept, for as long.
+    local starts, largest = R .. 's:' .. gate.name, R .. 'n:' .. gate.name
+    local rate, window = string.match(redis.call('GET', largest) or '', '^(%d+)|(%d+)$')
+    rate, window = math.max(gate.rate, tonumber(rate) or 0), math.max(gate.window, tonumber(window) or 0)
     redis.call('LPUSH', starts, now)
-    redis.call('LTRIM', starts, 0, gate.rate - 1)
-    redis.call('PEXPIRE', starts, gate.window)
+    redis.call('LTRIM', starts, 0, rate - 1)
+    redis.call('PEXPIRE', starts, window)
+    redis.call('SET', largest, string.format('%d|%d', rate, window), 'PX', window)
   end
 end
 
