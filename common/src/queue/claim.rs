@@ -83,7 +83,8 @@ impl Queue {
             .arg(want.slot.as_str())
             .arg(list(&want.labels))
             .arg(list(&want.queues))
-            .arg(want.mode.as_str());
+            .arg(want.mode.as_str())
+            .arg(self.inner.dispatched_max);
         let reply: redis::Value = invocation.invoke_async(&mut self.link().await?).await?;
         if matches!(reply, redis::Value::Int(-1)) {
             return Err(Error::Closed);

@@ -35,6 +35,8 @@ pub enum Dispatched {
     Known,
     /// Its backlog is full: it stays in Postgres until there is room.
     Spilled,
+    /// The line at one of its gates is too long: it stays in Postgres until half of that is gone.
+    InLine,
 }
 
 /// A backlog of a tenant's lane that once was full: some of its jobs may be in Postgres alone.
@@ -54,6 +56,21 @@ pub struct Spilled {
     pub parked: u32,
     /// The time of the last job that is in it, its level's head start taken off; none when it is empty.
     pub last: Option<DateTime<Utc>>,
+}
+
+/// A gate at which so many jobs of a tenant's lane wait that others of them are in Postgres alone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Line {
+    /// The gate.
+    pub gate: String,
+    /// The lane's queue.
+    pub queue: String,
+    /// The lane's class.
+    pub class: String,
+    /// Whose it is.
+    pub tenant_id: TenantId,
+    /// Whether no more than half of those that may wait in Redis still do.
+    pub is_short: bool,
 }
 
 impl Dispatch {
@@ -146,6 +163,18 @@ impl Queue {
     /// # Errors
     /// When Redis is away: redispatch finds the rows later.
     pub async fn dispatch(&self, jobs: &[Dispatch]) -> Result<Vec<Dispatched>, Error> {
+        self.dispatch_as(jobs, "").await
+    }
+
+    /// The same for jobs that come next in the lines of which others were left in Postgres.
+    ///
+    /// # Errors
+    /// As [`Self::dispatch`].
+    pub async fn dispatch_next_in_line(&self, jobs: &[Dispatch]) -> Result<Vec<Dispatched>, Error> {
+        self.dispatch_as(jobs, "next").await
+    }
+
+    async fn dispatch_as(&self, jobs: &[Dispatch], place: &str) -> Result<Vec<Dispatched>, Error> {
         let mut by_shard: BTreeMap<Shard, Vec<usize>> = BTreeMap::new();
         for (index, job) in jobs.iter().enumerate() {
             by_shard.entry(self.shard_of(job.tenant_id)).or_default().push(index);
@@ -155,7 +184,10 @@ impl Queue {
             // A thousand jobs keep a script below some ten milliseconds, for others wait meanwhile.
             for chunk in indexes.chunks(1_000) {
                 let mut invocation = self.inner.scripts.dispatch.key(self.root(shard));
-                invocation.arg(self.inner.dispatched_max).arg(self.clock_offset_ms());
+                invocation
+                    .arg(self.inner.dispatched_max)
+                    .arg(self.clock_offset_ms())
+                    .arg(place);
                 for index in chunk {
                     jobs[*index].push_args(&mut invocation);
                 }
@@ -164,6 +196,7 @@ impl Queue {
                     dispatched[*index] = match code {
                         1 => Dispatched::Added,
                         2 => Dispatched::Spilled,
+                        3 => Dispatched::InLine,
                         _ => Dispatched::Known,
                     };
                 }
@@ -249,11 +282,72 @@ impl Queue {
             is_alone: class.ends_with('!'),
             tenant_id,
             parked,
-            room: self.inner.dispatched_max.saturating_sub(waiting.saturating_add(parked)),
+            room: self.inner.dispatched_max.saturating_sub(waiting),
             last: last
                 .first()
                 .and_then(|(_, score)| DateTime::from_timestamp_millis(*score)),
         }))
+    }
+
+    /// Most jobs that wait at one gate in Redis.
+    pub fn line_max(&self) -> u32 {
+        self.inner.dispatched_max.div_ceil(10)
+    }
+
+    /// The lines of which jobs were left in Postgres.
+    ///
+    /// # Errors
+    /// When Redis is away.
+    pub async fn lines(&self) -> Result<Vec<Line>, Error> {
+        let mut lines = Vec::new();
+        for shard in self.shards() {
+            let members: Vec<String> = redis::cmd("SMEMBERS")
+                .arg(self.key(shard, "lines"))
+                .query_async(&mut self.link().await?)
+                .await?;
+            for members in members.chunks(SPILLED_AT_ONCE) {
+                let mut pipe = redis::pipe();
+                for member in members {
+                    let gate = member.split(' ').next().unwrap_or_default();
+                    pipe.cmd("ZCARD").arg(self.key(shard, &format!("w:{gate}")));
+                }
+                let waiting: Vec<u32> = pipe.query_async(&mut self.link().await?).await?;
+                let known = members.iter().zip(waiting);
+                lines.extend(known.filter_map(|(member, waiting)| self.line_of(member, waiting)));
+            }
+        }
+        Ok(lines)
+    }
+
+    fn line_of(&self, member: &str, waiting: u32) -> Option<Line> {
+        let (gate, rest) = member.split_once(' ')?;
+        let (lane, tenant) = rest.split_once(' ')?;
+        let (queue, class) = lane.split_once('/')?;
+        Some(Line {
+            gate: gate.to_owned(),
+            queue: queue.to_owned(),
+            class: class.to_owned(),
+            tenant_id: tenant.parse().ok()?,
+            is_short: waiting.saturating_mul(20) <= self.inner.dispatched_max,
+        })
+    }
+
+    /// Says that no job that waits at a line's gate is left in Postgres. One that waits at several may be: what is left of the
+    /// lane's backlog is looked for once more.
+    ///
+    /// # Errors
+    /// When Redis is away.
+    pub async fn end_line(&self, line: &Line) -> Result<(), Error> {
+        let backlog = format!("{} {}", lane(&line.queue, &line.class, false), line.tenant_id);
+        let shard = self.shard_of(line.tenant_id);
+        let mut pipe = redis::pipe();
+        pipe.atomic();
+        pipe.cmd("SADD").arg(self.key(shard, "spilled")).arg(&backlog).ignore();
+        pipe.cmd("SREM")
+            .arg(self.key(shard, "lines"))
+            .arg(format!("{} {backlog}", line.gate))
+            .ignore();
+        Ok(pipe.query_async(&mut self.connection().await?).await?)
     }
 
     /// Says that nothing of a tenant's lane is left in Postgres alone.

@@ -23,6 +23,7 @@
 //! | `alone:<lane>` | the worker that empties itself to claim a job alone |
 //! | `paused`, `weights`, `spilled` | queues that release nothing; weights of tenants and queues; full backlogs |
 //! | `wake` | stream of one entry that carries no job: the only key that is read blocking |
+//! | `lines` | set of `gate lane tenant`: jobs of the lane that wait at the gate were left in Postgres |
 //! | `probe` | written to see whether writes go through; gone at once |
 //! | `cancel:<worker>` | set of jobs that a worker should stop |
 //! | `log:<job>` | stream: the tail of a job's event log |
@@ -60,7 +61,7 @@ use deadpool_redis::{Connection, Pool, Runtime};
 
 pub use accounts::{Admission, CallAsk, CallReport, OPEN as CIRCUIT_OPEN, Obstacle, PLACE_TTL, Trial};
 pub use claim::{Handout, Mode, Want};
-pub use dispatch::{Dispatch, Dispatched, Spilled};
+pub use dispatch::{Dispatch, Dispatched, Line, Spilled};
 pub use error::Error;
 pub use gate::{FOREVER_MS, Gate, GateLimit, Hold};
 pub use generation::{Begun, Generation};

@@ -124,19 +124,67 @@ impl Store {
         class: &str,
         limit: u32,
     ) -> Result<Vec<JobId>, Error> {
+        self.next_past(tenant_id, (queue, class), &[], limit).await
+    }
+
+    /// The same without those that stand at one of these gates.
+    ///
+    /// # Errors
+    /// When Postgres is away.
+    pub async fn next_past(
+        &self,
+        tenant_id: TenantId,
+        lane: (&str, &str),
+        gates: &[&str],
+        limit: u32,
+    ) -> Result<Vec<JobId>, Error> {
+        let is_past = if gates.is_empty() {
+            "true"
+        } else {
+            "(q.gate is null or q.gate <> all($5))"
+        };
+        self.next_where(tenant_id, lane, (is_past, gates), limit).await
+    }
+
+    /// Those of them alone that stand at this gate.
+    ///
+    /// # Errors
+    /// When Postgres is away.
+    pub async fn next_at_gate(
+        &self,
+        tenant_id: TenantId,
+        lane: (&str, &str),
+        gate: &str,
+        limit: u32,
+    ) -> Result<Vec<JobId>, Error> {
+        self.next_where(tenant_id, lane, ("q.gate = any($5)", &[gate]), limit)
+            .await
+    }
+
+    async fn next_where(
+        &self,
+        tenant_id: TenantId,
+        (queue, class): (&str, &str),
+        (condition, gates): (&str, &[&str]),
+        limit: u32,
+    ) -> Result<Vec<JobId>, Error> {
         self.within(async {
-            let rows = sqlx::query_as(
+            let sql = format!(
                 "select next.id, level from generate_series(0, 9) as level cross join lateral (
                     select q.id from queued_jobs q
-                    where q.tenant_id = $1 and q.queue = $2 and q.class = $3 and q.priority = level order by q.id limit $4
-                 ) as next",
-            )
-            .bind(tenant_id)
-            .bind(queue)
-            .bind(class)
-            .bind(i64::from(limit))
-            .fetch_all(self.pool())
-            .await?;
+                    where q.tenant_id = $1 and q.queue = $2 and q.class = $3 and q.priority = level and {condition}
+                        and $5::text[] is not null
+                    order by q.id limit $4
+                 ) as next"
+            );
+            let rows = sqlx::query_as(AssertSqlSafe(sql))
+                .bind(tenant_id)
+                .bind(queue)
+                .bind(class)
+                .bind(i64::from(limit))
+                .bind(gates)
+                .fetch_all(self.pool())
+                .await?;
             let mut ids = in_order(rows);
             ids.truncate(usize::try_from(limit).unwrap_or(usize::MAX));
             Ok(ids)

@@ -12,11 +12,21 @@ use sqlx::AssertSqlSafe;
 use super::{Error, Store};
 use crate::ids::JobId;
 
+/// SQL: the gate at which a job with these columns of `jobs` waits when it must, as [`crate::queue::Gate`] names it; of several
+/// the first. Null for a job that waits for nothing but a slot, and what operators limit as a whole.
+pub(super) const GATE: &str = "case
+    when concurrency_key is not null
+        then 'c:' || substr(encode(sha256(uuid_send(tenant_id) || convert_to(concurrency_key, 'UTF8')), 'hex'), 1, 32)
+    when rate_key is not null
+        then 'x:' || substr(encode(sha256(uuid_send(tenant_id) || convert_to(rate_key, 'UTF8')), 'hex'), 1, 32)
+    when agent_id is not null then 'a:' || agent_id
+    when conversation_id is not null then 'v:' || conversation_id end";
+
 /// SQL: inserts into `queued_jobs` the rows of the common table expression `from` that are queued.
 pub(super) fn enter(from: &str) -> String {
     format!(
-        "insert into queued_jobs (tenant_id, queue, class, priority, id)
-         select tenant_id, queue, class, priority, id from {from} where state = 'queued' on conflict do nothing"
+        "insert into queued_jobs (tenant_id, queue, class, priority, id, gate)
+         select tenant_id, queue, class, priority, id, {GATE} from {from} where state = 'queued' on conflict do nothing"
     )
 }
 

@@ -10,7 +10,7 @@ use sqlx::{AssertSqlSafe, PgConnection, Postgres};
 use super::admit::{self, Decided};
 use super::idempotency::{Idempotency, forget, remember};
 use super::row::{int, ms};
-use super::{Class, Error, Store};
+use super::{Class, Error, Store, index};
 use crate::ids::{JobId, TenantId};
 use crate::job::{Concurrency, Links, NewJob, Rate};
 
@@ -230,20 +230,21 @@ fn statement(columns: &[(&str, &str)], (before, only): (&str, &str)) -> String {
         _ => (*name).to_owned(),
     });
     let is_due_later = columns.iter().any(|(name, _)| *name == "due_at");
-    let (state, queued_at) = if is_due_later {
+    let (state, queued_at, gate) = if is_due_later {
         (
             "case when due_at is null then 'queued' else 'scheduled' end",
             "case when due_at is null then created_at end",
+            index::GATE,
         )
     } else {
-        ("'queued'", "created_at")
+        ("'queued'", "created_at", "null")
     };
     format!(
         "with {before} t as materialized (
             select *, {state} as state, {queued_at} as queued_at from unnest({arrays}) as t({names}) {only}
          ), queued as (
-            insert into queued_jobs (tenant_id, queue, class, priority, id)
-            select tenant_id, queue, class, priority, id from t where state = 'queued'
+            insert into queued_jobs (tenant_id, queue, class, priority, id, gate)
+            select tenant_id, queue, class, priority, id, {gate} from t where state = 'queued'
          )
          insert into jobs ({names}, state, queued_at, seq) select {values}, state, queued_at, 1 from t",
         arrays = arrays.collect::<Vec<_>>().join(", "),

@@ -331,7 +331,7 @@ fn update_sql(table: &Table, is_given_back: bool) -> String {
             where jobs.id = s.id and jobs.state = s.held_state and jobs.attempt = s.attempt
                 and jobs.worker_id = $1{prune}
             returning jobs.id, jobs.state, jobs.tenant_id, jobs.queue, jobs.class, jobs.priority, jobs.attempt,
-                s.started_at, s.ended_at, s.outcome, s.error_code, s.error_message
+                jobs.concurrency_key, jobs.rate_key, jobs.agent_id, jobs.conversation_id, s.started_at, s.ended_at, s.outcome, s.error_code, s.error_message
          ), ended as (
             insert into attempts (job_id, attempt, worker_id, started_at, finished_at, outcome, error_code, error_message)
             select id, attempt, $1, started_at, ended_at, case when state = 'cancelled' then 'cancelled' else outcome end,

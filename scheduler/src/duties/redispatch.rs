@@ -5,7 +5,7 @@
 //! | what | how often |
 //! |---|---|
 //! | a shard without a generation: begin one with leases for what runs, wait until those have passed or their workers have registered, dispatch, open | every tick |
-//! | backlogs that were full and have room: page in by priority and age | every tick |
+//! | backlogs that were full and have room, lines at gates of which half is gone: page in by priority and age | every tick |
 //! | jobs that were asked to stop, by somebody who died before it said so: say it | every tick |
 //! | rows since the last look, new and queued again, that Redis does not know: whoever wrote them died, or could not reach Redis | every second |
 //! | all queued rows, page by page; paused queues, weights and limits | every ten seconds |
@@ -15,9 +15,9 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
-use common::ids::JobId;
+use common::ids::{JobId, TenantId};
 use common::job::Job;
-use common::queue::{Dispatch, Dispatched, Generation, Queue, Shard, Spilled};
+use common::queue::{Dispatch, Dispatched, Generation, Line, Queue, Shard, Spilled};
 use common::service::{Duty, Report};
 use common::store::Store;
 use common::store::backlog::{Place, Queued};
@@ -207,33 +207,55 @@ impl Redispatch {
         lane.room >= self.dispatched_max.div_ceil(2)
     }
 
-    /// Brings in what is next of the backlogs that were full. Answers how many jobs it added.
+    /// Brings in what is next of the backlogs that were full, and of the lines at gates. Answers how many jobs it added.
     async fn page_in(&self) -> anyhow::Result<u64> {
-        let mut added = 0;
-        let spilled = self.queue.spilled().await?;
+        let (spilled, lines) = (self.queue.spilled().await?, self.queue.lines().await?);
         let before = std::mem::replace(&mut self.cursor().spilled, spilled.clone());
-        self.pause.set(if spilled.is_empty() {
+        self.pause.set(if spilled.is_empty() && lines.is_empty() {
             IDLE
         } else if spilled == before {
             FULL
         } else {
             DRAINING
         });
+        let mut added = self.bring_lines(&lines).await?;
         for lane in spilled.iter().filter(|lane| self.has_room(lane)) {
-            let next = self
-                .store
-                .next_queued(lane.tenant_id, &lane.queue, &lane.class, self.dispatched_max)
-                .await?;
-            // Redis knows the first of them, and looking at a row costs more than asking.
-            let ids: Vec<_> = next.iter().map(|id| (lane.tenant_id, *id)).collect();
-            let unknown = self.queue.unknown(&ids).await?.into_iter().map(|index| next[index]);
-            let done = self.dispatch(&unknown.collect::<Vec<_>>()).await?;
+            let is_its =
+                |line: &&Line| line.tenant_id == lane.tenant_id && line.queue == lane.queue && line.class == lane.class;
+            let gates: Vec<&str> = lines.iter().filter(is_its).map(|line| line.gate.as_str()).collect();
+            let (of, limit) = ((lane.queue.as_str(), lane.class.as_str()), self.dispatched_max);
+            let next = self.store.next_past(lane.tenant_id, of, &gates, limit).await?;
+            let done = self.dispatch(&self.unknown(lane.tenant_id, &next).await?).await?;
             added += done.added;
-            if done.spilled == 0 && next.len() < usize::try_from(self.dispatched_max).unwrap_or(usize::MAX) {
+            if done.spilled == 0 && is_all(&next, limit) {
                 self.queue.unspill(&lane.queue, &lane.class, lane.tenant_id).await?;
             }
         }
         Ok(added)
+    }
+
+    /// Brings in what is next of the lines at gates that were too long.
+    async fn bring_lines(&self, lines: &[Line]) -> anyhow::Result<u64> {
+        let (mut added, limit) = (0, self.queue.line_max());
+        for line in lines.iter().filter(|line| line.is_short) {
+            let of = (line.queue.as_str(), line.class.as_str());
+            let next = self.store.next_at_gate(line.tenant_id, of, &line.gate, limit).await?;
+            let unknown = self.unknown(line.tenant_id, &next).await?;
+            let done = self.offer(&unknown, true).await?;
+            added += done.added;
+            if done.spilled == 0 && is_all(&next, limit) {
+                self.queue.end_line(line).await?;
+            }
+        }
+        Ok(added)
+    }
+
+    /// Those of these jobs of a tenant that Redis does not know. It knows the first of what comes next, and looking at a row costs
+    /// more than asking.
+    async fn unknown(&self, tenant_id: TenantId, next: &[JobId]) -> anyhow::Result<Vec<JobId>> {
+        let ids: Vec<_> = next.iter().map(|id| (tenant_id, *id)).collect();
+        let unknown = self.queue.unknown(&ids).await?;
+        Ok(unknown.into_iter().map(|index| next[index]).collect())
     }
 
     /// What waits in Postgres for room: [`Self::page_in`] brings it. Of a flood that is nearly everything, and reading each of
@@ -297,15 +319,24 @@ impl Redispatch {
 
     /// Dispatches those of these jobs that are queued. Those that were claimed or cancelled meanwhile are somebody's already.
     async fn dispatch(&self, ids: &[JobId]) -> anyhow::Result<Done> {
+        self.offer(ids, false).await
+    }
+
+    async fn offer(&self, ids: &[JobId], are_next_in_line: bool) -> anyhow::Result<Done> {
         let mut done = Done::default();
         for ids in ids.chunks(AT_ONCE) {
             let briefs = self.store.briefs(ids).await?;
             let dispatches: Vec<Dispatch> = briefs.iter().map(Dispatch::from_brief).collect();
-            for dispatched in self.queue.dispatch(&dispatches).await? {
+            let dispatched = if are_next_in_line {
+                self.queue.dispatch_next_in_line(&dispatches).await?
+            } else {
+                self.queue.dispatch(&dispatches).await?
+            };
+            for dispatched in dispatched {
                 match dispatched {
                     Dispatched::Added => done.added += 1,
                     Dispatched::Spilled => done.spilled += 1,
-                    Dispatched::Known => {}
+                    Dispatched::Known | Dispatched::InLine => {}
                 }
             }
         }
@@ -357,6 +388,11 @@ impl Duty for Redispatch {
             more: paged > 0,
         })
     }
+}
+
+/// Whether these jobs are all that there were.
+fn is_all(next: &[JobId], limit: u32) -> bool {
+    next.len() < usize::try_from(limit).unwrap_or(usize::MAX)
 }
 
 /// The lowest job id of an instant.

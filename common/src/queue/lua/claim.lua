@@ -12,7 +12,8 @@ if redis.call('HGET', R .. 'gen', 'open') ~= '1' then return -1 end
 local ttl, free = tonumber(ARGV[2]), tonumber(ARGV[4])
 local want = { worker = ARGV[1], slot = ARGV[5], labels = ARGV[6], queues = ARGV[7], mode = ARGV[8] }
 local now, lanes, out = clock(ARGV[3]), {}, { -1, 0 }
-looks = free * 8 + 64
+looks, parked_max = free * 8 + 64, tonumber(ARGV[9])
+if free > 0 then note(want) end
 
 for _, name in ipairs(redis.call('ZRANGEBYSCORE', TIMERS, '-inf', now, 'LIMIT', 0, 100)) do
   redis.call('ZREM', TIMERS, name)

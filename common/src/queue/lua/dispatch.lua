@@ -1,10 +1,11 @@
 -- Dispatch: makes jobs known, so that they can be released.
--- KEYS[1] root. ARGV: most jobs per backlog, clock offset ms, then for each job: id, attempt, tenant, lane, level, holds,
--- score.
--- Returns for each job: 1 added, 0 known already, 2 spilled (the backlog is full: it stays in Postgres).
+-- KEYS[1] root. ARGV: most jobs per backlog, clock offset ms, "next" where they are the next of lines at gates, then for each
+-- job: id, attempt, tenant, lane, level, holds, score.
+-- Returns for each job: 1 added, 0 known already, or that it stays in Postgres: 2 spilled (the backlog is full), 3 in line (so
+-- is the line at one of its gates, and it is not next).
 -- Invariant: a job is in one place only, never with an attempt below the one that is known, and is not released while
--- the lease of an attempt before has not passed: its sandbox may still run. A full backlog, parked jobs included, keeps
--- those that come first.
+-- the lease of an attempt before has not passed: its sandbox may still run. A full backlog keeps those that come first.
+-- Parked jobs are none of it: they keep nothing from those that may run.
 local cap, now, out, added = tonumber(ARGV[1]), clock(ARGV[2]), {}, false
 
 -- Whether there is room for a job; one that comes later may have to make some. `full` remembers the last that stays.
@@ -12,7 +13,7 @@ local full, room = {}, {}
 local function has_room(r)
   local key = r.lane .. ' ' .. r.tenant
   if full[key] and full[key] <= tonumber(r.score) then return false end
-  room[key] = (room[key] or cap - redis.call('ZCARD', backlog(r)) - redis.call('ZCARD', parked(r))) - 1
+  room[key] = (room[key] or cap - redis.call('ZCARD', backlog(r))) - 1
   if room[key] >= 0 then return true end
   full[key] = 0
   local last = redis.call('ZRANGE', backlog(r), -1, -1, 'WITHSCORES')
@@ -25,12 +26,26 @@ local function has_room(r)
   return true
 end
 
-for i = 3, #ARGV, 7 do
+-- Whether a job stands behind others that wait in Postgres for the line at their gate to be half gone.
+local has_lines = ARGV[3] == '' and redis.call('EXISTS', R .. 'lines') == 1
+local function is_in_line(r)
+  for name in string.gmatch(has_lines and r.holds or '', '([^=,]+)=') do
+    if redis.call('SISMEMBER', R .. 'lines', name .. ' ' .. r.lane .. ' ' .. r.tenant) == 1 then
+      local last = redis.call('ZRANGE', R .. 'w:' .. name, -1, -1, 'WITHSCORES')[2]
+      if not last or tonumber(last) <= tonumber(r.score) then return true end
+    end
+  end
+  return false
+end
+
+for i = 4, #ARGV, 7 do
   local job = ARGV[i]
   local r = { attempt = tonumber(ARGV[i + 1]), tenant = ARGV[i + 2], lane = ARGV[i + 3], level = ARGV[i + 4], holds = ARGV[i + 5], score = ARGV[i + 6] }
   local known = get(job)
   if known and known.attempt >= r.attempt then
     out[#out + 1] = 0
+  elseif not known and is_in_line(r) then
+    out[#out + 1] = 3
   elseif not known and not has_room(r) then
     out[#out + 1] = 2
   elseif known and tonumber(redis.call('ZSCORE', LEASES, job) or 0) > now then

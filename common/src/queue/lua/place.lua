@@ -1,5 +1,29 @@
 -- Places: who passes its gates, and who has places already.
 
+-- Most jobs of a tenant's lane that are parked, a tenth of them at one gate; claim sets it.
+local parked_max = 0
+
+-- Parks a job at a gate that is shut. A line that is too long keeps those that come first: the last goes back to Postgres,
+-- unless it has a place, or is claimed alone, until half of the line is gone. `lines` remembers whose line that is.
+local function park(job, r, gate)
+  local line = R .. 'w:' .. gate.name
+  r.where, r.extra = 'p', gate.name
+  put(job, r)
+  redis.call('ZADD', line, r.score, job)
+  redis.call('ZADD', parked(r), r.score, job)
+  if redis.call('ZCARD', line) * 10 <= parked_max and redis.call('ZCARD', parked(r)) <= parked_max then return end
+  local last = redis.call('ZRANGE', line, -1, -1)[1]
+  local gone = get(last)
+  if not gone or string.sub(gone.lane, -1) == '!' then return end
+  for _, own in ipairs(gates_of(gone)) do
+    if redis.call('SISMEMBER', R .. 'h:' .. own.name, last) == 1 then return end
+  end
+  redis.call('ZREM', line, last)
+  redis.call('ZREM', parked(gone), last)
+  redis.call('HDEL', IDX, last)
+  redis.call('SADD', R .. 'lines', gate.name .. ' ' .. gone.lane .. ' ' .. gone.tenant)
+end
+
 -- Passes all of a job's own gates, or none and parks it at the first that is shut. The next in line at an open one is
 -- let go either way: it passes too, or waits elsewhere and lets the one behind it try, so that nothing free is left unused.
 local function take(job, r, now)
@@ -9,10 +33,7 @@ local function take(job, r, now)
     if at then behind = gate; break end
   end
   if behind then
-    r.where, r.extra = 'p', behind.name
-    put(job, r)
-    redis.call('ZADD', R .. 'w:' .. behind.name, r.score, job)
-    redis.call('ZADD', parked(r), r.score, job)
+    park(job, r, behind)
     alarm(behind.name, at)
   end
   for _, gate in ipairs(gates) do
