@@ -19,11 +19,12 @@
 //! | `w:t:<tenant>` | set of lanes in which a tenant waits at its own gate |
 //! | `kept:v:<conversation>` | the worker that keeps a conversation's sandbox, and when the offer of its next turn ends |
 //! | `w:k:<worker>` | sorted set: turns that are offered to a worker, by the end of the offer, ms |
+//! | `asked` | sorted set: what workers claim, as slot, labels and queues, by when one of them last asked |
 //! | `timers` | sorted set: gate → when it may open by time, ms |
 //! | `alone:<lane>` | the worker that empties itself to claim a job alone |
 //! | `paused`, `weights`, `spilled` | queues that release nothing; weights of tenants and queues; full backlogs |
-//! | `wake` | stream of one entry that carries no job: the only key that is read blocking |
 //! | `lines` | set of `gate lane tenant`: jobs of the lane that wait at the gate were left in Postgres |
+//! | `wake` | stream of one entry that carries no job: the only key that is read blocking |
 //! | `probe` | written to see whether writes go through; gone at once |
 //! | `cancel:<worker>` | set of jobs that a worker should stop |
 //! | `log:<job>` | stream: the tail of a job's event log |

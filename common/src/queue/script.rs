@@ -32,22 +32,22 @@ pub(super) struct Scripts {
 impl Scripts {
     pub(super) fn new() -> Self {
         Self {
-            dispatch: script!("record", "gate", "waiter", "back", "dispatch"),
+            dispatch: script!("record", "gate", "served", "waiter", "back", "dispatch"),
             claim: script!(
-                "record", "gate", "waiter", "place", "lane", "sticky", "release", "claim"
+                "record", "gate", "served", "waiter", "place", "lane", "sticky", "release", "claim"
             ),
             heartbeat: script!("record", "heartbeat"),
-            register: script!("record", "gate", "waiter", "place", "back", "register"),
-            ack: script!("record", "gate", "waiter", "back", "ack"),
-            cancel: script!("record", "gate", "waiter", "back", "cancel"),
-            drop: script!("record", "gate", "waiter", "back", "drop"),
-            expired: script!("record", "gate", "waiter", "back", "expired"),
+            register: script!("record", "gate", "served", "waiter", "place", "back", "register"),
+            ack: script!("record", "gate", "served", "waiter", "back", "ack"),
+            cancel: script!("record", "gate", "served", "waiter", "back", "cancel"),
+            drop: script!("record", "gate", "served", "waiter", "back", "drop"),
+            expired: script!("record", "gate", "served", "waiter", "back", "expired"),
             append: script!("record", "append"),
-            adopt: script!("record", "gate", "waiter", "place", "back", "adopt"),
+            adopt: script!("record", "gate", "served", "waiter", "place", "back", "adopt"),
             generation: script!("record", "generation"),
             open: script!("record", "open"),
             stray: script!("record", "stray"),
-            limit: script!("record", "gate", "waiter", "limit"),
+            limit: script!("record", "gate", "served", "waiter", "limit"),
             why: script!("record", "gate", "why"),
             admit: script!("record", "admit"),
             report: script!("record", "report"),

@@ -234,7 +234,7 @@ impl TestEnv {
     /// Keys that hold something about a job, a tenant or a lane: none when everything has ended; what
     /// passes by itself, logs and who keeps a sandbox, is left out.
     pub async fn leftovers(&self) -> Vec<String> {
-        let kept = [":gen", ":wake", ":weights", ":paused", ":limits"];
+        let kept = [":gen", ":wake", ":weights", ":paused", ":limits", ":asked"];
         let keys = self.queue.keys().await.unwrap().into_iter();
         let passes = |key: &String| key.contains(":log:") || key.contains(":kept:");
         keys.filter(|key| !kept.iter().any(|kept| key.ends_with(kept)) && !passes(key))
@@ -259,6 +259,11 @@ impl TestEnv {
     /// Forgets who was called for jobs that are claimed alone: that passes by the clock of Redis, which no test moves.
     pub async fn forget_calls(&self) {
         self.forget(|key| key.contains(":alone:")).await;
+    }
+
+    /// Forgets what workers asked for just now, as a quarter of a minute does.
+    pub async fn forget_servers(&self) {
+        self.forget(|key| key.ends_with(":asked")).await;
     }
 
     async fn forget(&self, which: impl Fn(&str) -> bool) {

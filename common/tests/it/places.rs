@@ -1,8 +1,9 @@
 //! Concurrency keys: never more than the limit, and no free place left unused.
 
 use common::job::decision::Decision;
+use common::job::spec::SlotClass;
 use common::job::{Concurrency, NewJob, Strategy};
-use common::queue::{Dispatch, Gate, GateLimit};
+use common::queue::{Dispatch, Gate, GateLimit, Want};
 use common::testing::{TestEnv, failure, ids, light};
 use sqlx::PgPool;
 
@@ -241,16 +242,12 @@ async fn a_waiter_of_another_class_is_woken_too(pool: PgPool) {
     enqueue(&env, &[&first, &second]).await;
     let worker = env.worker();
     let claimed = worker.one().await;
-    let sandbox = common::queue::Want {
-        slot: common::job::spec::SlotClass::Sandbox,
-        ..light(1)
-    };
-    assert_eq!(ids(&worker.claim_as(&sandbox).await), []);
+    assert_eq!(ids(&worker.claim_as(&sandbox()).await), []);
     let mut waker = env.queue.waker(env.queue.shard_of(env.tenant_id));
     waker.wait(std::time::Duration::from_secs(5)).await.unwrap();
     assert!(worker.succeed(&claimed).await);
     assert!(waker.wait(std::time::Duration::from_secs(10)).await.unwrap());
-    assert_eq!(ids(&worker.claim_as(&sandbox).await), [second.id]);
+    assert_eq!(ids(&worker.claim_as(&sandbox()).await), [second.id]);
 }
 
 /// Who waits in a queue that releases nothing must not keep a free place from those behind it.
@@ -299,4 +296,54 @@ async fn a_free_place_goes_past_those_who_wait_in_a_paused_queue(pool: PgPool) {
         assert!(worker.succeed(&next[0]).await);
     }
     assert_eq!(env.leftovers().await, Vec::<String>::new());
+}
+
+fn sandbox() -> Want {
+    Want {
+        slot: SlotClass::Sandbox,
+        ..light(1)
+    }
+}
+
+/// Nobody comes for the first in line, so the place is for the next.
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn a_free_place_goes_past_one_that_no_worker_serves(pool: PgPool) {
+    let env = TestEnv::new(pool).await;
+    let (first, mut unserved) = (keyed(&env, "key", 1), keyed(&env, "key", 1));
+    unserved.class = "sandbox".to_owned();
+    let others = [keyed(&env, "key", 1), keyed(&env, "key", 1)];
+    enqueue(&env, &[&first, &unserved, &others[0], &others[1]]).await;
+    let worker = env.worker();
+    let running = worker.one().await;
+    // Somebody comes to it, and parks it behind the first; nobody does after that.
+    assert_eq!(ids(&env.worker().claim_as(&sandbox()).await), []);
+    env.forget_servers().await;
+    assert_eq!(ids(&worker.claim(5).await), []);
+    assert!(worker.succeed(&running).await);
+    let running = worker.claim(5).await;
+    assert_eq!(ids(&running), [others[0].id]);
+    // As soon as somebody asks for its like it is the first again.
+    assert_eq!(ids(&env.worker().claim_as(&sandbox()).await), []);
+    assert!(worker.succeed(&running[0]).await);
+    assert_eq!(ids(&worker.claim(5).await), []);
+    assert_eq!(ids(&env.worker().claim_as(&sandbox()).await), [unserved.id]);
+}
+
+/// Whoever was let go keeps the place for a while only.
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn a_place_that_nobody_takes_is_for_the_next(pool: PgPool) {
+    let env = TestEnv::new(pool).await;
+    let (first, mut left) = (keyed(&env, "key", 1), keyed(&env, "key", 1));
+    left.class = "sandbox".to_owned();
+    let last = keyed(&env, "key", 1);
+    enqueue(&env, &[&first, &left, &last]).await;
+    let worker = env.worker();
+    let claimed = worker.one().await;
+    assert_eq!(ids(&worker.claim(5).await), []);
+    assert_eq!(ids(&env.worker().claim_as(&sandbox()).await), []);
+    // It is its turn, for somebody asked for it just now; but nobody comes back.
+    assert!(worker.succeed(&claimed).await);
+    assert_eq!(ids(&worker.claim(5).await), []);
+    env.advance(std::time::Duration::from_secs(11));
+    assert_eq!(ids(&worker.claim(5).await), [last.id]);
 }

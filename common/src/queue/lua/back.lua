@@ -30,5 +30,6 @@ local function take_out(job, r)
   elseif r.where == 'p' then
     redis.call('ZREM', R .. 'w:' .. r.extra, job)
     redis.call('ZREM', parked(r), job)
+    if redis.call('EXISTS', R .. 'w:' .. r.extra) == 0 then redis.call('ZREM', TIMERS, r.extra) end
   elseif leased(r) or r.where == 'f' then redis.call('ZREM', LEASES, job) end
 end

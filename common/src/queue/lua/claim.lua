@@ -17,7 +17,7 @@ if free > 0 then note(want) end
 
 for _, name in ipairs(redis.call('ZRANGEBYSCORE', TIMERS, '-inf', now, 'LIMIT', 0, 100)) do
   redis.call('ZREM', TIMERS, name)
-  if string.sub(name, 1, 2) == 'k:' then end_offers(name, now) else let_go(name) end
+  if string.sub(name, 1, 2) == 'k:' then end_offers(name, now) else look_at(name, now) end
 end
 local mine = 'k:' .. want.worker
 if want.mode ~= 'alone' and redis.call('EXISTS', R .. 'w:' .. mine) == 1 then end_offers(mine, now, want) end

@@ -1,14 +1,4 @@
--- Lanes: which of them a worker serves, and their virtual times before and after a round of releases.
-
--- Whether a worker serves a lane.
-local function fits(want, queue, class)
-  local is_mine = string.match(class, '^[^+!]*') == want.slot
-    and (want.queues == '' or string.find(want.queues, ',' .. queue .. ',', 1, true))
-  for label in string.gmatch(class, '%+([^+!]+)') do
-    is_mine = is_mine and string.find(want.labels, ',' .. label .. ',', 1, true)
-  end
-  return is_mine
-end
+-- Lanes: which of them call a worker, and their virtual times before and after a round of releases.
 
 -- Whether a gate that operators limit is shut now; by time, somebody is woken when it opens.
 local function is_shut(name, now)

@@ -8,8 +8,35 @@ local function is_held(r)
     or (gate ~= nil and gate.max > 0 and redis.call('SCARD', R .. 'h:q:' .. queue) >= gate.max)
 end
 
--- Lets the first that waits at a gate try again; those before it whose queues release nothing try when these do, and
--- keep nothing free from the others. Returns whether there was one.
+-- Sees to it that a gate at which somebody waits is looked at again in a while, and one at which nobody does is not.
+local function watch(name)
+  if redis.call('EXISTS', R .. 'w:' .. name) == 1 then
+    redis.call('ZADD', TIMERS, 'LT', clock(0) + SERVED, name)
+  else
+    redis.call('ZREM', TIMERS, name)
+  end
+end
+
+-- Of so many at the head of a line, lets the first try again for which a worker asks, or for which none does. Those before it
+-- whose queues release nothing try when these do, and keep nothing free from the others.
+local function let_one_go(name, many, is_asked)
+  local line = R .. 'w:' .. name
+  for _, job in ipairs(redis.call('ZRANGE', line, 0, many - 1)) do
+    local r = get(job)
+    local waits = r and r.where == 'p' and r.extra == name
+    if not waits then redis.call('ZREM', line, job) end
+    if waits and is_served(r.lane) == is_asked then
+      redis.call('ZREM', line, job)
+      redis.call('ZREM', parked(r), job)
+      enqueue(job, r)
+      if not is_held(r) then return true end
+    end
+  end
+  return false
+end
+
+-- Lets the first that waits at a gate try again; where no worker asks for jobs like it, the first of those behind it for
+-- which one does. When nobody takes it, the gate is looked at again. Returns whether there was one.
 local function let_go(name)
   local tenant = string.match(name, '^t:(.*)$')
   if tenant then
@@ -20,16 +47,23 @@ local function let_go(name)
     end
     return #lanes > 0
   end
-  for _ = 1, 200 do
-    local job = redis.call('ZPOPMIN', R .. 'w:' .. name)[1]
-    if not job then return false end
-    local r = get(job)
-    if r and r.where == 'p' and r.extra == name then
-      redis.call('ZREM', parked(r), job)
-      enqueue(job, r)
-      if not is_held(r) then return true end
-    end
+  if let_one_go(name, 1, true) or let_one_go(name, 200, true) or let_one_go(name, 200, false) then
+    watch(name)
+    return true
   end
+  if redis.call('EXISTS', R .. 'w:' .. name) == 0 then return false end
   alarm(name, 1) -- More of them than one script may move: the next claim goes on.
   return true
+end
+
+-- Lets the next that waits at a gate try again if it is open. The time for that has come.
+local function look_at(name, now)
+  if string.sub(name, 1, 2) == 't:' then return let_go(name) end
+  local first = redis.call('ZRANGE', R .. 'w:' .. name, 0, 0)[1]
+  local r = first and get(first)
+  for _, gate in ipairs(r and gates_of(r) or {}) do
+    local later = gate.name == name and shut(gate, nil, now)
+    if later then return alarm(name, later) end
+  end
+  let_go(name)
 end
