@@ -202,10 +202,10 @@ impl Queue {
     /// Asks Redis for nothing, to know that it answers.
     ///
     /// # Errors
-    /// When it does not.
-    pub async fn ping(&self) -> Result<(), Error> {
-        let _pong: String = redis::cmd("PING").query_async(&mut self.link().await?).await?;
-        Ok(())
+    /// When it does not answer.
+    pub async fn time(&self) -> Result<Duration, Error> {
+        let (seconds, micros): (u64, u64) = redis::cmd("TIME").query_async(&mut self.link().await?).await?;
+        Ok(Duration::from_secs(seconds) + Duration::from_micros(micros))
     }
 }
 

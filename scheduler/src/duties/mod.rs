@@ -16,6 +16,7 @@ mod promote;
 mod reclaim;
 mod redispatch;
 mod retention;
+mod steps;
 mod stop;
 mod sweep;
 mod wakes;

@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use chrono::{DateTime, TimeDelta, Utc};
 use common::ids::JobId;
@@ -19,6 +19,7 @@ use uuid::Uuid;
 
 use super::apart::apart;
 use super::pause::Pause;
+use super::steps::Steps;
 
 /// Leases, or rows, of one tick.
 const BATCH: u32 = 200;
@@ -41,10 +42,12 @@ pub struct Reclaim {
 
 #[derive(Clone, Copy, Debug, Default)]
 struct State {
-    /// Until then nothing is taken over: Redis was away, and workers could not beat.
+    /// Until then nothing is taken over: Redis was away, and workers could not beat, or its clock was set forward.
     quiet_until: Option<DateTime<Utc>>,
     /// When the rows were last looked at.
     swept_at: Option<DateTime<Utc>>,
+    /// Of Redis's clock.
+    steps: Steps,
 }
 
 impl Reclaim {
@@ -225,11 +228,14 @@ impl Duty for Reclaim {
 
     async fn tick(&self, now: DateTime<Utc>) -> anyhow::Result<Report> {
         self.pause.set(LOOK);
-        if let Err(error) = self.queue.ping().await {
+        let asked = Instant::now();
+        let time = self.queue.time().await;
+        let is_stepped = |time| self.state().steps.hear(time, (asked, Instant::now()));
+        if time.as_ref().map_or(true, |time| is_stepped(*time)) {
             self.state().quiet_until = Some(now + self.ttl());
-            return Err(error.into());
         }
-        // Redis is just back: everybody who lives registers within a lease time.
+        time?;
+        // Redis, or its time, is just back: everybody who lives registers within a lease time.
         if self.state().quiet_until.is_some_and(|until| now < until) {
             return Ok(Report::default());
         }
