@@ -65,7 +65,7 @@ impl Queue {
     /// Claims up to `want.free` jobs of one shard; of many, a part.
     ///
     /// # Errors
-    /// [`Error::Closed`] after a wipe, until running jobs have registered again.
+    /// [`Error::Closed`] after a wipe, or from a server that may be behind, until running jobs have registered again.
     pub async fn claim(&self, shard: Shard, worker: WorkerId, want: &Want) -> Result<Handout, Error> {
         let list = |names: &[String]| {
             if names.is_empty() {
@@ -74,6 +74,7 @@ impl Queue {
                 format!(",{},", names.join(","))
             }
         };
+        let mut link = self.own_link(shard).await?.ok_or(Error::Closed)?;
         let mut invocation = self.inner.scripts.claim.key(self.root(shard));
         invocation
             .arg(worker.to_string())
@@ -85,7 +86,7 @@ impl Queue {
             .arg(list(&want.queues))
             .arg(want.mode.as_str())
             .arg(self.inner.dispatched_max);
-        let reply: redis::Value = invocation.invoke_async(&mut self.link().await?).await?;
+        let reply: redis::Value = invocation.invoke_async(&mut link).await?;
         if matches!(reply, redis::Value::Int(-1)) {
             return Err(Error::Closed);
         }

@@ -3,6 +3,9 @@
 //! A wiped Redis has no `gen` key, and nothing is claimed from it. The leader begins a generation, gives the workers one
 //! lease time to register what they run, dispatches what is queued in Postgres, and opens it. All times are by the clock
 //! that leases pass by, so leaders whose clocks differ agree on them.
+//!
+//! One that was written to another server is as good as none: a server that was restarted from its files, or a replica
+//! that took over, may be behind by any time. Nothing is claimed from it, and it is forgotten before another one begins.
 
 use chrono::{DateTime, TimeDelta, Utc};
 
@@ -11,7 +14,7 @@ use super::{Error, Queue, Shard};
 /// The state of a shard's index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Generation {
-    /// There is none: Redis is new.
+    /// There is none, or one that was written to another server: Redis is new, or behind.
     Missing,
     /// Closed for claims.
     Closed(Begun),
@@ -42,15 +45,19 @@ impl Queue {
     /// # Errors
     /// When Redis is away.
     pub async fn is_open(&self, shard: Shard) -> Result<bool, Error> {
+        let Some(mut link) = self.own_link(shard).await? else {
+            return Ok(false);
+        };
         let open: Option<String> = redis::cmd("HGET")
             .arg(self.key(shard, "gen"))
             .arg("open")
-            .query_async(&mut self.link().await?)
+            .query_async(&mut link)
             .await?;
         Ok(open.as_deref() == Some("1"))
     }
 
-    /// Begins a generation, closed for claims, unless there is one. Answers what there is then.
+    /// Begins a generation, closed for claims, unless there is one; what was written to another server is forgotten. Answers
+    /// what there is then.
     ///
     /// # Errors
     /// When Redis is away.
@@ -59,9 +66,13 @@ impl Queue {
     }
 
     async fn read_generation(&self, shard: Shard, begin: bool) -> Result<Generation, Error> {
+        let mut link = self.link().await?;
         let mut invocation = self.inner.scripts.generation.key(self.root(shard));
-        invocation.arg(self.clock_offset_ms()).arg(u8::from(begin));
-        let (begun_ms, open, now_ms): (i64, i64, i64) = invocation.invoke_async(&mut self.link().await?).await?;
+        invocation
+            .arg(self.clock_offset_ms())
+            .arg(u8::from(begin))
+            .arg(link.server());
+        let (begun_ms, open, now_ms): (i64, i64, i64) = invocation.invoke_async(&mut link).await?;
         let begun = Begun {
             at: DateTime::from_timestamp_millis(begun_ms).unwrap_or_default(),
             age: TimeDelta::milliseconds(now_ms.saturating_sub(begun_ms)),

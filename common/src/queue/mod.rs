@@ -5,7 +5,7 @@
 //!
 //! | key below the root | holds |
 //! |---|---|
-//! | `gen` | hash: this index's generation, and whether it is open for claims |
+//! | `gen` | hash: this index's generation, the server that it was written to, and whether it is open for claims |
 //! | `idx` | hash: job → where it is, which attempt is expected, what it needs to run |
 //! | `lanes` | sorted set: lanes (`queue/class`) with something to release, by their virtual time |
 //! | `b:<lane>:<tenant>` | sorted set: a tenant's backlog in a lane |
@@ -34,7 +34,8 @@
 //! # Invariants
 //! - Payloads never come here.
 //! - A job is in one place only, and the index names it.
-//! - While `gen` is missing or closed nothing is claimed: Redis was wiped, and running jobs register first.
+//! - While `gen` is missing, closed or another server's nothing is claimed: Redis was wiped, or may be behind, and running
+//!   jobs register first.
 
 mod accounts;
 mod adopt;

@@ -4,6 +4,7 @@
 
 mod contents;
 mod duties;
+mod rollback;
 mod worker;
 
 use std::future::Future;
@@ -16,6 +17,7 @@ use sqlx::PgPool;
 use uuid::Uuid;
 
 pub use contents::Contents;
+pub use rollback::Saved;
 pub use worker::{TestWorker, failure, ids, light};
 
 use crate::clock::Clock;

@@ -1,8 +1,8 @@
-//! A Redis of the cluster's own, which keeps nothing across a restart.
+//! A Redis of the cluster's own, which keeps nothing across a restart but what it was told to save.
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{Ipv4Addr, TcpStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -12,6 +12,7 @@ use super::{Process, SOON, eventually, process};
 pub(crate) struct Redis {
     process: Process,
     port: u16,
+    saved: PathBuf,
 }
 
 impl Redis {
@@ -21,7 +22,8 @@ impl Redis {
         let args = format!("--port {port} --bind 127.0.0.1 --appendonly no --dir {folder_text} --save");
         let args = args.split(' ').map(str::to_owned).chain([String::new()]).collect();
         let process = Process::new("redis".to_owned(), Path::new("redis-server"), Vec::new(), folder).with_args(args);
-        let mut this = Self { process, port };
+        let saved = folder.join("dump.rdb");
+        let mut this = Self { process, port, saved };
         this.restart().await;
         this
     }
@@ -34,10 +36,20 @@ impl Redis {
         format!("redis://127.0.0.1:{}/", self.port)
     }
 
-    /// Starts it anew, empty, and waits until it answers.
+    /// Starts it anew, empty but for what was saved, and waits until it answers.
     pub(crate) async fn restart(&mut self) {
         self.process.start();
         eventually(SOON, "Redis answers", || (self.ask("PING")? == "+PONG").then_some(())).await;
+    }
+
+    /// Saves what it holds, for a restart after [`Self::kill`]; [`Self::forget_saved`] ends that.
+    pub(crate) fn save(&self) {
+        assert_eq!(self.ask("SAVE").as_deref(), Some("+OK"));
+    }
+
+    /// The next restart is an empty one again.
+    pub(crate) fn forget_saved(&self) {
+        std::fs::remove_file(&self.saved).unwrap();
     }
 
     pub(crate) fn kill(&mut self) {

@@ -83,6 +83,15 @@ async fn inflict(rig: &Rig, planned: Planned, record: &Mutex<Record>) {
             sleep(lasts).await;
             redis.restart().await;
         }
+        Fault::RollBackRedis => {
+            let mut redis = rig.redis.lock().await;
+            redis.save();
+            sleep(lasts).await;
+            note(&|record| record.wipes.push(now()));
+            redis.kill();
+            redis.restart().await;
+            redis.forget_saved();
+        }
         Fault::FreezeRedis => {
             let redis = rig.redis.lock().await;
             redis.freeze();

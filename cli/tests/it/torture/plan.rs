@@ -43,6 +43,8 @@ pub(super) enum Fault {
     FlushRedis,
     /// It is killed, and comes back empty.
     RestartRedis,
+    /// It saves what it holds, runs on, is killed, and comes back with what it saved.
+    RollBackRedis,
     FreezeRedis,
     /// It is stopped, at once or in good order, and comes back.
     RestartPostgres {
@@ -124,8 +126,9 @@ fn any(rng: &mut StdRng) -> Fault {
         24..30 => Fault::Terminate(process),
         30..44 => Fault::Freeze(worker),
         44..50 => Fault::Freeze(process),
-        50..58 => Fault::FlushRedis,
-        58..63 => Fault::RestartRedis,
+        50..56 => Fault::FlushRedis,
+        56..59 => Fault::RestartRedis,
+        59..63 => Fault::RollBackRedis,
         63..66 => Fault::FreezeRedis,
         66..73 => Fault::RestartPostgres {
             is_immediate: rng.random(),
@@ -154,7 +157,7 @@ fn lasts(rng: &mut StdRng, fault: Fault, length: Duration) -> Duration {
 fn collide(one: Fault, other: Fault) -> bool {
     let thing = |fault: Fault| match fault {
         Fault::Kill(n) | Fault::Terminate(n) | Fault::Freeze(n) => (0, n),
-        Fault::FlushRedis | Fault::RestartRedis | Fault::FreezeRedis => (1, 0),
+        Fault::FlushRedis | Fault::RestartRedis | Fault::RollBackRedis | Fault::FreezeRedis => (1, 0),
         Fault::RestartPostgres { .. } => (2, 0),
         Fault::Cut(n, need) | Fault::Hold(n, need) | Fault::Slow(n, need, _) | Fault::Silence(n, need) => {
             (3 + usize::from(need == Need::Redis), n)
@@ -174,6 +177,7 @@ impl fmt::Display for Fault {
             Self::Freeze(n) => write!(f, "SIGSTOP of {}", name_of(*n)),
             Self::FlushRedis => f.write_str("FLUSHALL"),
             Self::RestartRedis => f.write_str("Redis killed, back empty"),
+            Self::RollBackRedis => f.write_str("Redis saved, and killed at the end, back with what it saved"),
             Self::FreezeRedis => f.write_str("SIGSTOP of Redis"),
             Self::RestartPostgres { is_immediate: true } => f.write_str("Postgres stopped at once"),
             Self::RestartPostgres { is_immediate: false } => f.write_str("Postgres stopped"),

@@ -1,7 +1,18 @@
 -- Generation: which index this is, and whether it may be claimed from.
--- KEYS[1] root. ARGV: clock offset ms, 1 to begin a generation, closed for claims, where there is none.
--- Returns when it began (0: never), 1 if it is open, and the time, ms: all by the clock that leases pass by.
+-- KEYS[1] root. ARGV: clock offset ms, 1 to begin a generation, closed for claims, where there is none, and the run id of
+-- the server that answers.
+-- Returns when it began (0: never, or it was written to another server), 1 if it is open, and the time, ms: all by the clock
+-- that leases pass by.
+-- Invariant: what was written to another server may be behind, so it is forgotten whole before a generation begins, as a
+-- wipe would do; in one step with it, for nobody may write between the two.
 local gen, now = R .. 'gen', clock(ARGV[1])
-if ARGV[2] == '1' then redis.call('HSETNX', gen, 'begun_ms', now) end
-local begun = tonumber(redis.call('HGET', gen, 'begun_ms') or 0)
-return { begun, redis.call('HGET', gen, 'open') == '1' and 1 or 0, now }
+local is_own = redis.call('HGET', gen, 'server') == ARGV[3]
+if ARGV[2] == '1' and not is_own then
+  if redis.call('EXISTS', gen) == 1 then
+    for _, name in ipairs(redis.call('KEYS', R .. '*')) do redis.call('UNLINK', R .. string.sub(name, #R + 1)) end
+  end
+  redis.call('HSET', gen, 'begun_ms', now, 'server', ARGV[3])
+  is_own = true
+end
+if not is_own then return { 0, 0, now } end
+return { tonumber(redis.call('HGET', gen, 'begun_ms')), redis.call('HGET', gen, 'open') == '1' and 1 or 0, now }

@@ -66,6 +66,8 @@ pub(crate) enum Step {
         ms: u64,
     },
     Wipe,
+    Save,
+    RollBack,
     Away,
     Back,
 }
@@ -124,6 +126,8 @@ pub(crate) fn strategy() -> impl Strategy<Value = Vec<Step>> {
         8 => duty.prop_map(|duty| Step::Tick { duty }),
         5 => prop_oneof![Just(500), Just(2_000), Just(3_000), Just(6_000), Just(7_000)].prop_map(|ms| Step::Advance { ms }),
         1 => Just(Step::Wipe),
+        1 => Just(Step::Save),
+        1 => Just(Step::RollBack),
         1 => Just(Step::Away),
         2 => Just(Step::Back),
     ];
@@ -176,17 +180,33 @@ pub(crate) async fn run(world: &mut World, step: &Step) -> Result<(), Broken> {
             Ok(())
         }
         Step::Wipe => {
-            // A claim with a place that is confirmed only after a rebuild may be one too many: docs/queue.md says so.
-            for actor in &mut world.workers {
-                actor.claims.retain(|(_, claim, _)| !world.oracle.has_key(claim.job_id));
-            }
+            forget_claims(world);
             world.env.wipe_redis().await;
+            Ok(())
+        }
+        Step::Save => {
+            world.saved = Some(world.env.save_redis().await);
+            Ok(())
+        }
+        Step::RollBack => {
+            if let Some(saved) = world.saved.clone() {
+                forget_claims(world);
+                world.env.roll_back_redis(&saved).await;
+                world.is_behind = true;
+            }
             Ok(())
         }
         Step::Away | Step::Back => {
             world.is_away = matches!(step, Step::Away);
             Ok(())
         }
+    }
+}
+
+/// A claim with a place that is confirmed only after a rebuild may be one too many: docs/queue.md says so.
+fn forget_claims(world: &mut World) {
+    for actor in &mut world.workers {
+        actor.claims.retain(|(_, claim, _)| !world.oracle.has_key(claim.job_id));
     }
 }
 
@@ -405,6 +425,9 @@ async fn tick(world: &mut World, duty: Ticks) -> Result<(), Broken> {
     };
     if let (Err(error), false) = (ticked, world.is_away) {
         return Err(format!("a tick of {duty:?} failed: {error:#}"));
+    }
+    if matches!(duty, Ticks::Redispatch) && !world.is_away {
+        world.is_behind = false;
     }
     let rows = world.rows().await;
     match duty {
