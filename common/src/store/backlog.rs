@@ -1,10 +1,13 @@
 //! Backlogs: what is queued in Postgres, whether Redis knows it or has no room for it.
 
+use std::collections::HashMap;
+
 use chrono::{DateTime, Utc};
 use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, Row};
 use uuid::Uuid;
 
+use super::recent::Left;
 use super::row::{self, BRIEF};
 use super::{Error, Store};
 use crate::ids::{JobId, TenantId};
@@ -65,15 +68,44 @@ impl Place {
             id: row.try_get("id")?,
         })
     }
+
+    /// After all of its level.
+    fn end_of_level(self) -> Self {
+        Self {
+            id: JobId(Uuid::max()),
+            ..self
+        }
+    }
+}
+
+/// Where in each backlog begins what is left in Postgres, ms.
+struct Ends<'a>(HashMap<(TenantId, &'a str, &'a str), i64>);
+
+impl<'a> Ends<'a> {
+    fn new(left: &'a [Left]) -> Self {
+        let end = |lane: &'a Left| {
+            let key = (lane.tenant_id, lane.queue.as_str(), lane.class.as_str());
+            (key, lane.from.timestamp_millis())
+        };
+        Self(left.iter().map(end).collect())
+    }
+
+    fn is_left(&self, place: &Place) -> bool {
+        let end = self
+            .0
+            .get(&(place.tenant_id, place.queue.as_str(), place.class.as_str()));
+        end.is_some_and(|end| order(place.id, place.priority.into()) > *end)
+    }
 }
 
 impl Store {
     /// Queued jobs after a place in the order of their tenants, queues, classes and levels, and where to go on, if there are
-    /// more: the slow cursor of redispatch.
+    /// more: the cursor of redispatch. Those that are `left` in Postgres are not named, and of each level read only as far as
+    /// the page goes.
     ///
     /// # Errors
     /// When Postgres is away.
-    pub async fn queued_after(&self, after: &Place, limit: u32) -> Result<Page, Error> {
+    pub async fn queued_after(&self, after: &Place, left: &[Left], limit: u32) -> Result<Page, Error> {
         self.within(async {
             let rows = sqlx::query(
                 "select q.*, jobs.queued_at from (
@@ -91,21 +123,22 @@ impl Store {
             .fetch_all(self.pool())
             .await?;
             let is_full = rows.len() == usize::try_from(limit).unwrap_or(usize::MAX);
-            let mut page = Page {
-                next: rows.last().filter(|_| is_full).map(Place::from_row).transpose()?,
-                ..Page::default()
-            };
+            let (ends, mut page) = (Ends::new(left), Page::default());
             for row in &rows {
-                let (id, tenant_id) = (row.try_get("id")?, row.try_get("tenant_id")?);
+                let place = Place::from_row(row)?;
+                let is_left = ends.is_left(&place);
                 match row.try_get("queued_at")? {
+                    Some(_) if is_left => {}
                     Some(queued_at) => page.queued.push(Queued {
-                        id,
-                        tenant_id,
+                        id: place.id,
+                        tenant_id: place.tenant_id,
                         queued_at,
                     }),
-                    None => page.left.push(id),
+                    None => page.left.push(place.id),
                 }
+                page.next = Some(if is_left { place.end_of_level() } else { place });
             }
+            page.next = page.next.filter(|_| is_full);
             Ok(page)
         })
         .await
@@ -230,9 +263,13 @@ impl Store {
 
 /// Jobs and their levels, as the queue orders them: an id begins with the time of its job.
 fn in_order(mut jobs: Vec<(JobId, i32)>) -> Vec<JobId> {
-    let head_start = i64::try_from(LEVEL_HEAD_START.as_millis()).unwrap_or(0);
-    jobs.sort_unstable_by_key(|(id, level)| (id.ms().saturating_sub(i64::from(*level) * head_start), *id));
+    jobs.sort_unstable_by_key(|(id, level)| (order(*id, *level), *id));
     jobs.into_iter().map(|(id, _)| id).collect()
+}
+
+fn order(id: JobId, level: i32) -> i64 {
+    let head_start = i64::try_from(LEVEL_HEAD_START.as_millis()).unwrap_or(0);
+    id.ms().saturating_sub(i64::from(level) * head_start)
 }
 
 #[cfg(test)]

@@ -16,7 +16,8 @@ impl TestEnv {
 
     /// Dispatches the queued rows that Redis does not know.
     pub async fn redispatch(&self) -> usize {
-        let queued = self.store.queued_after(&Place::first(), 10_000).await.unwrap().queued;
+        let queued = self.store.queued_after(&Place::first(), &[], 10_000).await;
+        let queued = queued.unwrap().queued;
         let ids: Vec<_> = queued.iter().map(|job| (job.tenant_id, job.id)).collect();
         let unknown = self.queue.unknown(&ids).await.unwrap();
         let missing: Vec<JobId> = unknown.into_iter().map(|index| queued[index].id).collect();

@@ -5,7 +5,8 @@ use common::config::Leases;
 use common::ids::JobId;
 use common::job::NewJob;
 use common::job::spec::LEVEL_HEAD_START;
-use common::queue::{Dispatch, Dispatched};
+use common::queue::{Dispatch, Dispatched, Spilled};
+use common::store::backlog::Place;
 use common::store::recent::Left;
 use common::testing::{TestEnv, ids, leases};
 use sqlx::PgPool;
@@ -129,21 +130,20 @@ async fn what_was_spilled_survives_a_wipe(pool: PgPool) {
     assert_eq!(env.leftovers().await, Vec::<String>::new());
 }
 
+/// What the redispatch duty leaves in Postgres.
+async fn left(env: &TestEnv) -> Vec<Left> {
+    let left = |lane: Spilled| Left {
+        from: lane.last.unwrap(),
+        tenant_id: lane.tenant_id,
+        queue: lane.queue,
+        class: lane.class,
+    };
+    env.queue.spilled().await.unwrap().into_iter().map(left).collect()
+}
+
 /// As the redispatch duty asks for recent rows.
 async fn recent(env: &TestEnv, limit: u32) -> Vec<JobId> {
-    let left: Vec<Left> = env
-        .queue
-        .spilled()
-        .await
-        .unwrap()
-        .into_iter()
-        .map(|lane| Left {
-            from: lane.last.unwrap(),
-            tenant_id: lane.tenant_id,
-            queue: lane.queue,
-            class: lane.class,
-        })
-        .collect();
+    let left = left(env).await;
     let range = (JobId(uuid::Uuid::nil()), JobId(uuid::Uuid::max()));
     let now = env.clock.now();
     let recent = env.store.recent(range, now, now, (&left, limit)).await.unwrap().queued;
@@ -180,6 +180,33 @@ async fn a_look_at_recent_rows_leaves_out_those_of_a_full_backlog_that_come_afte
     expected.sort_unstable();
     assert_eq!(recent(&env, 100).await, expected);
     assert_eq!(recent(&env, 3).await, expected[..3]);
+}
+
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn a_look_at_all_rows_goes_past_those_of_a_full_backlog_that_come_after_its_last(pool: PgPool) {
+    let env = small(pool).await;
+    let mut jobs: Vec<NewJob> = (0..25).map(|_| env.noop()).collect();
+    for (job, second) in jobs.iter_mut().zip(0..) {
+        job.created_at = job.created_at.trunc_subsecs(3) + TimeDelta::seconds(second);
+        job.id = JobId::child_of(JobId(uuid::Uuid::nil()), job.created_at, 0);
+        env.enqueue(job).await;
+    }
+    let mut elsewhere = env.noop();
+    elsewhere.spec.queue = "elsewhere".to_owned();
+    env.insert(&elsewhere).await;
+    let left = left(&env).await;
+    let (mut found, mut pages, mut after) = (Vec::new(), 0, Some(Place::first()));
+    while let Some(place) = after {
+        let page = env.store.queued_after(&place, &left, 4).await.unwrap();
+        found.extend(page.queued.iter().map(|job| job.id));
+        (pages, after) = (pages + 1, page.next);
+    }
+    let known = jobs[..10].iter().map(|job| job.id);
+    assert_eq!(found, known.chain([elsewhere.id]).collect::<Vec<_>>());
+    assert_eq!(
+        pages, 4,
+        "three for what Redis has, and one for what comes behind all that is left"
+    );
 }
 
 #[sqlx::test(migrator = "common::store::MIGRATOR")]

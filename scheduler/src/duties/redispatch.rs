@@ -8,11 +8,12 @@
 //! | backlogs that were full and have room, lines at gates of which half is gone: page in by priority and age | every tick |
 //! | jobs that were asked to stop, by somebody who died before it said so: say it | every tick |
 //! | rows since the last look, new and queued again, that Redis does not know: whoever wrote them died, or could not reach Redis | every second |
-//! | all queued rows, page by page; paused queues, weights and limits | every ten seconds |
+//! | all queued rows but those that are left in Postgres, page by page for a tenth of a second; paused queues, weights and limits | every ten seconds |
+//! | all of these rows, tick after tick | once, by a new leader and after looks that failed for long |
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use chrono::{DateTime, TimeDelta, Utc};
 use common::ids::{JobId, TenantId};
@@ -37,7 +38,7 @@ const UNDER_WAY: TimeDelta = TimeDelta::seconds(1);
 /// Whoever asks a job to stop says so itself within this time.
 const CANCELS_UNDER_WAY: TimeDelta = TimeDelta::seconds(2);
 
-/// How far back the first look of a leader goes.
+/// How far back a look at recent rows goes. When the last one is longer ago than that, one at all rows is due.
 const RECENT: TimeDelta = TimeDelta::seconds(10);
 
 /// How much later than its id's time a row may be committed and still be seen by the next look.
@@ -58,8 +59,11 @@ const FULL: Duration = Duration::from_millis(250);
 /// The same beside one that is drained. Workers take ten thousand jobs in less than a second, and then stand still.
 const DRAINING: Duration = Duration::from_millis(50);
 
-/// Looks at recent rows between two pages of the slow cursor.
+/// Looks at recent rows between two parts of the look at all of them.
 const SLOW: u64 = 10;
+
+/// Time for one such part.
+const SWEEP: Duration = Duration::from_millis(100);
 
 /// Jobs that are read and dispatched together: workers take the first of them while the next are read.
 const AT_ONCE: usize = 1_000;
@@ -88,6 +92,10 @@ struct Cursor {
     /// Where the next look at recent rows begins; a look that failed is made again.
     recent: Option<JobId>,
     after: Option<Place>,
+    /// When the last look succeeded.
+    seen_at: Option<DateTime<Utc>>,
+    /// Whether there may be rows that no look at recent ones finds any more: until the next look at all has ended.
+    is_behind: bool,
     /// The backlogs that were full, as the last tick saw them.
     spilled: Vec<Spilled>,
 }
@@ -100,6 +108,8 @@ impl Redispatch {
             looked_at: None,
             recent: None,
             after: None,
+            seen_at: None,
+            is_behind: false,
             spilled: Vec::new(),
         });
         Self {
@@ -343,13 +353,32 @@ impl Redispatch {
         Ok(done)
     }
 
-    /// One page of the slow cursor.
+    /// Notes a look at recent rows that succeeded. After a gap that is longer than it goes back, all rows are looked at.
+    fn note_look(&self, now: DateTime<Utc>) {
+        let mut cursor = self.cursor();
+        if cursor.seen_at.is_none_or(|at| now - at > RECENT) {
+            (cursor.after, cursor.is_behind) = (None, true);
+        }
+        cursor.seen_at = Some(now);
+    }
+
+    /// Pages of all rows, from where the last call ended, for as long as [`SWEEP`].
     async fn sweep(&self, now: DateTime<Utc>) -> anyhow::Result<u64> {
-        let after = self.cursor().after.clone().unwrap_or_else(Place::first);
-        let page = self.store.queued_after(&after, PAGE).await?;
-        self.cursor().after = page.next;
-        let left = self.store.forget_left(&page.left).await?;
-        Ok(left + self.dispatch_unknown(&page.queued, now).await?)
+        let (begun, left) = (Instant::now(), self.left().await?);
+        let mut changed = 0;
+        loop {
+            let after = self.cursor().after.clone().unwrap_or_else(Place::first);
+            let page = self.store.queued_after(&after, &left, PAGE).await?;
+            changed += self.store.forget_left(&page.left).await?;
+            changed += self.dispatch_unknown(&page.queued, now).await?;
+            let is_last = page.next.is_none();
+            let mut cursor = self.cursor();
+            cursor.after = page.next;
+            cursor.is_behind &= !is_last;
+            if is_last || begun.elapsed() >= SWEEP {
+                return Ok(changed);
+            }
+        }
     }
 }
 
@@ -372,16 +401,20 @@ impl Duty for Redispatch {
             return Ok(Report::default());
         }
         let paged = self.page_in().await?;
-        let Some(tick) = self.next_look(now) else {
-            return Ok(Report {
-                changed: paged,
-                more: paged > 0,
-            });
-        };
-        let mut changed = paged + self.dispatch_recent(now).await?;
-        if tick.is_multiple_of(SLOW) {
+        let (look, mut changed) = (self.next_look(now), paged);
+        if look.is_some() {
+            changed += self.dispatch_recent(now).await?;
+            self.note_look(now);
+        }
+        let is_slow = look.is_some_and(|tick| tick.is_multiple_of(SLOW));
+        if is_slow || self.cursor().is_behind {
             changed += self.sweep(now).await?;
+        }
+        if is_slow {
             self.sync_settings(now).await?;
+        }
+        if self.cursor().is_behind {
+            self.pause.set(DRAINING);
         }
         Ok(Report {
             changed,

@@ -14,5 +14,7 @@ mod interleavings;
 mod lines;
 mod odd_jobs;
 mod policies;
+mod redispatch;
+mod rollback;
 mod sweep;
 mod year;
