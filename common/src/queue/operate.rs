@@ -1,5 +1,7 @@
 //! What an operator changes: pauses and weights.
 
+use std::collections::BTreeMap;
+
 use super::{Error, Queue, Shard};
 use crate::ids::TenantId;
 
@@ -39,6 +41,51 @@ impl Queue {
     pub async fn set_queue_weight(&self, queue: &str, weight: u32) -> Result<(), Error> {
         for shard in self.shards() {
             self.put_weight(shard, &format!("q:{queue}"), weight).await?;
+        }
+        Ok(())
+    }
+
+    /// The weights that a shard knows, by the names under which it keeps them.
+    ///
+    /// # Errors
+    /// When Redis is away.
+    pub async fn weights(&self, shard: Shard) -> Result<BTreeMap<String, u32>, Error> {
+        Ok(redis::cmd("HGETALL")
+            .arg(self.key(shard, "weights"))
+            .query_async(&mut self.connection().await?)
+            .await?)
+    }
+
+    /// Makes every shard know these weights and no others: whose is 1 needs none. `known` was read with [`Self::weights`]
+    /// before the wanted ones were read from Postgres, so that what is set meanwhile is not undone.
+    ///
+    /// # Errors
+    /// When Redis is away.
+    pub async fn sync_weights(
+        &self,
+        known: &BTreeMap<Shard, BTreeMap<String, u32>>,
+        tenants: &[(TenantId, u32)],
+        queues: &[(String, u32)],
+    ) -> Result<(), Error> {
+        let none = BTreeMap::new();
+        for shard in self.shards() {
+            let known = known.get(&shard).unwrap_or(&none);
+            let tenants = tenants.iter().filter(|(id, _)| self.shard_of(*id) == shard);
+            let wanted: BTreeMap<String, u32> = tenants
+                .map(|(id, weight)| (id.to_string(), *weight))
+                .chain(queues.iter().map(|(queue, weight)| (format!("q:{queue}"), *weight)))
+                .collect();
+            for (of, weight) in wanted.iter().filter(|(of, weight)| known.get(*of) != Some(*weight)) {
+                self.put_weight(shard, of, *weight).await?;
+            }
+            let gone: Vec<&String> = known.keys().filter(|of| !wanted.contains_key(*of)).collect();
+            if !gone.is_empty() {
+                let _removed: i64 = redis::cmd("HDEL")
+                    .arg(self.key(shard, "weights"))
+                    .arg(gone)
+                    .query_async(&mut self.connection().await?)
+                    .await?;
+            }
         }
         Ok(())
     }

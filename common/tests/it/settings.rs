@@ -3,10 +3,37 @@
 use std::time::Duration;
 
 use chrono::TimeDelta;
+use common::ids::TenantId;
 use common::job::limit::{Limit, Pause, Subject};
 use common::store::limits::Settings;
 use common::testing::TestEnv;
 use sqlx::PgPool;
+
+/// One that Postgres does not name is 1 again, although nobody could tell Redis so.
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn weights_become_those_of_postgres_and_no_others(pool: PgPool) {
+    let env = TestEnv::new(pool).await;
+    let (kept, other, shard) = (TenantId::new(), TenantId::new(), env.queue.shard_of(env.tenant_id));
+    for tenant_id in [env.tenant_id, kept] {
+        env.queue.set_weight(tenant_id, 5).await.unwrap();
+    }
+    env.queue.set_queue_weight("gone", 3).await.unwrap();
+    let known = [(shard, env.queue.weights(shard).await.unwrap())].into();
+    // Set since then: whoever read what is known before Postgres cannot have seen it.
+    env.queue.set_queue_weight("new", 4).await.unwrap();
+    let wanted = [(kept, 5), (other, 2)];
+    env.queue
+        .sync_weights(&known, &wanted, &[("slow".to_owned(), 7)])
+        .await
+        .unwrap();
+    let expected = [
+        (kept.to_string(), 5),
+        (other.to_string(), 2),
+        ("q:new".to_owned(), 4),
+        ("q:slow".to_owned(), 7),
+    ];
+    assert_eq!(env.queue.weights(shard).await.unwrap(), expected.into());
+}
 
 #[sqlx::test(migrator = "common::store::MIGRATOR")]
 async fn settings_are_read_by_one_statement_and_a_weight_is_no_limit(pool: PgPool) {

@@ -184,19 +184,17 @@ impl Redispatch {
     }
 
     async fn sync_settings(&self, now: DateTime<Utc>) -> anyhow::Result<()> {
-        let mut known = BTreeMap::new();
+        let (mut limits, mut weights) = (BTreeMap::new(), BTreeMap::new());
         for shard in self.queue.shards() {
-            known.insert(shard, self.queue.limits(shard).await?);
+            limits.insert(shard, self.queue.limits(shard).await?);
+            weights.insert(shard, self.queue.weights(shard).await?);
         }
         let settings = self.store.settings(now).await?;
-        self.queue.sync_limits(&known, &settings.limits).await?;
-        for (queue, weight) in settings.queue_weights {
-            self.queue.set_queue_weight(&queue, weight).await?;
-        }
+        self.queue.sync_limits(&limits, &settings.limits).await?;
+        self.queue
+            .sync_weights(&weights, &settings.tenant_weights, &settings.queue_weights)
+            .await?;
         self.queue.set_paused(&settings.paused_queues).await?;
-        for (tenant_id, weight) in settings.tenant_weights {
-            self.queue.set_weight(tenant_id, weight).await?;
-        }
         Ok(())
     }
 
