@@ -12,6 +12,7 @@ use crate::store::bulk::StoppedBatch;
 use crate::store::list::Filter;
 use crate::store::wait::Orphaned;
 use crate::store::{self, Store};
+use crate::turn;
 
 /// The states from which a job can be cancelled. Those that nobody runs come first: what would start meanwhile does not.
 pub const OPEN: [StateName; 5] = [
@@ -147,6 +148,8 @@ impl Canceller {
                 tracing::debug!(%id, "a job that gives way is not stopped yet");
             }
         }
+        let ids: Vec<JobId> = superseded.iter().map(|(_, id)| *id).collect();
+        turn::dispatch_next(&self.store, &self.queue, &ids).await;
     }
 
     async fn tell(&self, tenant_id: TenantId, batch: StoppedBatch) {
@@ -161,6 +164,7 @@ impl Canceller {
         if let Err(error) = self.queue.dispatch(&woken).await {
             tracing::debug!(%error, jobs = woken.len(), "redispatch finds them");
         }
+        turn::dispatch_next(&self.store, &self.queue, &batch.turns).await;
     }
 }
 

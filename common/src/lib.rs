@@ -28,4 +28,5 @@ pub mod telemetry;
 #[cfg(feature = "testing")]
 #[expect(clippy::unwrap_used, reason = "a fixture of tests fails as the test does")]
 pub mod testing;
+pub mod turn;
 pub mod workspace;

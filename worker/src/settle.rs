@@ -15,6 +15,7 @@ use common::job::StateName;
 use common::queue::{Acked, Dispatch, Keeps, Queue, Shard};
 use common::store::settle::{Committed, Settlement};
 use common::store::{Class, Store};
+use common::turn;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -144,6 +145,8 @@ impl Writer {
                 Commit::GivenUp => {}
             }
         }
+        // Before the leases end: if this process dies here, reclaim finds them, and does the same.
+        self.next_turns(&settlements, &all).await;
         self.ack(&tenants, &settlements, &all).await;
         self.dispatch(&settlements, &all).await;
         let now = settlements.iter().map(|settlement| settlement.finished_at).max();
@@ -226,6 +229,16 @@ impl Writer {
                 tracing::warn!(%error, leases = acked.len(), "settled leases pass by themselves");
             }
         }
+    }
+
+    /// Makes the turns known that may begin since these have ended.
+    async fn next_turns(&self, settlements: &[Settlement], committed: &Committed) {
+        let has_ended = |settlement: &&Settlement| {
+            let state = committed.state(settlement.job_id);
+            settlement.turn.is_some() && state.is_some_and(StateName::is_terminal)
+        };
+        let ended = settlements.iter().filter(has_ended).map(|settlement| settlement.job_id);
+        turn::dispatch_next(&self.store, &self.queue, &ended.collect::<Vec<_>>()).await;
     }
 
     /// Makes known what the commit queued: jobs that waiting ones submitted, and those whose wait is over.

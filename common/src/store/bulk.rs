@@ -32,6 +32,8 @@ pub struct StoppedBatch {
     pub stopped: Vec<Stopped>,
     /// Jobs that waited for some of them and are queued now.
     pub woken: Vec<Job>,
+    /// Those that were turns of conversations and have ended.
+    pub turns: Vec<JobId>,
 }
 
 impl Store {
@@ -88,8 +90,11 @@ impl Store {
             let ended = |state: &str| state == StateName::Cancelled.as_str();
             let gone = || rows.iter().filter(|(_, _, state, ..)| ended(state));
             let mut parents: Vec<JobId> = gone().filter_map(|(_, _, _, parent_id, _)| *parent_id).collect();
-            let turns = gone().filter_map(|(id, .., conversation_id)| Some((*id, (*conversation_id)?)));
-            leave_turns(&mut tx, turns.collect(), now).await?;
+            let turns: Vec<_> = gone()
+                .filter_map(|(id, .., conversation_id)| Some((*id, (*conversation_id)?)))
+                .collect();
+            let ended_turns = turns.iter().map(|(id, _)| *id).collect();
+            leave_turns(&mut tx, turns, now).await?;
             parents.sort_unstable();
             parents.dedup();
             let woken = wait::wake(&mut tx, &parents, now).await?;
@@ -102,6 +107,7 @@ impl Store {
             Ok(StoppedBatch {
                 stopped: stopped.collect(),
                 woken,
+                turns: ended_turns,
             })
         })
         .await

@@ -34,6 +34,7 @@ pub mod leaders;
 pub mod limits;
 pub mod list;
 pub mod messages;
+mod next_turn;
 pub mod outcomes;
 pub mod partitions;
 pub mod promote;

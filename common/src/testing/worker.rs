@@ -5,11 +5,12 @@ use crate::ids::{JobId, WorkerId};
 use crate::job::decision::Decision;
 use crate::job::event::{Event, EventBody};
 use crate::job::spec::SlotClass;
-use crate::job::{Failure, FailureCode, NewJob, Usage, Wait};
+use crate::job::{Failure, FailureCode, NewJob, StateName, Usage, Wait};
 use crate::queue::{Acked, Append, Appended, Beat, Dispatch, Error as QueueError, Keeps, Mode, Want};
 use crate::store::claim::{Claim, Claimed};
 use crate::store::events::Chunk;
 use crate::store::settle::{Settlement, TurnEnd};
+use crate::turn;
 
 /// A worker that does only what it is told.
 #[derive(Clone, Debug)]
@@ -73,6 +74,8 @@ impl TestWorker {
         for shard in self.env.queue.shards() {
             self.env.queue.drop_claims(shard, self.id, &refused).await.unwrap();
         }
+        let refused: Vec<JobId> = refused.into_iter().map(|(id, _)| id).collect();
+        turn::dispatch_next(&self.env.store, &self.env.queue, &refused).await;
         claimed
     }
 
@@ -185,6 +188,10 @@ impl TestWorker {
         let committed = self.env.store.settle(self.id, settlements).await.unwrap();
         let woken: Vec<Dispatch> = committed.woken.iter().map(Dispatch::from_job).collect();
         self.env.queue.dispatch(&woken).await.unwrap();
+        let ended = committed.state(settlement.job_id).is_some_and(StateName::is_terminal);
+        if ended && settlement.turn.is_some() {
+            turn::dispatch_next(&self.env.store, &self.env.queue, &[settlement.job_id]).await;
+        }
         !committed.changed.is_empty()
     }
 

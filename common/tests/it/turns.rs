@@ -1,9 +1,12 @@
 //! Turns of one conversation: one at a time, and in the order of their messages.
 
+use common::cancel::{Canceller, OPEN};
 use common::ids::{ConversationId, TenantId};
 use common::job::NewJob;
 use common::job::decision::Decision;
 use common::job::spec::{JobSpec, Kind};
+use common::store::claim::Claim;
+use common::store::list::Filter;
 use common::testing::{TestEnv, failure, ids, light};
 use sqlx::PgPool;
 
@@ -100,11 +103,77 @@ async fn postgres_alone_keeps_the_order_when_redis_hands_out_the_wrong_one(pool:
     assert_eq!(ids(&worker.confirm(&claims).await), []);
     let claimed = worker.claim(2).await;
     assert_eq!(ids(&claimed), [older.id]);
-    // The refused one is queued in Postgres alone, and found there.
-    assert_eq!(env.redispatch().await, 1);
+    // The refused one is queued in Postgres alone, until the one before it has ended.
     assert_eq!(ids(&worker.claim(2).await), []);
     assert!(worker.succeed(&claimed[0]).await);
     assert_eq!(ids(&worker.claim(2).await), [newer.id]);
+}
+
+/// Two turns, of which Redis handed out the second, and Postgres refused it.
+async fn refused(env: &TestEnv, pool: &PgPool) -> [NewJob; 2] {
+    let talk = conversation(pool, env.tenant_id).await;
+    let mut turns = [turn(env, talk), turn(env, talk)];
+    "before".clone_into(&mut turns[0].spec.queue);
+    env.insert(&turns[0]).await;
+    env.enqueue(&turns[1]).await;
+    assert_eq!(ids(&env.worker().claim(1).await), []);
+    turns
+}
+
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn the_end_of_a_turn_that_nobody_runs_brings_the_next_on(pool: PgPool) {
+    let env = TestEnv::new(pool.clone()).await;
+    let (worker, now) = (env.worker(), env.clock.now());
+    let canceller = Canceller::new(env.store.clone(), env.queue.clone());
+    for one_by_one in [true, false] {
+        let [before, next] = refused(&env, &pool).await;
+        if one_by_one {
+            canceller.make_way(&[(env.tenant_id, before.id)], now).await;
+        } else {
+            let filter = Filter {
+                queue: Some("before".to_owned()),
+                ..Filter::default()
+            };
+            let clock = env.clock.clock();
+            let all = canceller.matching(env.tenant_id, &filter, &OPEN, &clock, None).await;
+            assert_eq!(all.unwrap().matched, 1);
+        }
+        let claimed = worker.one().await;
+        assert_eq!(claimed.job.id, next.id);
+        assert!(worker.succeed(&claimed).await);
+    }
+    assert_eq!(env.leftovers().await, Vec::<String>::new());
+}
+
+/// Whoever ends the first finds the second in the hands of a worker, and believes that it is known.
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn a_turn_that_is_refused_just_when_the_one_before_ends_is_not_forgotten(pool: PgPool) {
+    let env = TestEnv::new(pool.clone()).await;
+    let talk = conversation(&pool, env.tenant_id).await;
+    let (older, newer) = (turn(&env, talk), turn(&env, talk));
+    let (early, worker, now) = (env.worker(), env.worker(), env.clock.now());
+    // Redis does not know the first, as after a wipe.
+    env.insert(&older).await;
+    let claim = Claim {
+        job_id: older.id,
+        attempt: 1,
+        is_turn: true,
+    };
+    let running = env.store.claim(worker.id, &[claim], now).await.unwrap().remove(0);
+    env.enqueue(&newer).await;
+    let claims = early.take(&light(1)).await.unwrap();
+    assert!(env.store.claim(early.id, &claims, now).await.unwrap().is_empty());
+    assert!(worker.succeed(&running).await);
+    assert_eq!(ids(&worker.claim(1).await), []);
+    let shard = env.queue.shard_of(env.tenant_id);
+    env.queue.drop_claims(shard, early.id, &[(newer.id, 1)]).await.unwrap();
+    common::turn::dispatch_next(&env.store, &env.queue, &[newer.id]).await;
+    assert_eq!(ids(&worker.claim(1).await), [newer.id]);
+    // While it runs nothing is next, however often that is asked.
+    let last = turn(&env, talk);
+    env.insert(&last).await;
+    common::turn::dispatch_next(&env.store, &env.queue, &[older.id, newer.id]).await;
+    assert_eq!(env.queue.unknown(&[(env.tenant_id, last.id)]).await.unwrap(), [0]);
 }
 
 #[sqlx::test(migrator = "common::store::MIGRATOR")]

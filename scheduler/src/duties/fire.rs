@@ -15,6 +15,7 @@ use common::service::{Duty, Report};
 use common::store::Store;
 use common::store::fire::Limits;
 use common::store::leaders::Leadership;
+use common::turn;
 use tokio::sync::Notify;
 
 use super::Deps;
@@ -72,6 +73,8 @@ impl Fire {
                 tracing::warn!(%error, %job_id, "the worker hears of a cancelled job later");
             }
         }
+        let ids: Vec<JobId> = jobs.iter().map(|(_, id)| *id).collect();
+        turn::dispatch_next(&self.store, &self.queue, &ids).await;
         Ok(())
     }
 }

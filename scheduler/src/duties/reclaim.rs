@@ -15,6 +15,7 @@ use common::job::{Job, JobState};
 use common::queue::{Acked, Begun, Dispatch, Expired, Generation, Keeps, Queue, Shard};
 use common::service::{Duty, Report};
 use common::store::Store;
+use common::turn;
 use uuid::Uuid;
 
 use super::apart::apart;
@@ -127,7 +128,7 @@ impl Reclaim {
                 Ok(true)
             }
             JobState::Succeeded { .. } | JobState::Failed { .. } | JobState::Cancelled { .. } => {
-                self.queue.forget(shard, &[(job.id, job.seq)]).await?;
+                self.forget(shard, job).await?;
                 Ok(true)
             }
         }
@@ -159,11 +160,20 @@ impl Reclaim {
         tracing::warn!(job_id = %job.id, attempt = job.attempt, worker_id = ?job.worker_id, "worker lost: job taken over");
         metrics::counter!("hothouse_reclaims_total").increment(1);
         if taken.state.is_terminal() {
-            self.queue.forget(shard, &[(taken.id, taken.seq)]).await?;
+            self.forget(shard, &taken).await?;
         } else {
             self.queue.dispatch(&[Dispatch::from_job(&taken)]).await?;
         }
         Ok(true)
+    }
+
+    /// Forgets a job that has ended, and brings on the turn that waited for it.
+    async fn forget(&self, shard: Shard, job: &Job) -> anyhow::Result<()> {
+        self.queue.forget(shard, &[(job.id, job.seq)]).await?;
+        if job.conversation_id.is_some() {
+            turn::dispatch_next(&self.store, &self.queue, &[job.id]).await;
+        }
+        Ok(())
     }
 
     /// Begins leases for running rows that Redis does not know.

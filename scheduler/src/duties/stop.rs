@@ -4,6 +4,7 @@ use chrono::{DateTime, Utc};
 use common::ids::{JobId, TenantId};
 use common::queue::Queue;
 use common::store::Store;
+use common::turn;
 
 use super::apart::apart;
 
@@ -19,6 +20,8 @@ pub(super) async fn stop(
         let one = stop_one((store, queue), (*tenant_id, *id), now).await;
         stopped += u64::from(apart(duty, id, one)?.is_some());
     }
+    let ids: Vec<JobId> = jobs.iter().map(|(_, id)| *id).collect();
+    turn::dispatch_next(store, queue, &ids).await;
     Ok(stopped)
 }
 

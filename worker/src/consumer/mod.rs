@@ -21,6 +21,7 @@ use common::job::spec::SlotClass;
 use common::queue::{Error, Mode, Queue, Shard, Want};
 use common::store::Store;
 use common::store::claim::{Claim, Claimed};
+use common::turn;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -304,6 +305,12 @@ impl Consumer {
         if let Err(error) = self.queue.drop_claims(shard, self.worker_id, &refused).await {
             tracing::debug!(%error, "unconfirmed claims pass by themselves");
         }
+        // The turn before one of them may have ended just now, and whoever ended it found this one claimed.
+        let turns = claims
+            .iter()
+            .filter(|claim| claim.is_turn && !taken.contains(&claim.job_id));
+        let turns: Vec<JobId> = turns.map(|claim| claim.job_id).collect();
+        turn::dispatch_next(&self.store, &self.queue, &turns).await;
         Ok(())
     }
 

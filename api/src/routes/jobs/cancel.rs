@@ -9,6 +9,7 @@ use common::ids::{JobId, TenantId};
 use common::job::{Job, StateName};
 use common::store::list::Filter;
 use common::store::wait::Orphaned;
+use common::turn;
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -73,13 +74,16 @@ pub(super) async fn cancel_of(app: &App, tenant_id: TenantId, id: JobId) -> Resu
             tracing::debug!(%id, %error, "redis does not know of a cancelled job yet");
         }
         app.hub().changed(id);
+        if job.state.is_terminal() && job.conversation_id.is_some() {
+            turn::dispatch_next(app.store(), app.queue(), &[id]).await;
+        }
         if job.state.is_terminal() && job.waits_for.is_some() {
             let orphaned = Orphaned {
                 tenant_id: job.tenant_id,
                 parent_id: id,
             };
-            // The scheduler finds those that this call does not.
-            app.canceller().orphans(orphaned, app.clock()).await?;
+            // The scheduler finds those that this call does not. Few jobs have any, and all would carry its size.
+            Box::pin(app.canceller().orphans(orphaned, app.clock())).await?;
         }
     }
     Ok(Some(job))
