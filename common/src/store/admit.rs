@@ -3,17 +3,17 @@
 //! They are decided in Postgres in the transaction that accepts the job, under a lock of the key, so that they are right
 //! whoever submits at the same time and whatever Redis knows. What counts are the key's open jobs, those that still wait
 //! included: an accepted job has its turn. A job whose time has not come yet neither counts nor decides; it does both
-//! when it is promoted. Jobs that a schedule fires and jobs of a group decide when they are inserted; nobody waits for an
-//! answer to them, so one that is refused fails.
+//! in the transaction that promotes it. Jobs that a schedule fires, jobs of a group and redriven ones decide when they are
+//! inserted; nobody waits for an answer to them, so one that is refused fails.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 
 use chrono::{DateTime, Utc};
 use sha2::{Digest, Sha256};
 use sqlx::{AssertSqlSafe, PgConnection};
 use uuid::Uuid;
 
-use super::{Error, Store, index};
+use super::{Error, index};
 use crate::ids::{JobId, TenantId};
 use crate::job::{Concurrency, FailureCode, Job, NewJob, Strategy};
 
@@ -119,44 +119,73 @@ pub(super) async fn admit_inserted(
     jobs: &[&NewJob],
     now: DateTime<Utc>,
 ) -> Result<Decided, Error> {
-    let deciding = |job: &&NewJob| decides(job).is_some_and(|key| key.strategy != Strategy::Queue);
-    let jobs: Vec<&NewJob> = jobs.iter().copied().filter(deciding).collect();
-    let key = |job: &NewJob| decides(job).map(|concurrency| (job.tenant_id, concurrency.key.clone()));
-    let keys: BTreeSet<(TenantId, String)> = jobs.iter().filter_map(|job| key(job)).collect();
-    lock(
-        tx,
-        &keys.iter().map(|(id, key)| (*id, key.as_str())).collect::<Vec<_>>(),
-    )
-    .await?;
-    let mut decided = Decided::default();
-    for (index, job) in jobs.iter().enumerate() {
-        let Some(concurrency) = decides(job) else { continue };
-        let later = jobs[index + 1..].iter().map(|job| job.id);
-        let newcomer = Newcomer {
+    let newcomer = |job: &&'_ NewJob| {
+        Some(Newcomer {
             id: job.id,
-            key: (job.tenant_id, &concurrency.key),
-            concurrency,
-            others: later.chain(job.links.parent_id).collect(),
-        };
-        newcomer.admit(tx, now, &mut decided).await?;
+            tenant_id: job.tenant_id,
+            parent_id: job.links.parent_id,
+            concurrency: decides(job)?.clone(),
+        })
+    };
+    admit(tx, jobs.iter().filter_map(newcomer).collect(), now).await
+}
+
+/// The same for jobs that this transaction has queued.
+pub(super) async fn admit_queued<'a>(
+    tx: &mut PgConnection,
+    jobs: impl Iterator<Item = &'a Job>,
+    now: DateTime<Utc>,
+) -> Result<Decided, Error> {
+    let newcomer = |job: &Job| {
+        Some(Newcomer {
+            id: job.id,
+            tenant_id: job.tenant_id,
+            parent_id: job.parent_id,
+            concurrency: job.concurrency.clone()?,
+        })
+    };
+    admit(tx, jobs.filter_map(newcomer).collect(), now).await
+}
+
+async fn admit(tx: &mut PgConnection, mut newcomers: Vec<Newcomer>, now: DateTime<Utc>) -> Result<Decided, Error> {
+    newcomers.retain(|newcomer| newcomer.concurrency.strategy != Strategy::Queue);
+    let mut keys: Vec<Key<'_>> = newcomers.iter().map(Newcomer::key).collect();
+    keys.sort_unstable();
+    keys.dedup();
+    lock(tx, &keys).await?;
+    let mut decided = Decided::default();
+    for (index, newcomer) in newcomers.iter().enumerate() {
+        let later = newcomers[index + 1..].iter().map(|newcomer| newcomer.id);
+        let others: Vec<JobId> = later.chain(newcomer.parent_id).collect();
+        newcomer.admit(tx, &others, now, &mut decided).await?;
     }
     Ok(decided)
 }
 
-/// A job whose row is there already, and its key is locked.
-struct Newcomer<'a> {
+/// A job whose row is there already.
+struct Newcomer {
     id: JobId,
-    key: Key<'a>,
-    concurrency: &'a Concurrency,
-    /// Jobs that do not count.
-    others: Vec<JobId>,
+    tenant_id: TenantId,
+    parent_id: Option<JobId>,
+    concurrency: Concurrency,
 }
 
-impl Newcomer<'_> {
-    async fn admit(&self, tx: &mut PgConnection, now: DateTime<Utc>, decided: &mut Decided) -> Result<(), Error> {
+impl Newcomer {
+    fn key(&self) -> Key<'_> {
+        (self.tenant_id, &self.concurrency.key)
+    }
+
+    /// Decides under the lock of its key; `others` do not count.
+    async fn admit(
+        &self,
+        tx: &mut PgConnection,
+        others: &[JobId],
+        now: DateTime<Utc>,
+        decided: &mut Decided,
+    ) -> Result<(), Error> {
         let limit = self.concurrency.limit;
         if self.concurrency.strategy == Strategy::CancelRunning {
-            let gone = supersede_key(tx, self.key, limit, (&[self.id], &self.others), now).await?;
+            let gone = supersede_key(tx, self.key(), limit, (&[self.id], others), now).await?;
             decided.superseded.extend(gone);
             return Ok(());
         }
@@ -164,10 +193,10 @@ impl Newcomer<'_> {
             "select count(*) from jobs where tenant_id = $1 and open_key = $2
                 and state <> 'scheduled' and id <> $3 and id <> all($4)",
         )
-        .bind(self.key.0)
-        .bind(self.key.1)
+        .bind(self.tenant_id)
+        .bind(&self.concurrency.key)
         .bind(self.id)
-        .bind(&self.others)
+        .bind(others)
         .fetch_one(&mut *tx)
         .await?;
         if open < i64::from(limit) {
@@ -232,31 +261,4 @@ async fn count(tx: &mut PgConnection, keys: &[Key<'_>]) -> Result<HashMap<(Tenan
         .into_iter()
         .map(|(tenant, key, open)| ((tenant, key), open))
         .collect())
-}
-
-impl Store {
-    /// Applies the strategy of a job whose time has just come. Answers whether it may run, and who gives way to it.
-    ///
-    /// # Errors
-    /// When Postgres is away.
-    pub async fn admit_promoted(&self, job: &Job, now: DateTime<Utc>) -> Result<Decided, Error> {
-        let Some(concurrency) = job.concurrency.as_ref().filter(|key| key.strategy != Strategy::Queue) else {
-            return Ok(Decided::default());
-        };
-        self.within(async {
-            let newcomer = Newcomer {
-                id: job.id,
-                key: (job.tenant_id, &concurrency.key),
-                concurrency,
-                others: job.parent_id.into_iter().collect(),
-            };
-            let mut decided = Decided::default();
-            let mut tx = self.pool().begin().await?;
-            lock(&mut tx, &[newcomer.key]).await?;
-            newcomer.admit(&mut tx, now, &mut decided).await?;
-            tx.commit().await?;
-            Ok(decided)
-        })
-        .await
-    }
 }

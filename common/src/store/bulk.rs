@@ -7,7 +7,9 @@ use chrono::{DateTime, TimeDelta, Utc};
 use sqlx::{AssertSqlSafe, PgConnection, QueryBuilder};
 use uuid::Uuid;
 
+use super::admit::admit_queued;
 use super::list::{Filter, Order, Pick};
+use super::promote::Requeued;
 use super::row::{self, COLUMNS, bigint};
 use super::steering::{leave_turn, spoken_to};
 use super::{Error, Store, index, wait};
@@ -144,7 +146,7 @@ impl Store {
     }
 
     /// Repeats up to `limit` jobs that ended in `state`, match and were not repeated yet, oldest first. Answers the new
-    /// jobs.
+    /// jobs, and what the strategies of their keys decided.
     ///
     /// # Errors
     /// When Postgres is away.
@@ -155,7 +157,7 @@ impl Store {
         state: StateName,
         limit: u32,
         by: (ApiKeyId, DateTime<Utc>),
-    ) -> Result<Vec<Job>, Error> {
+    ) -> Result<Requeued, Error> {
         self.within(async {
             let mut query = QueryBuilder::new("select jobs.id");
             let pick = Pick {
@@ -175,7 +177,7 @@ impl Store {
         .await
     }
 
-    /// Repeats one job that has ended, also when it was repeated before. `None` when it has not ended, or is not the
+    /// Repeats one job that has ended, also when it was repeated before. No job when it has not ended, or is not the
     /// tenant's.
     ///
     /// # Errors
@@ -185,7 +187,7 @@ impl Store {
         tenant_id: TenantId,
         id: JobId,
         by: (ApiKeyId, DateTime<Utc>),
-    ) -> Result<Option<Job>, Error> {
+    ) -> Result<Requeued, Error> {
         self.within(async {
             let mut tx = self.pool().begin().await?;
             let old: Vec<JobId> = sqlx::query_scalar(
@@ -197,7 +199,7 @@ impl Store {
             .await?;
             let new = repeat(&mut tx, &old, by).await?;
             tx.commit().await?;
-            Ok(new.into_iter().next())
+            Ok(new)
         })
         .await
     }
@@ -265,14 +267,15 @@ fn of_state(filter: &Filter, state: StateName) -> Filter {
     }
 }
 
-/// Inserts the repetitions of locked rows and marks these, inputs never leaving Postgres.
+/// Inserts the repetitions of locked rows and marks these, inputs never leaving Postgres. The strategies of their keys decide
+/// in the order of the old ones.
 async fn repeat(
     tx: &mut PgConnection,
     old: &[JobId],
     (api_key_id, now): (ApiKeyId, DateTime<Utc>),
-) -> Result<Vec<Job>, Error> {
+) -> Result<Requeued, Error> {
     if old.is_empty() {
-        return Ok(Vec::new());
+        return Ok(Requeued::default());
     }
     let new: Vec<Uuid> = old.iter().map(|_| JobId::new().uuid()).collect();
     let sql = format!(
@@ -300,9 +303,10 @@ async fn repeat(
         .bind(&new)
         .bind(now)
         .bind(api_key_id)
-        .fetch_all(tx)
+        .fetch_all(&mut *tx)
         .await?;
     let mut jobs: Vec<Job> = rows.iter().map(row::job).collect::<Result<_, _>>()?;
     jobs.sort_unstable_by_key(|job| job.id);
-    Ok(jobs)
+    let decided = admit_queued(tx, jobs.iter(), now).await?;
+    Ok(Requeued { jobs, decided })
 }

@@ -9,9 +9,10 @@ use crate::store::backlog::Place;
 impl TestEnv {
     /// Promotes everything that is due, and dispatches it.
     pub async fn promote(&self) -> Vec<JobId> {
-        let jobs = self.store.promote(self.clock.now(), 1_000).await.unwrap();
-        self.dispatch_jobs(&jobs).await;
-        jobs.iter().map(|job| job.id).collect()
+        let promoted = self.store.promote(self.clock.now(), 1_000).await.unwrap();
+        let dispatches: Vec<Dispatch> = promoted.admitted().map(Dispatch::from_job).collect();
+        self.queue.dispatch(&dispatches).await.unwrap();
+        promoted.jobs.iter().map(|job| job.id).collect()
     }
 
     /// Dispatches the queued rows that Redis does not know.

@@ -4,15 +4,16 @@
 
 use chrono::TimeDelta;
 use common::cancel::Canceller;
-use common::ids::JobId;
+use common::ids::{ApiKeyId, JobId};
 use common::job::decision::Decision;
 use common::job::wait::{Until, Wait};
-use common::job::{Concurrency, FailureCode, JobState, NewJob, Strategy};
+use common::job::{Concurrency, FailureCode, JobState, NewJob, StateName, Strategy};
 use common::store::admit::Decided;
 use common::store::idempotency::Idempotency;
 use common::store::insert::{Accepted, Submission};
+use common::store::list::Filter;
 use common::store::settle::Settlement;
-use common::testing::TestEnv;
+use common::testing::{TestEnv, failure};
 use sqlx::PgPool;
 
 fn keyed(env: &TestEnv, strategy: Strategy, limit: u32) -> NewJob {
@@ -187,18 +188,55 @@ async fn a_scheduled_job_decides_when_its_time_has_come(pool: PgPool) {
         Decided::default()
     );
     env.advance(std::time::Duration::from_mins(1));
+    // What they decide is committed with their promotion: whoever promotes them may die at once.
     let promoted = env.store.promote(env.clock.now(), 10).await.unwrap();
-    assert_eq!(promoted.len(), 2);
-    for job in &promoted {
-        let decided = env.store.admit_promoted(job, env.clock.now()).await.unwrap();
-        if job.id == late.id {
-            assert_eq!(decided.rejected, [late.id]);
-        } else {
-            assert!(decided.superseded.contains(&(env.tenant_id, now.id)), "{decided:?}");
-        }
-    }
+    assert_eq!(promoted.jobs.len(), 2);
+    assert_eq!(promoted.admitted().map(|job| job.id).collect::<Vec<_>>(), [latest.id]);
+    assert_eq!(promoted.decided.rejected, [late.id]);
+    assert_eq!(promoted.decided.superseded, [(env.tenant_id, now.id)]);
+    assert!(env.row(now.id).await.cancel_requested_at.is_some());
     let row = env.row(late.id).await;
     assert_eq!(row.error.unwrap().code, FailureCode::ConcurrencyLimit);
+}
+
+/// As if they were submitted again one after the other, in their order, and committed with them.
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn redriven_jobs_decide_in_the_order_of_the_old_ones(pool: PgPool) {
+    let env = TestEnv::new(pool).await;
+    let worker = env.worker();
+    for strategy in [Strategy::Reject, Strategy::CancelRunning] {
+        let mut old = Vec::new();
+        for _ in 0..2 {
+            let mut job = keyed(&env, strategy, 1);
+            job.spec.queue = strategy.as_str().to_owned();
+            job.spec.concurrency.as_mut().unwrap().key = job.spec.queue.clone();
+            env.enqueue(&job).await;
+            assert!(worker.settle(&worker.one().await, Decision::Fail(failure())).await);
+            old.push(job.id);
+        }
+        let by = (ApiKeyId::new(), env.clock.now());
+        let filter = Filter {
+            queue: Some(strategy.as_str().to_owned()),
+            ..Filter::default()
+        };
+        let failed = StateName::Failed;
+        let redriven = env
+            .store
+            .redrive_matching(env.tenant_id, &filter, failed, 100, by)
+            .await
+            .unwrap();
+        let new: Vec<JobId> = redriven.jobs.iter().map(|job| job.id).collect();
+        let of: Vec<JobId> = redriven.jobs.iter().filter_map(|job| job.redrive_of).collect();
+        assert_eq!(of, old);
+        if strategy == Strategy::Reject {
+            assert_eq!(redriven.decided.rejected, [new[1]]);
+            let refused = env.row(new[1]).await;
+            assert!(matches!(refused.state, JobState::Failed { .. }), "{refused:?}");
+        } else {
+            assert_eq!(redriven.decided.superseded, [(env.tenant_id, new[0])]);
+            assert!(matches!(env.state(new[1]).await, JobState::Queued { .. }));
+        }
+    }
 }
 
 /// Children with a key, as a parent that waits submits them.

@@ -198,13 +198,9 @@ async fn two_promoters_share_the_work(pool: PgPool) {
     env.advance(Duration::from_secs(2));
     let now = env.clock.now();
     let (one, other) = tokio::join!(env.store.promote(now, 30), env.store.promote(now, 30));
-    let mut all: Vec<JobId> = one
-        .unwrap()
-        .into_iter()
-        .chain(other.unwrap())
-        .map(|job| job.id)
-        .collect();
-    all.extend(env.store.promote(now, 100).await.unwrap().into_iter().map(|job| job.id));
+    let rest = env.store.promote(now, 100).await;
+    let all = [one, other, rest].map(|promoted| promoted.unwrap().jobs);
+    let mut all: Vec<JobId> = all.iter().flatten().map(|job| job.id).collect();
     let count = all.len();
     all.sort_unstable();
     all.dedup();

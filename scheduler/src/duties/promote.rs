@@ -7,10 +7,9 @@ use chrono::{DateTime, Utc};
 use common::queue::{Dispatch, Queue};
 use common::service::{Duty, Report};
 use common::store::Store;
-use common::store::admit::Decided;
+use common::turn;
 use tokio::sync::Notify;
 
-use super::apart::apart;
 use super::pause::Pause;
 use super::stop::stop;
 use super::wakes::Wakes;
@@ -54,25 +53,15 @@ impl Promote {
 
     /// Queues what is due.
     async fn promote(&self, now: DateTime<Utc>) -> anyhow::Result<Report> {
-        let jobs = self.store.promote(now, BATCH).await?;
-        let mut dispatches = Vec::with_capacity(jobs.len());
-        for job in &jobs {
-            // A retry has been let in before.
-            let decided = if job.attempt == 0 {
-                let decided = self.store.admit_promoted(job, now).await;
-                apart(self.name(), job.id, decided.map_err(Into::into))?.unwrap_or_default()
-            } else {
-                Decided::default()
-            };
-            stop(self.name(), (&self.store, &self.queue), &decided.superseded, now).await?;
-            if decided.rejected.is_empty() {
-                dispatches.push(Dispatch::from_job(job));
-            }
-        }
+        let promoted = self.store.promote(now, BATCH).await?;
+        let dispatches: Vec<Dispatch> = promoted.admitted().map(Dispatch::from_job).collect();
         if let Err(error) = self.queue.dispatch(&dispatches).await {
-            tracing::warn!(%error, jobs = jobs.len(), "promoted jobs wait for redispatch");
+            tracing::warn!(%error, jobs = dispatches.len(), "promoted jobs wait for redispatch");
         }
-        let changed = u64::try_from(jobs.len()).unwrap_or(u64::MAX);
+        let superseded = &promoted.decided.superseded;
+        stop(self.name(), (&self.store, &self.queue), superseded, now).await?;
+        turn::dispatch_next(&self.store, &self.queue, &promoted.decided.rejected).await;
+        let changed = u64::try_from(promoted.jobs.len()).unwrap_or(u64::MAX);
         Ok(Report {
             changed,
             more: changed == u64::from(BATCH),

@@ -6,8 +6,9 @@ use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use common::ids::JobId;
-use common::job::{Job, StateName};
+use common::job::StateName;
 use common::queue::Dispatch;
+use common::store::promote::Requeued;
 
 use super::cancel::{Matched, count};
 use super::filter::ManyRequest;
@@ -38,14 +39,14 @@ pub(super) async fn redrive(
     PathId(id): PathId<JobId>,
 ) -> Result<Response, Problem> {
     let by = (caller.key_id, app.clock().now());
-    let Some(job) = app.store().redrive(caller.tenant_id(), id, by).await? else {
+    let redriven = app.store().redrive(caller.tenant_id(), id, by).await?;
+    let Some(job) = redriven.jobs.first() else {
         // Absent, or still open.
         super::read::read(&app, &caller, id).await?;
         return Err(Problem::new(Code::Conflict, "the job has not ended"));
     };
-    let answer = to_json(&JobView::new(&job));
-    let id = job.id;
-    announce(&app, vec![job]).await;
+    let (id, answer) = (job.id, to_json(&JobView::new(job)));
+    announce(&app, &redriven).await;
     Ok(accepted(id, answer))
 }
 
@@ -72,12 +73,12 @@ pub(super) async fn redrive_many(
     let mut matched = 0;
     let more = loop {
         let by = (caller.key_id, app.clock().now());
-        let jobs = app
+        let redriven = app
             .store()
             .redrive_matching(caller.tenant_id(), &filter, state, BATCH, by)
             .await?;
-        let count = jobs.len();
-        announce(&app, jobs).await;
+        let count = redriven.jobs.len();
+        announce(&app, &redriven).await;
         matched += u64::try_from(count).unwrap_or(0);
         if count < BATCH as usize {
             break false;
@@ -94,21 +95,12 @@ pub(super) async fn redrive_many(
     .into_response())
 }
 
-/// Makes committed jobs known, but for those that the strategy of their key refuses: they have failed.
-async fn announce(app: &App, mut jobs: Vec<Job>) {
-    for job in &jobs {
+/// Makes committed jobs known, but for those that the strategy of their key refused: they have failed.
+async fn announce(app: &App, redriven: &Requeued) {
+    for job in &redriven.jobs {
         app.hub().announce(job.id);
     }
-    let mut refused = Vec::new();
-    for job in jobs.iter().filter(|job| job.concurrency.is_some()) {
-        match app.store().admit_promoted(job, app.clock().now()).await {
-            Ok(decided) => {
-                strategy::make_way(app, &decided.superseded).await;
-                refused.extend(decided.rejected);
-            }
-            Err(error) => tracing::warn!(id = %job.id, %error, "redriven without the strategy of its key"),
-        }
-    }
-    jobs.retain(|job| !refused.contains(&job.id));
-    app.submitter().dispatch(jobs.iter().map(Dispatch::from_job).collect());
+    app.submitter()
+        .dispatch(redriven.admitted().map(Dispatch::from_job).collect());
+    strategy::make_way(app, &redriven.decided.superseded).await;
 }
