@@ -13,6 +13,7 @@
 //! | `ring:<lane>`, `left:<lane>` | tenants by virtual time: those with a backlog, and those that left it ahead of the others |
 //! | `vt` | hash: the present virtual time of each lane, and of the lanes among each other; arrivals in each lane (`<lane>#`) |
 //! | `leases` | sorted set: job → when its lease passes, ms |
+//! | `unleased` | set of jobs that went on after an attempt, until a sweep sees them with a lease or without an entry |
 //! | `limits` | hash: gate → limit of places, limit of starts, paused until; what operators set |
 //! | `h:<gate>`, `s:<gate>`, `w:<gate>` | set of jobs that hold a place, list of the last starts, sorted set of who waits |
 //! | `n:<gate>` | the largest limit and window of those starts |
@@ -62,6 +63,7 @@ use std::time::Duration;
 use deadpool_redis::{Connection, Pool, Runtime};
 
 pub use accounts::{Admission, CallAsk, CallReport, OPEN as CIRCUIT_OPEN, Obstacle, PLACE_TTL, Trial};
+pub use adopt::Among;
 pub use claim::{Handout, Mode, Want};
 pub use dispatch::{Dispatch, Dispatched, Line, Spilled};
 pub use error::Error;
@@ -200,7 +202,7 @@ impl Queue {
         Ok(())
     }
 
-    /// Asks Redis for nothing, to know that it answers.
+    /// The time by Redis's clock, since 1970.
     ///
     /// # Errors
     /// When it does not answer.

@@ -8,7 +8,7 @@ use common::config::{Redis, Secret};
 use common::ids::TenantId;
 use common::job::decision::Decision;
 use common::job::{Concurrency, NewJob, Strategy};
-use common::queue::{Beat, Shard};
+use common::queue::{Among, Beat, Shard};
 use common::testing::{TestEnv, TestWorker, eventually, failure, ids, leases, light, redis_section};
 use sqlx::PgPool;
 
@@ -130,7 +130,11 @@ async fn every_script_stays_in_one_slot_of_a_cluster(pool: PgPool) {
         assert_eq!(ids(&worker.claim(4).await), []);
         let due = env.clock.now();
         assert!(worker.settle(&claimed, Decision::RetryAt(due, failure())).await); // ack
-        assert_eq!(env.queue.strays(shard, 0, 100).await.unwrap().1.len(), 4);
+        assert_eq!(env.queue.strays(shard, Among::All, 0, 100).await.unwrap().1.len(), 4);
+        assert_eq!(
+            env.queue.strays(shard, Among::Unleased, 0, 100).await.unwrap().1,
+            [claimed.job.id]
+        );
         assert_eq!(env.promote().await.len(), 1);
         let cancelled = env.store.cancel(tenant_id, jobs[0].id, due).await.unwrap().unwrap();
         env.queue

@@ -1,13 +1,17 @@
 //! Places that nobody would give back.
 
+use common::ids::{ConversationId, TenantId};
 use common::job::decision::Decision;
+use common::job::spec::{JobSpec, Kind};
 use common::job::wait::Wait;
 use common::job::{Concurrency, NewJob, Strategy};
-use common::queue::Appended;
+use common::queue::{Among, Appended, Dispatch};
 use common::service::Duty;
 use common::testing::{TestEnv, failure, ids};
 use scheduler::duties::{Reclaim, Sweep};
 use sqlx::PgPool;
+
+use crate::fixture::Fixture;
 
 fn keyed(env: &TestEnv) -> NewJob {
     let mut job = env.noop();
@@ -52,6 +56,73 @@ async fn the_places_of_a_job_that_ended_unheard_are_freed(pool: PgPool) {
     assert_eq!(env.leftovers().await, Vec::<String>::new());
 }
 
+/// However long the index is, and however many of its entries are nobody's.
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn a_place_is_free_within_one_sweep(pool: PgPool) {
+    let env = TestEnv::new(pool).await;
+    let (worker, sweep) = (env.worker(), Sweep::new(env.store.clone(), env.queue.clone()));
+    let (first, second) = (keyed(&env), keyed(&env));
+    env.enqueue(&first).await;
+    env.enqueue(&second).await;
+    let later = env.clock.now() + chrono::TimeDelta::seconds(60);
+    assert!(
+        worker
+            .settle(&worker.one().await, Decision::RetryAt(later, failure()))
+            .await
+    );
+    for _ in 0..3 {
+        let tenant_id = TenantId::new();
+        let crowd = (0..8_000).map(|_| {
+            let job = NewJob {
+                tenant_id,
+                class: "sandbox".to_owned(),
+                ..env.noop()
+            };
+            Dispatch::from_new(&job)
+        });
+        env.queue.dispatch(&crowd.collect::<Vec<_>>()).await.unwrap();
+    }
+    let cancelled = env.store.cancel(env.tenant_id, first.id, env.clock.now()).await;
+    assert!(cancelled.unwrap().unwrap().state.is_terminal());
+    assert_eq!(sweep.tick(env.clock.now()).await.unwrap().changed, 1);
+    assert_eq!(ids(&worker.claim(5).await), [second.id]);
+}
+
+/// What a worker committed just before it died: its lease passes, and its turn has ended.
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn the_next_turn_begins_although_the_worker_of_the_one_before_died_with_its_end(pool: PgPool) {
+    let fixture = Fixture::new(pool.clone()).await;
+    let (env, talk) = (&fixture.env, ConversationId::new());
+    sqlx::query(
+        "insert into conversations (id, tenant_id, agent, metadata, created_at, updated_at)
+         values ($1, $2, '{}', '{}', now(), now())",
+    )
+    .bind(talk)
+    .bind(env.tenant_id)
+    .execute(&pool)
+    .await
+    .unwrap();
+    let turn = || {
+        let mut job = env.job(JobSpec::new(Kind::ChatTurn), b"{}".to_vec());
+        job.links.conversation_id = Some(talk);
+        job
+    };
+    let (first, mut second) = (turn(), turn());
+    second.spec.priority = 9;
+    let (worker, reclaim) = (env.worker(), Reclaim::new(env.store.clone(), env.queue.clone()));
+    env.enqueue(&first).await;
+    env.enqueue(&second).await;
+    // Redis hands out the second, and Postgres refuses it.
+    assert_eq!(ids(&worker.claim(1).await), []);
+    let claimed = worker.one().await;
+    let settlement = worker.settlement(&claimed, Decision::Succeed, &[]);
+    let committed = env.store.settle(worker.id, &[settlement]).await.unwrap();
+    assert_eq!(committed.changed.len(), 1);
+    env.advance(env.queue.lease_ttl());
+    assert_eq!(reclaim.tick(env.clock.now()).await.unwrap().changed, 1);
+    assert_eq!(ids(&worker.claim(1).await), [second.id]);
+}
+
 /// Many entries are looked at over several ticks, and no open job is touched.
 #[sqlx::test(migrator = "common::store::MIGRATOR")]
 async fn a_long_index_is_swept_in_parts(pool: PgPool) {
@@ -72,7 +143,7 @@ async fn a_long_index_is_swept_in_parts(pool: PgPool) {
         .await
         .unwrap();
     let shard = env.queue.shard_of(env.tenant_id);
-    let (next, found) = env.queue.strays(shard, 0, 50).await.unwrap();
+    let (next, found) = env.queue.strays(shard, Among::All, 0, 50).await.unwrap();
     assert!(next != 0 && found.len() < 200, "{next} {}", found.len());
     assert_eq!(sweep.tick(env.clock.now()).await.unwrap().changed, 1);
     reclaim.tick(env.clock.now()).await.unwrap();

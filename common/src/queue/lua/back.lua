@@ -5,9 +5,11 @@
 local NOTHING, KEYS_ONLY, CONVERSATION_ONLY = '^$', '^[cv]:', '^v:'
 
 -- Gives back a job's places, but for those in `kept` (a pattern of gates), and lets the next in line try; also where it
--- had none yet, for it may have been let go to take one. Returns whether anybody was let go.
+-- had none yet, for it may have been let go to take one. One that goes on is written down for the sweep: no lease of it
+-- would pass. Returns whether anybody was let go.
 local function give_back(job, r, kept)
   local woken = false
+  if kept ~= NOTHING then redis.call('SADD', R .. 'unleased', job) end
   if r.holds == '' and not has_limits() then return woken end
   for _, gate in ipairs(gates_of(r)) do
     local had = gate.max > 0 and not string.find(gate.name, kept) and redis.call('SREM', R .. 'h:' .. gate.name, job) == 1
