@@ -354,10 +354,8 @@ async fn a_feed_that_heard_nothing_for_a_while_says_so(pool: PgPool) {
     proxy.down();
     proxy.up();
     reader.until("event: resume_gap\n").await;
-    api.submit(json!({"kind": "noop"})).await;
-    // Of this Redis alone tells.
-    let _running = claimed(&api).await;
-    reader.until("\"state\":\"running\"").await;
+    let job = api.submit(json!({"kind": "noop"})).await;
+    reader.until(&job).await;
 }
 
 #[sqlx::test(migrator = "common::store::MIGRATOR")]
