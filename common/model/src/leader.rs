@@ -3,7 +3,7 @@
 
 use crate::{Action, Rules, State, TTL};
 
-/// Where the redispatch duty is: `scheduler/src/duties/redispatch.rs`.
+/// Where the redispatch duty is: `scheduler/src/duties/redispatch/mod.rs`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) enum Rebuild {
     #[default]

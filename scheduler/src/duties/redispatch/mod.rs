@@ -11,22 +11,21 @@
 //! | all queued rows but those that are left in Postgres, page by page for a tenth of a second; paused queues, weights and limits | every ten seconds |
 //! | all of these rows, tick after tick | once, by a new leader and after looks that failed for long |
 
-use std::collections::BTreeMap;
+mod backlog;
+mod generation;
+
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, TimeDelta, Utc};
 use common::ids::{JobId, TenantId};
-use common::job::Job;
-use common::queue::{Dispatch, Dispatched, Generation, Line, Queue, Shard, Spilled};
+use common::queue::{Dispatch, Dispatched, Queue, Spilled};
 use common::service::{Duty, Report};
 use common::store::Store;
 use common::store::backlog::{Place, Queued};
-use common::store::recent::Left;
 use uuid::Uuid;
 
 use super::pause::Pause;
-use super::reclaim::adopt;
 use super::stop::stop;
 
 /// Rows of one page.
@@ -125,79 +124,6 @@ impl Redispatch {
         self.cursor.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Begins, waits for, or opens the generation of a shard. Answers whether it is open.
-    async fn open(&self, shard: Shard, now: DateTime<Utc>) -> anyhow::Result<bool> {
-        if self.queue.is_open(shard).await? {
-            return Ok(true);
-        }
-        let begun = match self.queue.generation(shard).await? {
-            Generation::Open(_) => return Ok(true),
-            Generation::Closed(begun) => begun,
-            Generation::Missing => {
-                tracing::info!(?shard, "Redis is new: building it from Postgres");
-                match self.queue.begin_generation(shard).await? {
-                    Generation::Closed(begun) => begun,
-                    _ => return Ok(false),
-                }
-            }
-        };
-        // Their places are taken again before anybody else can have them, and their time begins now.
-        let is_anything_running = self.adopt_running(shard).await?;
-        if is_anything_running && begun.age < TimeDelta::from_std(self.queue.lease_ttl())? {
-            return Ok(false);
-        }
-        self.sync_settings(now).await?;
-        let mut dispatched = 0;
-        for (tenant_id, queue, class) in self.store.queued_lanes().await? {
-            if self.queue.shard_of(tenant_id) == shard {
-                // One more than there is room for, so that the backlog is known to be full.
-                let limit = self.dispatched_max.saturating_add(1);
-                let next = self.store.next_queued(tenant_id, &queue, &class, limit).await?;
-                dispatched += self.dispatch(&next).await?.added;
-            }
-        }
-        let opened = self.queue.open_generation(shard, begun).await?;
-        if dispatched > 0 || is_anything_running {
-            tracing::warn!(?shard, dispatched, opened, "Redis had lost what it held: it is rebuilt");
-        } else {
-            tracing::info!(?shard, opened, "Redis is built");
-        }
-        Ok(opened)
-    }
-
-    /// Begins leases for the running jobs of a shard. Answers whether any job of the shard runs.
-    async fn adopt_running(&self, shard: Shard) -> anyhow::Result<bool> {
-        let (mut found, mut after) = (false, JobId(Uuid::nil()));
-        loop {
-            let jobs = self.store.running_after(after, DateTime::<Utc>::MAX_UTC, PAGE).await?;
-            let mine: Vec<&Job> = jobs
-                .iter()
-                .filter(|job| self.queue.shard_of(job.tenant_id) == shard)
-                .collect();
-            found |= !mine.is_empty();
-            adopt(&self.queue, &mine).await?;
-            match jobs.last() {
-                Some(last) if jobs.len() == usize::try_from(PAGE).unwrap_or(usize::MAX) => after = last.id,
-                _ => return Ok(found),
-            }
-        }
-    }
-
-    async fn sync_settings(&self, now: DateTime<Utc>) -> anyhow::Result<()> {
-        let (mut limits, mut weights) = (BTreeMap::new(), BTreeMap::new());
-        for shard in self.queue.shards() {
-            limits.insert(shard, self.queue.limits(shard).await?);
-            weights.insert(shard, self.queue.weights(shard).await?);
-        }
-        let settings = self.store.settings(now).await?;
-        self.queue.sync_limits(&limits, &settings.limits).await?;
-        self.queue
-            .sync_weights(&weights, &settings.tenant_weights, &settings.queue_weights)
-            .await?;
-        self.queue.set_paused(&settings.paused_queues).await?;
-        Ok(())
-    }
-
     /// Counts a look at the rows; none while the last one is fresh.
     fn next_look(&self, now: DateTime<Utc>) -> Option<u64> {
         let mut cursor = self.cursor();
@@ -210,78 +136,12 @@ impl Redispatch {
         Some(cursor.tick)
     }
 
-    /// Whether more of a backlog is brought in. Half of it at once, or it would be asked for all the time.
-    fn has_room(&self, lane: &Spilled) -> bool {
-        lane.room >= self.dispatched_max.div_ceil(2)
-    }
-
-    /// Brings in what is next of the backlogs that were full, and of the lines at gates. Answers how many jobs it added.
-    async fn page_in(&self) -> anyhow::Result<u64> {
-        let (spilled, lines) = (self.queue.spilled().await?, self.queue.lines().await?);
-        let before = std::mem::replace(&mut self.cursor().spilled, spilled.clone());
-        self.pause.set(if spilled.is_empty() && lines.is_empty() {
-            IDLE
-        } else if spilled == before {
-            FULL
-        } else {
-            DRAINING
-        });
-        let mut added = self.bring_lines(&lines).await?;
-        for lane in spilled.iter().filter(|lane| self.has_room(lane)) {
-            let is_its =
-                |line: &&Line| line.tenant_id == lane.tenant_id && line.queue == lane.queue && line.class == lane.class;
-            let gates: Vec<&str> = lines.iter().filter(is_its).map(|line| line.gate.as_str()).collect();
-            let (of, limit) = ((lane.queue.as_str(), lane.class.as_str()), self.dispatched_max);
-            let next = self.store.next_past(lane.tenant_id, of, &gates, limit).await?;
-            let done = self.dispatch(&self.unknown(lane.tenant_id, &next).await?).await?;
-            added += done.added;
-            if done.spilled == 0 && is_all(&next, limit) {
-                self.queue.unspill(&lane.queue, &lane.class, lane.tenant_id).await?;
-            }
-        }
-        Ok(added)
-    }
-
-    /// Brings in what is next of the lines at gates that were too long.
-    async fn bring_lines(&self, lines: &[Line]) -> anyhow::Result<u64> {
-        let (mut added, limit) = (0, self.queue.line_max());
-        for line in lines.iter().filter(|line| line.is_short) {
-            let of = (line.queue.as_str(), line.class.as_str());
-            let next = self.store.next_at_gate(line.tenant_id, of, &line.gate, limit).await?;
-            let unknown = self.unknown(line.tenant_id, &next).await?;
-            let done = self.offer(&unknown, true).await?;
-            added += done.added;
-            if done.spilled == 0 && is_all(&next, limit) {
-                self.queue.end_line(line).await?;
-            }
-        }
-        Ok(added)
-    }
-
     /// Those of these jobs of a tenant that Redis does not know. It knows the first of what comes next, and looking at a row costs
     /// more than asking.
     async fn unknown(&self, tenant_id: TenantId, next: &[JobId]) -> anyhow::Result<Vec<JobId>> {
         let ids: Vec<_> = next.iter().map(|id| (tenant_id, *id)).collect();
         let unknown = self.queue.unknown(&ids).await?;
         Ok(unknown.into_iter().map(|index| next[index]).collect())
-    }
-
-    /// What waits in Postgres for room: [`Self::page_in`] brings it. Of a flood that is nearly everything, and reading each of
-    /// its rows to be told that there is no room costs more than accepting it.
-    async fn left(&self) -> anyhow::Result<Vec<Left>> {
-        let lanes = self.queue.spilled().await?.into_iter();
-        // Where others may stand at a gate for hours, what there is room for does not wait for half a backlog.
-        let is_brought = |lane: &Spilled| lane.room == 0 || lane.parked == 0 || self.has_room(lane);
-        let lanes = lanes.filter(|lane| !lane.is_alone && is_brought(lane));
-        let left = lanes.filter_map(|lane| {
-            Some(Left {
-                from: lane.last?,
-                tenant_id: lane.tenant_id,
-                queue: lane.queue,
-                class: lane.class,
-            })
-        });
-        Ok(left.collect())
     }
 
     /// Dispatches those rows that Redis does not know and that nobody is bringing there.
@@ -419,11 +279,6 @@ impl Duty for Redispatch {
             more: paged > 0,
         })
     }
-}
-
-/// Whether these jobs are all that there were.
-fn is_all(next: &[JobId], limit: u32) -> bool {
-    next.len() < usize::try_from(limit).unwrap_or(usize::MAX)
 }
 
 /// The lowest job id of an instant.
