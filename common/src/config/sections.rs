@@ -81,6 +81,8 @@ pub struct Leases {
     pub run_on: Duration,
     /// Most dispatched jobs per tenant, queue and class; the rest stay in Postgres until there is room.
     pub dispatched_max: u32,
+    /// Most lanes (queue and class) of one tenant that have such jobs; those of others stay in Postgres until one is empty.
+    pub lanes_max: u32,
 }
 
 impl Leases {
@@ -97,8 +99,10 @@ impl Leases {
         if self.run_on >= self.ttl {
             return Err(Error::Invalid("leases.run_on must be below leases.ttl".to_owned()));
         }
-        if self.dispatched_max == 0 {
-            return Err(Error::Invalid("leases.dispatched_max must be at least 1".to_owned()));
+        if self.dispatched_max == 0 || self.lanes_max == 0 {
+            return Err(Error::Invalid(
+                "leases.dispatched_max and leases.lanes_max must be at least 1".to_owned(),
+            ));
         }
         Ok(())
     }

@@ -71,6 +71,8 @@ impl Queue {
             if names.is_empty() {
                 String::new()
             } else {
+                let mut names = names.to_vec();
+                names.sort_unstable();
                 format!(",{},", names.join(","))
             }
         };

@@ -33,7 +33,7 @@ pub enum Dispatched {
     Added,
     /// It was known already.
     Known,
-    /// Its backlog is full: it stays in Postgres until there is room.
+    /// Its backlog is full, or its tenant has as many as it may: it stays in Postgres until there is room.
     Spilled,
     /// The line at one of its gates is too long: it stays in Postgres until half of that is gone.
     InLine,
@@ -187,7 +187,8 @@ impl Queue {
                 invocation
                     .arg(self.inner.dispatched_max)
                     .arg(self.clock_offset_ms())
-                    .arg(place);
+                    .arg(place)
+                    .arg(self.inner.lanes_max);
                 for index in chunk {
                     jobs[*index].push_args(&mut invocation);
                 }

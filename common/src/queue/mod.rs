@@ -7,23 +7,26 @@
 //! |---|---|
 //! | `gen` | hash: this index's generation, the server that it was written to, and whether it is open for claims |
 //! | `idx` | hash: job → where it is, which attempt is expected, what it needs to run |
-//! | `lanes` | sorted set: lanes (`queue/class`) with something to release, by their virtual time |
+//! | `open` | sorted set: `lane tenant` with something to release or to wait for, by when it last began; a lane is `queue/class` |
+//! | `lanes:<tenant>` | set: the same lanes of one tenant |
 //! | `b:<lane>:<tenant>` | sorted set: a tenant's backlog in a lane |
 //! | `p:<lane>:<tenant>` | sorted set: those of its jobs that wait at a gate |
-//! | `ring:<lane>`, `left:<lane>` | tenants by virtual time: those with a backlog, and those that left it ahead of the others |
-//! | `vt` | hash: the present virtual time of each lane, and of the lanes among each other; arrivals in each lane (`<lane>#`) |
+//! | `views` | hash: what workers claim (slot, labels, queues) → its number, the view; that → its present virtual time, and more: see `view.lua` |
+//! | `ring:<view>:<group>`, `of:<view>:<group>:<tenant>` | sorted sets: tenants with a backlog by virtual time, and the lanes of each; a group is a queue that operators limit or pause, or `*` for all others |
+//! | `tv:<view>` | sorted set: tenants that are ahead of the view's present, by virtual time |
 //! | `leases` | sorted set: job → when its lease passes, ms |
 //! | `unleased` | set of jobs that went on after an attempt, until a sweep sees them with a lease or without an entry |
 //! | `limits` | hash: gate → limit of places, limit of starts, paused until; what operators set |
 //! | `h:<gate>`, `s:<gate>`, `w:<gate>` | set of jobs that hold a place, list of the last starts, sorted set of who waits |
 //! | `n:<gate>` | the largest limit and window of those starts |
-//! | `w:t:<tenant>` | set of lanes in which a tenant waits at its own gate |
+//! | `w:t:<tenant>` | set of rings at whose end a tenant waits at its own gate |
 //! | `kept:v:<conversation>` | the worker that keeps a conversation's sandbox, and when the offer of its next turn ends |
 //! | `w:k:<worker>` | sorted set: turns that are offered to a worker, by the end of the offer, ms |
 //! | `asked` | sorted set: what workers claim, as slot, labels and queues, by when one of them last asked |
 //! | `timers` | sorted set: gate → when it may open by time, ms |
 //! | `alone:<lane>` | the worker that empties itself to claim a job alone |
-//! | `paused`, `weights`, `spilled` | queues that release nothing; weights of tenants and queues; full backlogs |
+//! | `paused`, `weights` | queues that release nothing; weights of tenants and queues |
+//! | `spilled`, `crowded` | full backlogs; tenants that have as many lanes as they may |
 //! | `lines` | set of `gate lane tenant`: jobs of the lane that wait at the gate were left in Postgres |
 //! | `wake` | stream of one entry that carries no job: the only key that is read blocking |
 //! | `probe` | written to see whether writes go through; gone at once |
@@ -41,6 +44,7 @@
 mod accounts;
 mod adopt;
 mod claim;
+mod crowded;
 mod dispatch;
 mod error;
 mod gate;
@@ -65,6 +69,7 @@ use deadpool_redis::{Connection, Pool, Runtime};
 pub use accounts::{Admission, CallAsk, CallReport, OPEN as CIRCUIT_OPEN, Obstacle, PLACE_TTL, Trial};
 pub use adopt::Among;
 pub use claim::{Handout, Mode, Want};
+pub use crowded::Crowded;
 pub use dispatch::{Dispatch, Dispatched, Line, Spilled};
 pub use error::Error;
 pub use gate::{FOREVER_MS, Gate, GateLimit, Hold};
@@ -97,6 +102,7 @@ struct Inner {
     shards: u16,
     lease_ttl: Duration,
     dispatched_max: u32,
+    lanes_max: u32,
     response_timeout: Duration,
     scripts: Scripts,
     clock_offset_ms: AtomicI64,
@@ -136,6 +142,7 @@ impl Queue {
                 shards: redis.shards,
                 lease_ttl: leases.ttl,
                 dispatched_max: leases.dispatched_max,
+                lanes_max: leases.lanes_max,
                 response_timeout: redis.response_timeout,
                 scripts: Scripts::new(),
                 clock_offset_ms: AtomicI64::new(0),

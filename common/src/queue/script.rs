@@ -34,7 +34,7 @@ impl Scripts {
         Self {
             dispatch: script!("record", "gate", "served", "waiter", "back", "dispatch"),
             claim: script!(
-                "record", "gate", "served", "waiter", "place", "lane", "sticky", "release", "claim"
+                "record", "gate", "served", "waiter", "place", "lane", "sticky", "view", "turn", "release", "claim"
             ),
             heartbeat: script!("record", "heartbeat"),
             register: script!("record", "gate", "served", "waiter", "place", "back", "register"),

@@ -245,6 +245,41 @@ impl Store {
         .await
     }
 
+    /// The queues and classes in which a tenant has queued jobs, in their order after one of them; as many index look-ups,
+    /// however many jobs there are.
+    ///
+    /// # Errors
+    /// When Postgres is away.
+    pub async fn queued_lanes_of(
+        &self,
+        tenant_id: TenantId,
+        (queue, class): (&str, &str),
+        limit: usize,
+    ) -> Result<Vec<(String, String)>, Error> {
+        self.within(async {
+            let rows = sqlx::query_as(
+                "with recursive lanes as (
+                    (select queue, class from queued_jobs where tenant_id = $1 and (queue, class) > ($2, $3)
+                     order by queue, class limit 1)
+                    union all
+                    select next.queue, next.class from lanes cross join lateral (
+                        select q.queue, q.class from queued_jobs q
+                        where q.tenant_id = $1 and (q.queue, q.class) > (lanes.queue, lanes.class)
+                        order by q.queue, q.class limit 1
+                    ) as next
+                 ) select queue, class from lanes limit $4",
+            )
+            .bind(tenant_id)
+            .bind(queue)
+            .bind(class)
+            .bind(i64::try_from(limit).unwrap_or(i64::MAX))
+            .fetch_all(self.pool())
+            .await?;
+            Ok(rows)
+        })
+        .await
+    }
+
     /// The tenants, queues and classes that have queued jobs.
     ///
     /// # Errors

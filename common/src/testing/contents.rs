@@ -26,7 +26,7 @@ impl TestEnv {
 
 async fn members(connection: &mut MultiplexedConnection, key: &str) -> Option<BTreeMap<String, String>> {
     let (_, name) = key.split_once("}:")?;
-    if !["idx", "b", "w", "leases", "ring", "h", "lanes"].contains(&name.split(':').next()?) {
+    if !["idx", "b", "w", "leases", "views", "ring", "of", "h", "open", "lanes"].contains(&name.split(':').next()?) {
         return None;
     }
     let kind: String = redis::cmd("TYPE").arg(key).query_async(connection).await.unwrap();

@@ -1,26 +1,41 @@
 //! Tenants share the slots by their weights, whatever stands in their backlogs.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
+use common::config::{Leases, Redis, Secret};
 use common::ids::TenantId;
 use common::job::NewJob;
-use common::queue::Dispatch;
-use common::testing::{TestEnv, light};
+use common::job::limit::{Limit, Subject};
+use common::job::spec::{SlotClass, class_of};
+use common::queue::{Dispatch, Want};
+use common::testing::{TestEnv, TestWorker, leases, light, redis_section};
 use sqlx::PgPool;
+
+use crate::slots::ClusterNode;
 
 /// Fills a tenant's backlog in Redis alone: fairness is decided there.
 async fn fill(env: &TestEnv, tenant_id: TenantId, count: usize, priority: u8) {
-    let jobs: Vec<Dispatch> = (0..count)
-        .map(|_| {
-            let mut job = NewJob {
-                tenant_id,
-                ..env.noop()
-            };
-            job.spec.priority = priority;
-            Dispatch::from_new(&job)
-        })
-        .collect();
+    fill_queues(env, tenant_id, &["default".to_owned()], count, priority).await;
+}
+
+/// The same with so many jobs in each of some queues.
+async fn fill_queues(env: &TestEnv, tenant_id: TenantId, queues: &[String], count: usize, priority: u8) {
+    let of = |queue: &String| {
+        let mut job = NewJob {
+            tenant_id,
+            ..env.noop()
+        };
+        job.spec.queue.clone_from(queue);
+        job.spec.priority = priority;
+        Dispatch::from_new(&job)
+    };
+    let jobs: Vec<Dispatch> = (0..count).flat_map(|_| queues.iter().map(of)).collect();
     env.queue.dispatch(&jobs).await.unwrap();
+}
+
+fn queues(count: usize) -> Vec<String> {
+    (0..count).map(|number| format!("a{number:04}")).collect()
 }
 
 /// Claims `rounds` times `free` jobs and counts them by tenant. Nothing is asked of Postgres.
@@ -41,9 +56,13 @@ async fn share(env: &TestEnv, tenants: &[TenantId], rounds: usize, free: u32) ->
 }
 
 async fn backlog(env: &TestEnv, tenant: TenantId) -> u64 {
+    backlog_of(env, tenant, "default/light").await
+}
+
+async fn backlog_of(env: &TestEnv, tenant: TenantId, lane: &str) -> u64 {
     let client = redis::Client::open(env.redis.url.expose()).unwrap();
     let mut connection = client.get_multiplexed_async_connection().await.unwrap();
-    let key = format!("{}:{{s0}}:b:default/light:{tenant}", env.redis.prefix);
+    let key = format!("{}:{{s0}}:b:{lane}:{tenant}", env.redis.prefix);
     redis::cmd("ZCARD").arg(key).query_async(&mut connection).await.unwrap()
 }
 
@@ -126,6 +145,226 @@ async fn weights_are_met_within_five_per_cent(pool: PgPool) {
 }
 
 #[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn many_queues_earn_no_more_than_one(pool: PgPool) {
+    let env = TestEnv::new(pool).await;
+    let (many, one) = (TenantId::new(), TenantId::new());
+    fill_queues(&env, many, &queues(99), 20, 9).await;
+    fill(&env, one, 1_000, 0).await;
+    for (rounds, free) in [(100, 1), (20, 30)] {
+        let counts = share(&env, &[one], rounds, free).await;
+        let half = rounds * free as usize / 2;
+        assert!(
+            counts[&one].abs_diff(half) <= half / 20 + 1,
+            "{counts:?} of {rounds} by {free}"
+        );
+    }
+}
+
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn labels_and_limited_queues_earn_no_more_than_one_queue_without(pool: PgPool) {
+    let env = TestEnv::new(pool).await;
+    let (many, one) = (TenantId::new(), TenantId::new());
+    let labels = ["a", "b", "c"].map(str::to_owned);
+    let limit = Limit {
+        max_running: Some(1_000),
+        ..Limit::default()
+    };
+    for queue in ["default", "first", "second"] {
+        if queue != "default" {
+            let queue = Subject::Queue(queue.to_owned());
+            env.queue.tell_limit(&queue, &limit).await.unwrap();
+        }
+        for chosen in 0..8 {
+            let chosen: Vec<String> = (0..3)
+                .filter(|bit| chosen >> bit & 1 == 1)
+                .map(|bit| labels[bit].clone())
+                .collect();
+            let jobs = (0..50).map(|_| {
+                let mut job = env.noop();
+                job.tenant_id = many;
+                job.class = class_of(SlotClass::Light, &chosen);
+                job.spec.queue = queue.to_owned();
+                Dispatch::from_new(&job)
+            });
+            env.queue.dispatch(&jobs.collect::<Vec<_>>()).await.unwrap();
+        }
+    }
+    fill(&env, one, 1_000, 0).await;
+    let worker = env.worker();
+    for (rounds, free) in [(100, 1), (10, 30)] {
+        let before = backlog(&env, one).await;
+        for _ in 0..rounds {
+            let want = Want {
+                labels: labels.to_vec(),
+                ..light(free)
+            };
+            assert_eq!(worker.take(&want).await.unwrap().len(), free as usize);
+        }
+        let (taken, half) = (before - backlog(&env, one).await, u64::from(free) * rounds / 2);
+        assert!(taken.abs_diff(half) <= half / 20 + 1, "{taken} of {rounds} by {free}");
+    }
+}
+
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn one_job_does_not_wait_behind_a_thousand_queues_of_another_tenant(pool: PgPool) {
+    let env = TestEnv::with_leases(
+        pool,
+        &Leases {
+            lanes_max: 1_000,
+            ..leases()
+        },
+    )
+    .await;
+    let (many, single) = (TenantId::new(), TenantId::new());
+    fill_queues(&env, many, &queues(1_000), 2, 9).await;
+    let worker = env.worker();
+    for round in 0..30 {
+        assert_eq!(worker.take(&light(16)).await.unwrap().len(), 16);
+        fill(&env, single, 1, 0).await;
+        assert_eq!(worker.take(&light(2)).await.unwrap().len(), 2);
+        assert_eq!(
+            backlog(&env, single).await,
+            0,
+            "not among the next two slots in round {round}"
+        );
+    }
+}
+
+/// Those who serve the one do not wait for those who serve the other, however much slower they are.
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn slots_of_different_workers_have_different_times(pool: PgPool) {
+    let env = TestEnv::new(pool).await;
+    let (old, new) = (TenantId::new(), TenantId::new());
+    let (fast, slow) = (["fast".to_owned()], ["slow".to_owned()]);
+    let serve = |queues: &[String]| Want {
+        queues: queues.to_vec(),
+        ..light(1)
+    };
+    fill_queues(&env, old, &slow, 50, 5).await;
+    fill_queues(&env, new, &fast, 200, 5).await;
+    let worker = env.worker();
+    worker.take(&serve(&slow)).await.unwrap();
+    for _ in 0..100 {
+        worker.take(&serve(&fast)).await.unwrap();
+    }
+    fill_queues(&env, new, &slow, 1, 5).await;
+    for _ in 0..2 {
+        worker.take(&serve(&slow)).await.unwrap();
+    }
+    assert_eq!(backlog_of(&env, new, "slow/light").await, 0);
+}
+
+/// What waits with a paused queue keeps nothing from others, and is owed nothing when the queue goes on.
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn a_pause_of_a_queue_earns_no_credit(pool: PgPool) {
+    let env = TestEnv::new(pool).await;
+    let (held, other, slow) = (TenantId::new(), TenantId::new(), ["slow".to_owned()]);
+    fill_queues(&env, held, &slow, 100, 5).await;
+    fill(&env, other, 200, 5).await;
+    share(&env, &[other], 4, 1).await;
+    env.queue.set_paused(&slow).await.unwrap();
+    let before = backlog_of(&env, held, "slow/light").await;
+    let counts = share(&env, &[other], 40, 1).await;
+    assert_eq!(
+        (before, counts[&other]),
+        (backlog_of(&env, held, "slow/light").await, 40)
+    );
+    env.queue.set_paused(&[]).await.unwrap();
+    let counts = share(&env, &[other], 40, 1).await;
+    assert!(counts[&other].abs_diff(20) <= 1, "{counts:?}");
+}
+
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn the_queues_of_one_tenant_share_by_their_weights(pool: PgPool) {
+    let env = TestEnv::new(pool).await;
+    let tenant = TenantId::new();
+    let names = ["heavy", "light", "limited"].map(str::to_owned);
+    env.queue.set_queue_weight("heavy", 3).await.unwrap();
+    let limit = Limit {
+        max_running: Some(1_000),
+        ..Limit::default()
+    };
+    let limited = Subject::Queue("limited".to_owned());
+    env.queue.tell_limit(&limited, &limit).await.unwrap();
+    fill_queues(&env, tenant, &names, 100, 5).await;
+    for (rounds, free) in [(50, 1), (5, 10)] {
+        let mut left = Vec::new();
+        for name in &names {
+            left.push(backlog_of(&env, tenant, &format!("{name}/light")).await);
+        }
+        share(&env, &[], rounds, free).await;
+        for ((name, before), expected) in names.iter().zip(left).zip([30, 10, 10]) {
+            let taken = before - backlog_of(&env, tenant, &format!("{name}/light")).await;
+            assert!(taken.abs_diff(expected) <= 2, "{taken} of {name} by {free}");
+        }
+    }
+}
+
+/// What was remembered for workers that are gone is forgotten, and one that comes back finds its jobs all the same.
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn workers_that_are_gone_leave_nothing_behind(pool: PgPool) {
+    let env = TestEnv::new(pool).await;
+    let (queues, worker) = (queues(3), env.worker());
+    fill_queues(&env, env.tenant_id, &queues, 2, 5).await;
+    let serve = |count: usize, free: u32| Want {
+        queues: queues[..count].to_vec(),
+        ..light(free)
+    };
+    assert_eq!(worker.take(&serve(2, 1)).await.unwrap().len(), 1);
+    let rings = || async {
+        env.contents()
+            .await
+            .into_keys()
+            .filter(|key| key.contains(":ring:"))
+            .count()
+    };
+    assert_eq!(rings().await, 1);
+    env.advance(Duration::from_hours(2));
+    // The last of the only queue that it serves.
+    assert_eq!(worker.take(&serve(1, 1)).await.unwrap().len(), 1);
+    assert_eq!(rings().await, 0);
+    assert_eq!(worker.take(&serve(2, 9)).await.unwrap().len(), 2);
+    assert_eq!(worker.take(&light(9)).await.unwrap().len(), 2);
+}
+
+/// Commands of one claim, those of its script included.
+async fn claim_commands(env: &TestEnv, worker: &TestWorker) -> u64 {
+    let before = env.queue.statistics().await.unwrap().commands;
+    assert_eq!(worker.take(&light(1)).await.unwrap().len(), 1);
+    env.queue.statistics().await.unwrap().commands - before
+}
+
+/// What nobody serves is looked at once, and not by each claim.
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn a_claim_costs_the_same_beside_a_thousand_lanes_that_nobody_serves(pool: PgPool) {
+    let node = ClusterNode::start().await;
+    let redis = Redis {
+        url: Secret::from(node.url.clone()),
+        ..redis_section()
+    };
+    let leases = Leases {
+        lanes_max: 1_000,
+        ..leases()
+    };
+    let env = TestEnv::with(pool, &leases, redis).await;
+    let (other, flood) = (TenantId::new(), TenantId::new());
+    fill(&env, other, 100, 5).await;
+    let worker = env.worker();
+    worker.take(&light(1)).await.unwrap();
+    let alone = claim_commands(&env, &worker).await;
+    for queue in queues(1_000) {
+        let mut job = env.noop();
+        (job.tenant_id, job.spec.queue) = (flood, queue);
+        job.class = class_of(SlotClass::Light, &["nobody".to_owned()]);
+        env.queue.dispatch(&[Dispatch::from_new(&job)]).await.unwrap();
+    }
+    for _ in 0..8 {
+        worker.take(&light(1)).await.unwrap();
+    }
+    assert_eq!(claim_commands(&env, &worker).await, alone);
+}
+
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
 async fn idleness_earns_no_credit(pool: PgPool) {
     let env = TestEnv::new(pool).await;
     let (busy, idle) = (TenantId::new(), TenantId::new());
@@ -164,7 +403,7 @@ async fn jobs_that_wait_for_a_place_do_not_hold_up_other_tenants(pool: PgPool) {
     env.queue.dispatch(&[Dispatch::from_new(&job)]).await.unwrap();
     // However long the line of the first tenant is, the claims go on by themselves until the other's job is found.
     let mut waker = env.queue.waker(shard);
-    waker.wait(std::time::Duration::from_secs(5)).await.unwrap();
+    waker.wait(Duration::from_secs(5)).await.unwrap();
     let mut calls = 0;
     loop {
         calls += 1;
@@ -174,7 +413,7 @@ async fn jobs_that_wait_for_a_place_do_not_hold_up_other_tenants(pool: PgPool) {
             break;
         }
         assert!(
-            waker.wait(std::time::Duration::from_millis(200)).await.unwrap(),
+            waker.wait(Duration::from_millis(200)).await.unwrap(),
             "idle after {calls} claims"
         );
     }

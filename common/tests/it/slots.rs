@@ -13,14 +13,14 @@ use common::testing::{TestEnv, TestWorker, eventually, failure, ids, leases, lig
 use sqlx::PgPool;
 
 /// A Redis of one's own in cluster mode, one node with every slot. It refuses a script that touches two slots.
-struct ClusterNode {
+pub(crate) struct ClusterNode {
     child: Child,
-    url: String,
+    pub(crate) url: String,
     folder: PathBuf,
 }
 
 impl ClusterNode {
-    async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         // The bus listens 10,000 above.
         let port = 20_000 + free.local_addr().unwrap().port() % 30_000;
@@ -205,9 +205,11 @@ fn every_key_of_a_script_begins_with_its_root() {
             "LEASES".to_owned(),
             "backlog(".to_owned(),
             "parked(".to_owned(),
-            "lane.ring".to_owned(),
-            "turn.key".to_owned(),
-            "lane.turn.key".to_owned(),
+            "group.ring".to_owned(),
+            "group.of".to_owned(),
+            "any.of".to_owned(),
+            "turn.lanes".to_owned(),
+            "lane.key".to_owned(),
             "TIMERS".to_owned(),
             "LIMITS".to_owned(),
         ];

@@ -11,6 +11,7 @@ mod fires;
 mod fixture;
 mod forgetting;
 mod interleavings;
+mod lanes;
 mod lines;
 mod odd_jobs;
 mod policies;

@@ -56,7 +56,14 @@ async fn queued(app: &App, job: &Job) -> Option<String> {
             }
             sentence(job, &why)
         }
-        Ok(None) => "a free slot; it is not in Redis yet".to_owned(),
+        Ok(None) => match app.queue().is_crowded_out(job.tenant_id, &job.queue, &job.class).await {
+            Ok(true) => {
+                "others of its tenant: they are in as many queues, or need as many sets of labels, as are worked \
+                         off at once (leases.lanes_max)"
+                    .to_owned()
+            }
+            _ => "a free slot; it is not in Redis yet".to_owned(),
+        },
         Err(_away) => "Redis, which does not answer: nothing starts until it does".to_owned(),
     })
 }

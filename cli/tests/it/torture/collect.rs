@@ -152,8 +152,8 @@ async fn live_workers(rig: &Rig) -> Vec<(i32, String)> {
     live
 }
 
-/// An idle system holds each shard's generation, its wake entry, what workers ask for, and the settings of tenants and queues;
-/// beside these the logs of ended jobs, and what a dead worker was told, both until they expire.
+/// An idle system holds each shard's generation, its wake entry, what workers ask for and how far they are, and the settings
+/// of tenants and queues; beside these the logs of ended jobs, and what a dead worker was told, both until they expire.
 async fn keys(rig: &Rig, live: &[(i32, String)]) -> Vec<String> {
     let redis = rig.redis.lock().await;
     let mut left = Vec::new();
@@ -166,7 +166,7 @@ async fn keys(rig: &Rig, live: &[(i32, String)]) -> Vec<String> {
                 .is_some_and(|ttl| ttl.parse::<i64>().is_ok_and(|ttl| ttl >= 0))
         };
         let is_right = match name.split_once(':') {
-            None => matches!(name, "gen" | "wake" | "asked" | "weights" | "paused"),
+            None => matches!(name, "gen" | "wake" | "asked" | "views" | "weights" | "paused"),
             Some(("log", _)) => expires(),
             Some(("cancel", worker)) => live.iter().all(|(_, id)| id != worker) && expires(),
             Some(_) => false,

@@ -34,4 +34,5 @@ local function take_out(job, r)
     redis.call('ZREM', parked(r), job)
     if redis.call('EXISTS', R .. 'w:' .. r.extra) == 0 then redis.call('ZREM', TIMERS, r.extra) end
   elseif leased(r) or r.where == 'f' then redis.call('ZREM', LEASES, job) end
+  if r.where == 'b' or r.where == 'p' then close(r.lane, r.tenant) end
 end

@@ -2,7 +2,7 @@
 -- record: a:<agent>, c:<concurrency key>, v:<conversation>, x:<rate key>.
 -- `h:<gate>` is the set of jobs that have a place, never a counter; `s:<gate>` the last starts, newest first, as many as the
 -- largest of their limits needs (`n:<gate>`: rate|window ms); `w:<gate>` those that wait there, oldest first (w:t:<tenant>:
--- lanes in which the whole tenant waits); `limits` what operators set, gate -> max|rate|window ms|paused till ms, 0 for none;
+-- rings at whose end the whole tenant waits); `limits` what operators set, gate -> max|rate|window ms|paused till ms, 0 for none;
 -- `timers` when a gate may open by time.
 local LIMITS, TIMERS, FOREVER = R .. 'limits', R .. 'timers', 9007199254740991
 local rows, is_limited = {}, nil

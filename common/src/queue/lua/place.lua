@@ -21,6 +21,7 @@ local function park(job, r, gate)
   redis.call('ZREM', line, last)
   redis.call('ZREM', parked(gone), last)
   redis.call('HDEL', IDX, last)
+  close(gone.lane, gone.tenant)
   redis.call('SADD', R .. 'lines', gate.name .. ' ' .. gone.lane .. ' ' .. gone.tenant)
 end
 

@@ -34,24 +34,27 @@ local function parked(r) return R .. 'p:' .. r.lane .. ':' .. r.tenant end
 local function wake() redis.call('XADD', R .. 'wake', 'MAXLEN', 1, '*', 'w', '1') end
 local function exactly(number) return string.format('%.17g', number) end
 
--- Puts a tenant into the lane's ring, just before the lane's present virtual time, so that somebody who has been away
--- does not wait for a round of all others; but not before its own time when it left, so that leaving gains nothing.
--- Those who enter at the same time, or while nothing has been released yet, do so in the order of their arrival. One that
--- waits at its own gate stays there.
-local function enter(lane, tenant)
-  local ring = R .. 'ring:' .. lane
-  if redis.call('ZSCORE', ring, tenant) or redis.call('SISMEMBER', R .. 'w:t:' .. tenant, lane) == 1 then return end
-  local present = redis.call('HGET', R .. 'vt', lane)
-  local arrival = redis.call('HINCRBY', R .. 'vt', lane .. '#', 1) % 50000
-  local at = tonumber(present or 0) - (present and 1e-4 or 0) + arrival * 1e-9
-  at = math.max(at, tonumber(redis.call('ZSCORE', R .. 'left:' .. lane, tenant) or at))
-  redis.call('ZADD', ring, exactly(at), tenant)
-  redis.call('ZADD', R .. 'lanes', 'NX', redis.call('HGET', R .. 'vt', '*') or '0', lane)
+-- Who has something to release. `open` holds every "lane tenant" with a backlog by when that last began, as a growing number;
+-- each view of the workers (view.lua) takes note of what is new there at its next claim. `lanes:<tenant>` are a tenant's.
+local announced = true
+
+local function announce(lane, tenant)
+  redis.call('ZADD', R .. 'open', redis.call('HINCRBY', R .. 'views', '#', 1), lane .. ' ' .. tenant)
+  redis.call('SADD', R .. 'lanes:' .. tenant, lane)
+  announced = true
+end
+
+-- Forgets a tenant's lane when nothing waits in it.
+local function close(lane, tenant)
+  local r = { lane = lane, tenant = tenant }
+  if redis.call('EXISTS', backlog(r), parked(r)) > 0 then return end
+  redis.call('ZREM', R .. 'open', lane .. ' ' .. tenant)
+  redis.call('SREM', R .. 'lanes:' .. tenant, lane)
 end
 
 local function enqueue(job, r)
   r.where, r.extra = 'b', ''
   put(job, r)
   redis.call('ZADD', backlog(r), r.score, job)
-  enter(r.lane, r.tenant)
+  if redis.call('ZCARD', backlog(r)) == 1 then announce(r.lane, r.tenant) end
 end

@@ -1,41 +1,69 @@
--- Release: weighted fair admission from the tenants' backlogs of a lane, one job after the other.
--- Each tenant has a virtual time that grows by 1/weight with each job, and the one that is furthest behind is next
--- (stride scheduling, Waldspurger and Weihl, 1995).
+-- Release: weighted fair admission from the tenants' backlogs, one job after the other.
+-- In each view a tenant's virtual time grows by 1/weight with each job, and the one that is furthest behind is next (stride
+-- scheduling, Waldspurger and Weihl, 1995); then the one of its lanes that is furthest behind.
 local looks = 0
 
--- Whether a tenant may have one more job released; if not, it waits at its gate and not in the ring.
-local function may_run(lane, turn, now)
+-- The group whose next tenant is furthest behind. One tenant that is next in two of them goes on in the lane that is.
+local function furthest(view, is_alone)
+  local first = nil
+  for _, group in ipairs(view) do
+    local is_asked = not group.is_over and group.is_alone == is_alone
+    local turn = is_asked and turn_of(view, group)
+    if is_asked and not turn then group.is_over = true end
+    local lead = turn and first and view.times[turn.tenant] - view.times[first.turn.tenant]
+    if turn and lead == 0 and turn.tenant == first.turn.tenant then
+      local here, there = lane_of(view, group), lane_of(view, first)
+      if here and there and here.at < there.at then first = group end
+    elseif turn and (not first or lead < 0) then
+      first = group
+    end
+  end
+  return first
+end
+
+-- Whether a tenant may have one more job released; if not, it waits at its gate, at the end of the ring.
+local function may_run(view, group, now)
+  local turn = group.turn
   local gate = limit('t:' .. turn.tenant)
   local again = gate and shut(gate, nil, now)
   if not again then return true end
-  redis.call('ZREM', lane.ring, turn.tenant)
-  redis.call('ZADD', R .. 'left:' .. lane.name, exactly(turn.at), turn.tenant)
-  redis.call('SADD', R .. 'w:t:' .. turn.tenant, lane.name)
+  end_lane(view, turn)
+  group.turn = nil
+  redis.call('ZADD', group.ring, '+inf', turn.tenant)
+  redis.call('ZADD', R .. 'tv:' .. view.id, exactly(view.times[turn.tenant]), turn.tenant)
+  redis.call('SADD', R .. 'w:t:' .. turn.tenant, view.id .. ':' .. group.name)
   alarm(gate.name, again)
-  lane.turn = nil
   return false
 end
 
--- Releases one job of a lane to a worker. Returns it and its record, or nothing.
-local function release(lane, now, worker)
-  while looks > 0 do
-    local turn, again = turn_of(lane), lane.gate and shut(lane.gate, nil, now)
-    if again then alarm(lane.gate.name, again) end
-    if again or not turn then return nil end
-    looks = looks - 1
-    if may_run(lane, turn, now) then
-      local job = redis.call('ZPOPMIN', turn.key)[1]
-      local r = job and get(job)
-      local is_free = r and r.where == 'b' and not offer(job, r, worker, now) and take(job, r, now)
-      if is_free then
-        if limit('t:' .. turn.tenant) then pass(limit('t:' .. turn.tenant), job, now) end
-        if lane.gate then pass(lane.gate, job, now) end
-        lane.present = math.max(lane.present, turn.at)
-        turn.at, turn.has_run = turn.at + 1 / turn.weight, true
-      end
-      -- Whoever was let go at a gate may be further behind than all that is known here.
-      if not job or turn.at >= turn.ends or (r and r.holds ~= '') then end_turn(lane) end
-      if is_free then return job, r end
-    end
+-- Releases the next job of a group to a worker. Returns it and its record, or nothing when that cannot be: then the group is
+-- over, or somebody else is next.
+local function release(view, group, now, worker)
+  looks = looks - 1
+  local again = group.gate and shut(group.gate, nil, now)
+  if again then
+    alarm(group.gate.name, again)
+    group.is_over = true
+    return nil
   end
+  local turn, lane = group.turn, lane_of(view, group)
+  if not lane then
+    end_turn(view, group)
+    return nil
+  end
+  if not may_run(view, group, now) then return nil end
+  local job = redis.call('ZPOPMIN', lane.key)[1]
+  local r = job and get(job)
+  local is_free = r and r.where == 'b' and not offer(job, r, worker, now) and take(job, r, now)
+  if is_free then
+    local gate = limit('t:' .. turn.tenant)
+    if gate then pass(gate, job, now) end
+    if group.gate then pass(group.gate, job, now) end
+    local at = view.times[turn.tenant]
+    view.present, view.has_run = math.max(view.present or at, at), true
+    view.times[turn.tenant] = at + 1 / (turn.weight * lane.weight)
+    lane.at, lane.has_run, turn.has_run = lane.at + 1 / lane.weight, true, true
+  end
+  if not job or lane.at > lane.ends then end_lane(view, turn) end
+  if is_free then return job, r end
 end

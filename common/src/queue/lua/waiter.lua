@@ -8,6 +8,14 @@ local function is_held(r)
     or (gate ~= nil and gate.max > 0 and redis.call('SCARD', R .. 'h:q:' .. queue) >= gate.max)
 end
 
+-- When a tenant that comes into a view is next: just before the view's present time, so that somebody who has been away does
+-- not wait for a round of all others; but not before its own time when it left, so that leaving gains nothing. Those who
+-- come at the same time, or while nothing has been released yet, are next in the order of their arrival.
+local function entry(view, present, tenant, arrival)
+  local at = (present or 0) - (present and 1e-4 or 0) + arrival % 50000 * 1e-9
+  return math.max(at, tonumber(redis.call('ZSCORE', R .. 'tv:' .. view, tenant) or at))
+end
+
 -- Sees to it that a gate at which somebody waits is looked at again in a while, and one at which nobody does is not.
 local function watch(name)
   if redis.call('EXISTS', R .. 'w:' .. name) == 1 then
@@ -40,12 +48,15 @@ end
 local function let_go(name)
   local tenant = string.match(name, '^t:(.*)$')
   if tenant then
-    local lanes = redis.call('SMEMBERS', R .. 'w:' .. name)
+    local rings = redis.call('SMEMBERS', R .. 'w:' .. name)
     redis.call('DEL', R .. 'w:' .. name)
-    for _, lane in ipairs(lanes) do
-      if redis.call('EXISTS', backlog({ lane = lane, tenant = tenant })) == 1 then enter(lane, tenant) end
+    for _, ring in ipairs(rings) do
+      local view = string.match(ring, '^%d+')
+      local known = redis.call('HGET', R .. 'views', redis.call('HGET', R .. 'views', view) or '')
+      local present = string.match(known or '', '^%d+|%d+|%d+|([^|]*)')
+      redis.call('ZADD', R .. 'ring:' .. ring, 'XX', exactly(entry(view, tonumber(present or ''), tenant, 0)), tenant)
     end
-    return #lanes > 0
+    return #rings > 0
   end
   if let_one_go(name, 1, true) or let_one_go(name, 200, true) or let_one_go(name, 200, false) then
     watch(name)

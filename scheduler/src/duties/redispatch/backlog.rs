@@ -1,10 +1,9 @@
 //! Backlogs that were full and lines at gates that were too long: what waits in Postgres is brought in as there is room.
 
-use common::ids::JobId;
 use common::queue::{Line, Spilled};
 use common::store::recent::Left;
 
-use super::{DRAINING, FULL, IDLE, Redispatch};
+use super::{DRAINING, FULL, IDLE, Redispatch, lanes};
 
 impl Redispatch {
     /// Whether more of a backlog is brought in. Half of it at once, or it would be asked for all the time.
@@ -15,15 +14,17 @@ impl Redispatch {
     /// Brings in what is next of the backlogs that were full, and of the lines at gates. Answers how many jobs it added.
     pub(super) async fn page_in(&self) -> anyhow::Result<u64> {
         let (spilled, lines) = (self.queue.spilled().await?, self.queue.lines().await?);
+        let crowded = self.queue.crowded().await?;
         let before = std::mem::replace(&mut self.cursor().spilled, spilled.clone());
-        self.pause.set(if spilled.is_empty() && lines.is_empty() {
+        let is_idle = spilled.is_empty() && lines.is_empty() && crowded.is_empty();
+        self.pause.set(if is_idle {
             IDLE
-        } else if spilled == before {
+        } else if spilled == before && !crowded.iter().any(lanes::has_room) {
             FULL
         } else {
             DRAINING
         });
-        let mut added = self.bring_lines(&lines).await?;
+        let mut added = self.bring_lanes(&crowded).await? + self.bring_lines(&lines).await?;
         for lane in spilled.iter().filter(|lane| self.has_room(lane)) {
             let is_its =
                 |line: &&Line| line.tenant_id == lane.tenant_id && line.queue == lane.queue && line.class == lane.class;
@@ -32,7 +33,7 @@ impl Redispatch {
             let next = self.store.next_past(lane.tenant_id, of, &gates, limit).await?;
             let done = self.dispatch(&self.unknown(lane.tenant_id, &next).await?).await?;
             added += done.added;
-            if done.spilled == 0 && is_all(&next, limit) {
+            if done.spilled == 0 && lanes::is_all(&next, limit) {
                 self.queue.unspill(&lane.queue, &lane.class, lane.tenant_id).await?;
             }
         }
@@ -48,7 +49,7 @@ impl Redispatch {
             let unknown = self.unknown(line.tenant_id, &next).await?;
             let done = self.offer(&unknown, true).await?;
             added += done.added;
-            if done.spilled == 0 && is_all(&next, limit) {
+            if done.spilled == 0 && lanes::is_all(&next, limit) {
                 self.queue.end_line(line).await?;
             }
         }
@@ -72,9 +73,4 @@ impl Redispatch {
         });
         Ok(left.collect())
     }
-}
-
-/// Whether these jobs are all that there were.
-fn is_all(next: &[JobId], limit: u32) -> bool {
-    next.len() < usize::try_from(limit).unwrap_or(usize::MAX)
 }

@@ -34,15 +34,7 @@ impl Redispatch {
             return Ok(false);
         }
         self.sync_settings(now).await?;
-        let mut dispatched = 0;
-        for (tenant_id, queue, class) in self.store.queued_lanes().await? {
-            if self.queue.shard_of(tenant_id) == shard {
-                // One more than there is room for, so that the backlog is known to be full.
-                let limit = self.dispatched_max.saturating_add(1);
-                let next = self.store.next_queued(tenant_id, &queue, &class, limit).await?;
-                dispatched += self.dispatch(&next).await?.added;
-            }
-        }
+        let dispatched = self.dispatch_lanes(shard).await?;
         let opened = self.queue.open_generation(shard, begun).await?;
         if dispatched > 0 || is_anything_running {
             tracing::warn!(?shard, dispatched, opened, "Redis had lost what it held: it is rebuilt");

@@ -5,7 +5,7 @@
 //! | what | how often |
 //! |---|---|
 //! | a shard without a generation: begin one with leases for what runs, wait until those have passed or their workers have registered, dispatch, open | every tick |
-//! | backlogs that were full and have room, lines at gates of which half is gone: page in by priority and age | every tick |
+//! | backlogs that were full and have room, lines at gates of which half is gone: page in by priority and age; lanes of tenants that had as many as they may | every tick |
 //! | jobs that were asked to stop, by somebody who died before it said so: say it | every tick |
 //! | rows since the last look, new and queued again, that Redis does not know: whoever wrote them died, or could not reach Redis | every second |
 //! | all queued rows but those that are left in Postgres, page by page for a tenth of a second; paused queues, weights and limits | every ten seconds |
@@ -13,7 +13,9 @@
 
 mod backlog;
 mod generation;
+mod lanes;
 
+use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -97,6 +99,8 @@ struct Cursor {
     is_behind: bool,
     /// The backlogs that were full, as the last tick saw them.
     spilled: Vec<Spilled>,
+    /// Of crowded tenants, the last queue and class that was brought in: the next come first, so that none waits for ever.
+    lanes: BTreeMap<TenantId, (String, String)>,
 }
 
 impl Redispatch {
@@ -110,6 +114,7 @@ impl Redispatch {
             seen_at: None,
             is_behind: false,
             spilled: Vec::new(),
+            lanes: BTreeMap::new(),
         });
         Self {
             store,

@@ -33,6 +33,30 @@ impl Index {
         Self { entries, sets }
     }
 
+    /// Whether each view of the workers has a tenant's lane in a ring, or will take note of it. All of them serve every lane here.
+    fn is_found(&self, root: &str, lane: &str, tenant: &str) -> Option<()> {
+        let member = |key: String, member: &str| self.sets.get(&key)?.get(member).cloned();
+        let begun: u64 = member(format!("{root}open"), &format!("{lane} {tenant}"))?
+            .parse()
+            .ok()?;
+        member(format!("{root}lanes:{tenant}"), lane)?;
+        let Some(views) = self.sets.get(&format!("{root}views")) else {
+            return Some(());
+        };
+        for record in views.values() {
+            let [view, seen, ..] = record.split('|').collect::<Vec<_>>()[..] else {
+                continue;
+            };
+            if seen.parse::<u64>().ok()? < begun {
+                continue;
+            }
+            let mark = if lane.ends_with('!') { "!" } else { "" };
+            member(format!("{root}of:{view}:{mark}*:{tenant}"), lane)?;
+            member(format!("{root}ring:{view}:{mark}*"), tenant)?;
+        }
+        Some(())
+    }
+
     /// Every entry stands in the one place that it names, and whatever stands somewhere has such an entry.
     pub(crate) fn check(&self, limit: usize) -> Result<(), Broken> {
         let mut expected: BTreeMap<String, BTreeSet<&str>> = BTreeMap::new();
@@ -53,14 +77,8 @@ impl Index {
                 held.entry(format!("{root}h:{}", hold.0)).or_default().insert(job);
             }
             if place == "b" {
-                let ring = self.sets.get(&format!("{root}ring:{lane}"));
-                ensure(ring.is_some_and(|ring| ring.contains_key(tenant)), || {
-                    format!("{job} is in no ring")
-                })?;
-                let lanes = self.sets.get(&format!("{root}lanes"));
-                ensure(lanes.is_some_and(|lanes| lanes.contains_key(lane)), || {
-                    format!("{lane} is no lane")
-                })?;
+                self.is_found(root, lane, tenant)
+                    .ok_or_else(|| format!("{job} is in no ring"))?;
             }
             if matches!(place.as_str(), "l" | "o") && !holds.is_empty() {
                 let all = holds.split(',').filter_map(|hold| hold.split_once('='));
@@ -84,7 +102,10 @@ impl Index {
                 ensure(strays.is_empty(), || {
                     format!("{strays:?} have a place of {key}, and no entry")
                 })?;
-            } else if !name.starts_with("ring:") && name != "lanes" {
+            } else if ["b", "w", "leases"]
+                .iter()
+                .any(|own| name.split(':').next() == Some(*own))
+            {
                 let known = expected.remove(key).unwrap_or_default();
                 ensure(here.collect::<BTreeSet<_>>() == known, || {
                     format!("{key} has {members:?}, and entries {known:?}")

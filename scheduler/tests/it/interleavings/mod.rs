@@ -116,5 +116,5 @@ async fn a_claim_of_unknown_outcome_frees_no_place(pool: PgPool) {
         Step::Take { worker: 1, free: 3 },
         Step::Confirm { worker: 1 },
     ];
-    walk(pool, &steps).await.unwrap();
+    Box::pin(walk(pool, &steps)).await.unwrap();
 }
