@@ -13,6 +13,7 @@ mod machine;
 mod modes;
 mod pickup;
 mod queue;
+mod quiet;
 mod rates;
 mod report;
 mod sandbox;

@@ -97,12 +97,14 @@ impl Report {
         if is_json {
             return output::json(&self.to_json());
         }
-        output::line(format_args!("{:<18}{}", "command", self.command))?;
-        for (name, text) in self.machine.lines() {
-            output::line(format_args!("{name:<18}{text}"))?;
-        }
-        for (name, text, _) in &self.findings {
-            output::line(format_args!("{name:<18}{text}"))?;
+        let findings = self.findings.iter().map(|(name, text, _)| (*name, text.as_str()));
+        let machine = self.machine.lines();
+        let lines = [("command", self.command.as_str())].into_iter();
+        let lines = lines.chain(machine.iter().map(|(name, text)| (*name, text.as_str())));
+        let lines: Vec<_> = lines.chain(findings).collect();
+        let width = lines.iter().map(|(name, _)| name.chars().count()).max().unwrap_or(0);
+        for (name, text) in lines {
+            output::line(format_args!("{name:<width$}  {text}"))?;
         }
         Ok(())
     }

@@ -1,4 +1,5 @@
-//! Ours beside the others, in one run on one machine: the same measurement of each, one after the other.
+//! Ours beside the others, in one run on one machine: the same measurement of each, one after the other, each of a machine that
+//! has nothing else to do.
 
 use std::path::Path;
 
@@ -8,6 +9,7 @@ use super::peers::{self, Figures};
 use super::{batch, drain};
 use crate::client::Client;
 use crate::commands::bench::queue::BenchQueue;
+use crate::commands::bench::quiet;
 use crate::commands::bench::report::Report;
 use crate::commands::bench::submit;
 
@@ -46,12 +48,15 @@ pub(super) async fn run(
         let unit = if name == "rate" { "a second" } else { "ms" };
         report.remark("peer", format!("{peer} {mode} {name}: {value:.1} {unit}"));
     }
+    quiet::wait(report).await;
     submit::run(&submit::Args::default(), client, queue, report).await?;
     queue.clean_up().await?;
+    quiet::wait(report).await;
     let batches = BenchQueue::new(client, "batch");
     let measured = batch::run(&batch::Args::default(), client, &batches, report).await;
     batches.clean_up().await?;
     measured?;
+    quiet::wait(report).await;
     let backlog = BenchQueue::new(client, "drain");
     drain::run(&drain::Args { jobs: 20_000 }, client, &backlog, report).await?;
     for (ours, peer, mode, name) in PAIRS {
