@@ -129,7 +129,8 @@ async fn decide(
     for (submission, outcome) in submissions.iter().zip(accepted) {
         let mine = submission.jobs.iter().map(|job| job.id);
         // A repetition of a request of this batch is decided as that one is.
-        let is_refused = matches!(outcome, Accepted::Repeated(first) if first.iter().all(|id| id.is_some_and(|id| rejected.contains(&id))));
+        let is_refused =
+            matches!(outcome, Accepted::Repeated(first) if first.iter().flatten().all(|id| rejected.contains(id)));
         let rejected: Vec<JobId> = mine.filter(|id| is_refused || rejected.contains(id)).collect();
         if !is_refused && !matches!(outcome, Accepted::Inserted) {
             continue;

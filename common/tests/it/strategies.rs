@@ -116,11 +116,18 @@ async fn a_refused_request_may_be_made_again_with_its_key(pool: PgPool) {
 async fn a_request_and_its_repetition_that_arrive_together_are_refused_alike(pool: PgPool) {
     let env = TestEnv::new(pool).await;
     submit(&env, &[keyed(&env, Strategy::Reject, 1)], None).await;
-    let jobs = [keyed(&env, Strategy::Reject, 1), keyed(&env, Strategy::Reject, 1)];
-    let submissions = jobs.clone().map(|job| submission(&env, &[job], Some("k")));
-    let answers = env.store.insert(&submissions).await;
-    for (answer, job) in answers.into_iter().zip(&jobs) {
-        assert_eq!(decided(answer.unwrap()).rejected, [job.id]);
+    // Also where another job of the request was refused before.
+    for (key, refused) in [("k", vec![]), ("l", vec![0])] {
+        let jobs = [keyed(&env, Strategy::Reject, 1), keyed(&env, Strategy::Reject, 1)];
+        let submissions = jobs.clone().map(|job| {
+            let mut submission = submission(&env, &[job], Some(key));
+            submission.idempotency.as_mut().unwrap().refused.clone_from(&refused);
+            submission
+        });
+        let answers = env.store.insert(&submissions).await;
+        for (answer, job) in answers.into_iter().zip(&jobs) {
+            assert_eq!(decided(answer.unwrap()).rejected, [job.id]);
+        }
     }
 }
 
