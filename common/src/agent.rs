@@ -266,9 +266,10 @@ impl AgentDefinition {
                 parts.any(|part| part.contains("{instructions}"))
             }
         };
-        let fault = if !is_argument {
+        if !is_argument {
             return None;
-        } else if self.instructions.contains('\0') {
+        }
+        let fault = if self.instructions.contains('\0') {
             "contains NUL, which an argument of its program cannot hold".to_owned()
         } else if self.instructions.len() > INSTRUCTIONS_ARGUMENT_BYTES_MAX
             || json_len(&self.instructions) > ARGS_BYTES_MAX

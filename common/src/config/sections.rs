@@ -81,7 +81,8 @@ pub struct Leases {
     pub run_on: Duration,
     /// Most dispatched jobs per tenant, queue and class; the rest stay in Postgres until there is room.
     pub dispatched_max: u32,
-    /// Most lanes (queue and class) of one tenant that have such jobs; those of others stay in Postgres until one is empty.
+    /// Most lanes (queue and class) of one tenant that have such jobs; those of others stay in Postgres until half of
+    /// these are empty.
     pub lanes_max: u32,
 }
 

@@ -1,6 +1,7 @@
 //! Tenants with more lanes than Redis may have of one.
 
 use super::dispatch::lane;
+use super::spilled::AT_ONCE;
 use super::{Error, Queue};
 use crate::ids::TenantId;
 
@@ -28,28 +29,29 @@ impl Queue {
     pub async fn crowded(&self) -> Result<Vec<Crowded>, Error> {
         let mut crowded = Vec::new();
         for shard in self.shards() {
-            let key = self.key(shard, "crowded");
-            let tenants: Vec<String> = redis::cmd("SMEMBERS")
-                .arg(key)
-                .query_async(&mut self.link().await?)
-                .await?;
-            for tenant in tenants {
-                let lanes: Vec<String> = redis::cmd("SMEMBERS")
-                    .arg(self.key(shard, &format!("lanes:{tenant}")))
-                    .query_async(&mut self.link().await?)
-                    .await?;
-                let lane = |lane: &String| {
-                    let (queue, class) = lane.split_once('/')?;
-                    Some((queue.to_owned(), class.trim_end_matches('!').to_owned()))
-                };
-                crowded.extend(tenant.parse().ok().map(|tenant_id| Crowded {
-                    tenant_id,
-                    room: self.lanes_max().saturating_sub(lanes.len()),
-                    open: lanes.iter().filter_map(lane).collect(),
-                }));
+            for tenants in self.members(shard, "crowded").await?.chunks(AT_ONCE) {
+                let mut pipe = redis::pipe();
+                for tenant in tenants {
+                    pipe.cmd("SMEMBERS").arg(self.key(shard, &format!("lanes:{tenant}")));
+                }
+                let lanes: Vec<Vec<String>> = pipe.query_async(&mut self.link().await?).await?;
+                let known = tenants.iter().zip(lanes);
+                crowded.extend(known.filter_map(|(tenant, lanes)| self.crowded_of(tenant, &lanes)));
             }
         }
         Ok(crowded)
+    }
+
+    fn crowded_of(&self, tenant: &str, lanes: &[String]) -> Option<Crowded> {
+        let lane = |lane: &String| {
+            let (queue, class) = lane.split_once('/')?;
+            Some((queue.to_owned(), class.trim_end_matches('!').to_owned()))
+        };
+        Some(Crowded {
+            tenant_id: tenant.parse().ok()?,
+            room: self.lanes_max().saturating_sub(lanes.len()),
+            open: lanes.iter().filter_map(lane).collect(),
+        })
     }
 
     /// Whether a tenant once had as many lanes as it may, and this one is not among those that it has now.

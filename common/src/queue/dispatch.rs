@@ -11,9 +11,6 @@ use crate::job::decision::ALONE_AFTER;
 use crate::job::spec::LEVEL_HEAD_START;
 use crate::job::{Brief, Job, NewJob};
 
-/// Backlogs that are asked for in one round trip.
-const SPILLED_AT_ONCE: usize = 500;
-
 /// What Redis needs to know of a job.
 #[derive(Clone, Debug)]
 pub struct Dispatch {
@@ -37,40 +34,6 @@ pub enum Dispatched {
     Spilled,
     /// The line at one of its gates is too long: it stays in Postgres until half of that is gone.
     InLine,
-}
-
-/// A backlog of a tenant's lane that once was full: some of its jobs may be in Postgres alone.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Spilled {
-    /// The lane's queue.
-    pub queue: String,
-    /// The lane's class.
-    pub class: String,
-    /// Whether it is the lane of those that are claimed alone.
-    pub is_alone: bool,
-    /// Whose it is.
-    pub tenant_id: TenantId,
-    /// Jobs that it has room for.
-    pub room: u32,
-    /// Jobs of it that wait at a gate, for as long as that is shut.
-    pub parked: u32,
-    /// The time of the last job that is in it, its level's head start taken off; none when it is empty.
-    pub last: Option<DateTime<Utc>>,
-}
-
-/// A gate at which so many jobs of a tenant's lane wait that others of them are in Postgres alone.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Line {
-    /// The gate.
-    pub gate: String,
-    /// The lane's queue.
-    pub queue: String,
-    /// The lane's class.
-    pub class: String,
-    /// Whose it is.
-    pub tenant_id: TenantId,
-    /// Whether no more than half of those that may wait in Redis still do.
-    pub is_short: bool,
 }
 
 impl Dispatch {
@@ -145,10 +108,6 @@ impl Dispatch {
 pub(super) fn lane(queue: &str, class: &str, is_alone: bool) -> String {
     let mark = if is_alone { "!" } else { "" };
     format!("{queue}/{class}{mark}")
-}
-
-fn read<T: redis::FromRedisValue>(value: &redis::Value) -> Result<T, Error> {
-    Ok(redis::from_redis_value_ref(value).map_err(redis::RedisError::from)?)
 }
 
 /// Order within a tenant: the lowest first. Never negative, because times are after 2026.
@@ -235,136 +194,6 @@ impl Queue {
         }
         unknown.sort_unstable();
         Ok(unknown)
-    }
-
-    /// The backlogs that once were full, of which jobs may be left in Postgres alone.
-    ///
-    /// # Errors
-    /// When Redis is away.
-    pub async fn spilled(&self) -> Result<Vec<Spilled>, Error> {
-        let mut found = Vec::new();
-        for shard in self.shards() {
-            let members: Vec<String> = redis::cmd("SMEMBERS")
-                .arg(self.key(shard, "spilled"))
-                .query_async(&mut self.link().await?)
-                .await?;
-            for members in members.chunks(SPILLED_AT_ONCE) {
-                let mut pipe = redis::pipe();
-                for member in members {
-                    let name = member.replacen(' ', ":", 1);
-                    let backlog = self.key(shard, &format!("b:{name}"));
-                    pipe.cmd("ZCARD").arg(&backlog);
-                    pipe.cmd("ZCARD").arg(self.key(shard, &format!("p:{name}")));
-                    pipe.cmd("ZRANGE").arg(backlog).arg(-1).arg(-1).arg("WITHSCORES");
-                }
-                let answers: Vec<redis::Value> = pipe.query_async(&mut self.link().await?).await?;
-                for (member, answers) in members.iter().zip(answers.chunks(3)) {
-                    found.extend(self.spilled_of(member, answers)?);
-                }
-            }
-        }
-        Ok(found)
-    }
-
-    fn spilled_of(&self, member: &str, answers: &[redis::Value]) -> Result<Option<Spilled>, Error> {
-        let Some((lane, tenant)) = member.split_once(' ') else {
-            return Ok(None);
-        };
-        let (Some((queue, class)), Ok(tenant_id), [waiting, parked, last]) =
-            (lane.split_once('/'), tenant.parse(), answers)
-        else {
-            return Ok(None);
-        };
-        let (waiting, parked): (u32, u32) = (read(waiting)?, read(parked)?);
-        let last: Vec<(String, i64)> = read(last)?;
-        Ok(Some(Spilled {
-            queue: queue.to_owned(),
-            class: class.trim_end_matches('!').to_owned(),
-            is_alone: class.ends_with('!'),
-            tenant_id,
-            parked,
-            room: self.inner.dispatched_max.saturating_sub(waiting),
-            last: last
-                .first()
-                .and_then(|(_, score)| DateTime::from_timestamp_millis(*score)),
-        }))
-    }
-
-    /// Most jobs that wait at one gate in Redis.
-    pub fn line_max(&self) -> u32 {
-        self.inner.dispatched_max.div_ceil(10)
-    }
-
-    /// The lines of which jobs were left in Postgres.
-    ///
-    /// # Errors
-    /// When Redis is away.
-    pub async fn lines(&self) -> Result<Vec<Line>, Error> {
-        let mut lines = Vec::new();
-        for shard in self.shards() {
-            let members: Vec<String> = redis::cmd("SMEMBERS")
-                .arg(self.key(shard, "lines"))
-                .query_async(&mut self.link().await?)
-                .await?;
-            for members in members.chunks(SPILLED_AT_ONCE) {
-                let mut pipe = redis::pipe();
-                for member in members {
-                    let gate = member.split(' ').next().unwrap_or_default();
-                    pipe.cmd("ZCARD").arg(self.key(shard, &format!("w:{gate}")));
-                }
-                let waiting: Vec<u32> = pipe.query_async(&mut self.link().await?).await?;
-                let known = members.iter().zip(waiting);
-                lines.extend(known.filter_map(|(member, waiting)| self.line_of(member, waiting)));
-            }
-        }
-        Ok(lines)
-    }
-
-    fn line_of(&self, member: &str, waiting: u32) -> Option<Line> {
-        let (gate, rest) = member.split_once(' ')?;
-        let (lane, tenant) = rest.split_once(' ')?;
-        let (queue, class) = lane.split_once('/')?;
-        Some(Line {
-            gate: gate.to_owned(),
-            queue: queue.to_owned(),
-            class: class.to_owned(),
-            tenant_id: tenant.parse().ok()?,
-            is_short: waiting.saturating_mul(20) <= self.inner.dispatched_max,
-        })
-    }
-
-    /// Says that no job that waits at a line's gate is left in Postgres. One that waits at several may be: what is left of the
-    /// lane's backlog is looked for once more.
-    ///
-    /// # Errors
-    /// When Redis is away.
-    pub async fn end_line(&self, line: &Line) -> Result<(), Error> {
-        let backlog = format!("{} {}", lane(&line.queue, &line.class, false), line.tenant_id);
-        let shard = self.shard_of(line.tenant_id);
-        let mut pipe = redis::pipe();
-        pipe.atomic();
-        pipe.cmd("SADD").arg(self.key(shard, "spilled")).arg(&backlog).ignore();
-        pipe.cmd("SREM")
-            .arg(self.key(shard, "lines"))
-            .arg(format!("{} {backlog}", line.gate))
-            .ignore();
-        Ok(pipe.query_async(&mut self.connection().await?).await?)
-    }
-
-    /// Says that nothing of a tenant's lane is left in Postgres alone.
-    ///
-    /// # Errors
-    /// When Redis is away.
-    pub async fn unspill(&self, queue: &str, class: &str, tenant_id: TenantId) -> Result<(), Error> {
-        let member = |is_alone| format!("{} {tenant_id}", lane(queue, class, is_alone));
-        let key = self.key(self.shard_of(tenant_id), "spilled");
-        let _removed: i64 = redis::cmd("SREM")
-            .arg(key)
-            .arg(member(false))
-            .arg(member(true))
-            .query_async(&mut self.connection().await?)
-            .await?;
-        Ok(())
     }
 }
 

@@ -146,19 +146,34 @@ impl Store {
         before: Option<ConversationId>,
         limit: u32,
     ) -> Result<Vec<Conversation>, Error> {
-        let rows = sqlx::query(
-            "select * from conversations where tenant_id = $1 and deleted_at is null and ($2::uuid is null or id < $2)
-                and ($3::uuid is null or agent_id = $3) and ($4::text is null or user_id = $4)
-             order by id desc limit $5",
-        )
-        .bind(tenant_id)
-        .bind(before)
-        .bind(filter.agent_id)
-        .bind(&filter.user_id)
-        .bind(i64::from(limit))
-        .fetch_all(self.pool())
-        .await?;
+        let rows = self
+            .page_of_conversations("*", tenant_id, filter, (before, limit))
+            .await?;
         rows.iter().map(conversation).collect()
+    }
+
+    /// These columns of a page of them.
+    pub(super) async fn page_of_conversations(
+        &self,
+        columns: &str,
+        tenant_id: TenantId,
+        filter: &ConversationFilter,
+        (before, limit): (Option<ConversationId>, u32),
+    ) -> Result<Vec<PgRow>, Error> {
+        let sql = format!(
+            "select {columns} from conversations where tenant_id = $1 and deleted_at is null
+                and ($2::uuid is null or id < $2)
+                and ($3::uuid is null or agent_id = $3) and ($4::text is null or user_id = $4)
+             order by id desc limit $5"
+        );
+        Ok(sqlx::query(AssertSqlSafe(sql))
+            .bind(tenant_id)
+            .bind(before)
+            .bind(filter.agent_id)
+            .bind(&filter.user_id)
+            .bind(i64::from(limit))
+            .fetch_all(self.pool())
+            .await?)
     }
 
     /// Changes a conversation and answers it; `None` when there is none.

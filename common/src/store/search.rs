@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use sqlx::Row;
 use tokio::time::Instant;
 
 use super::conversations::{Conversation, ConversationFilter, conversation};
@@ -84,18 +85,11 @@ impl Store {
         before: Option<ConversationId>,
         many: u32,
     ) -> Result<Vec<ConversationId>, Error> {
-        Ok(sqlx::query_scalar(
-            "select id from conversations where tenant_id = $1 and deleted_at is null and ($2::uuid is null or id < $2)
-                and ($3::uuid is null or agent_id = $3) and ($4::text is null or user_id = $4)
-             order by id desc limit $5",
-        )
-        .bind(tenant_id)
-        .bind(before)
-        .bind(search.filter.agent_id)
-        .bind(&search.filter.user_id)
-        .bind(i64::from(many))
-        .fetch_all(self.pool())
-        .await?)
+        let page = (before, many);
+        let rows = self
+            .page_of_conversations("id", tenant_id, &search.filter, page)
+            .await?;
+        Ok(rows.iter().map(|row| row.try_get("id")).collect::<Result<_, _>>()?)
     }
 
     /// Those of these conversations that have a text in them, newest first.

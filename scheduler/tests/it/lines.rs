@@ -2,11 +2,13 @@
 
 use common::config::Leases;
 use common::ids::JobId;
-use common::job::{Concurrency, NewJob, Rate, Strategy};
+use common::job::{NewJob, Rate};
 use common::service::Duty;
 use common::testing::{TestEnv, TestWorker, ids, leases};
 use scheduler::duties::Redispatch;
 use sqlx::PgPool;
+
+use crate::fixture::keyed;
 
 /// Of a backlog; a line has a tenth of it.
 const DISPATCHED_MAX: u32 = 40;
@@ -19,16 +21,6 @@ async fn env(pool: PgPool) -> (TestEnv, Redispatch) {
     let env = TestEnv::with_leases(pool, &leases).await;
     let redispatch = Redispatch::new(env.store.clone(), env.queue.clone(), DISPATCHED_MAX);
     (env, redispatch)
-}
-
-fn keyed(env: &TestEnv, key: &str) -> NewJob {
-    let mut job = env.noop();
-    job.spec.concurrency = Some(Concurrency {
-        key: key.to_owned(),
-        limit: 1,
-        strategy: Strategy::Queue,
-    });
-    job
 }
 
 async fn known(env: &TestEnv) -> usize {

@@ -6,12 +6,13 @@ use std::time::Duration;
 
 use assert_matches::assert_matches;
 use common::config::{Redis, Secret};
-use common::job::{Concurrency, NewJob, Strategy};
 use common::queue::{Beat, Error, Queue};
 use common::service::Duty;
 use common::testing::{TestEnv, eventually, ids, leases, light, redis_section};
 use scheduler::duties::Redispatch;
 use sqlx::PgPool;
+
+use crate::fixture::keyed;
 
 struct Server {
     child: Child,
@@ -87,23 +88,13 @@ impl Drop for Server {
     }
 }
 
-fn keyed(env: &TestEnv) -> NewJob {
-    let mut job = env.noop();
-    job.spec.concurrency = Some(Concurrency {
-        key: "key".to_owned(),
-        limit: 1,
-        strategy: Strategy::Queue,
-    });
-    job
-}
-
 #[sqlx::test(migrator = "common::store::MIGRATOR")]
 async fn what_redis_went_back_on_is_neither_lost_nor_run_beside_a_limit(pool: PgPool) {
     let mut server = Server::start();
     Server::answers(&Queue::open(&server.section(), &leases()).unwrap()).await;
     let env = TestEnv::with(pool, &leases(), server.section()).await;
     let (holder, other) = (env.worker(), env.worker());
-    let (held, next, later) = (keyed(&env), keyed(&env), env.noop());
+    let (held, next, later) = (keyed(&env, "key"), keyed(&env, "key"), env.noop());
     env.enqueue(&held).await;
     env.enqueue(&next).await;
     server.save();

@@ -1,27 +1,17 @@
 //! Places that nobody would give back.
 
 use common::ids::{ConversationId, TenantId};
+use common::job::NewJob;
 use common::job::decision::Decision;
 use common::job::spec::{JobSpec, Kind};
 use common::job::wait::Wait;
-use common::job::{Concurrency, NewJob, Strategy};
 use common::queue::{Among, Appended, Dispatch};
 use common::service::Duty;
 use common::testing::{TestEnv, failure, ids};
 use scheduler::duties::{Reclaim, Sweep};
 use sqlx::PgPool;
 
-use crate::fixture::Fixture;
-
-fn keyed(env: &TestEnv) -> NewJob {
-    let mut job = env.noop();
-    job.spec.concurrency = Some(Concurrency {
-        key: "key".to_owned(),
-        limit: 1,
-        strategy: Strategy::Queue,
-    });
-    job
-}
+use crate::fixture::{Fixture, keyed};
 
 #[sqlx::test(migrator = "common::store::MIGRATOR")]
 async fn the_places_of_a_job_that_ended_unheard_are_freed(pool: PgPool) {
@@ -34,7 +24,7 @@ async fn the_places_of_a_job_that_ended_unheard_are_freed(pool: PgPool) {
         } else {
             Decision::RetryAt(later, failure())
         };
-        let (first, second) = (keyed(&env), keyed(&env));
+        let (first, second) = (keyed(&env, "key"), keyed(&env, "key"));
         env.enqueue(&first).await;
         env.enqueue(&second).await;
         assert!(worker.settle(&worker.one().await, decision).await);
@@ -61,7 +51,7 @@ async fn the_places_of_a_job_that_ended_unheard_are_freed(pool: PgPool) {
 async fn a_place_is_free_within_one_sweep(pool: PgPool) {
     let env = TestEnv::new(pool).await;
     let (worker, sweep) = (env.worker(), Sweep::new(env.store.clone(), env.queue.clone()));
-    let (first, second) = (keyed(&env), keyed(&env));
+    let (first, second) = (keyed(&env, "key"), keyed(&env, "key"));
     env.enqueue(&first).await;
     env.enqueue(&second).await;
     let later = env.clock.now() + chrono::TimeDelta::seconds(60);
@@ -132,11 +122,11 @@ async fn a_long_index_is_swept_in_parts(pool: PgPool) {
         Reclaim::new(env.store.clone(), env.queue.clone()),
     );
     for _ in 0..300 {
-        let mut job = keyed(&env);
+        let mut job = keyed(&env, "key");
         job.spec.concurrency.as_mut().unwrap().key = job.id.to_string();
         env.enqueue(&job).await;
     }
-    let ended = keyed(&env);
+    let ended = keyed(&env, "key");
     env.enqueue(&ended).await;
     env.store
         .cancel(env.tenant_id, ended.id, env.clock.now())

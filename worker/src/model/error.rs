@@ -292,6 +292,22 @@ impl Refusal {
 }
 
 #[cfg(test)]
+impl Error {
+    /// A provider's refusal of which nothing else is known.
+    pub(super) fn refused(reason: Reason, retry_after: Option<Duration>) -> Self {
+        Self::Refused(Box::new(Refusal {
+            reason,
+            status: None,
+            kind: String::new(),
+            message: String::new(),
+            request_id: None,
+            retry_after,
+            should_retry: None,
+        }))
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use rstest::rstest;

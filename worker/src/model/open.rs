@@ -282,23 +282,11 @@ impl Patience {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::error::{Reason, Refusal};
-
-    fn refused(reason: Reason, retry_after: Option<u64>) -> Error {
-        Error::Refused(Box::new(Refusal {
-            reason,
-            status: None,
-            kind: String::new(),
-            message: String::new(),
-            request_id: None,
-            retry_after: retry_after.map(Duration::from_secs),
-            should_retry: None,
-        }))
-    }
+    use crate::model::error::Reason;
 
     #[test]
     fn what_time_may_mend_outlives_what_it_cannot() {
-        let limited = || refused(Reason::RateLimited, Some(30));
+        let limited = || Error::refused(Reason::RateLimited, Some(Duration::from_secs(30)));
         let unknown = || Error::UnknownProvider {
             provider: "b".to_owned(),
             known: String::new(),
@@ -306,8 +294,8 @@ mod tests {
         let what = |before: Error, error| worth_most(Some(before), error).failure().message;
         for no in [
             unknown,
-            || refused(Reason::Authentication, None),
-            || refused(Reason::NotFound, None),
+            || Error::refused(Reason::Authentication, None),
+            || Error::refused(Reason::NotFound, None),
         ] {
             assert_eq!(what(limited(), no()), limited().failure().message);
             assert_eq!(what(Error::Cut(None), no()), Error::Cut(None).failure().message);
@@ -315,7 +303,7 @@ mod tests {
         }
         assert_eq!(what(limited(), Error::Cut(None)), limited().failure().message);
         assert_eq!(what(unknown(), limited()), limited().failure().message);
-        let at_fault = || refused(Reason::InvalidRequest, None);
+        let at_fault = || Error::refused(Reason::InvalidRequest, None);
         assert_eq!(what(limited(), at_fault()), at_fault().failure().message);
     }
 }

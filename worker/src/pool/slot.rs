@@ -96,8 +96,7 @@ impl Slot {
 
     /// Keeps the sandbox, as it is but without its processes other than a resident, for the turn that follows; `version` is
     /// that of the workspace in it. One whose environment keeps none, or goes on with a newer image, or that does not answer, is
-    /// retired. Answers for how
-    /// long it is kept.
+    /// retired. Answers for how long it is kept.
     pub async fn keep(self, owner: KeptFor, version: u64) -> Option<Duration> {
         let keep = self.held().1.shelf().environment.warm.keep;
         let has_resident = self.held().0.resident.is_some();

@@ -1,5 +1,6 @@
 //! Backlogs that were full and lines at gates that were too long: what waits in Postgres is brought in as there is room.
 
+use common::ids::JobId;
 use common::queue::{Line, Spilled};
 use common::store::recent::Left;
 
@@ -33,7 +34,7 @@ impl Redispatch {
             let next = self.store.next_past(lane.tenant_id, of, &gates, limit).await?;
             let done = self.dispatch(&self.unknown(lane.tenant_id, &next).await?).await?;
             added += done.added;
-            if done.spilled == 0 && lanes::is_all(&next, limit) {
+            if done.spilled == 0 && is_all(&next, limit) {
                 self.queue.unspill(&lane.queue, &lane.class, lane.tenant_id).await?;
             }
         }
@@ -49,7 +50,7 @@ impl Redispatch {
             let unknown = self.unknown(line.tenant_id, &next).await?;
             let done = self.offer(&unknown, true).await?;
             added += done.added;
-            if done.spilled == 0 && lanes::is_all(&next, limit) {
+            if done.spilled == 0 && is_all(&next, limit) {
                 self.queue.end_line(line).await?;
             }
         }
@@ -73,4 +74,9 @@ impl Redispatch {
         });
         Ok(left.collect())
     }
+}
+
+/// Whether these jobs are all that there were.
+fn is_all(next: &[JobId], limit: u32) -> bool {
+    next.len() < usize::try_from(limit).unwrap_or(usize::MAX)
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 
-use common::ids::{JobId, TenantId};
+use common::ids::TenantId;
 use common::queue::{Crowded, Shard};
 
 use super::Redispatch;
@@ -71,9 +71,4 @@ impl Redispatch {
 /// Whether more lanes of a tenant are brought in: when half of them are empty, or they would be looked for all the time.
 pub(super) fn has_room(tenant: &Crowded) -> bool {
     tenant.room >= tenant.open.len().max(1)
-}
-
-/// Whether these jobs are all that there were.
-pub(super) fn is_all(next: &[JobId], limit: u32) -> bool {
-    next.len() < usize::try_from(limit).unwrap_or(usize::MAX)
 }

@@ -86,7 +86,7 @@ pub struct Redispatch {
     pause: Pause,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 struct Cursor {
     tick: u64,
     looked_at: Option<DateTime<Utc>>,
@@ -106,21 +106,11 @@ struct Cursor {
 impl Redispatch {
     /// A duty that has not looked yet. `dispatched_max` is the length of a full backlog.
     pub fn new(store: Store, queue: Queue, dispatched_max: u32) -> Self {
-        let cursor = Mutex::new(Cursor {
-            tick: 0,
-            looked_at: None,
-            recent: None,
-            after: None,
-            seen_at: None,
-            is_behind: false,
-            spilled: Vec::new(),
-            lanes: BTreeMap::new(),
-        });
         Self {
             store,
             queue,
             dispatched_max,
-            cursor,
+            cursor: Mutex::default(),
             pause: Pause::new(IDLE),
         }
     }

@@ -181,35 +181,25 @@ fn verdict(error: Option<&Error>) -> (Option<bool>, Option<Duration>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::error::Refusal;
-
-    fn refused(reason: Reason, retry_after: Option<Duration>) -> Error {
-        Error::Refused(Box::new(Refusal {
-            reason,
-            status: None,
-            kind: String::new(),
-            message: String::new(),
-            request_id: None,
-            retry_after,
-            should_retry: None,
-        }))
-    }
 
     #[test]
     fn a_limit_pauses_the_account_and_a_fault_counts_against_it() {
         let day = Duration::from_hours(24);
         assert_eq!(verdict(None), (Some(true), None));
-        assert_eq!(verdict(Some(&refused(Reason::RateLimited, None))), (None, Some(PAUSE)));
         assert_eq!(
-            verdict(Some(&refused(Reason::RateLimited, Some(day)))),
+            verdict(Some(&Error::refused(Reason::RateLimited, None))),
+            (None, Some(PAUSE))
+        );
+        assert_eq!(
+            verdict(Some(&Error::refused(Reason::RateLimited, Some(day)))),
             (None, Some(Duration::from_hours(1)))
         );
         assert_eq!(
-            verdict(Some(&refused(Reason::Overloaded, Some(PAUSE)))),
+            verdict(Some(&Error::refused(Reason::Overloaded, Some(PAUSE)))),
             (Some(false), Some(PAUSE))
         );
         assert_eq!(
-            verdict(Some(&refused(Reason::InvalidRequest, None))),
+            verdict(Some(&Error::refused(Reason::InvalidRequest, None))),
             (Some(true), None)
         );
         assert_eq!(verdict(Some(&Error::Cut(None))), (Some(false), None));

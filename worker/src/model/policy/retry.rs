@@ -67,7 +67,7 @@ impl RetryPolicy {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::error::{Reason, Refusal};
+    use crate::model::error::Reason;
 
     const POLICY: RetryPolicy = RetryPolicy {
         retries_max: 5,
@@ -75,18 +75,6 @@ mod tests {
         backoff_max: Duration::from_secs(3),
         retry_after_max: Duration::from_secs(10),
     };
-
-    fn refused(reason: Reason, retry_after: Option<u64>) -> Error {
-        Error::Refused(Box::new(Refusal {
-            reason,
-            status: Some(429),
-            kind: String::new(),
-            message: String::new(),
-            request_id: None,
-            retry_after: retry_after.map(Duration::from_secs),
-            should_retry: None,
-        }))
-    }
 
     #[test]
     fn the_pause_doubles_up_to_its_longest_and_is_spread_over_all_of_it() {
@@ -102,9 +90,20 @@ mod tests {
 
     #[test]
     fn retry_after_is_a_floor_and_one_that_is_too_long_gives_the_slot_back() {
-        let pause = POLICY.pause(0, &refused(Reason::RateLimited, Some(10)), 1.0);
+        let pause = POLICY.pause(
+            0,
+            &Error::refused(Reason::RateLimited, Some(Duration::from_secs(10))),
+            1.0,
+        );
         assert_eq!(pause, Some(Duration::from_millis(10_500)));
-        assert_eq!(POLICY.pause(0, &refused(Reason::RateLimited, Some(11)), 0.0), None);
+        assert_eq!(
+            POLICY.pause(
+                0,
+                &Error::refused(Reason::RateLimited, Some(Duration::from_secs(11))),
+                0.0
+            ),
+            None
+        );
     }
 
     #[test]
@@ -115,7 +114,11 @@ mod tests {
             Reason::InvalidRequest,
             Reason::NotFound,
         ] {
-            assert_eq!(POLICY.pause(0, &refused(reason, Some(1)), 0.5), None, "{reason:?}");
+            assert_eq!(
+                POLICY.pause(0, &Error::refused(reason, Some(Duration::from_secs(1))), 0.5),
+                None,
+                "{reason:?}"
+            );
         }
         let late = |phase| Error::Timeout {
             phase,
