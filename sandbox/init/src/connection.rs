@@ -7,7 +7,11 @@ use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::unistd::{read, write};
 
 use crate::sys::standard;
+use crate::whatever;
 
+// What the kernel keeps of either direction, so that the other end need not wait for us after each 64 KiB. A user may have
+// 64 MiB of such pipes.
+const PIPE_BYTES: i32 = 512 * 1024;
 // More than this waiting means that the worker asks and does not read the answers.
 const WAITING_MAX: usize = 8 * 1024 * 1024;
 // Output of programs is read only while less than this waits, so that control is never far behind.
@@ -47,6 +51,8 @@ impl Connection {
         for number in 0..2 {
             let flags = OFlag::from_bits_retain(fcntl(standard(number), FcntlArg::F_GETFL)?);
             fcntl(standard(number), FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
+            // Where there are too many, they stay as they are.
+            whatever(fcntl(standard(number), FcntlArg::F_SETPIPE_SZ(PIPE_BYTES)));
         }
         Ok(Self {
             decoder: Decoder::adopting(),

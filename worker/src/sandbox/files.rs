@@ -122,7 +122,7 @@ impl Sandbox {
             bytes_max,
             outside_links,
         };
-        let running = Running::launch(&self.link, whole(Program::Unpack(unpack))).await?;
+        let mut running = Running::ask(&self.link, whole(Program::Unpack(unpack))).await?;
         let stdin = running.stdin();
         let feed = async {
             loop {
@@ -138,7 +138,11 @@ impl Sandbox {
             }
         };
         // A refusal comes before the archive has been sent, and nobody need send the rest.
-        let (feed, collected) = (pin!(feed), pin!(collect(running, 0)));
+        let collected = async {
+            running.begin().await?;
+            collect(running, 0).await
+        };
+        let (feed, collected) = (pin!(feed), pin!(collected));
         let (report, _, exit) = match select(feed, collected).await {
             Either::Left((fed, collected)) => {
                 fed?;

@@ -42,6 +42,8 @@ pub struct Running {
     owed: [u32; 2],
     received: [u64; 2],
     end: Option<Result<Exit, Error>>,
+    /// By init's clock.
+    asked_at: Duration,
     began_ago: Duration,
 }
 
@@ -66,35 +68,47 @@ impl Running {
 
     /// Sends a request of any kind and waits until it runs.
     pub(super) async fn launch(link: &Arc<Link>, run: Run) -> Result<Self, Error> {
+        let mut running = Self::ask(link, run).await?;
+        running.begin().await?;
+        Ok(running)
+    }
+
+    /// Sends a request of any kind. Its input may follow at once; all else waits until it [runs](Self::begin).
+    pub(super) async fn ask(link: &Arc<Link>, run: Run) -> Result<Self, Error> {
         let bytes = serde_json::to_vec(&run).map_or(usize::MAX, |text| text.len());
         if bytes > PAYLOAD_MAX {
             return Err(Error::TooLarge { bytes });
         }
         let port = link.port()?;
         let stream = port.stream;
-        let mut running = Self {
+        let running = Self {
             link: Arc::clone(link),
             port,
             owed: [0; 2],
             received: [0; 2],
             end: None,
+            asked_at: since_boot(),
             began_ago: Duration::ZERO,
         };
-        let asked = since_boot();
         link.send(ToInit::Run {
             stream,
             run: Box::new(run),
         })
         .await?;
-        match running.port.events.recv().await {
+        Ok(running)
+    }
+
+    /// Waits until it runs.
+    pub(super) async fn begin(&mut self) -> Result<(), Error> {
+        match self.port.events.recv().await {
             Some(Event::Started(at_us)) => {
                 // An init that lies cannot have begun before it was asked, nor later than it said so.
-                let at = Duration::from_micros(at_us).max(asked);
-                running.began_ago = since_boot().saturating_sub(at);
-                Ok(running)
+                let at = Duration::from_micros(at_us).max(self.asked_at);
+                self.began_ago = since_boot().saturating_sub(at);
+                Ok(())
             }
             Some(Event::Failed(failure)) => Err(Error::Refused(failure)),
-            Some(_) | None => Err(link.lost()),
+            Some(_) | None => Err(self.link.lost()),
         }
     }
 

@@ -175,22 +175,25 @@ fn write_file(parent: &OwnedFd, name: &OsStr, entry: &mut Entry<'_, impl Read>) 
 
 /// Copies to an empty file, and leaves out what is zero: a file with holes takes no more room than before.
 fn copy(from: &mut impl Read, to: &mut File) -> io::Result<u64> {
-    const PIECE: usize = 8 * 1024;
-    const ZEROS: [u8; PIECE] = [0; PIECE];
-    let (mut piece, mut at, mut ends_in_hole) = ([0; PIECE], 0, false);
+    const PIECE: usize = 64 * 1024;
+    const BLOCK: usize = 8 * 1024;
+    const ZEROS: [u8; BLOCK] = [0; BLOCK];
+    let is_zero = |block: &[u8]| ZEROS.starts_with(block);
+    let (mut piece, mut at, mut ends_in_hole) = (vec![0; PIECE], 0, false);
     loop {
         let read = fill(from, &mut piece)?;
-        let (Some(data), Some(zeros)) = (piece.get(..read), ZEROS.get(..read)) else {
-            return Err(io::ErrorKind::InvalidData.into());
-        };
+        let data = piece.get(..read).unwrap_or_default();
         if data.is_empty() {
             break;
         }
-        ends_in_hole = data == zeros;
-        if !ends_in_hole {
-            to.write_all_at(data, at)?;
+        let has_holes = data.chunks(BLOCK).any(is_zero);
+        for block in data.chunks(if has_holes { BLOCK } else { PIECE }) {
+            ends_in_hole = is_zero(block);
+            if !ends_in_hole {
+                to.write_all_at(block, at)?;
+            }
+            at += block.len() as u64;
         }
-        at += read as u64;
     }
     if ends_in_hole {
         to.set_len(at)?;
