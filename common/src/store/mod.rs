@@ -203,11 +203,15 @@ impl Store {
         &self.days
     }
 
-    /// Runs a transaction, or several queries, within the time limit of one.
-    async fn within<T>(&self, work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
-        match tokio::time::timeout(self.pool.limit(), work).await {
-            Ok(done) => done,
-            Err(_) => Err(Error::Unavailable(sqlx::Error::PoolTimedOut)),
+    /// Runs a transaction, or several queries, within the time limit of one. It is boxed at once: a query is kilobytes of
+    /// state, which whoever may make one would otherwise carry from the beginning.
+    fn within<T>(&self, work: impl Future<Output = Result<T, Error>>) -> impl Future<Output = Result<T, Error>> {
+        let (limit, work) = (self.pool.limit(), Box::pin(work));
+        async move {
+            match tokio::time::timeout(limit, work).await {
+                Ok(done) => done,
+                Err(_) => Err(Error::Unavailable(sqlx::Error::PoolTimedOut)),
+            }
         }
     }
 

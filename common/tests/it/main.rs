@@ -1,7 +1,6 @@
 //! The queue, the store and the log on real services: every test has its own schema and its own keys.
 
 #![expect(clippy::unwrap_used, reason = "a helper of a test fails as the test does")]
-#![expect(clippy::large_futures, reason = "a test's own future may be large")]
 
 mod accounts;
 mod alone;
