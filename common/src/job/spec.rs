@@ -55,6 +55,9 @@ pub enum SlotClass {
 }
 
 impl SlotClass {
+    /// All of them.
+    pub const ALL: [Self; 2] = [Self::Light, Self::Sandbox];
+
     /// The name as it is written in keys and SQL.
     pub fn as_str(self) -> &'static str {
         match self {

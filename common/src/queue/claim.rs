@@ -55,6 +55,8 @@ impl Mode {
 pub struct Handout {
     /// The claims, in the order of their priority.
     pub claims: Vec<Claim>,
+    /// The slots are full, so there may be more; else nothing can be released until the workers are woken.
+    pub has_more: bool,
     /// When a limit by time may let something more through; none when nothing waits for one.
     pub opens_in: Option<Duration>,
     /// A job that is claimed alone waits: finish what is held, then claim with [`Mode::Alone`].
@@ -76,13 +78,14 @@ impl Queue {
                 format!(",{},", names.join(","))
             }
         };
+        let free = want.free.min(if want.mode == Mode::Alone { 1 } else { AT_ONCE });
         let mut link = self.own_link(shard).await?.ok_or(Error::Closed)?;
         let mut invocation = self.inner.scripts.claim.key(self.root(shard));
         invocation
             .arg(worker.to_string())
             .arg(u64::try_from(self.inner.lease_ttl.as_millis()).unwrap_or(u64::MAX))
             .arg(self.clock_offset_ms())
-            .arg(want.free.min(if want.mode == Mode::Alone { 1 } else { AT_ONCE }))
+            .arg(free)
             .arg(want.slot.as_str())
             .arg(list(&want.labels))
             .arg(list(&want.queues))
@@ -96,10 +99,12 @@ impl Queue {
         let (Some(opens_in), Some(called)) = (flat.first(), flat.get(1)) else {
             return Err(Error::Reply("a handout without its head".to_owned()));
         };
+        let claims: Vec<Claim> = flat[2..].chunks_exact(3).map(read).collect::<Result<_, _>>()?;
         Ok(Handout {
+            has_more: claims.len() >= free as usize,
             opens_in: opens_in.parse().ok().map(Duration::from_millis),
             is_called_alone: called == "1",
-            claims: flat[2..].chunks_exact(3).map(read).collect::<Result<_, _>>()?,
+            claims,
         })
     }
 

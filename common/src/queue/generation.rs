@@ -10,6 +10,7 @@
 use chrono::{DateTime, TimeDelta, Utc};
 
 use super::{Error, Queue, Shard};
+use crate::job::spec::SlotClass;
 
 /// The state of a shard's index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,13 +97,15 @@ impl Queue {
     }
 
     pub(super) fn push_wake(&self, pipe: &mut redis::Pipeline, shard: Shard) {
-        pipe.cmd("XADD")
-            .arg(self.key(shard, "wake"))
-            .arg("MAXLEN")
-            .arg(1)
-            .arg("*")
-            .arg("w")
-            .arg(1)
-            .ignore();
+        for slot in SlotClass::ALL {
+            pipe.cmd("XADD")
+                .arg(self.wake_key(shard, slot))
+                .arg("MAXLEN")
+                .arg(1)
+                .arg("*")
+                .arg("w")
+                .arg(1)
+                .ignore();
+        }
     }
 }

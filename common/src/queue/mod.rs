@@ -28,7 +28,7 @@
 //! | `paused`, `weights` | queues that release nothing; weights of tenants and queues |
 //! | `spilled`, `crowded` | full backlogs; tenants that have as many lanes as they may |
 //! | `lines` | set of `gate lane tenant`: jobs of the lane that wait at the gate were left in Postgres |
-//! | `wake` | stream of one entry that carries no job: the only key that is read blocking |
+//! | `wake:<slot>` | stream of one entry that carries no job: the only key that is read blocking |
 //! | `probe` | written to see whether writes go through; gone at once |
 //! | `cancel:<worker>` | set of jobs that a worker should stop |
 //! | `log:<job>` | stream: the tail of a job's event log |

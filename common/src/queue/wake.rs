@@ -6,12 +6,13 @@ use redis::aio::MultiplexedConnection;
 use redis::streams::StreamReadReply;
 
 use super::{Error, Queue, Shard};
+use crate::job::spec::SlotClass;
 
-/// Waits for a shard's wake key. It carries no job, so losing a wake costs at most the caller's own time limit.
+/// Waits for the wake key of one slot class in a shard. It carries no job, so losing a wake costs at most the caller's own time limit.
 #[derive(Debug)]
 pub struct Waker {
     queue: Queue,
-    shard: Shard,
+    key: String,
     connection: Option<Connection>,
     last: String,
 }
@@ -25,19 +26,23 @@ impl std::fmt::Debug for Connection {
 }
 
 impl Queue {
-    /// A waker of one shard.
-    pub fn waker(&self, shard: Shard) -> Waker {
+    /// A waker of workers with such slots, in one shard.
+    pub fn waker(&self, shard: Shard, slot: SlotClass) -> Waker {
         Waker {
             queue: self.clone(),
-            shard,
+            key: self.wake_key(shard, slot),
             connection: None,
             last: "$".to_owned(),
         }
     }
+
+    pub(super) fn wake_key(&self, shard: Shard, slot: SlotClass) -> String {
+        self.key(shard, &format!("wake:{}", slot.as_str()))
+    }
 }
 
 impl Waker {
-    /// Waits until something was dispatched since the last call, or `limit` has passed. Answers whether it was woken.
+    /// Waits until something was dispatched for these slots since the last call, or `limit` has passed. Answers whether it was woken.
     ///
     /// # Errors
     /// When Redis is away; the next call connects anew.
@@ -50,7 +55,6 @@ impl Waker {
     }
 
     async fn read(&mut self, limit: Duration) -> Result<bool, Error> {
-        let key = self.queue.key(self.shard, "wake");
         if self.connection.is_none() {
             // The default response timeout of 500 ms would cut every blocking read short.
             let config = redis::AsyncConnectionConfig::new()
@@ -60,7 +64,7 @@ impl Waker {
             let mut connection = client.get_multiplexed_async_connection_with_config(&config).await?;
             // From the newest entry on: what was dispatched before is claimed by the caller's own first look.
             let newest: redis::streams::StreamRangeReply = redis::cmd("XREVRANGE")
-                .arg(&key)
+                .arg(&self.key)
                 .arg("+")
                 .arg("-")
                 .arg("COUNT")
@@ -82,7 +86,7 @@ impl Waker {
             .arg("BLOCK")
             .arg(u64::try_from(limit.as_millis()).unwrap_or(1).max(1))
             .arg("STREAMS")
-            .arg(&key)
+            .arg(&self.key)
             .arg(&self.last);
         // A connection that is dead without a word must not hold the worker: a little more than the block itself.
         let read = tokio::time::timeout(limit + Duration::from_secs(2), command.query_async(connection)).await;

@@ -237,7 +237,7 @@ impl TestEnv {
     /// Keys that hold something about a job, a tenant or a lane: none when everything has ended; what
     /// passes by itself, logs and who keeps a sandbox, is left out, as is what the sweep forgets.
     pub async fn leftovers(&self) -> Vec<String> {
-        let kept = "gen wake views weights paused limits asked unleased";
+        let kept = "gen wake:light wake:sandbox views weights paused limits asked unleased";
         let is_kept = |key: &String| kept.split(' ').any(|kept| key.ends_with(&format!(":{kept}")));
         let keys = self.queue.keys().await.unwrap().into_iter();
         let passes = |key: &String| key.contains(":log:") || key.contains(":kept:");

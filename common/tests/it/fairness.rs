@@ -402,7 +402,7 @@ async fn jobs_that_wait_for_a_place_do_not_hold_up_other_tenants(pool: PgPool) {
     };
     env.queue.dispatch(&[Dispatch::from_new(&job)]).await.unwrap();
     // However long the line of the first tenant is, the claims go on by themselves until the other's job is found.
-    let mut waker = env.queue.waker(shard);
+    let mut waker = env.queue.waker(shard, SlotClass::Light);
     waker.wait(Duration::from_secs(5)).await.unwrap();
     let mut calls = 0;
     loop {

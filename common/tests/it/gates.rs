@@ -6,6 +6,7 @@ use chrono::TimeDelta;
 use common::ids::{AgentId, TenantId};
 use common::job::decision::Decision;
 use common::job::limit::{Limit, Pause, Subject};
+use common::job::spec::SlotClass;
 use common::job::{Concurrency, NewJob, Rate, Strategy};
 use common::queue::{Dispatch, Handout, Place, Shut};
 use common::testing::{TestEnv, TestWorker, failure, ids, light};
@@ -274,7 +275,7 @@ async fn a_worker_hears_when_the_window_opens(pool: PgPool) {
     // Somebody else sees that the second must wait, and so hears how long.
     let opens_in = handout(&env, &worker, 1).await.opens_in.expect("a window opens");
     assert!(opens_in <= window);
-    let mut waker = env.queue.waker(env.queue.shard_of(env.tenant_id));
+    let mut waker = env.queue.waker(env.queue.shard_of(env.tenant_id), SlotClass::Light);
     waker.wait(MINUTE).await.unwrap();
     while handout(&env, &worker, 1).await.claims.is_empty() {
         let left = handout(&env, &worker, 1).await.opens_in;
@@ -287,7 +288,7 @@ async fn a_worker_hears_when_the_window_opens(pool: PgPool) {
 #[sqlx::test(migrator = "common::store::MIGRATOR")]
 async fn an_idle_worker_is_woken_to_hear_of_a_window(pool: PgPool) {
     let env = TestEnv::new(pool).await;
-    let mut waker = env.queue.waker(env.queue.shard_of(env.tenant_id));
+    let mut waker = env.queue.waker(env.queue.shard_of(env.tenant_id), SlotClass::Light);
     waker.wait(MINUTE).await.unwrap();
     dispatch(&env, &[rated(&env, "k", 1, MINUTE), rated(&env, "k", 1, MINUTE)]).await;
     assert!(waker.wait(MINUTE).await.unwrap());
@@ -358,7 +359,7 @@ async fn a_paused_key_starts_nothing_until_its_time_or_until_it_is_resumed(pool:
     env.advance(MINUTE * 60 * 24);
     let handout_ = handout(&env, &worker, 10).await;
     assert_eq!((handout_.claims.len(), handout_.opens_in), (0, None));
-    let mut waker = env.queue.waker(env.queue.shard_of(env.tenant_id));
+    let mut waker = env.queue.waker(env.queue.shard_of(env.tenant_id), SlotClass::Light);
     waker.wait(MINUTE).await.unwrap();
     env.queue.tell_limit(&key, &Limit::default()).await.unwrap();
     assert!(waker.wait(Duration::from_secs(5)).await.unwrap());
@@ -374,7 +375,7 @@ async fn waiters_of_a_key_hold_up_nobody_behind_them(pool: PgPool) {
     let last = env.noop();
     dispatch(&env, std::slice::from_ref(&last)).await;
     let worker = env.worker();
-    let mut waker = env.queue.waker(env.queue.shard_of(env.tenant_id));
+    let mut waker = env.queue.waker(env.queue.shard_of(env.tenant_id), SlotClass::Light);
     waker.wait(MINUTE).await.unwrap();
     assert_eq!(handout(&env, &worker, 1).await.claims[0].job_id, jobs[0].id);
     for _ in 0..200 {
@@ -401,7 +402,7 @@ async fn a_limit_adds_milliseconds(pool: PgPool) {
         .collect();
     dispatch(&env, &jobs).await;
     let (worker, shard) = (env.worker(), env.queue.shard_of(env.tenant_id));
-    let mut waker = env.queue.waker(shard);
+    let mut waker = env.queue.waker(shard, SlotClass::Light);
     waker.wait(MINUTE).await.unwrap();
     let mut held = handout(&env, &worker, 1).await.claims;
     let begun = std::time::Instant::now();

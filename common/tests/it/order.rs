@@ -177,7 +177,7 @@ async fn a_low_level_of_one_queue_is_not_starved_by_a_flood_of_another(pool: PgP
 async fn an_idle_worker_is_woken_by_a_dispatch(pool: PgPool) {
     let env = TestEnv::new(pool).await;
     let shard = env.queue.shard_of(env.tenant_id);
-    let mut waker = env.queue.waker(shard);
+    let mut waker = env.queue.waker(shard, SlotClass::Light);
     // The first call connects and asks for a look, for what came before.
     assert!(waker.wait(Duration::from_secs(5)).await.unwrap());
     assert!(!waker.wait(Duration::from_millis(20)).await.unwrap());
@@ -189,4 +189,36 @@ async fn an_idle_worker_is_woken_by_a_dispatch(pool: PgPool) {
     // A wake that came while nobody waited is not lost either.
     env.enqueue(&env.noop()).await;
     assert!(waker.wait(Duration::from_secs(20)).await.unwrap());
+}
+
+/// Those who could take nothing of it sleep on.
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn only_slots_that_have_got_something_are_woken(pool: PgPool) {
+    let env = TestEnv::new(pool).await;
+    let shard = env.queue.shard_of(env.tenant_id);
+    let [mut light, mut sandbox] = SlotClass::ALL.map(|slot| env.queue.waker(shard, slot));
+    let (soon, now) = (Duration::from_secs(20), Duration::from_millis(20));
+    assert!(light.wait(soon).await.unwrap() && sandbox.wait(soon).await.unwrap());
+    env.enqueue(&env.noop()).await;
+    assert!(light.wait(soon).await.unwrap() && !sandbox.wait(now).await.unwrap());
+    // Of a queue that releases nothing nobody hears, until it does.
+    env.queue.set_paused(&["default".to_owned()]).await.unwrap();
+    assert!(light.wait(soon).await.unwrap() && sandbox.wait(soon).await.unwrap());
+    env.enqueue(&env.noop()).await;
+    assert!(!light.wait(now).await.unwrap() && !sandbox.wait(now).await.unwrap());
+    env.queue.set_paused(&[]).await.unwrap();
+    assert!(light.wait(soon).await.unwrap() && sandbox.wait(soon).await.unwrap());
+}
+
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn a_handout_that_leaves_a_slot_free_leaves_nothing_else(pool: PgPool) {
+    let env = TestEnv::new(pool).await;
+    for _ in 0..3 {
+        env.enqueue(&env.noop()).await;
+    }
+    let (worker, shard) = (env.worker(), env.queue.shard_of(env.tenant_id));
+    let first = env.queue.claim(shard, worker.id, &light(2)).await.unwrap();
+    assert_eq!((first.claims.len(), first.has_more), (2, true));
+    let second = env.queue.claim(shard, worker.id, &light(2)).await.unwrap();
+    assert_eq!((second.claims.len(), second.has_more), (1, false));
 }

@@ -243,11 +243,28 @@ async fn a_waiter_of_another_class_is_woken_too(pool: PgPool) {
     let worker = env.worker();
     let claimed = worker.one().await;
     assert_eq!(ids(&worker.claim_as(&sandbox()).await), []);
-    let mut waker = env.queue.waker(env.queue.shard_of(env.tenant_id));
+    let mut waker = env.queue.waker(env.queue.shard_of(env.tenant_id), SlotClass::Sandbox);
     waker.wait(std::time::Duration::from_secs(5)).await.unwrap();
     assert!(worker.succeed(&claimed).await);
     assert!(waker.wait(std::time::Duration::from_secs(10)).await.unwrap());
     assert_eq!(ids(&worker.claim_as(&sandbox()).await), [second.id]);
+}
+
+/// A claim lets go whoever may pass a gate that it has passed; workers with other slots must hear of that.
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn a_claim_wakes_those_for_whose_slots_it_lets_one_go(pool: PgPool) {
+    let env = TestEnv::new(pool).await;
+    let (first, mut waits, wider) = (keyed(&env, "key", 1), keyed(&env, "key", 1), keyed(&env, "key", 3));
+    waits.class = "sandbox".to_owned();
+    enqueue(&env, &[&first, &waits]).await;
+    let worker = env.worker();
+    worker.one().await;
+    assert_eq!(ids(&worker.claim_as(&sandbox()).await), []);
+    enqueue(&env, &[&wider]).await;
+    let mut waker = env.queue.waker(env.queue.shard_of(env.tenant_id), SlotClass::Sandbox);
+    waker.wait(std::time::Duration::from_secs(5)).await.unwrap();
+    assert_eq!(ids(&worker.claim(1).await), [wider.id]);
+    assert!(waker.wait(std::time::Duration::from_secs(10)).await.unwrap());
 }
 
 /// Who waits in a queue that releases nothing must not keep a free place from those behind it.

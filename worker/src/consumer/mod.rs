@@ -52,6 +52,8 @@ type Room = (OwnedSemaphorePermit, OwnedSemaphorePermit);
 struct Taken {
     /// The jobs that came, while Postgres has the last word on them.
     confirming: Option<Confirming>,
+    /// There may be more.
+    has_more: bool,
     /// When a limit by time may let more through.
     opens_in: Option<Duration>,
     /// A job waits for a worker that holds nothing else.
@@ -93,7 +95,7 @@ pub struct Consumer {
 impl Consumer {
     /// Claims until `stop`. `pulse` owes a claim that was answered, but while the slots are taken.
     pub async fn run(self, shard: Shard, pulse: Pulse, stop: CancellationToken) {
-        let mut waker = self.queue.waker(shard);
+        let mut waker = self.queue.waker(shard, self.slot);
         let mut confirming = VecDeque::with_capacity(CONFIRMING_MAX);
         loop {
             pulse.owe();
@@ -122,25 +124,19 @@ impl Consumer {
                     self.alone(shard, &pulse, &stop).await;
                     Ok(())
                 }
-                Ok(Taken {
-                    confirming: None,
-                    opens_in,
-                    ..
-                }) => {
-                    pulse.progress();
-                    let limit = opens_in.map_or(IDLE, |opens_in| opens_in.min(IDLE));
-                    let woken = tokio::select! {
-                        () = stop.cancelled() => return,
-                        woken = waker.wait(limit) => woken,
-                    };
-                    woken.map(drop).map_err(Into::into)
-                }
-                Ok(Taken {
-                    confirming: Some(handout),
-                    ..
-                }) => {
-                    confirming.push_back(handout);
-                    settled(&mut confirming).await.inspect(|()| pulse.progress())
+                Ok(taken) => {
+                    confirming.extend(taken.confirming);
+                    let settled = settled(&mut confirming).await.inspect(|()| pulse.progress());
+                    if settled.is_err() || taken.has_more {
+                        settled
+                    } else {
+                        let limit = taken.opens_in.map_or(IDLE, |opens_in| opens_in.min(IDLE));
+                        let woken = tokio::select! {
+                            () = stop.cancelled() => return,
+                            woken = waker.wait(limit) => woken,
+                        };
+                        woken.map(drop).map_err(Into::into)
+                    }
                 }
                 Err(error) => Err(error),
             };
@@ -271,6 +267,7 @@ impl Consumer {
         });
         Ok(Taken {
             confirming,
+            has_more: handout.has_more,
             opens_in: handout.opens_in,
             is_called_alone: handout.is_called_alone,
         })

@@ -166,7 +166,8 @@ async fn keys(rig: &Rig, live: &[(i32, String)]) -> Vec<String> {
                 .is_some_and(|ttl| ttl.parse::<i64>().is_ok_and(|ttl| ttl >= 0))
         };
         let is_right = match name.split_once(':') {
-            None => matches!(name, "gen" | "wake" | "asked" | "views" | "weights" | "paused"),
+            None => matches!(name, "gen" | "asked" | "views" | "weights" | "paused"),
+            Some(("wake", _)) => true,
             Some(("log", _)) => expires(),
             Some(("cancel", worker)) => live.iter().all(|(_, id)| id != worker) && expires(),
             Some(_) => false,

@@ -47,7 +47,9 @@ while free > 0 and looks > 0 do
     free = free - 1
   end
 end
-if free > 0 and (looks <= 0 or view.has_news) then wake() end
+if free > 0 and (looks <= 0 or view.has_news) then wake(want.slot) end
+-- What it let go and has room for it has looked at itself.
+wake_for_fresh(free > 0 and want.slot)
 
 if #leases > 0 then
   redis.call('HSET', IDX, unpack(entries))

@@ -6,7 +6,7 @@
 -- Invariant: a job is in one place only, never with an attempt below the one that is known, and is not released while
 -- the lease of an attempt before has not passed: its sandbox may still run. A full backlog keeps those that come first.
 -- Parked jobs are none of it: they keep nothing from those that may run.
-local cap, now, lanes_max, out, added = tonumber(ARGV[1]), clock(ARGV[2]), tonumber(ARGV[4]), {}, false
+local cap, now, lanes_max, out = tonumber(ARGV[1]), clock(ARGV[2]), tonumber(ARGV[4]), {}
 
 -- Whether a job's lane is one of its tenant's, or may become one: then jobs that came before it may have been left in Postgres.
 local lanes = {}
@@ -73,9 +73,8 @@ for i = 5, #ARGV, 7 do
     if known and leased(known) then give_back(job, known, KEYS_ONLY) end
     enqueue(job, r)
     out[#out + 1] = 1
-    added = true
   end
 end
 for key in pairs(full) do redis.call('SADD', R .. 'spilled', key) end
-if added then wake() end
+wake_for_fresh()
 return out

@@ -2,7 +2,7 @@
 -- back behind one of them goes to its backlog.
 -- KEYS[1] root. ARGV: clock offset ms, most to return.
 -- Returns a flat list of job, attempt, worker, 1 if the worker has not registered since Redis was wiped.
-local out, freed = {}, false
+local out = {}
 for _, job in ipairs(redis.call('ZRANGEBYSCORE', LEASES, '-inf', clock(ARGV[1]), 'LIMIT', 0, ARGV[2])) do
   local r = get(job)
   if r and leased(r) then
@@ -15,9 +15,8 @@ for _, job in ipairs(redis.call('ZRANGEBYSCORE', LEASES, '-inf', clock(ARGV[1]),
     if r and r.where == 'f' then
       give_back(job, r, KEYS_ONLY)
       enqueue(job, r)
-      freed = true
     end
   end
 end
-if freed then wake() end
+wake_for_fresh()
 return out

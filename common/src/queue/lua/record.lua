@@ -31,7 +31,14 @@ local function put(job, r) redis.call('HSET', IDX, job, text(r)) end
 local function leased(r) return r.where == 'l' or r.where == 'o' end
 local function backlog(r) return R .. 'b:' .. r.lane .. ':' .. r.tenant end
 local function parked(r) return R .. 'p:' .. r.lane .. ':' .. r.tenant end
-local function wake() redis.call('XADD', R .. 'wake', 'MAXLEN', 1, '*', 'w', '1') end
+
+-- Wakes idle workers: those with slots of a kind, or all.
+local function wake(slot)
+  for _, one in ipairs(slot and { slot } or { 'light', 'sandbox' }) do
+    redis.call('XADD', R .. 'wake:' .. one, 'MAXLEN', 1, '*', 'w', '1')
+  end
+end
+
 local function exactly(number) return string.format('%.17g', number) end
 
 -- Who has something to release. `open` holds every "lane tenant" with a backlog by when that last began, as a growing number;
@@ -52,9 +59,35 @@ local function close(lane, tenant)
   redis.call('SREM', R .. 'lanes:' .. tenant, lane)
 end
 
+local paused = nil
+
+local function is_paused(queue)
+  if not paused then
+    paused = {}
+    for _, name in ipairs(redis.call('SMEMBERS', R .. 'paused')) do paused[name] = true end
+  end
+  return paused[queue] or false
+end
+
+-- Slots for which a backlog has got something, by lane. Nobody needs to hear of a paused queue's: who resumes it wakes all.
+local fresh = {}
+
 local function enqueue(job, r)
   r.where, r.extra = 'b', ''
   put(job, r)
   redis.call('ZADD', backlog(r), r.score, job)
   if redis.call('ZCARD', backlog(r)) == 1 then announce(r.lane, r.tenant) end
+  if fresh[r.lane] == nil then
+    local queue, slot = string.match(r.lane, '^([^/]*)/(%a+)')
+    fresh[r.lane] = not is_paused(queue) and slot
+  end
+end
+
+-- Wakes the workers whose slots have got something, but for those of one kind.
+local function wake_for_fresh(but)
+  local woken = { [but or ''] = true }
+  for _, slot in pairs(fresh) do
+    if slot and not woken[slot] then wake(slot) end
+    woken[slot] = true
+  end
 end

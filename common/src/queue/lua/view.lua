@@ -7,19 +7,11 @@
 -- `ring:<id>:<group>`: tenants by their virtual time, or earlier where another ring has moved it; at the end those that wait
 -- at their own gate. `of:<id>:<group>:<tenant>`: its lanes, by a time of their own. `tv:<id>`: tenants ahead of the present.
 local NEWS, FORGOTTEN = 1000, 3600000
-local weights, paused = {}, nil
+local weights = {}
 
 local function weight(of)
   weights[of] = weights[of] or tonumber(redis.call('HGET', R .. 'weights', of) or 1)
   return weights[of]
-end
-
-local function is_paused(queue)
-  if not paused then
-    paused = {}
-    for _, name in ipairs(redis.call('SMEMBERS', R .. 'paused')) do paused[name] = true end
-  end
-  return paused[queue] or false
 end
 
 local function group_name(lane)

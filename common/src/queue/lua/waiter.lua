@@ -4,7 +4,7 @@
 local function is_held(r)
   local queue = string.match(r.lane, '^[^/]*')
   local gate = limit('q:' .. queue)
-  return redis.call('SISMEMBER', R .. 'paused', queue) == 1
+  return is_paused(queue)
     or (gate ~= nil and gate.max > 0 and redis.call('SCARD', R .. 'h:q:' .. queue) >= gate.max)
 end
 

@@ -109,7 +109,7 @@ async fn claim(queue: &Queue, lasts: Duration) -> anyhow::Result<HashMap<JobId, 
         mode: common::queue::Mode::Busy,
     };
     let shard = queue.shards().next().ok_or_else(|| anyhow::anyhow!("no shard"))?;
-    let mut waker = queue.waker(shard);
+    let mut waker = queue.waker(shard, SlotClass::Light);
     let mut claimed = HashMap::new();
     while began.elapsed() < lasts {
         let handout = queue.claim(shard, worker, &want).await?;
