@@ -164,7 +164,14 @@ impl<'p> Turn<'p> {
                     };
                     return Ok((done, Some(self.process)));
                 }
-                Ok(_) => self.process.wake().await?,
+                Ok(rested) => {
+                    let strays = rested.others;
+                    tracing::info!(
+                        strays,
+                        "a process of Claude Code that left others behind ends with its turn"
+                    );
+                    self.process.wake().await?;
+                }
                 Err(error) => {
                     let error = &error as &dyn std::error::Error;
                     tracing::info!(error, "a process of Claude Code does not stay for the next turn");
