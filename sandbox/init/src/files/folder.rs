@@ -5,13 +5,14 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 
+use nix::NixPath;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open, openat};
 use nix::sys::stat::{Mode, mkdirat};
 
 use super::report::Error;
 
-/// How a folder is opened: as itself.
+/// How a folder is opened that is no job's to replace; any other with [`open_folder`].
 pub(super) const FOLDER: OFlag = OFlag::O_RDONLY
     .union(OFlag::O_DIRECTORY)
     .union(OFlag::O_NOFOLLOW)
@@ -45,18 +46,25 @@ pub(super) fn below_current(path: &str, make: bool) -> Result<OwnedFd, Error> {
 pub(super) fn descend(folder: OwnedFd, names: &[&OsStr], make: bool) -> io::Result<OwnedFd> {
     let mut folder = folder;
     for name in names {
-        folder = match openat(&folder, *name, FOLDER, Mode::empty()) {
+        folder = match open_folder(&folder, *name) {
             Err(Errno::ENOENT) if make => {
                 match mkdirat(&folder, *name, Mode::from_bits_truncate(0o755)) {
                     Ok(()) | Err(Errno::EEXIST) => {}
                     Err(errno) => return Err(errno.into()),
                 }
-                openat(&folder, *name, FOLDER, Mode::empty())?
+                open_folder(&folder, *name)?
             }
             opened => opened?,
         };
     }
     Ok(folder)
+}
+
+/// Opens a folder of a folder as itself: a link is `ENOTDIR`.
+pub(super) fn open_folder<P: NixPath + ?Sized>(parent: impl AsFd, name: &P) -> nix::Result<OwnedFd> {
+    // In two steps: gVisor follows a link of that name, unless it is only named (O_PATH) and not opened.
+    let named = openat(parent, name, FOLDER.union(OFlag::O_PATH), Mode::empty())?;
+    openat(&named, ".", FOLDER, Mode::empty())
 }
 
 /// Another descriptor for the same folder.
@@ -67,6 +75,16 @@ pub(super) fn again(folder: impl AsFd) -> io::Result<OwnedFd> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_link_to_a_folder_is_none() {
+        let place = tempfile::tempdir().unwrap();
+        std::fs::create_dir(place.path().join("folder")).unwrap();
+        std::os::unix::fs::symlink("folder", place.path().join("link")).unwrap();
+        let parent = open(place.path(), FOLDER, Mode::empty()).unwrap();
+        assert!(open_folder(&parent, "folder").is_ok());
+        assert_eq!(open_folder(&parent, "link").unwrap_err(), Errno::ENOTDIR);
+    }
 
     #[test]
     fn only_paths_below_have_names() {

@@ -17,7 +17,7 @@ use nix::fcntl::{AtFlags, OFlag, openat, readlinkat};
 use nix::sys::stat::{FchmodatFlags, Mode, SFlag, fchmod, fchmodat, fstatat};
 use tar::{EntryType, Header};
 
-use super::folder::{DEPTH_MAX, FOLDER, below_current};
+use super::folder::{DEPTH_MAX, below_current, open_folder};
 use super::report::Error;
 use crate::whatever;
 
@@ -87,7 +87,7 @@ impl<W: Write> Packer<'_, W> {
                     }
                     // One that vanished is left out.
                     let own = Closed::open(folder, &name, found.st_mode, OWN_FOLDER);
-                    if let Ok(below) = openat(folder, name.as_os_str(), FOLDER, Mode::empty()) {
+                    if let Ok(below) = open_folder(folder, name.as_os_str()) {
                         let packed = self.folder(&below, &path, depth + 1);
                         own.close(&below);
                         packed?;

@@ -16,7 +16,7 @@ use nix::fcntl::{AtFlags, open, openat};
 use nix::sys::stat::{FchmodatFlags, Mode, SFlag, fchmod, fchmodat, fstat, fstatat};
 use nix::unistd::{UnlinkatFlags, geteuid, unlinkat};
 
-use super::folder::{DEPTH_MAX, FOLDER};
+use super::folder::{DEPTH_MAX, FOLDER, open_folder};
 use super::report::Error;
 use crate::sys;
 
@@ -103,7 +103,7 @@ fn clear(folder: &OwnedFd, depth: usize) -> nix::Result<()> {
         }
         // One that the job closed to itself.
         fchmodat(folder, name, Mode::S_IRWXU, FchmodatFlags::FollowSymlink)?;
-        clear(&openat(folder, name, FOLDER, Mode::empty())?, depth + 1)?;
+        clear(&open_folder(folder, name)?, depth + 1)?;
         unlinkat(folder, name, UnlinkatFlags::RemoveDir)?;
     }
     Ok(())
