@@ -12,15 +12,12 @@ use nix::sys::prctl;
 use nix::sys::socket::{MsgFlags, recv, send};
 
 use crate::child::become_identity;
-use crate::files::{self, Known};
+use crate::files::{self, Known, QUEUES};
 use crate::supervisor::{PACKET_MAX, failed_to_fork};
 use crate::surroundings::Surroundings;
 use crate::sys;
 use crate::tcp::Counted;
 use crate::wires::packets;
-
-/// Where the kernel shows message queues as files, where it does.
-const QUEUES: &str = "/dev/mqueue";
 
 const SOCKET: i32 = 3;
 

@@ -69,6 +69,31 @@ pub(crate) fn has_attributes(fd: BorrowedFd<'_>) -> bool {
     }
 }
 
+/// What a kernel may keep for processes that have gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ipc {
+    SharedMemory,
+    Semaphores,
+    Messages,
+    /// By name, of POSIX.
+    Queues,
+}
+
+/// Whether the kernel has calls for it; they are asked for something that is not there.
+pub(crate) fn has_ipc(kind: Ipc) -> bool {
+    const KEY: libc::key_t = 0x686f_7468;
+    // SAFETY: no call makes or changes anything, and the one pointer is to a string that lives as long as the program.
+    let answer = unsafe {
+        match kind {
+            Ipc::SharedMemory => libc::syscall(libc::SYS_shmget, KEY, 0_usize, 0),
+            Ipc::Semaphores => libc::syscall(libc::SYS_semget, KEY, 0, 0),
+            Ipc::Messages => libc::syscall(libc::SYS_msgget, KEY, 0),
+            Ipc::Queues => libc::syscall(libc::SYS_mq_open, c"hothouse-is-not-there".as_ptr(), libc::O_RDONLY),
+        }
+    };
+    Errno::result(answer) != Err(Errno::ENOSYS)
+}
+
 /// Takes a descriptor out of harm's way, above those that [`put_at`] overwrites.
 pub(crate) fn move_high(fd: &OwnedFd) -> nix::Result<OwnedFd> {
     // SAFETY: the argument is an open descriptor, and the result is a new one that nobody else owns.

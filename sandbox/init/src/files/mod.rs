@@ -19,7 +19,7 @@ use nix::sys::prctl;
 use serde::de::DeserializeOwned;
 
 use self::report::Error;
-pub(crate) use self::reset::{Known, reset};
+pub(crate) use self::reset::{Known, QUEUES, reset};
 pub(crate) use self::text::write_texts;
 use crate::whatever;
 

@@ -18,7 +18,10 @@ use nix::unistd::{UnlinkatFlags, geteuid, unlinkat};
 
 use super::folder::{DEPTH_MAX, FOLDER, open_folder};
 use super::report::Error;
-use crate::sys;
+use crate::sys::{self, Ipc};
+
+/// Where the kernel shows message queues as files, where it does.
+pub(crate) const QUEUES: &str = "/dev/mqueue";
 
 /// What is known of sockets before anybody looks: see [`crate::tcp`].
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -49,13 +52,7 @@ pub(crate) fn reset<'a>(folders: impl IntoIterator<Item = &'a str>, known: Known
         }
     }
     processes()?;
-    for table in ["shm", "sem", "msg"] {
-        let path = format!("/proc/sysvipc/{table}");
-        // Without that part of the kernel there is no such file, and nothing of the kind.
-        if fs::read_to_string(&path).unwrap_or_default().lines().count() > 1 {
-            return Err(left("shared memory, semaphores or queues", &path));
-        }
-    }
+    ipc(&mounts)?;
     sockets(known)
 }
 
@@ -139,6 +136,38 @@ fn processes() -> Result<(), Error> {
     Ok(())
 }
 
+/// No shared memory, semaphore or queue is left, and a kernel that has them shows them: gVisor has them all and lists none.
+fn ipc(mounts: &str) -> Result<(), Error> {
+    const UNLISTED: &str = "something that this kernel does not list may be";
+    for (table, has) in [
+        ("shm", Ipc::SharedMemory),
+        ("sem", Ipc::Semaphores),
+        ("msg", Ipc::Messages),
+    ] {
+        let path = format!("/proc/sysvipc/{table}");
+        match fs::read_to_string(&path) {
+            Ok(text) if text.lines().count() > 1 => {
+                return Err(left("shared memory, semaphores or queues", &path));
+            }
+            Err(_) if sys::has_ipc(has) => return Err(left(UNLISTED, &path)),
+            // Without that part of the kernel there is no such file, and nothing of the kind.
+            Ok(_) | Err(_) => {}
+        }
+    }
+    if !shows_queues(mounts) && sys::has_ipc(Ipc::Queues) {
+        return Err(left(UNLISTED, QUEUES));
+    }
+    Ok(())
+}
+
+/// Whether named queues are files, by a table of mounts.
+fn shows_queues(mounts: &str) -> bool {
+    mounts.lines().any(|line| {
+        let mut fields = line.split(' ').skip(1);
+        (fields.next(), fields.next()) == (Some(QUEUES), Some("mqueue"))
+    })
+}
+
 /// No connection is left, not even one that the kernel keeps for a while, and no socket but init's own.
 fn sockets(known: Known) -> Result<(), Error> {
     const LISTENING: &str = "0A";
@@ -176,5 +205,15 @@ mod tests {
         assert_eq!(mounted_mode(mounts, "/workspace"), 0o770);
         assert_eq!(mounted_mode(mounts, "/tmp"), 0o1777);
         assert_eq!(mounted_mode(mounts, "/other"), 0o1777);
+    }
+
+    #[test]
+    fn queues_are_shown_where_they_are_mounted() {
+        assert!(shows_queues(
+            "proc /proc proc rw 0 0\nmqueue /dev/mqueue mqueue rw,nosuid 0 0\n"
+        ));
+        assert!(!shows_queues(
+            "tmpfs /dev/mqueue tmpfs rw 0 0\nnone /dev tmpfs rw,mode=0755 0 0\n"
+        ));
     }
 }
