@@ -9,7 +9,8 @@
 //! # Not here
 //! What the container may do is [`container`]; who decides how many there are is [`crate::pool`].
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use bollard::query_parameters::{
@@ -69,6 +70,7 @@ pub struct DockerDriver {
     clock: Clock,
     // Made at the first use, so that a worker starts while its engine is away.
     client: OnceCell<Docker>,
+    warned: Mutex<BTreeSet<String>>,
 }
 
 impl DockerDriver {
@@ -80,6 +82,7 @@ impl DockerDriver {
             boot: boot.trim().to_owned(),
             clock: Clock::system(),
             client: OnceCell::new(),
+            warned: Mutex::default(),
         }
     }
 
@@ -92,10 +95,13 @@ impl DockerDriver {
         let name = container::name(spec.id);
         let body = container::body(spec, &self.settings, &self.boot, self.clock.now());
         let options = CreateContainerOptionsBuilder::new().name(&name).build();
-        docker
+        let created = docker
             .create_container(Some(options), body)
             .await
             .map_err(|e| error::create(spec, e))?;
+        for warning in self.new_warnings(created.warnings) {
+            tracing::warn!(%warning, "the Docker engine does not do all that is asked of it for sandboxes");
+        }
         let pipe = attach_and_start(docker, &name, spec.id).await;
         if pipe.is_err() {
             // A container that never ran is not removed by the engine itself.
@@ -104,6 +110,16 @@ impl DockerDriver {
             }
         }
         pipe.map_err(|e| error::start(spec.id, e))
+    }
+
+    /// What the engine warns of and was not heard to before. A limit that it cannot set, such as that of swap, it leaves
+    /// out with no more than this.
+    fn new_warnings(&self, warnings: Vec<String>) -> Vec<String> {
+        let mut warned = self.warned.lock().unwrap_or_else(PoisonError::into_inner);
+        warnings
+            .into_iter()
+            .filter(|warning| warned.insert(warning.clone()))
+            .collect()
     }
 
     async fn list_containers(&self) -> Result<Vec<Found>, Error> {
@@ -224,4 +240,18 @@ fn found(labels: &HashMap<String, String>) -> Option<Found> {
             .ok()?
             .with_timezone(&Utc),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_engine_s_warnings_are_told_once_each() {
+        let driver = DockerDriver::new(Settings::default());
+        let warnings = || vec!["limited without swap".to_owned(), "pids limit discarded".to_owned()];
+        assert_eq!(driver.new_warnings(vec![warnings().remove(0)]).len(), 1);
+        assert_eq!(driver.new_warnings(warnings()), ["pids limit discarded"]);
+        assert!(driver.new_warnings(warnings()).is_empty());
+    }
 }
