@@ -1,7 +1,7 @@
 //! Tenants with more lanes than Redis may have of one.
 
 use super::dispatch::lane;
-use super::spilled::AT_ONCE;
+use super::sets::AT_ONCE;
 use super::{Error, Queue};
 use crate::ids::TenantId;
 

@@ -1,7 +1,7 @@
 //! Lines at gates of which a part was left in Postgres.
 
 use super::dispatch::lane;
-use super::spilled::AT_ONCE;
+use super::sets::AT_ONCE;
 use super::{Error, Queue};
 use crate::ids::TenantId;
 

@@ -55,6 +55,7 @@ mod link;
 mod log;
 mod operate;
 mod script;
+mod sets;
 mod spilled;
 mod statistics;
 mod sticky;

@@ -3,11 +3,9 @@
 use chrono::{DateTime, Utc};
 
 use super::dispatch::lane;
-use super::{Error, Queue, Shard};
+use super::sets::AT_ONCE;
+use super::{Error, Queue};
 use crate::ids::TenantId;
-
-/// Members of a set that are asked about in one round trip.
-pub(super) const AT_ONCE: usize = 500;
 
 /// A backlog of a tenant's lane that once was full: some of its jobs may be in Postgres alone.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -92,14 +90,6 @@ impl Queue {
             .query_async(&mut self.connection().await?)
             .await?;
         Ok(())
-    }
-
-    /// The members of a set of a shard.
-    pub(super) async fn members(&self, shard: Shard, set: &str) -> Result<Vec<String>, Error> {
-        Ok(redis::cmd("SMEMBERS")
-            .arg(self.key(shard, set))
-            .query_async(&mut self.link().await?)
-            .await?)
     }
 }
 

@@ -8,7 +8,8 @@ use redis::streams::StreamReadReply;
 use super::{Error, Queue, Shard};
 use crate::job::spec::SlotClass;
 
-/// Waits for the wake key of one slot class in a shard. It carries no job, so losing a wake costs at most the caller's own time limit.
+/// Waits for the wake key of one slot class in a shard. It carries no job, so losing a wake costs at most the caller's own
+/// time limit.
 #[derive(Debug)]
 pub struct Waker {
     queue: Queue,
@@ -42,7 +43,8 @@ impl Queue {
 }
 
 impl Waker {
-    /// Waits until something was dispatched for these slots since the last call, or `limit` has passed. Answers whether it was woken.
+    /// Waits until something was dispatched for these slots since the last call, or `limit` has passed. Answers whether it
+    /// was woken.
     ///
     /// # Errors
     /// When Redis is away; the next call connects anew.

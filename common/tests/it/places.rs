@@ -267,6 +267,32 @@ async fn a_claim_wakes_those_for_whose_slots_it_lets_one_go(pool: PgPool) {
     assert!(waker.wait(std::time::Duration::from_secs(10)).await.unwrap());
 }
 
+/// Whoever is kept by a tenant's limit stands in no line, so workers of every class hear of its place, whatever gave it back.
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn a_dispatch_that_gives_back_a_tenants_place_wakes_every_class(pool: PgPool) {
+    let env = TestEnv::new(pool).await;
+    let shard = env.queue.shard_of(env.tenant_id);
+    let one = GateLimit {
+        running_max: 1,
+        ..GateLimit::default()
+    };
+    let limits = [(Gate::tenant(env.tenant_id), Some(one))];
+    env.queue.set_limits(shard, &limits).await.unwrap();
+    let (first, mut waits) = (env.noop(), env.noop());
+    waits.class = "sandbox".to_owned();
+    enqueue(&env, &[&first, &waits]).await;
+    let worker = env.worker();
+    let claimed = worker.one().await;
+    assert_eq!(ids(&worker.claim_as(&sandbox()).await), []);
+    let mut waker = env.queue.waker(shard, SlotClass::Sandbox);
+    waker.wait(std::time::Duration::from_secs(5)).await.unwrap();
+    // Its lease has passed, and it is queued for its next attempt.
+    env.advance(std::time::Duration::from_mins(1));
+    env.queue.dispatch(&[Dispatch::from_job(&claimed.job)]).await.unwrap();
+    assert!(waker.wait(std::time::Duration::from_secs(10)).await.unwrap());
+    assert_eq!(ids(&worker.claim_as(&sandbox()).await), [waits.id]);
+}
+
 /// Who waits in a queue that releases nothing must not keep a free place from those behind it.
 #[sqlx::test(migrator = "common::store::MIGRATOR")]
 async fn a_free_place_goes_past_those_who_wait_in_a_paused_queue(pool: PgPool) {

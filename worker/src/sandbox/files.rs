@@ -137,12 +137,12 @@ impl Sandbox {
                 stdin.write(piece.freeze()).await?;
             }
         };
-        // A refusal comes before the archive has been sent, and nobody need send the rest.
         let collected = async {
             running.begin().await?;
             collect(running, 0).await
         };
         let (feed, collected) = (pin!(feed), pin!(collected));
+        // A refusal comes before the archive has been sent, and nobody need send the rest.
         let (report, _, exit) = match select(feed, collected).await {
             Either::Left((fed, collected)) => {
                 fed?;

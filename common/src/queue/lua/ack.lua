@@ -5,7 +5,7 @@
 -- Returns how many leases it ended.
 -- Invariant: an attempt that is not the known one changes nothing.
 local KEPT = { ['1'] = KEYS_ONLY, ['2'] = CONVERSATION_ONLY }
-local ended, woken, hints, over, told = 0, false, {}, {}, {}
+local ended, hints, over, told = 0, {}, {}, {}
 
 -- Whether a worker was told to stop a job; it is forgotten then. Most workers were told nothing.
 local function was_told(worker, job)
@@ -20,12 +20,12 @@ for i = 2, #ARGV, 4 do
     local is_over = was_told(r.extra, job) or not kept
     if not is_over then
       redis.call('ZREM', LEASES, job)
-      woken = give_back(job, r, kept) or woken
+      give_back(job, r, kept)
       r.where, r.extra = 'd', ''
       put(job, r)
     else
       over[#over + 1] = job
-      woken = give_back(job, r, NOTHING) or woken
+      give_back(job, r, NOTHING)
     end
     ended = ended + 1
   elseif r and r.where == 'f' and r.attempt == tonumber(ARGV[i + 1]) + 1 then
@@ -33,7 +33,6 @@ for i = 2, #ARGV, 4 do
     redis.call('ZREM', LEASES, job)
     give_back(job, r, kept or KEYS_ONLY)
     enqueue(job, r)
-    woken = true
   end
   redis.call('EXPIRE', R .. 'log:' .. job, ARGV[1])
   hints[#hints + 1] = job .. ':' .. ARGV[i + 2]
@@ -43,5 +42,5 @@ if #over > 0 then
   redis.call('HDEL', IDX, unpack(over))
 end
 if #hints > 0 then redis.call('PUBLISH', R .. 'hints', table.concat(hints, ' ')) end
-if woken then wake() end
+wake_for_fresh()
 return ended

@@ -6,24 +6,22 @@ local NOTHING, KEYS_ONLY, CONVERSATION_ONLY = '^$', '^[cv]:', '^v:'
 
 -- Gives back a job's places, but for those in `kept` (a pattern of gates), and lets the next in line try; also where it
 -- had none yet, for it may have been let go to take one. One that goes on is written down for the sweep: no lease of it
--- would pass. Returns whether anybody was let go.
+-- would pass. Nobody stands in line for a place of a queue, or is known to want one of a tenant: all hear of those.
 local function give_back(job, r, kept)
-  local woken = false
   if kept ~= NOTHING then redis.call('SADD', R .. 'unleased', job) end
-  if r.holds == '' and not has_limits() then return woken end
+  if r.holds == '' and not has_limits() then return end
   for _, gate in ipairs(gates_of(r)) do
     local had = gate.max > 0 and not string.find(gate.name, kept) and redis.call('SREM', R .. 'h:' .. gate.name, job) == 1
     if (had or r.where == 'b') and (gate.max == 0 or redis.call('SCARD', R .. 'h:' .. gate.name) < gate.max) then
-      woken = let_go(gate.name) or woken
+      let_go(gate.name)
     end
   end
   for _, name in ipairs({ 't:' .. r.tenant, 'q:' .. string.match(r.lane, '^[^/]*') }) do
     if limit(name) and redis.call('SREM', R .. 'h:' .. name, job) == 1 then
       let_go(name)
-      woken = true
+      is_all_fresh = true
     end
   end
-  return woken
 end
 
 -- Takes a job out of wherever it is, but for its places and its index entry.

@@ -1,7 +1,7 @@
 -- Cancel: forgets jobs that nobody holds, or tells their holders.
 -- KEYS[1] root. ARGV: for each job: id, seq of the change, 1 to forget it even where it is leased (it has ended in
 -- Postgres). Returns how many of them were known.
-local known, woken, hints = 0, false, {}
+local known, hints = 0, {}
 for i = 1, #ARGV, 3 do
   local job, r = ARGV[i], get(ARGV[i])
   hints[#hints + 1] = job .. ':' .. ARGV[i + 1]
@@ -14,9 +14,9 @@ for i = 1, #ARGV, 3 do
   elseif r then
     take_out(job, r)
     redis.call('HDEL', IDX, job)
-    woken = give_back(job, r, NOTHING) or woken
+    give_back(job, r, NOTHING)
   end
 end
 if #hints > 0 then redis.call('PUBLISH', R .. 'hints', table.concat(hints, ' ')) end
-if woken then wake() end
+wake_for_fresh()
 return known

@@ -69,8 +69,9 @@ local function is_paused(queue)
   return paused[queue] or false
 end
 
--- Slots for which a backlog has got something, by lane. Nobody needs to hear of a paused queue's: who resumes it wakes all.
-local fresh = {}
+-- Slots that have got something to release: of a lane by its name, or all. Nobody needs to hear of a paused queue's lane:
+-- who resumes the queue wakes all.
+local fresh, is_all_fresh = {}, false
 
 local function enqueue(job, r)
   r.where, r.extra = 'b', ''
@@ -85,6 +86,7 @@ end
 
 -- Wakes the workers whose slots have got something, but for those of one kind.
 local function wake_for_fresh(but)
+  if is_all_fresh then return wake() end
   local woken = { [but or ''] = true }
   for _, slot in pairs(fresh) do
     if slot and not woken[slot] then wake(slot) end

@@ -44,7 +44,7 @@ local function let_one_go(name, many, is_asked)
 end
 
 -- Lets the first that waits at a gate try again; where no worker asks for jobs like it, the first of those behind it for
--- which one does. When nobody takes it, the gate is looked at again. Returns whether there was one.
+-- which one does. When nobody takes it, the gate is looked at again.
 local function let_go(name)
   local tenant = string.match(name, '^t:(.*)$')
   if tenant then
@@ -56,15 +56,13 @@ local function let_go(name)
       local present = string.match(known or '', '^%d+|%d+|%d+|([^|]*)')
       redis.call('ZADD', R .. 'ring:' .. ring, 'XX', exactly(entry(view, tonumber(present or ''), tenant, 0)), tenant)
     end
-    return #rings > 0
+    return
   end
   if let_one_go(name, 1, true) or let_one_go(name, 200, true) or let_one_go(name, 200, false) then
-    watch(name)
-    return true
+    return watch(name)
   end
-  if redis.call('EXISTS', R .. 'w:' .. name) == 0 then return false end
-  alarm(name, 1) -- More of them than one script may move: the next claim goes on.
-  return true
+  -- More of them than one script may move: the next claim goes on.
+  if redis.call('EXISTS', R .. 'w:' .. name) == 1 then alarm(name, 1) end
 end
 
 -- Lets the next that waits at a gate try again if it is open. The time for that has come.
