@@ -10,7 +10,8 @@ Generated from the documented defaults by `scripts/config-docs.sh`; do not edit.
 
 Each process reads its defaults, then the TOML file that `--config` or `HOTHOUSE_CONFIG` names, then environment variables:
 `HOTHOUSE_SECTION__KEY` sets `key` of `[section]`, and `HOTHOUSE_SECTION__PART__KEY` that of `[section.part]`. Durations are
-texts such as `90s` or `5m`. An unknown key is an error; a section that a process does not have is left to those that do.
+texts such as `90s` or `5m`; a variable gives the items of a list with commas between them. An unknown key is an error; a
+section that a process does not have is left to those that do.
 `hothouse config check` prints the merged result without its secrets.
 HEAD
     for part in "Shared by all:common/src/config/shared.default.toml" "API:api/src/config.default.toml" \

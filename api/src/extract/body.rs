@@ -130,6 +130,15 @@ impl<T: DeserializeOwned + Default> FromRequest<App> for OptionalJson<T> {
 /// # Errors
 /// 400 when it is not JSON, 422 with a pointer when it is another shape than `T`.
 pub fn from_json<T: DeserializeOwned>(text: &str, base: &str) -> Result<T, Problem> {
+    from_json_beside(text, base, &[])
+}
+
+/// As [`from_json`], for an object whose other fields, `beside`, somebody else reads: an unknown field's error names them
+/// too.
+///
+/// # Errors
+/// As [`from_json`].
+pub fn from_json_beside<T: DeserializeOwned>(text: &str, base: &str, beside: &[&str]) -> Result<T, Problem> {
     if !text.trim_ascii_start().starts_with('{') {
         return Err(match serde_json::from_str::<serde::de::IgnoredAny>(text) {
             Ok(_) => Problem::invalid(vec![FieldError::body(base, "is not an object")]),
@@ -151,7 +160,16 @@ pub fn from_json<T: DeserializeOwned>(text: &str, base: &str) -> Result<T, Probl
         Err(error) => format!("{base}{}", pointer(error.path())),
         Ok(_) => base.to_owned(),
     };
-    Err(Problem::invalid(vec![FieldError::body(pointer, error.to_string())]))
+    let is_own = pointer
+        .strip_prefix(base)
+        .is_some_and(|below| below.matches('/').count() == 1);
+    let mut message = error.to_string();
+    if is_own {
+        // Serde's words for a field that is none of three or more.
+        let others: String = beside.iter().flat_map(|name| ["`", name, "`, "]).collect();
+        message = message.replacen("expected one of ", &format!("expected one of {others}"), 1);
+    }
+    Err(Problem::invalid(vec![FieldError::body(pointer, message)]))
 }
 
 fn pointer(path: &serde_path_to_error::Path) -> String {
@@ -177,6 +195,7 @@ mod tests {
     struct Shape {
         items: Vec<u8>,
         choice: Option<Choice>,
+        note: Option<String>,
     }
 
     #[derive(Debug, serde::Deserialize)]
@@ -199,6 +218,21 @@ mod tests {
             .first()
             .and_then(|error| error.pointer.clone());
         assert_eq!(first.as_deref(), pointer);
+    }
+
+    #[test]
+    fn an_unknown_field_is_told_with_those_that_somebody_else_reads() {
+        let told = |text: &str| {
+            let problem = from_json_beside::<Shape>(text, "/base", &["text", "parts"]).unwrap_err();
+            problem.document().errors[0].detail.clone()
+        };
+        let message = told(r#"{"txet":"hello"}"#);
+        assert!(
+            message.starts_with("unknown field `txet`, expected one of `text`, `parts`, `items`"),
+            "{message}"
+        );
+        let below = told(r#"{"items":[],"choice":"Two"}"#);
+        assert!(!below.contains("`parts`"), "{below}");
     }
 
     #[test]

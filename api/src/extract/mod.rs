@@ -4,6 +4,6 @@ mod body;
 mod params;
 mod path;
 
-pub use body::{OptionalJson, RawBody, ValidJson, from_json};
+pub use body::{OptionalJson, RawBody, ValidJson, from_json, from_json_beside};
 pub use params::{Cursor, Params};
 pub use path::{PathId, PathSteps};

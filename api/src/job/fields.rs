@@ -15,7 +15,7 @@ use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
 use crate::config::Submit;
-use crate::extract::from_json;
+use crate::extract::{from_json, from_json_beside};
 use crate::problem::{FieldError, Problem};
 use crate::routes::limits::RateView;
 
@@ -313,7 +313,10 @@ pub(crate) fn split_at<T: DeserializeOwned>(text: &str, base: &str, own: &[&str]
     let all: BTreeMap<String, Box<RawValue>> = from_json(text, base)?;
     let (mine, rest): (BTreeMap<_, _>, BTreeMap<_, _>) = all.iter().partition(|(name, _)| own.contains(&name.as_str()));
     let json = |fields: &BTreeMap<&String, &Box<RawValue>>| serde_json::to_string(fields).unwrap_or_default();
-    Ok((from_json(&json(&mine), base)?, from_json(&json(&rest), base)?))
+    Ok((
+        from_json(&json(&mine), base)?,
+        from_json_beside(&json(&rest), base, own)?,
+    ))
 }
 
 fn or_note<T>(read: Result<T, FieldError>, errors: &mut Vec<FieldError>) -> Option<T> {

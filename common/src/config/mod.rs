@@ -1,9 +1,9 @@
 //! Configuration: documented defaults ← a file ← the environment.
 //!
 //! The defaults are TOML files with a comment on every key; they are the reference. `HOTHOUSE_SECTION__KEY` overrides
-//! `[section] key`. An unknown key is an error; a section that this process does not have is left to the process that
-//! has it, because `hothouse up` runs several in one environment. Read once, in `main`; sections are passed on, never
-//! the whole.
+//! `[section] key`; of a list it gives the items, with commas between them. An unknown key is an error; a section that
+//! this process does not have is left to the process that has it, because `hothouse up` runs several in one environment.
+//! Read once, in `main`; sections are passed on, never the whole.
 
 mod secret;
 mod sections;
@@ -63,22 +63,28 @@ pub fn load<S: Settings>(
     let mut builder = Config::builder()
         .add_source(File::from_str(SHARED_DEFAULTS, FileFormat::Toml))
         .add_source(File::from_str(S::DEFAULTS, FileFormat::Toml));
-    let sections: BTreeSet<String> = builder
+    let defaults = builder.clone().build()?;
+    let sections: BTreeSet<String> = defaults
         .clone()
-        .build()?
         .try_deserialize::<Map<String, Value>>()?
         .into_keys()
         .collect();
     if let Some(path) = file {
         builder = builder.add_source(known_sections(path, &sections)?);
     }
-    let variables: Map<String, String> = environment
-        .into_iter()
-        .filter(|(name, _)| {
-            let section = name.strip_prefix("HOTHOUSE_").and_then(|rest| rest.split_once("__"));
-            section.is_some_and(|(section, _)| sections.contains(&section.to_lowercase()))
-        })
-        .collect();
+    let mut variables: Map<String, String> = Map::new();
+    for (name, value) in environment {
+        let key = name.strip_prefix("HOTHOUSE_").unwrap_or_default().to_lowercase();
+        let is_known = key
+            .split_once("__")
+            .is_some_and(|(section, _)| sections.contains(section));
+        let key = key.replace("__", ".");
+        if is_known && defaults.get_array(&key).is_ok() {
+            builder = builder.set_override(key, items(&value))?;
+        } else if is_known {
+            variables.insert(name, value);
+        }
+    }
     let variables = Environment::with_prefix("HOTHOUSE")
         .prefix_separator("_")
         .separator("__")
@@ -86,6 +92,11 @@ pub fn load<S: Settings>(
     let settings: S = builder.add_source(variables).build()?.try_deserialize()?;
     settings.validate()?;
     Ok(settings)
+}
+
+/// The items of a list that a variable gives: what stands between commas, without the spaces around it.
+fn items(text: &str) -> Vec<&str> {
+    text.split(',').map(str::trim).filter(|item| !item.is_empty()).collect()
 }
 
 /// Variables that the providers' own programs read, and the settings that they stand for.
@@ -178,6 +189,42 @@ mod tests {
         let example: Example = load(Some(file.path()), environment).unwrap();
         assert_eq!((example.redis.shards, example.redis.prefix.as_str()), (3, "0123"));
         assert_eq!(example.redis.connections_max, 16);
+    }
+
+    #[test]
+    fn a_variable_gives_a_lists_items_between_commas() {
+        #[derive(Debug, Deserialize)]
+        struct Worker {
+            labels: Vec<String>,
+            name: String,
+        }
+        #[derive(Debug, Deserialize)]
+        struct Listed {
+            worker: Worker,
+        }
+        impl Settings for Listed {
+            const DEFAULTS: &'static str = "[worker]\nlabels = [\"default\"]\nname = \"\"\n";
+
+            fn validate(&self) -> Result<(), Error> {
+                Ok(())
+            }
+        }
+        let labels = |value: &str| {
+            let worker = load::<Listed>(
+                None,
+                [
+                    variable("HOTHOUSE_WORKER__LABELS", value),
+                    variable("HOTHOUSE_WORKER__NAME", "a, b"),
+                ],
+            );
+            let worker = worker.unwrap().worker;
+            assert_eq!(worker.name, "a, b", "a text keeps its commas");
+            worker.labels
+        };
+        assert_eq!(labels("gpu, eu-west,"), ["gpu", "eu-west"]);
+        assert_eq!(labels("gpu"), ["gpu"]);
+        assert!(labels("").is_empty(), "it overrides the default");
+        assert_eq!(load::<Listed>(None, []).unwrap().worker.labels, ["default"]);
     }
 
     #[test]

@@ -166,10 +166,11 @@ impl WayOut {
     }
 }
 
-/// The variables by which programs find their way out.
-pub(super) fn variables(means: &Means) -> Vec<(String, String)> {
+/// The variables by which programs find their way out. Those that name the operator's certificates are left out where
+/// [`WayOut::put_certificates`] does not put them: programs fail, or complain, when the file is not there.
+pub(super) fn variables(means: &Means, has_certificates: bool) -> Vec<(String, String)> {
     let mut variables = crate::egress::variables();
-    if !means.certificates.is_empty() {
+    if has_certificates && !means.certificates.is_empty() {
         let names = [
             "SSL_CERT_FILE",
             "REQUESTS_CA_BUNDLE",

@@ -215,6 +215,8 @@ async fn ends(bench: &Bench, code: &str, timeout: Duration, judge: Judge) -> Res
     let Done { exit, .. } = python(&sandbox, code, timeout).await?;
     let verdict = match judge(&exit) {
         Some(how) => Verdict::Held(format!("{how}, after {} ms", begun.elapsed().as_millis())),
+        // It had the time that the attempt got, not more: what the limit would have done was not seen.
+        None if exit.timed_out => Verdict::Unclear(format!("it ended at its time: {exit:?}")),
         None => Verdict::Broken(format!("{exit:?}")),
     };
     Ok(serving(&sandbox, verdict).await)

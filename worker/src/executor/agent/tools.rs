@@ -67,10 +67,11 @@ impl SandboxTools {
         let refuse = |message: String| Failure::new(FailureCode::InvalidInput, message);
         let definitions = definitions(&agent.tools).map_err(|error| refuse(error.to_string()))?;
         let environment = machine.environments.get(&agent.environment);
+        let has_egress = !agent.egress.is_empty();
         let env = match environment {
             Some(environment) => {
                 let own = environment.env.clone().into_iter();
-                own.chain(way_out::variables(&machine.egress)).collect()
+                own.chain(way_out::variables(&machine.egress, has_egress)).collect()
             }
             None if definitions.is_empty() => Vec::new(),
             None => return Err(refuse(format!("there is no environment {:?}", agent.environment))),
@@ -93,7 +94,7 @@ impl SandboxTools {
             policy: environment.map_or_else(Policy::default, |environment| {
                 Policy::new(&environment.egress, &agent.egress.allow)
             }),
-            has_egress: !agent.egress.is_empty(),
+            has_egress,
         };
         Ok(Self {
             definitions,

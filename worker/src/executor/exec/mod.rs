@@ -116,7 +116,7 @@ impl Doors<'_> {
     async fn install(&self, context: &Context, sandbox: &Sandbox, plan: &mut Plan) -> Result<Duration, Broken> {
         let time = Duration::from_millis(context.job.timeout_ms);
         let steps = std::mem::take(&mut plan.install);
-        if !(steps.is_empty() && self.input.egress.is_empty()) {
+        if plan::needs_way_out(self.input, &steps) {
             self.way_out.put_certificates(sandbox).await?;
         }
         if steps.is_empty() {

@@ -26,6 +26,11 @@ pub(super) struct Plan {
 /// What a request may hold beside its files: limits, lengths, names of fields.
 const REQUEST_REST: usize = 4 * 1024;
 
+/// Whether a job may reach anything: itself, or while its packages are installed.
+pub(super) fn needs_way_out(input: &ExecInput, install: &[Step]) -> bool {
+    !(install.is_empty() && input.egress.is_empty())
+}
+
 /// Works out what to run.
 pub(super) fn plan(input: &ExecInput, environment: &Environment, means: &Means) -> Result<Plan, Failure> {
     let refuse = |message: String| Failure::new(FailureCode::InvalidInput, message);
@@ -61,7 +66,7 @@ pub(super) fn plan(input: &ExecInput, environment: &Environment, means: &Means) 
         (None, None) => return Err(refuse("there is neither language nor command".to_owned())),
     };
     let mut env = environment.env.clone();
-    env.extend(way_out::variables(means));
+    env.extend(way_out::variables(means, needs_way_out(input, &install)));
     env.extend(install::variables(
         input,
         environment.env.get("PATH").map(String::as_str),
@@ -147,6 +152,25 @@ mod tests {
         assert!(plan.archive.is_empty());
         assert_eq!(plan.texts[0].path, "main.py");
         assert_eq!(plan.texts[0].text, "print(1)\0");
+    }
+
+    #[test]
+    fn the_operators_certificates_are_named_only_where_they_are_put() {
+        let means = Means {
+            certificates: "a certificate".into(),
+            ..Means::default()
+        };
+        let names_them = |input: &ExecInput| {
+            let plan = plan(input, &environment(), &means).unwrap();
+            plan.env.iter().any(|(name, _)| name == "NODE_EXTRA_CA_CERTS")
+        };
+        let mut input = ExecInput {
+            command: Some(vec!["true".to_owned()]),
+            ..ExecInput::default()
+        };
+        assert!(!names_them(&input), "nothing puts the file there");
+        input.egress.allow = vec!["example.com".to_owned()];
+        assert!(names_them(&input));
     }
 
     #[test]

@@ -33,7 +33,7 @@ pub(super) async fn run(
 ) -> Result<Done, Broken> {
     let (argv, stdin) = invocation(agent, prompt)?;
     let spec = RunSpec {
-        env: place.env(),
+        env: place.env(agent),
         stdin,
         timeout: Some(Duration::from_millis(place.context.job.timeout_ms)),
         grace: GRACE,

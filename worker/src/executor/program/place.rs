@@ -129,9 +129,12 @@ impl<'a> Place<'a> {
     }
 
     /// The variables that a program starts with.
-    pub(super) fn env(&self) -> Vec<(String, String)> {
+    pub(super) fn env(&self, agent: &AgentDefinition) -> Vec<(String, String)> {
         let mut env = self.environment.env.clone();
-        env.extend(way_out::variables(&self.context.machine.egress));
+        env.extend(way_out::variables(
+            &self.context.machine.egress,
+            !agent.egress.is_empty(),
+        ));
         env.extend(self.doors.gateway.variables());
         let job = &self.context.job;
         env.insert("HOTHOUSE_JOB_ID".to_owned(), job.id.to_string());
@@ -224,7 +227,7 @@ fn recipe(
         Failure::new(FailureCode::InvalidInput, message)
     })?;
     let mut env = environment.env.clone();
-    env.extend(way_out::variables(&context.machine.egress));
+    env.extend(way_out::variables(&context.machine.egress, !agent.egress.is_empty()));
     env.insert("HOTHOUSE_TURN".to_owned(), TURN_FILE.to_owned());
     Ok(Recipe::new(agent, model, env.into_iter().collect()))
 }
