@@ -3,10 +3,13 @@
 //! # Invariants
 //! - What is answered with 202 is committed in Postgres.
 //! - Redis may be away: a dispatch that fails or has no room is dropped, and the redispatch duty finds the row.
+//! - What comes after a job for which there was no room a moment ago is not offered at all.
+
+use std::time::Instant;
 
 use common::batch::{self, Batcher, Limits};
 use common::job::NewJob;
-use common::queue::{Dispatch, Queue};
+use common::queue::{Dispatch, Full, Queue};
 use common::store::insert::{Accepted, Submission};
 use common::store::{Error, Store};
 use tokio::sync::mpsc;
@@ -135,19 +138,25 @@ fn hand_over(dispatches: &mpsc::Sender<Vec<Dispatch>>, jobs: Vec<Dispatch>) {
 
 async fn dispatch(queue: Queue, mut receiver: mpsc::Receiver<Vec<Dispatch>>) {
     let mut arrived = Vec::new();
+    let mut full = Full::default();
     let mut is_away = false;
     while receiver.recv_many(&mut arrived, DISPATCH_BACKLOG).await > 0 {
-        let jobs: Vec<Dispatch> = arrived.drain(..).flatten().collect();
+        let now = Instant::now();
+        let offered = arrived.drain(..).flatten().filter(|job| !full.leaves_out(job, now));
+        let jobs: Vec<Dispatch> = offered.collect();
         for chunk in jobs.chunks(DISPATCH_MAX) {
             let outcome = queue.dispatch(chunk).await;
-            if let Err(error) = &outcome {
-                metrics::counter!("hothouse_http_dispatches_dropped_total").increment(1);
-                // Once: under load this would be said thousands of times.
-                if !is_away {
-                    tracing::warn!(
-                        error = error as &dyn std::error::Error,
-                        "dispatch failed: redispatch takes over"
-                    );
+            match &outcome {
+                Ok(answers) => full.note(chunk, answers, Instant::now()),
+                Err(error) => {
+                    metrics::counter!("hothouse_http_dispatches_dropped_total").increment(1);
+                    // Once: under load this would be said thousands of times.
+                    if !is_away {
+                        tracing::warn!(
+                            error = error as &dyn std::error::Error,
+                            "dispatch failed: redispatch takes over"
+                        );
+                    }
                 }
             }
             is_away = outcome.is_err();
