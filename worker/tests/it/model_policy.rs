@@ -47,7 +47,11 @@ impl World {
         let priced = json!({"rules": [{"reply": [
             {"usage": {"input_tokens": 1000, "output_tokens": 100}}, {"text": "a dear answer"}]}]});
         let priced: Script = serde_json::from_value(priced).unwrap();
-        let server = ModelServer::start(Scripted::built_in().with("priced", priced)).await;
+        let within = json!({"rules": [{"reply": [
+            {"usage": {"input_tokens": 1000, "output_tokens": 16}}, {"text": "a short answer"}]}]});
+        let within: Script = serde_json::from_value(within).unwrap();
+        let scripts = Scripted::built_in().with("priced", priced).with("within", within);
+        let server = ModelServer::start(scripts).await;
         let mut anthropic = server.settings();
         change(&mut anthropic);
         let settings = Settings {
@@ -90,8 +94,18 @@ impl World {
 
 /// Calls until somebody answers, and takes the whole answer.
 async fn call(caller: &Caller, models: &[&str]) -> Result<Usage, Error> {
+    call_with(caller, models, "hi").await
+}
+
+/// A call of a model that uses no more than it was given: a token for each byte that it reads, and as many as any call may
+/// write. The others use what their script says, however little was held for them.
+async fn call_within(caller: &Caller) -> Result<Usage, Error> {
+    call_with(caller, &["anthropic/within"], &"x".repeat(1_000)).await
+}
+
+async fn call_with(caller: &Caller, models: &[&str], text: &str) -> Result<Usage, Error> {
     let models: Vec<ModelName> = models.iter().map(|name| name.parse().unwrap()).collect();
-    let request = ModelRequest::of(vec![Message::user("hi", chrono::DateTime::UNIX_EPOCH)], 500);
+    let request = ModelRequest::of(vec![Message::user(text, chrono::DateTime::UNIX_EPOCH)], 500);
     let cancel = CancellationToken::new();
     let mut opened = open(caller, &models, &request, &mut |_| {}, &cancel).await?;
     let mut answer = Answer::new("any");
@@ -190,7 +204,7 @@ async fn no_more_calls_than_allowed_are_under_way_and_all_have_their_turn(pool: 
 #[sqlx::test(migrator = "common::store::MIGRATOR")]
 async fn a_thousand_calls_at_once_do_not_overrun_a_budget_and_every_fact_is_there(pool: PgPool) {
     let mut world = World::new(pool, |_| {}).await;
-    let _prices = prices(&mut world, PRICE);
+    let _prices = prices(&mut world, &PRICE.replace("priced", "within"));
     let budget = Budget {
         max_cost_usd: Some("0.5".to_owned()),
         max_output_tokens: None,
@@ -199,7 +213,7 @@ async fn a_thousand_calls_at_once_do_not_overrun_a_budget_and_every_fact_is_ther
     let mut calls = JoinSet::new();
     for _ in 0..1_000 {
         let caller = caller.clone();
-        calls.spawn(async move { call(&caller, &["anthropic/priced"]).await });
+        calls.spawn(async move { call_within(&caller).await });
     }
     let (mut answered, mut refused) = (0_u64, 0_u64);
     for called in calls.join_all().await {
@@ -223,7 +237,7 @@ async fn a_thousand_calls_at_once_do_not_overrun_a_budget_and_every_fact_is_ther
     let later = world.caller(budget).await;
     let mut more = 0_u64;
     let error = loop {
-        match call(&later, &["anthropic/priced"]).await {
+        match call_within(&later).await {
             Ok(_) => more += 1,
             Err(error) => break error,
         }
