@@ -1,8 +1,9 @@
 //! Backlogs that were full a moment ago: of a flood, what Redis would leave in Postgres anyhow is not offered to it.
 //!
 //! # Invariant
-//! Only what a lane in `spilled` would be told is left out, so that redispatch brings it in with the rest of that lane. When
-//! it has just said that nothing is left of the lane, its look at recent rows finds the job a second later.
+//! Only what comes after a job that was spilled is left out: redispatch brings in what is left of a lane in `spilled`, and of
+//! a tenant in `crowded`. Where it has just said that nothing is, its look at recent rows finds the job within two seconds,
+//! as one that nobody told Redis of.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -10,8 +11,8 @@ use std::time::{Duration, Instant};
 use super::{Dispatch, Dispatched};
 use crate::ids::TenantId;
 
-/// How long an answer is believed. Half of a full backlog is gone before redispatch brings in more, and workers take
-/// longer for that.
+/// How long an answer is believed: long beside the time between two inserts of a flood, short beside that in which
+/// redispatch finds what was left out wrongly.
 const BELIEVED: Duration = Duration::from_millis(100);
 
 /// What a dispatcher remembers of the answers that it got.

@@ -166,11 +166,11 @@ impl WayOut {
     }
 }
 
-/// The variables by which programs find their way out. Those that name the operator's certificates are left out where
-/// [`WayOut::put_certificates`] does not put them: programs fail, or complain, when the file is not there.
-pub(super) fn variables(means: &Means, has_certificates: bool) -> Vec<(String, String)> {
+/// The variables by which programs find their way out. Those that name the operator's certificates are left out where there
+/// is none, for nobody puts the file there then, and programs fail or complain without it.
+pub(super) fn variables(means: &Means, has_way_out: bool) -> Vec<(String, String)> {
     let mut variables = crate::egress::variables();
-    if has_certificates && !means.certificates.is_empty() {
+    if has_way_out && !means.certificates.is_empty() {
         let names = [
             "SSL_CERT_FILE",
             "REQUESTS_CA_BUNDLE",
