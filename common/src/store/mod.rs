@@ -68,7 +68,7 @@ use std::time::Duration;
 use chrono::TimeDelta;
 use sqlx::migrate::Migrator;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
-use sqlx::{Connection as _, Executor as _, PgConnection, PgPool};
+use sqlx::{Connection as _, PgConnection, PgPool};
 
 use days::{Days, Table};
 pub use error::{Class, Error};
@@ -289,17 +289,12 @@ const BELIEVED: Duration = Duration::from_secs(1);
 /// How long a connection without a query may take to say that it is there.
 const PING_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Tests a connection that was given back, and ends what was left open on it. The error closes it at once, without a
-/// goodbye that nobody may hear: where a query was given up the other end may be dead, and without a limit the connection
-/// would keep its place in the pool until TCP gives up too.
-///
-/// sqlx 0.9 knows nothing of a transaction whose beginning was given up before it was answered (issue 4393 there). Whoever
-/// got such a connection next would write into that transaction, and lose it all when the connection is closed. A lone
-/// `rollback` would have Postgres log a warning each time.
+/// Tests a connection that was given back. The error closes it at once, without a goodbye that nobody may hear: where a
+/// query was given up the other end may be dead, and without a limit the connection would keep its place in the pool until TCP
+/// gives up too.
 async fn release(connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
-    let ended = connection.execute("begin; rollback");
-    match tokio::time::timeout(PING_TIMEOUT, ended).await {
-        Ok(ended) => ended.map(|_done| true),
+    match tokio::time::timeout(PING_TIMEOUT, connection.ping()).await {
+        Ok(pong) => pong.map(|()| true),
         Err(_) => Err(sqlx::Error::PoolTimedOut),
     }
 }

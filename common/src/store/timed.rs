@@ -3,7 +3,12 @@
 //! Where the other end of a connection died without a word, TCP alone would try for a quarter of an hour, and the caller
 //! with it. A query that takes too long is an error like that of a Postgres that is away; its connection is tested,
 //! again within a limit, before anybody else gets it: see [`super::Store::open`].
+//!
+//! Transactions are not sqlx's own. sqlx 0.9 knows nothing of one whose beginning was given up before it was answered (issue
+//! 4393 there): whoever got such a connection next would write into that transaction, and lose it all when the connection is
+//! closed.
 
+use std::ops::{Deref, DerefMut};
 use std::time::Duration;
 
 use either::Either;
@@ -11,8 +16,10 @@ use futures_util::future::BoxFuture;
 use futures_util::stream::{BoxStream, StreamExt as _};
 use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgQueryResult, PgRow, PgStatement, PgTypeInfo};
-use sqlx::{Describe, Error, Execute, Executor, PgPool, Postgres, SqlStr, Transaction};
+use sqlx::{Describe, Error, Execute, Executor, PgConnection, PgPool, Postgres, SqlStr};
 use tokio::time::{Instant, timeout, timeout_at};
+
+use super::PING_TIMEOUT;
 
 /// See the module. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -44,18 +51,71 @@ impl Timed {
     /// Begins a transaction whose statements are planned once for each connection, whatever their values. Where a statement
     /// must look into every partition anyway, as those about the jobs of a conversation must, planning it anew for each of
     /// them takes longer than all else that a turn waits for.
-    pub(super) async fn begin_planned(&self) -> Result<Transaction<'static, Postgres>, Error> {
-        let begin = "begin; set local plan_cache_mode = force_generic_plan";
-        timeout(self.limit, self.pool.begin_with(begin))
+    pub(super) async fn begin_planned(&self) -> Result<Transaction, Error> {
+        self.begin_with("begin; set local plan_cache_mode = force_generic_plan")
             .await
-            .unwrap_or(Err(Error::PoolTimedOut))
     }
 
     /// Begins a transaction. What it does is limited by [`super::Store::within`].
-    pub(super) async fn begin(&self) -> Result<Transaction<'static, Postgres>, Error> {
-        timeout(self.limit, self.pool.begin())
-            .await
-            .unwrap_or(Err(Error::PoolTimedOut))
+    pub(super) async fn begin(&self) -> Result<Transaction, Error> {
+        self.begin_with("begin").await
+    }
+
+    async fn begin_with(&self, statement: &'static str) -> Result<Transaction, Error> {
+        let begun = async {
+            let mut transaction = Transaction(Some(self.pool.acquire().await?));
+            transaction.execute(statement).await?;
+            Ok(transaction)
+        };
+        timeout(self.limit, begun).await.unwrap_or(Err(Error::PoolTimedOut))
+    }
+}
+
+/// A transaction, which is rolled back unless it is committed.
+#[derive(Debug)]
+pub(super) struct Transaction(Option<PoolConnection<Postgres>>);
+
+impl Transaction {
+    /// Commits it. Where this is given up nobody knows whether it is committed.
+    pub(super) async fn commit(mut self) -> Result<(), Error> {
+        self.execute("commit").await?;
+        self.0 = None;
+        Ok(())
+    }
+}
+
+/// Its connection is there until it has ended.
+const OPEN: &str = "an open transaction has its connection";
+
+impl Deref for Transaction {
+    type Target = PgConnection;
+
+    fn deref(&self) -> &PgConnection {
+        self.0.as_deref().expect(OPEN)
+    }
+}
+
+impl DerefMut for Transaction {
+    fn deref_mut(&mut self) -> &mut PgConnection {
+        self.0.as_deref_mut().expect(OPEN)
+    }
+}
+
+impl Drop for Transaction {
+    fn drop(&mut self) {
+        if let Some(connection) = self.0.take() {
+            #[expect(clippy::disallowed_methods, reason = "it is over within the time of a ping")]
+            tokio::spawn(roll_back(connection));
+        }
+    }
+}
+
+/// Ends what was left open, after whatever of it was not answered yet, and gives the connection back. One that does not say so
+/// in time is closed without a goodbye, which nobody may hear.
+async fn roll_back(mut connection: PoolConnection<Postgres>) {
+    let ended = timeout(PING_TIMEOUT, connection.execute("rollback")).await;
+    if !matches!(ended, Ok(Ok(_))) {
+        drop(connection.detach());
     }
 }
 
@@ -127,7 +187,7 @@ mod tests {
     }
 
     /// Gives a transaction up while Postgres is asked to begin it.
-    async fn give_up(pool: &Timed, begin: impl AsyncFn(&Timed) -> Result<Transaction<'static, Postgres>, Error>) {
+    async fn give_up(pool: &Timed, begin: impl AsyncFn(&Timed) -> Result<Transaction, Error>) {
         loop {
             sqlx::query("select 1").execute(pool).await.unwrap();
             while pool.untimed().num_idle() == 0 {
@@ -164,5 +224,51 @@ mod tests {
             .await
             .unwrap();
         assert_eq!(written, 2);
+    }
+
+    #[sqlx::test]
+    async fn what_is_not_committed_is_undone_and_its_connection_used_again(pool: PgPool) {
+        sqlx::query("create table written (n int)")
+            .execute(&pool)
+            .await
+            .unwrap();
+        let store = lone(&pool);
+        let process = async |connection: &mut PgConnection| -> i32 {
+            let sql = "select pg_backend_pid()";
+            sqlx::query_scalar(sql).fetch_one(connection).await.unwrap()
+        };
+        let insert = "insert into written values (1)";
+
+        let mut committed = store.pool().begin().await.unwrap();
+        let first = process(&mut committed).await;
+        sqlx::query(insert).execute(&mut *committed).await.unwrap();
+        committed.commit().await.unwrap();
+
+        let mut dropped = store.pool().begin().await.unwrap();
+        assert_eq!(process(&mut dropped).await, first);
+        sqlx::query(insert).execute(&mut *dropped).await.unwrap();
+        drop(dropped);
+
+        // Given up while a statement is under way.
+        let mut given_up = store.pool().begin().await.unwrap();
+        assert_eq!(process(&mut given_up).await, first);
+        sqlx::query(insert).execute(&mut *given_up).await.unwrap();
+        assert!(poll!(pin!(sqlx::query("select pg_sleep(0.05)").execute(&mut *given_up))).is_pending());
+        drop(given_up);
+
+        // One that failed, which no commit can save.
+        let mut failed = store.pool().begin().await.unwrap();
+        assert_eq!(process(&mut failed).await, first);
+        sqlx::query(insert).execute(&mut *failed).await.unwrap();
+        sqlx::query("select 1 / 0").execute(&mut *failed).await.unwrap_err();
+        drop(failed);
+
+        let written: i64 = sqlx::query_scalar("select count(*) from written")
+            .fetch_one(store.pool())
+            .await
+            .unwrap();
+        assert_eq!(written, 1);
+        let mut last = store.pool().begin().await.unwrap();
+        assert_eq!(process(&mut last).await, first);
     }
 }
