@@ -11,7 +11,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use sqlx::{PgConnection, PgPool};
+use sqlx::{Executor as _, PgConnection, PgPool};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::{BELIEVED, Class, Error, is_alive};
@@ -32,12 +32,28 @@ pub(super) enum Plans {
     EachTime,
     /// Once a connection, whatever their values.
     Once,
+    /// The same, for those that walk an index and compare what they find with a list, which may be long.
+    OnceBesideList,
 }
 
-/// A plan made while a table was empty must still be right when it is full: rows are found by their keys, whatever the
-/// table's size seems to say.
-const ONCE: &str = "select set_config(name, value, false) from (values ('plan_cache_mode', 'force_generic_plan'),
-    ('enable_seqscan', 'off'), ('enable_hashjoin', 'off'), ('enable_mergejoin', 'off')) as t(name, value)";
+impl Plans {
+    /// SQL that sets a connection up. A plan made while a table was empty must still be right when it is full: rows are found
+    /// by their keys, whatever the table's size seems to say.
+    const fn settings(self) -> Option<&'static str> {
+        match self {
+            Self::EachTime => None,
+            Self::Once => Some(
+                "set plan_cache_mode = force_generic_plan; set enable_seqscan = off; set enable_hashjoin = off;
+                 set enable_mergejoin = off",
+            ),
+            // A list is hashed, and an index is read in its order, for only the first rows may be wanted.
+            Self::OnceBesideList => Some(
+                "set plan_cache_mode = force_generic_plan; set enable_seqscan = off; set enable_nestloop = off;
+                 set enable_mergejoin = off; set enable_bitmapscan = off",
+            ),
+        }
+    }
+}
 
 /// A connection in somebody's hands. Dropping it without [`Lent::done`] closes it.
 #[derive(Debug)]
@@ -78,8 +94,8 @@ impl Kept {
             }
         }
         let mut connection = self.pool.acquire().await?.detach();
-        if self.plans == Plans::Once {
-            sqlx::query(ONCE).execute(&mut connection).await?;
+        if let Some(settings) = self.plans.settings() {
+            connection.execute(settings).await?;
         }
         Ok(lent(connection))
     }

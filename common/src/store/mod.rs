@@ -95,6 +95,8 @@ pub struct Store {
     reading: Kept,
     /// For what a turn writes and reads, by the ids of its conversation and job.
     talking: Kept,
+    /// For the look at recent rows of each second, which takes longer to plan than to do where little is queued.
+    looking: Kept,
     clock_offset_us: Arc<AtomicI64>,
     days: Arc<Days>,
 }
@@ -152,6 +154,7 @@ impl Store {
             searching: Kept::new(pool.clone(), MOVING_MAX, Plans::EachTime),
             reading: Kept::new(pool.clone(), READING_MAX, Plans::Once),
             talking: Kept::new(pool.clone(), TALKING_MAX, Plans::Once),
+            looking: Kept::new(pool.clone(), 1, Plans::OnceBesideList),
             pool: Timed::new(pool, limit),
             clock_offset_us: Arc::default(),
             days: Arc::default(),
@@ -196,6 +199,11 @@ impl Store {
     /// Connections for statements about one turn.
     fn talking(&self) -> &Kept {
         &self.talking
+    }
+
+    /// A connection for the looks at recent rows.
+    fn looking(&self) -> &Kept {
+        &self.looking
     }
 
     /// Which daily partitions there are.
@@ -267,6 +275,7 @@ impl Store {
         self.searching.close();
         self.reading.close();
         self.talking.close();
+        self.looking.close();
         self.pool.untimed().close().await;
     }
 }

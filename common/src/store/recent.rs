@@ -76,40 +76,36 @@ impl Store {
         cancelled_before: DateTime<Utc>,
         (left, limit): (&[Left], u32),
     ) -> Result<Recent, Error> {
-        self.within(async {
-            let sql = format!(
-                "(select 1 as kind, id, tenant_id, queued_at as at from jobs
-                  where id > $7 and id < $8 and state = 'queued' and {NOT_LEFT} order by id limit $9)
-                 union all
-                 (select 2, id, tenant_id, queued_at from jobs
-                  where queued_at <> created_at and queued_at > $10 and state = 'queued' order by queued_at limit $9)
-                 union all
-                 (select 3, id, tenant_id, stopping_since from jobs
-                  where stopping_since < $11 order by stopping_since limit $9)"
-            );
-            let lanes = Lanes::new(left);
-            let rows = between(sql, &lanes, (after, until), limit)
-                .bind(again_since)
-                .bind(cancelled_before)
-                .fetch_all(self.pool())
-                .await?;
-            let mut recent = Recent::default();
-            for row in &rows {
-                let (id, tenant_id) = (row.try_get("id")?, row.try_get("tenant_id")?);
-                let queued = |queued_at| Queued {
-                    id,
-                    tenant_id,
-                    queued_at,
-                };
-                match row.try_get("kind")? {
-                    1 => recent.queued.push(queued(row.try_get("at")?)),
-                    2 => recent.again.push(queued(row.try_get("at")?)),
-                    _ => recent.cancelling.push((tenant_id, id)),
-                }
+        let sql = format!(
+            "(select 1 as kind, id, tenant_id, queued_at as at from jobs
+              where id > $7 and id < $8 and state = 'queued' and {NOT_LEFT} order by id limit $9)
+             union all
+             (select 2, id, tenant_id, queued_at from jobs
+              where queued_at <> created_at and queued_at > $10 and state = 'queued' order by queued_at limit $9)
+             union all
+             (select 3, id, tenant_id, stopping_since from jobs
+              where stopping_since < $11 order by stopping_since limit $9)"
+        );
+        let lanes = Lanes::new(left);
+        let query = between(sql, &lanes, (after, until), limit)
+            .bind(again_since)
+            .bind(cancelled_before);
+        let rows = self.on(self.looking(), async |connection| query.fetch_all(connection).await);
+        let mut recent = Recent::default();
+        for row in &rows.await? {
+            let (id, tenant_id) = (row.try_get("id")?, row.try_get("tenant_id")?);
+            let queued = |queued_at| Queued {
+                id,
+                tenant_id,
+                queued_at,
+            };
+            match row.try_get("kind")? {
+                1 => recent.queued.push(queued(row.try_get("at")?)),
+                2 => recent.again.push(queued(row.try_get("at")?)),
+                _ => recent.cancelling.push((tenant_id, id)),
             }
-            Ok(recent)
-        })
-        .await
+        }
+        Ok(recent)
     }
 
     /// The next of the first kind of [`Self::recent`]. Few rows lie between two ids, so it goes by the primary key whatever the
@@ -122,18 +118,14 @@ impl Store {
         (after, until): (JobId, JobId),
         (left, limit): (&[Left], u32),
     ) -> Result<Vec<Queued>, Error> {
-        self.within(async {
-            let sql = format!(
-                "select id, tenant_id, queued_at from jobs
-                 where id > $7 and id < $8 and state = 'queued' and {NOT_LEFT} order by id limit $9"
-            );
-            let lanes = Lanes::new(left);
-            let rows = between(sql, &lanes, (after, until), limit)
-                .fetch_all(self.pool())
-                .await?;
-            rows.iter().map(|row| Ok(Queued::from_row(row)?)).collect()
-        })
-        .await
+        let sql = format!(
+            "select id, tenant_id, queued_at from jobs
+             where id > $7 and id < $8 and state = 'queued' and {NOT_LEFT} order by id limit $9"
+        );
+        let lanes = Lanes::new(left);
+        let query = between(sql, &lanes, (after, until), limit);
+        let rows = self.on(self.looking(), async |connection| query.fetch_all(connection).await);
+        rows.await?.iter().map(|row| Ok(Queued::from_row(row)?)).collect()
     }
 }
 

@@ -42,8 +42,9 @@ const CANCELS_UNDER_WAY: TimeDelta = TimeDelta::seconds(2);
 /// How far back a look at recent rows goes. When the last one is longer ago than that, one at all rows is due.
 const RECENT: TimeDelta = TimeDelta::seconds(10);
 
-/// How much later than its id's time a row may be committed and still be seen by the next look.
-const LATE: TimeDelta = TimeDelta::milliseconds(1_500);
+/// How much later than [`UNDER_WAY`] after its id's time a row may be committed and still be seen by the next look: by a slow
+/// Postgres, or a process whose clock is behind. One that comes later still is found by the look at all rows.
+const LATE: TimeDelta = TimeDelta::milliseconds(500);
 
 /// Most pages of one look; the next one goes on there.
 const RECENT_PAGES: u32 = 16;
