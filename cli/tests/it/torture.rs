@@ -71,13 +71,13 @@ fn number(name: &str) -> Option<u64> {
 async fn a_storm_of_faults_breaks_no_promise() {
     let seed = number("HOTHOUSE_TORTURE_SEED").unwrap_or(SEED);
     let length = number("HOTHOUSE_TORTURE_SECONDS").map_or(LENGTH, Duration::from_secs);
-    let kinds = match optional("HOTHOUSE_TORTURE_FAULTS").as_deref() {
-        None | Some("" | "all") => Kinds::All,
-        Some("kills") => Kinds::Kills,
+    let (kinds, faults) = match optional("HOTHOUSE_TORTURE_FAULTS").as_deref() {
+        None | Some("" | "all") => (Kinds::All, ""),
+        Some("kills") => (Kinds::Kills, " FAULTS=kills"),
         Some(other) => panic!("HOTHOUSE_TORTURE_FAULTS is all or kills, not {other}"),
     };
     say(&format!(
-        "torture: seed {seed}, {} s; again with: make torture SEED={seed} SECONDS={}",
+        "torture: seed {seed}, {} s; again with: make torture SEED={seed} SECONDS={}{faults}",
         length.as_secs(),
         length.as_secs()
     ));

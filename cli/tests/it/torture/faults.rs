@@ -15,6 +15,7 @@ use crate::cluster::{Proxy, SOON};
 /// What was done.
 #[derive(Debug, Default, Clone)]
 pub(super) struct Record {
+    pub(super) began_at: Option<DateTime<Utc>>,
     /// When Redis lost what it held.
     pub(super) wipes: Vec<DateTime<Utc>>,
     /// Processes that were killed, and when.
@@ -24,7 +25,11 @@ pub(super) struct Record {
 
 /// Raises the storm; ends when every fault is over.
 pub(super) async fn storm(rig: &Arc<Rig>, planned: Vec<Planned>) -> Record {
-    let (begun, record) = (Instant::now(), Arc::new(Mutex::new(Record::default())));
+    let record = Record {
+        began_at: Some(now()),
+        ..Record::default()
+    };
+    let (begun, record) = (Instant::now(), Arc::new(Mutex::new(record)));
     let mut under_way = JoinSet::new();
     for one in planned {
         sleep_until(begun + one.at).await;

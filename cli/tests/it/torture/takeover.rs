@@ -1,6 +1,8 @@
-//! How long it took until the jobs of a killed worker ran elsewhere.
+//! How long it took until the jobs of a killed worker ran elsewhere. In a storm of all faults that includes whatever else held them
+//! up: a store that was away, other workers that stood still, or a queue that one worker was left to serve.
 
 use std::collections::HashMap;
+use std::fmt::Write as _;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
@@ -11,35 +13,66 @@ use super::history::History;
 use super::plan::{is_worker, name_of};
 use super::rig::Rig;
 
-/// One line with the number of kills and the distribution of the times.
+/// The slowest that are told one by one, to be compared with the faults of their time.
+const TOLD: usize = 3;
+
+/// A job of a worker that was killed.
+struct Takeover {
+    worker: String,
+    killed_at: DateTime<Utc>,
+    /// When its worker was found to be gone.
+    lost_at: DateTime<Utc>,
+    started_at: DateTime<Utc>,
+}
+
+impl Takeover {
+    fn took(&self) -> Duration {
+        since(self.killed_at, self.started_at)
+    }
+}
+
+/// The number of kills, the distribution of the times, and the slowest of them by the clock of the storm.
 pub(super) fn report(rig: &Rig, record: &Record, history: &History) -> String {
-    let times = times(rig, record, history);
+    let jobs = takeovers(rig, record, history);
     let kills = record.kills.iter().filter(|(process, _)| is_worker(*process)).count();
-    if times.is_empty() {
+    if jobs.is_empty() {
         return format!("torture: {kills} workers killed, none of them under a job");
     }
     let at = |percent: usize| {
-        let index = (times.len() * percent).div_ceil(100);
-        times[index.clamp(1, times.len()) - 1].as_secs_f64()
+        let index = (jobs.len() * percent).div_ceil(100);
+        jobs[index.clamp(1, jobs.len()) - 1].took().as_secs_f64()
     };
-    format!(
+    let mut told = format!(
         "torture: {kills} workers killed under {} jobs, which ran elsewhere after {:.1} s (p50), {:.1} s (p99), {:.1} s (most)",
-        times.len(),
+        jobs.len(),
         at(50),
         at(99),
         at(100)
-    )
+    );
+    let began_at = record.began_at.expect("a storm that killed began");
+    for slow in jobs.iter().rev().take(TOLD) {
+        let clock = |at| since(began_at, at).as_secs_f64();
+        let _written = write!(
+            told,
+            "\n{:>6.1} s  {} killed; its job found lost at {:.1} s, elsewhere at {:.1} s",
+            clock(slow.killed_at),
+            slow.worker,
+            clock(slow.lost_at),
+            clock(slow.started_at)
+        );
+    }
+    told
 }
 
-/// From each kill to the next attempt of each job that the worker held, in order of length.
-fn times(rig: &Rig, record: &Record, history: &History) -> Vec<Duration> {
+/// Each job that a killed worker held and that had another attempt, the slowest last.
+fn takeovers(rig: &Rig, record: &Record, history: &History) -> Vec<Takeover> {
     let workers: HashMap<Uuid, String> = rig
         .sql("select concat_ws(' ', id, name) from workers")
         .iter()
         .filter_map(|line| line.split_once(' '))
         .map(|(id, name)| (id.parse().unwrap(), name.to_owned()))
         .collect();
-    let mut times = Vec::new();
+    let mut takeovers = Vec::new();
     for lost in history.attempts.iter().filter(|one| one.outcome == "lost") {
         let name = workers.get(&lost.worker_id);
         let is_its = |process: usize| Some(name_of(process)).as_ref() == name;
@@ -55,14 +88,19 @@ fn times(rig: &Rig, record: &Record, history: &History) -> Vec<Duration> {
             .iter()
             .find(|one| one.job_id == lost.job_id && one.attempt == lost.attempt + 1);
         // One that was cancelled meanwhile, or poisoned, runs nowhere.
-        if let Some(taken) = next.and_then(|next| since(killed, next.started_at)) {
-            times.push(taken);
+        if let Some((next, worker)) = next.zip(name) {
+            takeovers.push(Takeover {
+                worker: worker.clone(),
+                killed_at: killed,
+                lost_at: lost.finished_at,
+                started_at: next.started_at,
+            });
         }
     }
-    times.sort_unstable();
-    times
+    takeovers.sort_unstable_by_key(Takeover::took);
+    takeovers
 }
 
-fn since(from: DateTime<Utc>, to: DateTime<Utc>) -> Option<Duration> {
-    (to - from).to_std().ok()
+fn since(from: DateTime<Utc>, to: DateTime<Utc>) -> Duration {
+    (to - from).to_std().unwrap_or_default()
 }
