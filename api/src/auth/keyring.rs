@@ -29,8 +29,6 @@ pub struct Keyring {
     secrets: Cache<[u8; 32], Known>,
     /// Secrets that were nobody's: whoever shows one again and again must not cost a query each time.
     unknown: Cache<[u8; 32], ()>,
-    /// How often everything was forgotten.
-    cleared: AtomicU64,
     ids: Cache<ApiKeyId, Known>,
     tenants: Cache<TenantId, Arc<Tenant>>,
 }
@@ -41,7 +39,6 @@ impl Keyring {
         Self {
             secrets: Cache::new(ttl),
             unknown: Cache::new(ttl),
-            cleared: AtomicU64::new(0),
             ids: Cache::new(ttl),
             tenants: Cache::new(ttl),
         }
@@ -52,21 +49,19 @@ impl Keyring {
     /// # Errors
     /// When it must be looked up and Postgres is away.
     pub async fn by_secret(&self, store: &Store, secret: &str) -> Result<Option<Known>, Error> {
-        let (hash, now) = (hash(secret), Instant::now());
-        if let Some(known) = self.secrets.get(&hash, now) {
-            return Ok(Some(known));
-        }
-        if self.unknown.get(&hash, now).is_some() {
-            return Ok(None);
-        }
-        let cleared = self.cleared.load(Ordering::Acquire);
-        let found = store.valid_key(KeyRef::Hash(hash)).await?.map(shared);
-        self.secrets.remember(hash, found.as_ref());
-        // One that was made while it was looked up is not nobody's any more.
-        if found.is_none() && self.cleared.load(Ordering::Acquire) == cleared {
-            self.unknown.remember(hash, Some(&()));
-        }
-        Ok(found)
+        let hash = hash(secret);
+        let look_up = async || {
+            let generation = self.unknown.generation();
+            if self.unknown.get(&hash, Instant::now()).is_some() {
+                return Ok(None);
+            }
+            let found = store.valid_key(KeyRef::Hash(hash)).await?.map(shared);
+            if found.is_none() {
+                self.unknown.remember(hash, (), generation);
+            }
+            Ok(found)
+        };
+        self.secrets.get_or(hash, look_up).await
     }
 
     /// A key by its id; `None` when it is unknown or revoked.
@@ -74,12 +69,8 @@ impl Keyring {
     /// # Errors
     /// As [`Self::by_secret`].
     pub async fn by_id(&self, store: &Store, id: ApiKeyId) -> Result<Option<Known>, Error> {
-        if let Some(known) = self.ids.get(&id, Instant::now()) {
-            return Ok(Some(known));
-        }
-        let found = store.valid_key(KeyRef::Id(id)).await?.map(shared);
-        self.ids.remember(id, found.as_ref());
-        Ok(found)
+        let look_up = async || Ok(store.valid_key(KeyRef::Id(id)).await?.map(shared));
+        self.ids.get_or(id, look_up).await
     }
 
     /// A tenant.
@@ -87,17 +78,12 @@ impl Keyring {
     /// # Errors
     /// As [`Self::by_secret`].
     pub async fn tenant(&self, store: &Store, id: TenantId) -> Result<Option<Arc<Tenant>>, Error> {
-        if let Some(known) = self.tenants.get(&id, Instant::now()) {
-            return Ok(Some(known));
-        }
-        let found = store.tenant(id).await?.map(Arc::new);
-        self.tenants.remember(id, found.as_ref());
-        Ok(found)
+        let look_up = async || Ok(store.tenant(id).await?.map(Arc::new));
+        self.tenants.get_or(id, look_up).await
     }
 
     /// Forgets everything, because a key or a tenant was changed through this process.
     pub fn clear(&self) {
-        self.cleared.fetch_add(1, Ordering::AcqRel);
         self.secrets.clear();
         self.unknown.clear();
         self.ids.clear();
@@ -154,13 +140,34 @@ pub(super) fn stored(secret: &str, tenant_id: TenantId, role: Role, name: &str, 
 }
 
 /// What is known, each entry for a while.
+///
+/// Half of its time before an entry is forgotten one caller asks for it anew, while the others believe it still. Where all
+/// found it gone at once, each of them would ask, and a busy tenant's calls would stand still every few seconds.
 #[derive(Debug)]
 struct Cache<K, V> {
     ttl: Duration,
-    entries: RwLock<HashMap<K, (V, Instant)>>,
+    entries: RwLock<HashMap<K, Entry<V>>>,
+    /// How often everything was forgotten. What was asked for before that is not remembered.
+    generation: AtomicU64,
 }
 
-impl<K: Hash + Eq, V: Clone> Cache<K, V> {
+#[derive(Debug)]
+struct Entry<V> {
+    value: V,
+    since: Instant,
+    asked_at: Instant,
+}
+
+/// What a caller finds.
+#[derive(Debug, PartialEq, Eq)]
+enum Found<V> {
+    /// Something to believe.
+    Fresh(V),
+    /// The same, and this caller is the one who asks anew.
+    Ageing(V),
+}
+
+impl<K: Hash + Eq + Copy, V: Clone> Cache<K, V> {
     /// Entries after which the old ones are thrown out, and all of them where none is old.
     const MANY: usize = 10_000;
 
@@ -168,33 +175,90 @@ impl<K: Hash + Eq, V: Clone> Cache<K, V> {
         Self {
             ttl,
             entries: RwLock::new(HashMap::new()),
+            generation: AtomicU64::new(0),
         }
     }
 
-    fn get(&self, key: &K, now: Instant) -> Option<V> {
-        let entries = self.entries.read().unwrap_or_else(PoisonError::into_inner);
-        entries
-            .get(key)
-            .filter(|(_, since)| now.saturating_duration_since(*since) < self.ttl)
-            .map(|(value, _)| value.clone())
+    /// What is known, or what `look_up` answers. Where that fails, what is known is believed to the end of its time.
+    async fn get_or(
+        &self,
+        key: K,
+        look_up: impl AsyncFnOnce() -> Result<Option<V>, Error>,
+    ) -> Result<Option<V>, Error> {
+        let known = match self.get(&key, Instant::now()) {
+            Some(Found::Fresh(value)) => return Ok(Some(value)),
+            Some(Found::Ageing(value)) => Some(value),
+            None => None,
+        };
+        let generation = self.generation();
+        match (look_up().await, known) {
+            (Ok(Some(value)), _) => {
+                self.remember(key, value.clone(), generation);
+                Ok(Some(value))
+            }
+            (Ok(None), known) => {
+                if known.is_some() {
+                    self.forget(&key);
+                }
+                Ok(None)
+            }
+            (Err(_), Some(value)) => Ok(Some(value)),
+            (Err(error), None) => Err(error),
+        }
     }
 
-    fn remember(&self, key: K, value: Option<&V>) {
+    fn get(&self, key: &K, now: Instant) -> Option<Found<V>> {
+        let age = |since: Instant| now.saturating_duration_since(since);
+        let is_asked_for = |entry: &Entry<V>| age(entry.since) < self.ttl / 2 || age(entry.asked_at) < self.ttl / 4;
+        {
+            let entries = self.entries.read().unwrap_or_else(PoisonError::into_inner);
+            let entry = entries.get(key).filter(|entry| age(entry.since) < self.ttl)?;
+            if is_asked_for(entry) {
+                return Some(Found::Fresh(entry.value.clone()));
+            }
+        }
         let mut entries = self.entries.write().unwrap_or_else(PoisonError::into_inner);
+        let entry = entries.get_mut(key)?;
+        if is_asked_for(entry) {
+            return Some(Found::Fresh(entry.value.clone()));
+        }
+        entry.asked_at = now;
+        Some(Found::Ageing(entry.value.clone()))
+    }
+
+    fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Acquire)
+    }
+
+    /// Remembers what was asked for in that generation.
+    fn remember(&self, key: K, value: V, generation: u64) {
+        let mut entries = self.entries.write().unwrap_or_else(PoisonError::into_inner);
+        if self.generation() != generation {
+            return;
+        }
         if entries.len() >= Self::MANY {
-            entries.retain(|_, (_, since)| since.elapsed() < self.ttl);
+            entries.retain(|_, entry| entry.since.elapsed() < self.ttl);
         }
         if entries.len() >= Self::MANY {
             entries.clear();
         }
-        match value {
-            Some(value) => entries.insert(key, (value.clone(), Instant::now())),
-            None => entries.remove(&key),
+        let now = Instant::now();
+        let entry = Entry {
+            value,
+            since: now,
+            asked_at: now,
         };
+        entries.insert(key, entry);
+    }
+
+    fn forget(&self, key: &K) {
+        self.entries.write().unwrap_or_else(PoisonError::into_inner).remove(key);
     }
 
     fn clear(&self) {
-        self.entries.write().unwrap_or_else(PoisonError::into_inner).clear();
+        let mut entries = self.entries.write().unwrap_or_else(PoisonError::into_inner);
+        self.generation.fetch_add(1, Ordering::AcqRel);
+        entries.clear();
     }
 }
 
@@ -202,22 +266,73 @@ impl<K: Hash + Eq, V: Clone> Cache<K, V> {
 mod tests {
     use super::*;
 
+    const TTL: Duration = Duration::from_secs(8);
+
+    /// A failure that says nothing about what was asked for.
+    fn away() -> Error {
+        Error::Unavailable(sqlx::Error::PoolTimedOut)
+    }
+
     #[test]
     fn what_is_known_is_forgotten_in_time() {
-        let cache = Cache::new(Duration::from_secs(5));
-        cache.remember(1, Some(&"one"));
+        let cache = Cache::new(TTL);
+        cache.remember(1, "one", 0);
         let now = Instant::now();
-        assert_eq!(cache.get(&1, now + Duration::from_secs(4)), Some("one"));
-        assert_eq!(cache.get(&1, now + Duration::from_secs(5)), None);
+        assert_eq!(cache.get(&1, now + TTL / 4), Some(Found::Fresh("one")));
+        assert_eq!(cache.get(&1, now + TTL), None);
         cache.clear();
         assert_eq!(cache.get(&1, now), None);
+    }
+
+    #[test]
+    fn one_caller_at_a_time_asks_for_what_ages() {
+        let cache = Cache::new(TTL);
+        cache.remember(1, "one", 0);
+        let half = Instant::now() + TTL / 2;
+        assert_eq!(cache.get(&1, half), Some(Found::Ageing("one")));
+        assert_eq!(cache.get(&1, half), Some(Found::Fresh("one")));
+        // Whoever asked has gone without an answer.
+        assert_eq!(cache.get(&1, half + TTL / 4), Some(Found::Ageing("one")));
+        assert_eq!(cache.get(&1, half + TTL / 4), Some(Found::Fresh("one")));
+    }
+
+    #[tokio::test]
+    async fn what_ages_is_believed_while_nobody_can_be_asked() {
+        let cache = Cache::new(TTL);
+        assert!(cache.get_or(1, async || Err(away())).await.is_err());
+        let answered = cache.get_or(1, async || Ok(Some("one"))).await;
+        assert_eq!(answered.unwrap(), Some("one"));
+        let age = |by| {
+            for entry in cache.entries.write().unwrap().values_mut() {
+                entry.since -= by;
+                entry.asked_at -= by;
+            }
+        };
+
+        age(TTL / 2);
+        assert_eq!(cache.get_or(1, async || Err(away())).await.unwrap(), Some("one"));
+        age(TTL / 4);
+        // It is gone, as this caller is told first.
+        assert_eq!(cache.get_or(1, async || Ok(None)).await.unwrap(), None);
+        assert_eq!(cache.get(&1, Instant::now()), None);
+    }
+
+    #[tokio::test]
+    async fn what_was_asked_for_before_all_was_forgotten_is_not_remembered() {
+        let cache = Cache::new(TTL);
+        let look_up = async || {
+            cache.clear();
+            Ok(Some("before"))
+        };
+        assert_eq!(cache.get_or(1, look_up).await.unwrap(), Some("before"));
+        assert_eq!(cache.get(&1, Instant::now()), None);
     }
 
     #[test]
     fn what_is_known_is_bounded() {
         let cache = Cache::new(Duration::from_hours(1));
         for key in 0..=Cache::<usize, ()>::MANY {
-            cache.remember(key, Some(&()));
+            cache.remember(key, (), 0);
         }
         let now = Instant::now();
         assert!(cache.get(&0, now).is_none() && cache.get(&Cache::<usize, ()>::MANY, now).is_some());

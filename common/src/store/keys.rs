@@ -143,12 +143,11 @@ impl Store {
                 "k.id = $2 and $1::bytea is null"
             }
         );
-        let row = sqlx::query(AssertSqlSafe(sql))
-            .bind(hash)
-            .bind(id)
-            .fetch_optional(self.pool())
-            .await?;
-        row.map(|row| Ok((key(&row)?, tenant(&row)?))).transpose()
+        let query = sqlx::query(AssertSqlSafe(sql)).bind(hash).bind(id);
+        let row = self.on(self.reading(), async |connection| {
+            query.fetch_optional(connection).await
+        });
+        row.await?.map(|row| Ok((key(&row)?, tenant(&row)?))).transpose()
     }
 
     /// Up to `limit` keys that are older than `before`, newest first, revoked ones included; of one tenant or of all.

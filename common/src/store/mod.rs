@@ -91,7 +91,7 @@ pub struct Store {
     /// For those of jobs of several days: a generic plan cannot know which partitions an array of ids lies in, and planning
     /// costs less than scanning all.
     searching: Kept,
-    /// For looking up one job, whose partition is found when its id is known.
+    /// For looking up one row by its key: a job, whose partition is found when its id is known, or who calls.
     reading: Kept,
     /// For what a turn writes and reads, by the ids of its conversation and job.
     talking: Kept,
@@ -191,7 +191,7 @@ impl Store {
         }
     }
 
-    /// Connections for statements that look up one job by its id.
+    /// Connections for statements that look up one row by its key.
     fn reading(&self) -> &Kept {
         &self.reading
     }
@@ -286,7 +286,7 @@ const INSERTING_MAX: usize = 3;
 /// Connections that are kept for claims and ends, of one day and of several.
 const MOVING_MAX: usize = 4;
 
-/// Connections that are kept for looking up one job.
+/// Connections that are kept for looking up one row.
 const READING_MAX: usize = 4;
 
 /// Connections that are kept for turns.
