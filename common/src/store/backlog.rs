@@ -39,10 +39,8 @@ pub struct Place {
 /// A page of them.
 #[derive(Clone, Debug, Default)]
 pub struct Page {
-    /// The jobs.
-    pub queued: Vec<Queued>,
-    /// Those that are not queued any more, and whose place was left behind.
-    pub left: Vec<JobId>,
+    /// The jobs, with a few that are not queued any more and whose place was left behind.
+    pub jobs: Vec<(TenantId, JobId)>,
     /// Where the next page begins; none after the last.
     pub next: Option<Place>,
 }
@@ -101,45 +99,54 @@ impl<'a> Ends<'a> {
 impl Store {
     /// Queued jobs after a place in the order of their tenants, queues, classes and levels, and where to go on, if there are
     /// more: the cursor of redispatch. Those that are `left` in Postgres are not named, and of each level read only as far as
-    /// the page goes.
+    /// the page goes. An index tells, and no job is read.
     ///
     /// # Errors
     /// When Postgres is away.
     pub async fn queued_after(&self, after: &Place, left: &[Left], limit: u32) -> Result<Page, Error> {
-        self.within(async {
-            let rows = sqlx::query(
-                "select q.*, jobs.queued_at from (
-                    select * from queued_jobs where (tenant_id, queue, class, priority, id) > ($1, $2, $3, $4, $5)
-                    order by tenant_id, queue, class, priority, id limit $6
-                 ) q left join jobs on jobs.id = q.id and jobs.state = 'queued'
-                 order by q.tenant_id, q.queue, q.class, q.priority, q.id",
-            )
-            .bind(after.tenant_id)
-            .bind(&after.queue)
-            .bind(&after.class)
-            .bind(after.priority)
-            .bind(after.id)
-            .bind(i64::from(limit))
-            .fetch_all(self.pool())
-            .await?;
-            let is_full = rows.len() == usize::try_from(limit).unwrap_or(usize::MAX);
-            let (ends, mut page) = (Ends::new(left), Page::default());
-            for row in &rows {
-                let place = Place::from_row(row)?;
-                let is_left = ends.is_left(&place);
-                match row.try_get("queued_at")? {
-                    Some(_) if is_left => {}
-                    Some(queued_at) => page.queued.push(Queued {
-                        id: place.id,
-                        tenant_id: place.tenant_id,
-                        queued_at,
-                    }),
-                    None => page.left.push(place.id),
-                }
-                page.next = Some(if is_left { place.end_of_level() } else { place });
+        let query = sqlx::query(
+            "select tenant_id, queue, class, priority, id from queued_jobs
+             where (tenant_id, queue, class, priority, id) > ($1, $2, $3, $4, $5)
+             order by tenant_id, queue, class, priority, id limit $6",
+        )
+        .bind(after.tenant_id)
+        .bind(&after.queue)
+        .bind(&after.class)
+        .bind(after.priority)
+        .bind(after.id)
+        .bind(i64::from(limit));
+        let rows = self.on(self.looking(), async |connection| query.fetch_all(connection).await);
+        let rows = rows.await?;
+        let is_full = rows.len() == usize::try_from(limit).unwrap_or(usize::MAX);
+        let (ends, mut page) = (Ends::new(left), Page::default());
+        for row in &rows {
+            let place = Place::from_row(row)?;
+            let is_left = ends.is_left(&place);
+            if !is_left {
+                page.jobs.push((place.tenant_id, place.id));
             }
-            page.next = page.next.filter(|_| is_full);
-            Ok(page)
+            page.next = Some(if is_left { place.end_of_level() } else { place });
+        }
+        page.next = page.next.filter(|_| is_full);
+        Ok(page)
+    }
+
+    /// Of these jobs, whosever they are, those that are queued, in no order.
+    ///
+    /// # Errors
+    /// When Postgres is away.
+    pub async fn queued_of(&self, ids: &[JobId]) -> Result<Vec<Queued>, Error> {
+        self.within(async {
+            let table = self.days().table(self, ids.iter().copied()).await?;
+            // The limit of one makes the planner look up each row by its key.
+            let sql = format!(
+                "select found.* from unnest($1::uuid[]) as wanted(id) cross join lateral (
+                    select id, tenant_id, queued_at from {table} as jobs
+                    where jobs.id = wanted.id and jobs.state = 'queued' limit 1
+                 ) as found"
+            );
+            let found = sqlx::query_as(AssertSqlSafe(sql)).bind(ids);
+            Ok(found.fetch_all(self.pool()).await?)
         })
         .await
     }

@@ -17,15 +17,14 @@ impl TestEnv {
 
     /// Dispatches the queued rows that Redis does not know.
     pub async fn redispatch(&self) -> usize {
-        let queued = self.store.queued_after(&Place::first(), &[], 10_000).await;
-        let queued = queued.unwrap().queued;
-        let ids: Vec<_> = queued.iter().map(|job| (job.tenant_id, job.id)).collect();
-        let unknown = self.queue.unknown(&ids).await.unwrap();
-        let missing: Vec<JobId> = unknown.into_iter().map(|index| queued[index].id).collect();
+        let page = self.store.queued_after(&Place::first(), &[], 10_000).await;
+        let jobs = page.unwrap().jobs;
+        let unknown = self.queue.unknown(&jobs).await.unwrap();
+        let missing: Vec<JobId> = unknown.into_iter().map(|index| jobs[index].1).collect();
         let briefs = self.store.briefs(&missing).await.unwrap();
         let dispatches: Vec<Dispatch> = briefs.iter().map(Dispatch::from_brief).collect();
         self.queue.dispatch(&dispatches).await.unwrap();
-        missing.len()
+        dispatches.len()
     }
 
     /// Rebuilds a wiped Redis from the queued rows and opens it. Running attempts must have registered before.

@@ -198,7 +198,7 @@ async fn a_look_at_all_rows_goes_past_those_of_a_full_backlog_that_come_after_it
     let (mut found, mut pages, mut after) = (Vec::new(), 0, Some(Place::first()));
     while let Some(place) = after {
         let page = env.store.queued_after(&place, &left, 4).await.unwrap();
-        found.extend(page.queued.iter().map(|job| job.id));
+        found.extend(page.jobs.iter().map(|(_, id)| *id));
         (pages, after) = (pages + 1, page.next);
     }
     let known = jobs[..10].iter().map(|job| job.id);

@@ -8,14 +8,14 @@
 //! | backlogs that were full and have room, lines at gates of which half is gone: page in by priority and age; lanes of tenants that had as many as they may | every tick |
 //! | jobs that were asked to stop, by somebody who died before it said so: say it | every tick |
 //! | rows since the last look, new and queued again, that Redis does not know: whoever wrote them died, or could not reach Redis | every second |
-//! | all queued rows but those that are left in Postgres, page by page for a tenth of a second; paused queues, weights and limits | every ten seconds |
+//! | all queued rows but those that are left in Postgres, page by page for a fiftieth of a second; paused queues, weights and limits | every ten seconds |
 //! | all of these rows, tick after tick | once, by a new leader and after looks that failed for long |
 
 mod backlog;
 mod generation;
 mod lanes;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -65,7 +65,7 @@ const DRAINING: Duration = Duration::from_millis(50);
 const SLOW: u64 = 10;
 
 /// Time for one such part.
-const SWEEP: Duration = Duration::from_millis(100);
+const SWEEP: Duration = Duration::from_millis(20);
 
 /// Jobs that are read and dispatched together: workers take the first of them while the next are read.
 const AT_ONCE: usize = 1_000;
@@ -144,10 +144,31 @@ impl Redispatch {
     async fn dispatch_unknown(&self, queued: &[Queued], now: DateTime<Utc>) -> anyhow::Result<u64> {
         let ids: Vec<_> = queued.iter().map(|job| (job.tenant_id, job.id)).collect();
         let unknown = self.queue.unknown(&ids).await?.into_iter().map(|index| &queued[index]);
-        let missing: Vec<JobId> = unknown
-            .filter(|job| now - job.queued_at >= UNDER_WAY)
-            .map(|job| job.id)
-            .collect();
+        self.dispatch_rows(unknown, now).await
+    }
+
+    /// The same of jobs whose rows were not read yet. Forgets the places of those that have ended.
+    async fn dispatch_strays(&self, jobs: &[(TenantId, JobId)], now: DateTime<Utc>) -> anyhow::Result<u64> {
+        let unknown = self.queue.unknown(jobs).await?;
+        let unknown: BTreeSet<JobId> = unknown.into_iter().map(|index| jobs[index].1).collect();
+        if unknown.is_empty() {
+            return Ok(0);
+        }
+        let ids: Vec<JobId> = unknown.iter().copied().collect();
+        let queued = self.store.queued_of(&ids).await?;
+        let found: BTreeSet<JobId> = queued.iter().map(|job| job.id).collect();
+        let gone: Vec<JobId> = unknown.difference(&found).copied().collect();
+        Ok(self.store.forget_left(&gone).await? + self.dispatch_rows(&queued, now).await?)
+    }
+
+    /// Dispatches what has been queued for longer than a dispatch is under way.
+    async fn dispatch_rows(
+        &self,
+        queued: impl IntoIterator<Item = &Queued>,
+        now: DateTime<Utc>,
+    ) -> anyhow::Result<u64> {
+        let is_overdue = |job: &&Queued| now - job.queued_at >= UNDER_WAY;
+        let missing: Vec<JobId> = queued.into_iter().filter(is_overdue).map(|job| job.id).collect();
         Ok(self.dispatch(&missing).await?.added)
     }
 
@@ -223,8 +244,7 @@ impl Redispatch {
         loop {
             let after = self.cursor().after.clone().unwrap_or_else(Place::first);
             let page = self.store.queued_after(&after, &left, PAGE).await?;
-            changed += self.store.forget_left(&page.left).await?;
-            changed += self.dispatch_unknown(&page.queued, now).await?;
+            changed += self.dispatch_strays(&page.jobs, now).await?;
             let is_last = page.next.is_none();
             let mut cursor = self.cursor();
             cursor.after = page.next;
