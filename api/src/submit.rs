@@ -55,7 +55,7 @@ impl Submitter {
 
         let start = |limits| {
             let (store, dispatches) = (store.clone(), dispatches.clone());
-            Batcher::spawn(tracker, limits, move |submissions: Vec<Submission>| {
+            Batcher::new(tracker, limits, move |submissions: Vec<Submission>| {
                 let (store, dispatches) = (store.clone(), dispatches.clone());
                 async move {
                     let answers = store.insert(&submissions).await;

@@ -1,12 +1,18 @@
 //! Group commit without a timer: a batch is what arrived while the last one was under way.
 //!
 //! A lone caller pays no delay, and under load the cost of a commit is shared by everybody who came during the last.
+//! Batches run where the batcher was made, whatever runtime its callers are on. A caller is woken by its answer and by nothing
+//! else, and while a batch is under way an item wakes nobody.
 
+use std::collections::VecDeque;
+use std::fmt;
 use std::future::Future;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures_util::FutureExt;
-use tokio::sync::{Notify, Semaphore, mpsc, oneshot};
+use futures_util::future::BoxFuture;
+use tokio::runtime::Handle;
+use tokio::sync::{Semaphore, oneshot};
 use tokio_util::task::TaskTracker;
 
 /// Most turns of the scheduler that a batch waits for company.
@@ -20,21 +26,21 @@ pub enum Error {
     Closed,
 }
 
-/// The sending side of a batching loop. Cheap to clone; the loop ends when the last clone is gone.
+/// Collects the items of many callers into batches. Cheap to clone.
 #[derive(Debug)]
 pub struct Batcher<T, R> {
-    sender: mpsc::Sender<(T, oneshot::Sender<R>)>,
+    shared: Arc<Shared<T, R>>,
 }
 
 impl<T, R> Clone for Batcher<T, R> {
     fn clone(&self) -> Self {
         Self {
-            sender: self.sender.clone(),
+            shared: Arc::clone(&self.shared),
         }
     }
 }
 
-/// How a batching loop behaves.
+/// How a batcher behaves.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     /// Most items in one batch.
@@ -47,94 +53,133 @@ pub struct Limits {
     pub backlog: usize,
 }
 
+struct Shared<T, R> {
+    limits: Limits,
+    process: Box<dyn Fn(Vec<T>) -> BoxFuture<'static, Vec<R>> + Send + Sync>,
+    /// One for each item that may still come to wait.
+    room: Semaphore,
+    state: Mutex<State<T, R>>,
+    tracker: TaskTracker,
+    runtime: Handle,
+}
+
+struct State<T, R> {
+    waiting: VecDeque<(T, oneshot::Sender<R>)>,
+    under_way: usize,
+}
+
+impl<T, R> fmt::Debug for Shared<T, R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shared")
+            .field("limits", &self.limits)
+            .finish_non_exhaustive()
+    }
+}
+
 impl<T: Send + 'static, R: Send + 'static> Batcher<T, R> {
-    /// Starts a loop that hands batches to `process`, which answers one result for each item, in order.
-    pub fn spawn<F, Fut>(tracker: &TaskTracker, limits: Limits, process: F) -> Self
+    /// Hands batches to `process`, which answers one result for each item, in order, and runs on the runtime of whoever calls
+    /// this.
+    pub fn new<F, Fut>(tracker: &TaskTracker, limits: Limits, process: F) -> Self
     where
         F: Fn(Vec<T>) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = Vec<R>> + Send + 'static,
     {
-        let (sender, receiver) = mpsc::channel(limits.backlog);
-        tracker.spawn(collect(tracker.clone(), limits, receiver, Arc::new(process)));
-        Self { sender }
+        let shared = Shared {
+            limits,
+            process: Box::new(move |items| process(items).boxed()),
+            room: Semaphore::new(limits.backlog),
+            state: Mutex::new(State {
+                waiting: VecDeque::new(),
+                under_way: 0,
+            }),
+            tracker: tracker.clone(),
+            runtime: Handle::current(),
+        };
+        Self {
+            shared: Arc::new(shared),
+        }
     }
 
     /// Hands in one item and waits for its result.
     ///
     /// # Errors
-    /// [`Error::Closed`] when the loop has ended; the item may or may not have been processed.
+    /// [`Error::Closed`] when its batch panicked or was dropped with its runtime; the item may or may not have been processed.
     pub async fn call(&self, item: T) -> Result<R, Error> {
+        let shared = &self.shared;
+        shared.room.acquire().await.map_err(|_closed| Error::Closed)?.forget();
         let (answer, result) = oneshot::channel();
-        self.sender
-            .send((item, answer))
-            .await
-            .map_err(|_closed| Error::Closed)?;
+        if shared.push(item, answer) {
+            shared.tracker.spawn_on(run(Arc::clone(shared)), &shared.runtime);
+        }
         result.await.map_err(|_closed| Error::Closed)
     }
 }
 
-/// Hands over whatever has arrived, one batch for each free place.
-async fn collect<T, R, F, Fut>(
-    tracker: TaskTracker,
-    limits: Limits,
-    mut receiver: mpsc::Receiver<(T, oneshot::Sender<R>)>,
-    process: Arc<F>,
-) where
-    T: Send + 'static,
-    R: Send + 'static,
-    F: Fn(Vec<T>) -> Fut + Send + Sync + 'static,
-    Fut: Future<Output = Vec<R>> + Send + 'static,
-{
-    let places = Arc::new(Semaphore::new(limits.parallel));
-    let ended = Arc::new(Notify::new());
-    let mut arrived = Vec::with_capacity(limits.batch_max);
-    loop {
-        // The place is taken first: what comes while no place is free joins the next batch.
-        let Ok(place) = Arc::clone(&places).acquire_owned().await else {
-            return;
+impl<T, R> State<T, R> {
+    /// Whether there should be one more batch under way, and counts it.
+    fn begin(&mut self, limits: &Limits) -> bool {
+        let begins = match self.under_way {
+            0 => !self.waiting.is_empty(),
+            others => others < limits.parallel && self.waiting.len() >= limits.company,
         };
-        if receiver.recv_many(&mut arrived, limits.batch_max).await == 0 {
-            return;
+        self.under_way += usize::from(begins);
+        begins
+    }
+}
+
+impl<T, R> Shared<T, R> {
+    /// Puts an item behind those that wait. Whether a batch begins with it.
+    fn push(&self, item: T, answer: oneshot::Sender<R>) -> bool {
+        let mut state = self.lock();
+        state.waiting.push_back((item, answer));
+        state.begin(&self.limits)
+    }
+
+    /// Ends the batch before, or the place that was taken for the first, and takes what waits for the next if one should begin.
+    fn next(&self) -> Option<(Vec<T>, Vec<oneshot::Sender<R>>)> {
+        let mut state = self.lock();
+        state.under_way -= 1;
+        if !state.begin(&self.limits) {
+            return None;
         }
-        gather(&mut receiver, &mut arrived, limits.batch_max).await;
-        while arrived.len() < limits.company && places.available_permits() + 1 < limits.parallel {
-            let room = limits.company - arrived.len();
-            // Both are cancel-safe: what was not received stays in the channel.
-            tokio::select! {
-                () = ended.notified() => {}
-                more = receiver.recv_many(&mut arrived, room) => if more == 0 { break },
-            }
+        let count = state.waiting.len().min(self.limits.batch_max);
+        self.room.add_permits(count);
+        Some(state.waiting.drain(..count).unzip())
+    }
+
+    fn waiting(&self) -> usize {
+        self.lock().waiting.len()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State<T, R>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// One batch after the other, until nobody waits.
+async fn run<T, R>(shared: Arc<Shared<T, R>>) {
+    loop {
+        gather(&shared).await;
+        let Some((items, answers)) = shared.next() else { return };
+        let process = std::panic::AssertUnwindSafe(async { (shared.process)(items).await });
+        let Ok(results) = process.catch_unwind().await else {
+            tracing::error!("a batch panicked");
+            continue;
+        };
+        for (answer, result) in answers.into_iter().zip(results) {
+            // A caller that has gone away does not need its answer.
+            drop(answer.send(result));
         }
-        let (items, answers): (Vec<T>, Vec<oneshot::Sender<R>>) = arrived.drain(..).unzip();
-        let (process, ended) = (Arc::clone(&process), Arc::clone(&ended));
-        tracker.spawn(async move {
-            let Ok(results) = std::panic::AssertUnwindSafe(process(items)).catch_unwind().await else {
-                tracing::error!("a batch panicked");
-                drop(place);
-                return ended.notify_one();
-            };
-            // The next batch begins before these answers are acted on.
-            drop(place);
-            ended.notify_one();
-            for (answer, result) in answers.into_iter().zip(results) {
-                // A caller that has gone away does not need its answer.
-                drop(answer.send(result));
-            }
-        });
     }
 }
 
 /// Lets whoever is about to call run first, as long as that brings somebody: a turn of the scheduler costs microseconds,
 /// a batch of its own a commit.
-async fn gather<T>(receiver: &mut mpsc::Receiver<T>, arrived: &mut Vec<T>, batch_max: usize) {
+async fn gather<T, R>(shared: &Shared<T, R>) {
     for _ in 0..TURNS_MAX {
-        let before = arrived.len();
+        let before = shared.waiting();
         tokio::task::yield_now().await;
-        while arrived.len() < batch_max {
-            let Ok(item) = receiver.try_recv() else { break };
-            arrived.push(item);
-        }
-        if arrived.len() == before {
+        if shared.waiting() == before {
             return;
         }
     }
@@ -152,7 +197,7 @@ mod tests {
     async fn what_arrives_during_a_batch_is_the_next_batch() {
         let tracker = TaskTracker::new();
         let gate = Arc::new(Semaphore::new(0));
-        let sizes = Arc::new(std::sync::Mutex::new(Vec::new()));
+        let sizes = Arc::new(Mutex::new(Vec::new()));
         let (seen, held) = (Arc::clone(&sizes), Arc::clone(&gate));
         let limits = Limits {
             batch_max: 100,
@@ -160,7 +205,7 @@ mod tests {
             company: 1,
             backlog: 100,
         };
-        let batcher = Batcher::spawn(&tracker, limits, move |items: Vec<u32>| {
+        let batcher = Batcher::new(&tracker, limits, move |items: Vec<u32>| {
             let (seen, held) = (Arc::clone(&seen), Arc::clone(&held));
             async move {
                 seen.lock().unwrap().push(items.len());
@@ -189,7 +234,7 @@ mod tests {
     async fn a_second_batch_waits_for_company_or_for_the_end_of_the_first() {
         let tracker = TaskTracker::new();
         let gate = Arc::new(Semaphore::new(0));
-        let sizes = Arc::new(std::sync::Mutex::new(Vec::new()));
+        let sizes = Arc::new(Mutex::new(Vec::new()));
         let (seen, held) = (Arc::clone(&sizes), Arc::clone(&gate));
         let limits = Limits {
             batch_max: 100,
@@ -197,7 +242,7 @@ mod tests {
             company: 5,
             backlog: 100,
         };
-        let batcher = Batcher::spawn(&tracker, limits, move |items: Vec<u32>| {
+        let batcher = Batcher::new(&tracker, limits, move |items: Vec<u32>| {
             let (seen, held) = (Arc::clone(&seen), Arc::clone(&held));
             async move {
                 seen.lock().unwrap().push(items.len());
@@ -227,5 +272,83 @@ mod tests {
         call(1);
         begun(3).await;
         assert_eq!(*sizes.lock().unwrap(), [1, 5, 1], "alone it waits for nobody");
+    }
+
+    #[tokio::test]
+    async fn a_batch_that_panics_answers_its_callers_and_no_others() {
+        let tracker = TaskTracker::new();
+        let limits = Limits {
+            batch_max: 1,
+            parallel: 1,
+            company: 1,
+            backlog: 1,
+        };
+        let batcher = Batcher::new(&tracker, limits, move |items: Vec<u32>| {
+            assert_ne!(items, [2], "this is the one that panics");
+            async move { items }
+        });
+        let calls = (1..=3).map(|item| batcher.call(item));
+        let answers = futures_util::future::join_all(calls).await;
+        assert_eq!(answers, [Ok(1), Err(Error::Closed), Ok(3)]);
+        tracker.close();
+        tracker.wait().await;
+    }
+
+    #[tokio::test]
+    async fn callers_wait_for_room() {
+        let tracker = TaskTracker::new();
+        let gate = Arc::new(Semaphore::new(0));
+        let held = Arc::clone(&gate);
+        let limits = Limits {
+            batch_max: 2,
+            parallel: 1,
+            company: 1,
+            backlog: 2,
+        };
+        let batcher = Batcher::new(&tracker, limits, move |items: Vec<u32>| {
+            let held = Arc::clone(&held);
+            async move {
+                held.acquire().await.unwrap().forget();
+                items
+            }
+        });
+        let calls: Vec<_> = (0..10)
+            .map(|item| tracker.spawn(called(batcher.clone(), item)))
+            .collect();
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(batcher.shared.waiting(), 2);
+        gate.add_permits(10);
+        for (item, call) in calls.into_iter().enumerate() {
+            assert_eq!(call.await.unwrap() as usize, item);
+        }
+    }
+
+    #[test]
+    fn batches_run_where_the_batcher_was_made() {
+        let runtime = |name: &str| {
+            tokio::runtime::Builder::new_multi_thread()
+                .worker_threads(1)
+                .thread_name(name)
+                .build()
+                .unwrap()
+        };
+        let (here, elsewhere) = (runtime("here"), runtime("elsewhere"));
+        let limits = Limits {
+            batch_max: 10,
+            parallel: 1,
+            company: 1,
+            backlog: 10,
+        };
+        let thread = || std::thread::current().name().map(str::to_owned);
+        let batcher = here.block_on(async {
+            Batcher::new(&TaskTracker::new(), limits, move |items: Vec<()>| async move {
+                items.into_iter().map(|()| thread()).collect()
+            })
+        });
+        let called = elsewhere.spawn(async move { batcher.call(()).await });
+        let answer = elsewhere.block_on(called).unwrap();
+        assert_eq!(answer, Ok(Some("here".to_owned())));
     }
 }

@@ -80,7 +80,7 @@ impl Settler {
             company: 128,
             backlog: 1_000,
         };
-        let batcher = Batcher::spawn(tracker, limits, move |batch: Vec<(TenantId, Settlement)>| {
+        let batcher = Batcher::new(tracker, limits, move |batch: Vec<(TenantId, Settlement)>| {
             let writer = writer.clone();
             async move { writer.settle(batch).await }
         });

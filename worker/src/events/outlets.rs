@@ -60,11 +60,11 @@ impl Outlets {
     /// Starts both loops on `tracker`, for the attempts of one worker. They end with the last clone.
     pub fn spawn(worker_id: WorkerId, store: Store, queue: Queue, tracker: &TaskTracker) -> Self {
         let redis = queue.clone();
-        let appends = Batcher::spawn(tracker, APPENDS, move |logs| {
+        let appends = Batcher::new(tracker, APPENDS, move |logs| {
             let redis = redis.clone();
             async move { append(&redis, logs).await }
         });
-        let chunks = Batcher::spawn(tracker, CHUNKS, move |chunks| {
+        let chunks = Batcher::new(tracker, CHUNKS, move |chunks| {
             let store = store.clone();
             async move { write(&store, worker_id, chunks).await }
         });
