@@ -11,7 +11,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-use sqlx::{Executor as _, PgConnection, PgPool};
+use sqlx::{Connection as _, Executor as _, PgConnection, PgPool};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::{BELIEVED, Class, Error, is_alive};
@@ -66,7 +66,7 @@ pub(super) struct Lent<'a> {
 }
 
 impl Kept {
-    /// Up to `most` connections, made as the pool makes its own.
+    /// Up to `most` connections, with the options of the pool's own.
     pub(super) fn new(pool: PgPool, most: usize, plans: Plans) -> Self {
         Self {
             pool,
@@ -93,7 +93,12 @@ impl Kept {
                 return Ok(lent(connection));
             }
         }
-        let mut connection = self.pool.acquire().await?.detach();
+        // One of the pool's may have been made on another runtime, whose threads would pass on what Postgres answers.
+        let mut connection = match PgConnection::connect_with(&self.pool.connect_options()).await {
+            Ok(made) => made,
+            // The pool waits for a Postgres that is about to be there.
+            Err(_away) => self.pool.acquire().await?.detach(),
+        };
         if let Some(settings) = self.plans.settings() {
             connection.execute(settings).await?;
         }
