@@ -24,6 +24,7 @@ mod server;
 pub mod sse;
 pub mod state;
 pub mod submit;
+mod threads;
 
 pub use config::Config;
 pub use openapi::document;

@@ -1,5 +1,6 @@
 //! Binding, serving and stopping.
 
+use std::future::IntoFuture as _;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -25,6 +26,7 @@ use crate::rate_limit::RateLimits;
 use crate::routes;
 use crate::state::{App, Parts};
 use crate::submit::Submitter;
+use crate::threads::Threads;
 
 /// Time between two attempts to prepare the database.
 const PREPARE_RETRY: Duration = Duration::from_secs(1);
@@ -126,6 +128,8 @@ impl Server {
         let (stop, hard, drain) = (soft.clone(), lifecycle.hard().clone(), self.drain);
         let served =
             axum::serve(self.listener, routes::router(self.app)).with_graceful_shutdown(stop.cancelled_owned());
+        let threads = Threads::start()?;
+        let served = threads.spawn(served.into_future());
         let too_long = async {
             soft.cancelled().await;
             tokio::select! {
@@ -134,7 +138,7 @@ impl Server {
             }
         };
         tokio::select! {
-            served = served => Ok(served?),
+            served = served => Ok(served??),
             () = too_long => {
                 tracing::warn!("requests under way are dropped");
                 Ok(())

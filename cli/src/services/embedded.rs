@@ -4,7 +4,6 @@
 //! knows better than anybody, such as the address of its private Postgres, comes last and wins.
 
 use std::net::SocketAddr;
-use std::num::NonZero;
 use std::path::PathBuf;
 
 use anyhow::Context as _;
@@ -14,7 +13,6 @@ use common::health::Health;
 use common::lifecycle::Lifecycle;
 use common::store::Store;
 use common::telemetry;
-use tokio::runtime::{Builder, Runtime};
 
 use super::sandboxes::Sandboxes;
 
@@ -88,36 +86,12 @@ pub(crate) async fn start(settings: &Settings, lifecycle: &Lifecycle) -> anyhow:
         Health::new(scheduler.health.stall_max),
     );
     let beside = vec![("worker", working.clone()), ("scheduler", scheduling.clone())];
-    serve(api, clock.clone(), lifecycle, beside).await?;
+    let server = api::Server::bind_beside(api, clock.clone(), lifecycle, beside).await?;
+    let serving = lifecycle.clone();
+    lifecycle.spawn("api", async move { server.serve(&serving).await });
     let worker = worker::run(worker, clock.clone(), lifecycle.clone(), working);
     lifecycle.spawn("worker", worker);
     let scheduler = scheduler::run(scheduler, clock, lifecycle.clone(), scheduling);
     lifecycle.spawn("scheduler", scheduler);
     Ok(names)
-}
-
-/// Starts the API on threads of its own, one for each two processors. Postgres and Redis need the others, and half as many
-/// threads that seldom wait for work accept more than as many as there are processors, which take it from each other.
-async fn serve(
-    config: api::Config,
-    clock: Clock,
-    lifecycle: &Lifecycle,
-    beside: Vec<(&'static str, Health)>,
-) -> anyhow::Result<()> {
-    let processors = std::thread::available_parallelism().map_or(1, NonZero::get);
-    let runtime = Builder::new_multi_thread()
-        .worker_threads(processors.div_ceil(2))
-        .thread_name("api")
-        .enable_all()
-        .build()?;
-    // It ends with the process: async code must not drop a runtime.
-    let runtime: &Runtime = Box::leak(Box::new(runtime));
-    let serving = lifecycle.clone();
-    let bound = runtime.spawn(async move {
-        let server = api::Server::bind_beside(config, clock, &serving, beside).await?;
-        let lifecycle = serving.clone();
-        serving.spawn("api", async move { server.serve(&lifecycle).await });
-        anyhow::Ok(())
-    });
-    bound.await?
 }
