@@ -91,7 +91,12 @@ impl Server {
         let app = App::new(Parts {
             keyring: Keyring::new(config.auth.cache),
             rates: RateLimits::new(config.auth.rate),
-            submitter: Submitter::spawn(lifecycle.tracker(), &store, &queue),
+            // With a connection to Redis of its own: one that a thread of connections made would end with those threads.
+            submitter: Submitter::spawn(
+                lifecycle.tracker(),
+                &store,
+                &Queue::open(&config.redis, &config.leases)?,
+            ),
             canceller: Canceller::new(store.clone(), queue.clone()),
             log: Log::new(store.clone(), queue.clone()),
             objects: Objects::open(&config.objects)?,

@@ -49,7 +49,7 @@ pub struct Submitter {
 }
 
 impl Submitter {
-    /// Starts the loops; they end when the last clone is gone.
+    /// What is committed together is on `tracker`, and so is the loop of dispatches, which ends when the last clone is gone.
     pub fn spawn(tracker: &TaskTracker, store: &Store, queue: &Queue) -> Self {
         let (dispatches, receiver) = mpsc::channel(DISPATCH_BACKLOG);
         tracker.spawn(dispatch(queue.clone(), receiver));
@@ -109,7 +109,7 @@ impl Submitter {
 impl From<batch::Error> for Problem {
     fn from(error: batch::Error) -> Self {
         match error {
-            batch::Error::Closed => Self::unavailable("this process is stopping"),
+            batch::Error::Closed => Self::unavailable("the submission was not answered"),
         }
     }
 }

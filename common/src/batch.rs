@@ -1,8 +1,8 @@
 //! Group commit without a timer: a batch is what arrived while the last one was under way.
 //!
 //! A lone caller pays no delay, and under load the cost of a commit is shared by everybody who came during the last.
-//! Batches run where the batcher was made, whatever runtime its callers are on. A caller is woken by its answer and by nothing
-//! else, and while a batch is under way an item wakes nobody.
+//! Batches run where the batcher was made, whatever runtime its callers are on. A caller is woken by its answer, or by
+//! room for its item, and while a batch is under way an item wakes nobody.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -21,7 +21,7 @@ const TURNS_MAX: u32 = 2;
 /// Why a batch did not answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
-    /// The process is stopping, or the batch panicked.
+    /// The batch panicked, or its runtime has ended.
     #[error("the batch did not answer")]
     Closed,
 }
@@ -103,13 +103,13 @@ impl<T: Send + 'static, R: Send + 'static> Batcher<T, R> {
     /// Hands in one item and waits for its result.
     ///
     /// # Errors
-    /// [`Error::Closed`] when its batch panicked or was dropped with its runtime; the item may or may not have been processed.
+    /// [`Error::Closed`] when its batch panicked or ended with its runtime; the item may or may not have been processed.
     pub async fn call(&self, item: T) -> Result<R, Error> {
         let shared = &self.shared;
         shared.room.acquire().await.map_err(|_closed| Error::Closed)?.forget();
         let (answer, result) = oneshot::channel();
-        if shared.push(item, answer) {
-            shared.tracker.spawn_on(run(Arc::clone(shared)), &shared.runtime);
+        if let Some(place) = Shared::push(shared, item, answer) {
+            shared.tracker.spawn_on(run(place), &shared.runtime);
         }
         result.await.map_err(|_closed| Error::Closed)
     }
@@ -128,23 +128,14 @@ impl<T, R> State<T, R> {
 }
 
 impl<T, R> Shared<T, R> {
-    /// Puts an item behind those that wait. Whether a batch begins with it.
-    fn push(&self, item: T, answer: oneshot::Sender<R>) -> bool {
-        let mut state = self.lock();
+    /// Puts an item behind those that wait. The place of the batch that begins with it, if one does.
+    fn push(this: &Arc<Self>, item: T, answer: oneshot::Sender<R>) -> Option<Place<T, R>> {
+        let mut state = this.lock();
         state.waiting.push_back((item, answer));
-        state.begin(&self.limits)
-    }
-
-    /// Ends the batch before, or the place that was taken for the first, and takes what waits for the next if one should begin.
-    fn next(&self) -> Option<(Vec<T>, Vec<oneshot::Sender<R>>)> {
-        let mut state = self.lock();
-        state.under_way -= 1;
-        if !state.begin(&self.limits) {
-            return None;
-        }
-        let count = state.waiting.len().min(self.limits.batch_max);
-        self.room.add_permits(count);
-        Some(state.waiting.drain(..count).unzip())
+        state.begin(&this.limits).then(|| Place {
+            shared: Arc::clone(this),
+            is_held: true,
+        })
     }
 
     fn waiting(&self) -> usize {
@@ -156,12 +147,49 @@ impl<T, R> Shared<T, R> {
     }
 }
 
+/// The place of a batch under way.
+struct Place<T, R> {
+    shared: Arc<Shared<T, R>>,
+    is_held: bool,
+}
+
+impl<T, R> Place<T, R> {
+    /// What waits, for the next batch in this place. Nothing where none should begin: then the place is given back.
+    fn next(&mut self) -> Option<(Vec<T>, Vec<oneshot::Sender<R>>)> {
+        let Shared { limits, room, .. } = &*self.shared;
+        let mut state = self.shared.lock();
+        state.under_way -= 1;
+        self.is_held = state.begin(limits);
+        if !self.is_held {
+            return None;
+        }
+        let count = state.waiting.len().min(limits.batch_max);
+        room.add_permits(count);
+        Some(state.waiting.drain(..count).unzip())
+    }
+}
+
+impl<T, R> Drop for Place<T, R> {
+    /// A place that was not given back was dropped with its runtime. Nobody else may come to take what waits: it is not kept.
+    fn drop(&mut self) {
+        if !self.is_held {
+            return;
+        }
+        let mut state = self.shared.lock();
+        state.under_way -= 1;
+        if state.under_way == 0 {
+            let given_up = std::mem::take(&mut state.waiting);
+            self.shared.room.add_permits(given_up.len());
+        }
+    }
+}
+
 /// One batch after the other, until nobody waits.
-async fn run<T, R>(shared: Arc<Shared<T, R>>) {
+async fn run<T, R>(mut place: Place<T, R>) {
     loop {
-        gather(&shared).await;
-        let Some((items, answers)) = shared.next() else { return };
-        let process = std::panic::AssertUnwindSafe(async { (shared.process)(items).await });
+        gather(&place.shared).await;
+        let Some((items, answers)) = place.next() else { return };
+        let process = std::panic::AssertUnwindSafe(async { (place.shared.process)(items).await });
         let Ok(results) = process.catch_unwind().await else {
             tracing::error!("a batch panicked");
             continue;
@@ -189,8 +217,12 @@ async fn gather<T, R>(shared: &Shared<T, R>) {
 mod tests {
     use super::*;
 
+    async fn called_or_not(batcher: Batcher<u32, u32>, item: u32) -> Result<u32, Error> {
+        batcher.call(item).await
+    }
+
     async fn called(batcher: Batcher<u32, u32>, item: u32) -> u32 {
-        batcher.call(item).await.unwrap()
+        called_or_not(batcher, item).await.unwrap()
     }
 
     #[tokio::test]
@@ -350,5 +382,36 @@ mod tests {
         let called = elsewhere.spawn(async move { batcher.call(()).await });
         let answer = elsewhere.block_on(called).unwrap();
         assert_eq!(answer, Ok(Some("here".to_owned())));
+    }
+
+    #[test]
+    fn nobody_waits_for_a_runtime_that_has_ended() {
+        let runtime = || {
+            tokio::runtime::Builder::new_multi_thread()
+                .worker_threads(1)
+                .build()
+                .unwrap()
+        };
+        let (ended, callers) = (runtime(), runtime());
+        let limits = Limits {
+            batch_max: 1,
+            parallel: 1,
+            company: 1,
+            backlog: 1,
+        };
+        let batcher =
+            ended.block_on(async { Batcher::new(&TaskTracker::new(), limits, |_: Vec<u32>| std::future::pending()) });
+        let calls: Vec<_> = (0..3)
+            .map(|item| callers.spawn(called_or_not(batcher.clone(), item)))
+            .collect();
+        // One is under way, one waits, and one has no room.
+        while batcher.shared.lock().under_way == 0 || batcher.shared.waiting() == 0 {
+            std::thread::yield_now();
+        }
+        drop(ended);
+        let later = callers.spawn(called_or_not(batcher, 3));
+        for call in calls.into_iter().chain([later]) {
+            assert_eq!(callers.block_on(call).unwrap(), Err(Error::Closed));
+        }
     }
 }

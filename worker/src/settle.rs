@@ -35,7 +35,7 @@ pub enum Settled {
     GivenUp,
 }
 
-/// The settling loop. Cheap to clone.
+/// Writes results together. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Settler {
     batcher: Batcher<(TenantId, Settlement), Settled>,
@@ -58,7 +58,7 @@ struct Writer {
 }
 
 impl Settler {
-    /// Starts the loop on `tracker`. `hard` ends retries; `pulse` owes commits while results are on their way.
+    /// What is written together is on `tracker`. `hard` ends retries; `pulse` owes commits while results are on their way.
     pub fn spawn(
         worker_id: WorkerId,
         store: Store,

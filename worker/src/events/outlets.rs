@@ -57,7 +57,7 @@ pub(super) enum Written {
 }
 
 impl Outlets {
-    /// Starts both loops on `tracker`, for the attempts of one worker. They end with the last clone.
+    /// Outlets for the attempts of one worker; what they write together is on `tracker`.
     pub fn spawn(worker_id: WorkerId, store: Store, queue: Queue, tracker: &TaskTracker) -> Self {
         let redis = queue.clone();
         let appends = Batcher::new(tracker, APPENDS, move |logs| {
