@@ -184,6 +184,29 @@ async fn without_redis_jobs_are_accepted_and_found_later(pool: PgPool) {
 }
 
 #[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn a_postgres_that_is_silent_is_not_waited_for_longer_than_for_a_connection(pool: PgPool) {
+    let (api, proxy) = behind_proxy(&pool).await;
+    let job = api.submit(json!({"kind": "noop"})).await;
+    proxy.silence();
+    let calls = [
+        // The first of a sort may find the connection that it had before.
+        (Method::POST, "/jobs".to_owned(), json!({"kind": "noop"})),
+        (Method::POST, "/jobs".to_owned(), json!({"kind": "noop"})),
+        (Method::GET, format!("/jobs/{job}"), Value::Null),
+        (Method::GET, format!("/jobs/{job}"), Value::Null),
+    ];
+    // A statement would be waited for fifteen seconds.
+    let limit = Duration::from_secs(8);
+    for (method, path, body) in calls {
+        let answered = tokio::time::timeout(limit, answer(api.request(method, &path).json(&body))).await;
+        answered.unwrap().is_problem(503, "unavailable");
+    }
+    let stranger = api.with_key("hh_a_key_that_nobody_has");
+    let answered = tokio::time::timeout(limit, stranger.get("/jobs")).await;
+    answered.unwrap().is_problem(503, "unavailable");
+}
+
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
 async fn a_server_starts_without_its_services_and_waits_for_them(pool: PgPool) {
     let env = common::testing::TestEnv::new(pool.clone()).await;
     let url = pool.connect_options().to_url_lossy().to_string();

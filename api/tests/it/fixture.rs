@@ -241,6 +241,7 @@ pub(crate) async fn answer(request: RequestBuilder) -> Answer {
 pub(crate) struct Proxy {
     pub(crate) address: SocketAddr,
     is_up: Arc<AtomicBool>,
+    is_silent: Arc<AtomicBool>,
     cut: Arc<std::sync::Mutex<CancellationToken>>,
     tasks: tokio::task::JoinSet<()>,
 }
@@ -251,12 +252,18 @@ impl Proxy {
         let address = listener.local_addr().unwrap();
         let is_up = Arc::new(AtomicBool::new(true));
         let cut = Arc::new(std::sync::Mutex::new(CancellationToken::new()));
-        let (up, token) = (Arc::clone(&is_up), Arc::clone(&cut));
+        let is_silent = Arc::new(AtomicBool::new(false));
+        let (up, silent, token) = (Arc::clone(&is_up), Arc::clone(&is_silent), Arc::clone(&cut));
         let mut tasks = tokio::task::JoinSet::new();
         tasks.spawn(async move {
             let mut connections = tokio::task::JoinSet::new();
+            let mut held = Vec::new();
             loop {
                 let (near, _) = listener.accept().await.unwrap();
+                if silent.load(Ordering::SeqCst) {
+                    held.push(near);
+                    continue;
+                }
                 if !up.load(Ordering::SeqCst) {
                     continue;
                 }
@@ -273,6 +280,7 @@ impl Proxy {
         Self {
             address,
             is_up,
+            is_silent,
             cut,
             tasks,
         }
@@ -282,6 +290,12 @@ impl Proxy {
     pub(crate) fn down(&self) {
         assert_eq!(self.tasks.len(), 1);
         self.is_up.store(false, Ordering::SeqCst);
+        self.cut.lock().unwrap().cancel();
+    }
+
+    /// Ends every connection, and takes new ones without a word.
+    pub(crate) fn silence(&self) {
+        self.is_silent.store(true, Ordering::SeqCst);
         self.cut.lock().unwrap().cancel();
     }
 

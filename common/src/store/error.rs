@@ -1,5 +1,7 @@
 //! What a query may fail with.
 
+use tokio::time::error::Elapsed;
+
 /// What a caller may do about an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Class {
@@ -52,6 +54,12 @@ impl Error {
     /// Whether a unique constraint was broken.
     pub fn is_conflict(&self, name: &str) -> bool {
         matches!(self, Self::Data { constraint: Some(constraint), .. } if constraint == name)
+    }
+}
+
+impl From<Elapsed> for Error {
+    fn from(_: Elapsed) -> Self {
+        Self::Unavailable(sqlx::Error::PoolTimedOut)
     }
 }
 

@@ -8,11 +8,13 @@
 //! - One whose work was given up, or failed for another reason than its data, is closed: nobody gets it again.
 //! - There are never more than so many, besides those of the pool.
 
+use std::io::ErrorKind;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use sqlx::{Connection as _, Executor as _, PgConnection, PgPool};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::timeout;
 
 use super::{BELIEVED, Class, Error, is_alive};
 
@@ -93,19 +95,30 @@ impl Kept {
                 return Ok(lent(connection));
             }
         }
-        // One of the pool's may have been made on another runtime, whose threads would pass on what Postgres answers.
-        let mut connection = match PgConnection::connect_with(&self.pool.connect_options()).await {
-            Ok(made) => made,
-            // The pool waits for a Postgres that is about to be there.
-            Err(_away) => self.pool.acquire().await?.detach(),
-        };
+        let mut connection = self.connect().await?;
         if let Some(settings) = self.plans.settings() {
             connection.execute(settings).await?;
         }
         Ok(lent(connection))
     }
 
-    /// Closes those that nobody uses.
+    /// A new connection, within the time that the pool gives one of its own. One of the pool's may have been made on another
+    /// runtime, whose threads would pass on what Postgres answers.
+    async fn connect(&self) -> Result<PgConnection, sqlx::Error> {
+        if self.pool.is_closed() {
+            return Err(sqlx::Error::PoolClosed);
+        }
+        let limit = self.pool.options().get_acquire_timeout();
+        let options = self.pool.connect_options();
+        match timeout(limit, PgConnection::connect_with(&options)).await {
+            // The pool waits for a Postgres that is about to be there, and may have one left where there is no room for more.
+            Ok(Err(error)) if may_pass(&error) => Ok(self.pool.acquire().await?.detach()),
+            Ok(made) => made,
+            Err(_) => Err(sqlx::Error::PoolTimedOut),
+        }
+    }
+
+    /// Closes those that nobody uses; the others are closed when they come back.
     pub(super) fn close(&self) {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
@@ -123,11 +136,23 @@ impl Lent<'_> {
     pub(super) fn done<T>(self, outcome: Result<T, Error>) -> Result<T, Error> {
         // A statement that was refused has ended, and its transaction with it.
         let is_sound = |error: &Error| error.class() == Class::Data;
-        if outcome.as_ref().err().is_none_or(is_sound) {
+        if outcome.as_ref().err().is_none_or(is_sound) && !self.kept.pool.is_closed() {
             let mut idle = self.kept.idle.lock().unwrap_or_else(PoisonError::into_inner);
             idle.push((self.connection, Instant::now()));
         }
         outcome
+    }
+}
+
+/// Whether a connection failed for a reason that may be gone in a moment: nobody listens, Postgres starts or stops (class
+/// 57 of its errors), or it has as many as it takes (53).
+fn may_pass(error: &sqlx::Error) -> bool {
+    match error {
+        sqlx::Error::Io(error) => error.kind() == ErrorKind::ConnectionRefused,
+        sqlx::Error::Database(error) => error
+            .code()
+            .is_some_and(|code| code.starts_with("57") || code.starts_with("53")),
+        _ => false,
     }
 }
 
@@ -205,5 +230,18 @@ mod tests {
             Class::Transient
         );
         assert_ne!(used(&kept).await, third);
+    }
+
+    #[sqlx::test]
+    async fn nothing_is_kept_or_made_once_the_pool_is_closed(pool: PgPool) {
+        let kept = Kept::new(pool.clone(), 2, Plans::EachTime);
+        let mut lent = kept.lend().await.unwrap();
+        kept.close();
+        pool.close().await;
+        // What is under way is finished.
+        process(&mut lent.connection).await;
+        lent.done(Ok(())).unwrap();
+        assert!(kept.idle.lock().unwrap().is_empty());
+        assert!(kept.lend().await.is_err());
     }
 }

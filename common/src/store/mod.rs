@@ -218,7 +218,7 @@ impl Store {
         async move {
             match tokio::time::timeout(limit, work).await {
                 Ok(done) => done,
-                Err(_) => Err(Error::Unavailable(sqlx::Error::PoolTimedOut)),
+                Err(elapsed) => Err(elapsed.into()),
             }
         }
     }

@@ -111,7 +111,8 @@ impl Drop for Transaction {
 }
 
 /// Ends what was left open, after whatever of it was not answered yet, and gives the connection back. One that does not say so
-/// in time is closed without a goodbye, which nobody may hear.
+/// in time is closed without a goodbye, which nobody may hear. Where a commit failed, or nothing was begun yet, Postgres logs a
+/// warning that there is no transaction.
 async fn roll_back(mut connection: PoolConnection<Postgres>) {
     let ended = timeout(PING_TIMEOUT, connection.execute("rollback")).await;
     if !matches!(ended, Ok(Ok(_))) {
