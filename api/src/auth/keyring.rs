@@ -16,6 +16,7 @@ use common::store::tenants::Tenant;
 use common::store::{Error, Store};
 use rand::RngCore;
 use sha2::{Digest, Sha256};
+use tokio::time::timeout;
 
 /// Characters of a key that are kept to tell keys apart.
 const PREFIX_LENGTH: usize = 10;
@@ -51,13 +52,13 @@ impl Keyring {
     pub async fn by_secret(&self, store: &Store, secret: &str) -> Result<Option<Known>, Error> {
         let hash = hash(secret);
         let look_up = async || {
-            let generation = self.unknown.generation();
-            if self.unknown.get(&hash, Instant::now()).is_some() {
+            let asked = (Instant::now(), self.unknown.generation());
+            if self.unknown.get(&hash, asked.0).is_some() {
                 return Ok(None);
             }
             let found = store.valid_key(KeyRef::Hash(hash)).await?.map(shared);
             if found.is_none() {
-                self.unknown.remember(hash, (), generation);
+                self.unknown.remember(hash, (), asked);
             }
             Ok(found)
         };
@@ -179,32 +180,44 @@ impl<K: Hash + Eq + Copy, V: Clone> Cache<K, V> {
         }
     }
 
-    /// What is known, or what `look_up` answers. Where that fails, what is known is believed to the end of its time.
+    /// What is known, or what `look_up` answers. Where that fails, what is known is believed to the end of its time, and nobody
+    /// who knows something waits longer for it than until the next caller asks.
     async fn get_or(
         &self,
         key: K,
         look_up: impl AsyncFnOnce() -> Result<Option<V>, Error>,
     ) -> Result<Option<V>, Error> {
-        let known = match self.get(&key, Instant::now()) {
+        let (asked_at, generation) = (Instant::now(), self.generation());
+        let answer = match self.get(&key, asked_at) {
             Some(Found::Fresh(value)) => return Ok(Some(value)),
-            Some(Found::Ageing(value)) => Some(value),
-            None => None,
+            Some(Found::Ageing(_)) => match timeout(self.ttl / 4, look_up()).await {
+                Ok(answer) => answer,
+                Err(elapsed) => Err(elapsed.into()),
+            },
+            None => look_up().await,
         };
-        let generation = self.generation();
-        match (look_up().await, known) {
-            (Ok(Some(value)), _) => {
-                self.remember(key, value.clone(), generation);
+        match answer {
+            Ok(Some(value)) => {
+                self.remember(key, value.clone(), (asked_at, generation));
                 Ok(Some(value))
             }
-            (Ok(None), known) => {
-                if known.is_some() {
-                    self.forget(&key);
-                }
+            Ok(None) => {
+                self.forget(&key);
                 Ok(None)
             }
-            (Err(_), Some(value)) => Ok(Some(value)),
-            (Err(error), None) => Err(error),
+            Err(error) => {
+                let believed = self.believed(&key, Instant::now()).ok_or(error)?;
+                tracing::debug!("what is known is believed still: nobody could be asked");
+                Ok(Some(believed))
+            }
         }
+    }
+
+    /// What is known, however soon it will be forgotten.
+    fn believed(&self, key: &K, now: Instant) -> Option<V> {
+        let entries = self.entries.read().unwrap_or_else(PoisonError::into_inner);
+        let entry = entries.get(key)?;
+        (now.saturating_duration_since(entry.since) < self.ttl).then(|| entry.value.clone())
     }
 
     fn get(&self, key: &K, now: Instant) -> Option<Found<V>> {
@@ -230,8 +243,8 @@ impl<K: Hash + Eq + Copy, V: Clone> Cache<K, V> {
         self.generation.load(Ordering::Acquire)
     }
 
-    /// Remembers what was asked for in that generation.
-    fn remember(&self, key: K, value: V, generation: u64) {
+    /// Remembers what was asked for then, in that generation.
+    fn remember(&self, key: K, value: V, (asked_at, generation): (Instant, u64)) {
         let mut entries = self.entries.write().unwrap_or_else(PoisonError::into_inner);
         if self.generation() != generation {
             return;
@@ -242,11 +255,11 @@ impl<K: Hash + Eq + Copy, V: Clone> Cache<K, V> {
         if entries.len() >= Self::MANY {
             entries.clear();
         }
-        let now = Instant::now();
         let entry = Entry {
             value,
-            since: now,
-            asked_at: now,
+            // What changed while it was asked for counts as not seen.
+            since: asked_at,
+            asked_at,
         };
         entries.insert(key, entry);
     }
@@ -276,7 +289,7 @@ mod tests {
     #[test]
     fn what_is_known_is_forgotten_in_time() {
         let cache = Cache::new(TTL);
-        cache.remember(1, "one", 0);
+        cache.remember(1, "one", (Instant::now(), 0));
         let now = Instant::now();
         assert_eq!(cache.get(&1, now + TTL / 4), Some(Found::Fresh("one")));
         assert_eq!(cache.get(&1, now + TTL), None);
@@ -287,7 +300,7 @@ mod tests {
     #[test]
     fn one_caller_at_a_time_asks_for_what_ages() {
         let cache = Cache::new(TTL);
-        cache.remember(1, "one", 0);
+        cache.remember(1, "one", (Instant::now(), 0));
         let half = Instant::now() + TTL / 2;
         assert_eq!(cache.get(&1, half), Some(Found::Ageing("one")));
         assert_eq!(cache.get(&1, half), Some(Found::Fresh("one")));
@@ -312,6 +325,23 @@ mod tests {
         age(TTL / 2);
         assert_eq!(cache.get_or(1, async || Err(away())).await.unwrap(), Some("one"));
         age(TTL / 4);
+        // Until it should be forgotten, and not a moment longer: while it was asked for, that time came, or somebody had all forgotten.
+        let late = async || {
+            age(TTL / 2);
+            Err(away())
+        };
+        let recent = async || cache.get_or(1, async || Ok(Some("one"))).await.unwrap();
+        assert!(cache.get_or(1, late).await.is_err());
+        recent().await;
+        age(TTL / 2);
+        let cleared = async || {
+            cache.clear();
+            Err(away())
+        };
+        assert!(cache.get_or(1, cleared).await.is_err());
+
+        recent().await;
+        age(TTL * 3 / 4);
         // It is gone, as this caller is told first.
         assert_eq!(cache.get_or(1, async || Ok(None)).await.unwrap(), None);
         assert_eq!(cache.get(&1, Instant::now()), None);
@@ -332,7 +362,7 @@ mod tests {
     fn what_is_known_is_bounded() {
         let cache = Cache::new(Duration::from_hours(1));
         for key in 0..=Cache::<usize, ()>::MANY {
-            cache.remember(key, (), 0);
+            cache.remember(key, (), (Instant::now(), 0));
         }
         let now = Instant::now();
         assert!(cache.get(&0, now).is_none() && cache.get(&Cache::<usize, ()>::MANY, now).is_some());
