@@ -53,6 +53,7 @@ pub mod subjects;
 pub mod take_turn;
 pub mod tenants;
 mod timed;
+mod transaction;
 mod turns;
 pub mod usage;
 pub mod wait;
@@ -95,7 +96,7 @@ pub struct Store {
     reading: Kept,
     /// For what a turn writes and reads, by the ids of its conversation and job.
     talking: Kept,
-    /// For the look at recent rows of each second, which takes longer to plan than to do where little is queued.
+    /// For the looks of each second at rows that Redis may not know, which take longer to plan than to do where little is queued.
     looking: Kept,
     clock_offset_us: Arc<AtomicI64>,
     days: Arc<Days>,
@@ -201,7 +202,7 @@ impl Store {
         &self.talking
     }
 
-    /// A connection for the looks at recent rows.
+    /// A connection for looks at rows that Redis may not know.
     fn looking(&self) -> &Kept {
         &self.looking
     }

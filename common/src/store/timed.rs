@@ -3,12 +3,7 @@
 //! Where the other end of a connection died without a word, TCP alone would try for a quarter of an hour, and the caller
 //! with it. A query that takes too long is an error like that of a Postgres that is away; its connection is tested,
 //! again within a limit, before anybody else gets it: see [`super::Store::open`].
-//!
-//! Transactions are not sqlx's own. sqlx 0.9 knows nothing of one whose beginning was given up before it was answered (issue
-//! 4393 there): whoever got such a connection next would write into that transaction, and lose it all when the connection is
-//! closed.
 
-use std::ops::{Deref, DerefMut};
 use std::time::Duration;
 
 use either::Either;
@@ -16,10 +11,10 @@ use futures_util::future::BoxFuture;
 use futures_util::stream::{BoxStream, StreamExt as _};
 use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgQueryResult, PgRow, PgStatement, PgTypeInfo};
-use sqlx::{Describe, Error, Execute, Executor, PgConnection, PgPool, Postgres, SqlStr};
+use sqlx::{Describe, Error, Execute, Executor, PgPool, Postgres, SqlStr};
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::PING_TIMEOUT;
+use super::transaction::Transaction;
 
 /// See the module. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -62,61 +57,8 @@ impl Timed {
     }
 
     async fn begin_with(&self, statement: &'static str) -> Result<Transaction, Error> {
-        let begun = async {
-            let mut transaction = Transaction(Some(self.pool.acquire().await?));
-            transaction.execute(statement).await?;
-            Ok(transaction)
-        };
+        let begun = async { Transaction::begin(self.pool.acquire().await?, statement).await };
         timeout(self.limit, begun).await.unwrap_or(Err(Error::PoolTimedOut))
-    }
-}
-
-/// A transaction, which is rolled back unless it is committed.
-#[derive(Debug)]
-pub(super) struct Transaction(Option<PoolConnection<Postgres>>);
-
-impl Transaction {
-    /// Commits it. Where this is given up nobody knows whether it is committed.
-    pub(super) async fn commit(mut self) -> Result<(), Error> {
-        self.execute("commit").await?;
-        self.0 = None;
-        Ok(())
-    }
-}
-
-/// Its connection is there until it has ended.
-const OPEN: &str = "an open transaction has its connection";
-
-impl Deref for Transaction {
-    type Target = PgConnection;
-
-    fn deref(&self) -> &PgConnection {
-        self.0.as_deref().expect(OPEN)
-    }
-}
-
-impl DerefMut for Transaction {
-    fn deref_mut(&mut self) -> &mut PgConnection {
-        self.0.as_deref_mut().expect(OPEN)
-    }
-}
-
-impl Drop for Transaction {
-    fn drop(&mut self) {
-        if let Some(connection) = self.0.take() {
-            #[expect(clippy::disallowed_methods, reason = "it is over within the time of a ping")]
-            tokio::spawn(roll_back(connection));
-        }
-    }
-}
-
-/// Ends what was left open, after whatever of it was not answered yet, and gives the connection back. One that does not say so
-/// in time is closed without a goodbye, which nobody may hear. Where a commit failed, or nothing was begun yet, Postgres logs a
-/// warning that there is no transaction.
-async fn roll_back(mut connection: PoolConnection<Postgres>) {
-    let ended = timeout(PING_TIMEOUT, connection.execute("rollback")).await;
-    if !matches!(ended, Ok(Ok(_))) {
-        drop(connection.detach());
     }
 }
 
@@ -174,6 +116,7 @@ mod tests {
     use super::super::Store;
     use super::*;
     use crate::config::{Database, Secret};
+    use sqlx::PgConnection;
 
     /// A store with one connection.
     fn lone(pool: &PgPool) -> Store {
