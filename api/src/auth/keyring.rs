@@ -53,7 +53,7 @@ impl Keyring {
         let hash = hash(secret);
         let look_up = async || {
             let asked = (Instant::now(), self.unknown.generation());
-            if self.unknown.get(&hash, asked.0).is_some() {
+            if self.unknown.believed(&hash, asked.0).is_some() {
                 return Ok(None);
             }
             let found = store.valid_key(KeyRef::Hash(hash)).await?.map(shared);
@@ -188,7 +188,9 @@ impl<K: Hash + Eq + Copy, V: Clone> Cache<K, V> {
         look_up: impl AsyncFnOnce() -> Result<Option<V>, Error>,
     ) -> Result<Option<V>, Error> {
         let (asked_at, generation) = (Instant::now(), self.generation());
-        let answer = match self.get(&key, asked_at) {
+        let found = self.get(&key, asked_at);
+        let is_known = found.is_some();
+        let answer = match found {
             Some(Found::Fresh(value)) => return Ok(Some(value)),
             Some(Found::Ageing(_)) => match timeout(self.ttl / 4, look_up()).await {
                 Ok(answer) => answer,
@@ -202,7 +204,10 @@ impl<K: Hash + Eq + Copy, V: Clone> Cache<K, V> {
                 Ok(Some(value))
             }
             Ok(None) => {
-                self.forget(&key);
+                // What nobody knew needs no lock: strangers may ask as often as they like.
+                if is_known {
+                    self.forget(&key);
+                }
                 Ok(None)
             }
             Err(error) => {
