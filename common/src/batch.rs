@@ -217,6 +217,14 @@ async fn gather<T, R>(shared: &Shared<T, R>) {
 mod tests {
     use super::*;
 
+    /// One batch at a time, with room for everybody.
+    const ALONE: Limits = Limits {
+        batch_max: 100,
+        parallel: 1,
+        company: 1,
+        backlog: 100,
+    };
+
     async fn called_or_not(batcher: Batcher<u32, u32>, item: u32) -> Result<u32, Error> {
         batcher.call(item).await
     }
@@ -231,13 +239,7 @@ mod tests {
         let gate = Arc::new(Semaphore::new(0));
         let sizes = Arc::new(Mutex::new(Vec::new()));
         let (seen, held) = (Arc::clone(&sizes), Arc::clone(&gate));
-        let limits = Limits {
-            batch_max: 100,
-            parallel: 1,
-            company: 1,
-            backlog: 100,
-        };
-        let batcher = Batcher::new(&tracker, limits, move |items: Vec<u32>| {
+        let batcher = Batcher::new(&tracker, ALONE, move |items: Vec<u32>| {
             let (seen, held) = (Arc::clone(&seen), Arc::clone(&held));
             async move {
                 seen.lock().unwrap().push(items.len());
@@ -269,10 +271,9 @@ mod tests {
         let sizes = Arc::new(Mutex::new(Vec::new()));
         let (seen, held) = (Arc::clone(&sizes), Arc::clone(&gate));
         let limits = Limits {
-            batch_max: 100,
             parallel: 2,
             company: 5,
-            backlog: 100,
+            ..ALONE
         };
         let batcher = Batcher::new(&tracker, limits, move |items: Vec<u32>| {
             let (seen, held) = (Arc::clone(&seen), Arc::clone(&held));
@@ -311,9 +312,8 @@ mod tests {
         let tracker = TaskTracker::new();
         let limits = Limits {
             batch_max: 1,
-            parallel: 1,
-            company: 1,
             backlog: 1,
+            ..ALONE
         };
         let batcher = Batcher::new(&tracker, limits, move |items: Vec<u32>| {
             assert_ne!(items, [2], "this is the one that panics");
@@ -333,9 +333,8 @@ mod tests {
         let held = Arc::clone(&gate);
         let limits = Limits {
             batch_max: 2,
-            parallel: 1,
-            company: 1,
             backlog: 2,
+            ..ALONE
         };
         let batcher = Batcher::new(&tracker, limits, move |items: Vec<u32>| {
             let held = Arc::clone(&held);
@@ -369,9 +368,8 @@ mod tests {
         let (here, elsewhere) = (runtime("here"), runtime("elsewhere"));
         let limits = Limits {
             batch_max: 10,
-            parallel: 1,
-            company: 1,
             backlog: 10,
+            ..ALONE
         };
         let thread = || std::thread::current().name().map(str::to_owned);
         let batcher = here.block_on(async {
@@ -395,9 +393,8 @@ mod tests {
         let (ended, callers) = (runtime(), runtime());
         let limits = Limits {
             batch_max: 1,
-            parallel: 1,
-            company: 1,
             backlog: 1,
+            ..ALONE
         };
         let batcher =
             ended.block_on(async { Batcher::new(&TaskTracker::new(), limits, |_: Vec<u32>| std::future::pending()) });

@@ -15,6 +15,7 @@ use crate::cluster::{Proxy, SOON};
 /// What was done.
 #[derive(Debug, Default, Clone)]
 pub(super) struct Record {
+    /// When the storm began.
     pub(super) began_at: Option<DateTime<Utc>>,
     /// When Redis lost what it held.
     pub(super) wipes: Vec<DateTime<Utc>>,
