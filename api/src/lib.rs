@@ -14,6 +14,7 @@ mod download;
 pub mod extract;
 pub mod hub;
 pub mod job;
+mod linger;
 mod listener;
 mod openapi;
 pub mod problem;

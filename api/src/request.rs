@@ -10,6 +10,7 @@ use axum::response::{IntoResponse, Response};
 use futures_util::FutureExt;
 
 use crate::auth;
+use crate::linger::lingering;
 use crate::openapi::BASE;
 use crate::problem::{Code, Problem};
 use crate::state::App;
@@ -31,6 +32,7 @@ pub(crate) fn current_id() -> String {
 pub(crate) async fn around(State(app): State<App>, request: Request, next: Next) -> Response {
     let id = request_id(&request);
     let header = HeaderValue::from_str(&id);
+    let request = lingering(request, app.stopping());
     let mut response = ID.scope(id, answer(&app, request, next)).await;
     let headers = response.headers_mut();
     if let Ok(header) = header {

@@ -65,21 +65,16 @@ fn is_json(kind: &str) -> bool {
     essence == "application/json" || (essence.starts_with("application/") && essence.ends_with("+json"))
 }
 
-/// Reads a whole body. One that is too long is read on for a while and thrown away: a client that is still sending
-/// when the connection closes never sees the answer.
+/// Reads a whole body, which may come in pieces.
 async fn read(body: Body, max: usize) -> Result<Bytes, Problem> {
-    const DRAIN: usize = 4;
     let mut chunks = body.into_data_stream();
-    let (mut first, mut rest, mut length) = (Bytes::new(), BytesMut::new(), 0_usize);
+    let (mut first, mut rest) = (Bytes::new(), BytesMut::new());
     while let Some(chunk) = chunks.next().await {
         let chunk = chunk.map_err(|_broken| Problem::new(Code::MalformedBody, "the body ended too early"))?;
-        length = length.saturating_add(chunk.len());
-        if length > max.saturating_mul(DRAIN) {
-            break;
+        if first.len() + rest.len() + chunk.len() > max {
+            return Err(Problem::new(Code::TooLarge, format!("the body is over {max} bytes")));
         }
-        if length > max {
-            (first, rest) = (Bytes::new(), BytesMut::new());
-        } else if rest.is_empty() && first.is_empty() {
+        if rest.is_empty() && first.is_empty() {
             first = chunk;
         } else {
             if rest.is_empty() {
@@ -87,9 +82,6 @@ async fn read(body: Body, max: usize) -> Result<Bytes, Problem> {
             }
             rest.extend_from_slice(&chunk);
         }
-    }
-    if length > max {
-        return Err(Problem::new(Code::TooLarge, format!("the body is over {max} bytes")));
     }
     Ok(if rest.is_empty() { first } else { rest.freeze() })
 }

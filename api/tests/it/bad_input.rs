@@ -1,8 +1,11 @@
 //! Everything that a client can send wrong has a clear answer, and never a 500.
 
+use std::time::Duration;
+
 use reqwest::Method;
 use serde_json::{Value, json};
 use sqlx::PgPool;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::fixture::{Answer, Api, answer};
 
@@ -144,6 +147,44 @@ async fn what_is_too_large_is_a_413(pool: PgPool) {
     api.post("/jobs", huge).await.is_problem(413, "too_large");
     let fits = json!({"kind": "exec", "input": {"language": "python", "code": "#".repeat(8_000_000)}});
     api.post("/jobs", fits).await.expect(202);
+}
+
+/// It sends all of its body before it looks at the answer, as most clients do.
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn whose_body_is_not_wanted_is_told_so_and_can_go_on(pool: PgPool) {
+    let api = Api::start(pool).await;
+    let mut connection = tokio::net::TcpStream::connect(api.address).await.unwrap();
+    for (key, status) in [("nobodys", "401"), (api.key.as_str(), "413"), ("nobodys", "401")] {
+        let length = 30_000_000;
+        let head = format!(
+            "POST /api/v1/jobs HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {key}\r\ncontent-length: {length}\r\n\r\n"
+        );
+        connection.write_all(head.as_bytes()).await.unwrap();
+        connection.write_all(&vec![b' '; length]).await.unwrap();
+        let mut answer = Vec::new();
+        while !answer.ends_with(b"}") {
+            assert_ne!(connection.read_buf(&mut answer).await.unwrap(), 0, "it was hung up on");
+        }
+        let answer = String::from_utf8(answer).unwrap();
+        assert_eq!(answer.split(' ').nth(1), Some(status), "{answer}");
+    }
+}
+
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn who_asks_before_sending_a_body_hears_that_it_is_not_wanted(pool: PgPool) {
+    let api = Api::start(pool).await;
+    let mut connection = tokio::net::TcpStream::connect(api.address).await.unwrap();
+    let head = "POST /api/v1/jobs HTTP/1.1\r\nhost: x\r\ncontent-length: 30000000\r\nexpect: 100-continue\r\n\r\n";
+    connection.write_all(head.as_bytes()).await.unwrap();
+    let mut answer = Vec::new();
+    // Below the time that a client has for a piece of what it did not stop sending.
+    let whole = tokio::time::timeout(Duration::from_secs(4), connection.read_to_end(&mut answer)).await;
+    assert!(whole.is_ok(), "nobody waits for what was not asked for");
+    assert!(
+        answer.starts_with(b"HTTP/1.1 401 "),
+        "{}",
+        String::from_utf8_lossy(&answer)
+    );
 }
 
 #[sqlx::test(migrator = "common::store::MIGRATOR")]
