@@ -5,7 +5,8 @@
 //! that leases pass by, so leaders whose clocks differ agree on them.
 //!
 //! One that was written to another server is as good as none: a server that was restarted from its files, or a replica
-//! that took over, may be behind by any time. Nothing is claimed from it, and it is forgotten before another one begins.
+//! that took over, may be behind by any time. Nothing is claimed from it, and it is forgotten before another one begins;
+//! so is what stands there without a generation, for a file may have been written between a wipe and the next one.
 
 use chrono::{DateTime, TimeDelta, Utc};
 
@@ -57,8 +58,8 @@ impl Queue {
         Ok(open.as_deref() == Some("1"))
     }
 
-    /// Begins a generation, closed for claims, unless there is one; what was written to another server is forgotten. Answers
-    /// what there is then.
+    /// Begins a generation, closed for claims, unless there is one; what was there without one, or was written to another
+    /// server, is forgotten. Answers what there is then.
     ///
     /// # Errors
     /// When Redis is away.

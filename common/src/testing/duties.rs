@@ -27,11 +27,16 @@ impl TestEnv {
         dispatches.len()
     }
 
-    /// Rebuilds a wiped Redis from the queued rows and opens it. Running attempts must have registered before.
-    pub async fn rebuild(&self) {
+    /// Begins a generation in every shard of a wiped Redis; who registered before does so again.
+    pub async fn begin(&self) {
         for shard in self.queue.shards() {
             self.queue.begin_generation(shard).await.unwrap();
         }
+    }
+
+    /// Rebuilds a wiped Redis from the queued rows and opens it. Running attempts must have registered since [`Self::begin`].
+    pub async fn rebuild(&self) {
+        self.begin().await;
         self.redispatch().await;
         self.open().await;
     }

@@ -210,6 +210,7 @@ async fn limits_of_tenants_and_queues_are_right_again_after_a_wipe(pool: PgPool)
     let held = worker.claim(5).await;
     assert_eq!(held.len(), 2);
     env.wipe_redis().await;
+    env.begin().await;
     // Whether the settings come before or after the workers does not matter.
     assert!(worker.register(&held[0]).await);
     assert_eq!(sync().await, 2);

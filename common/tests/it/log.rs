@@ -108,6 +108,7 @@ async fn a_wiped_log_is_seeded_again(pool: PgPool) {
     let written = said[1].seq;
     env.wipe_redis().await;
     assert_eq!(worker.append(&claimed, written, &said[4..6]).await, Appended::Unknown);
+    env.begin().await;
     assert!(worker.register(&claimed).await);
     env.rebuild().await;
     assert_eq!(worker.append(&claimed, written, &said[4..6]).await, Appended::NeedsSeed);

@@ -172,6 +172,7 @@ async fn places_are_rebuilt_after_a_wipe(pool: PgPool) {
     let running = worker.claim(4).await;
     assert_eq!(running.len(), 2);
     env.wipe_redis().await;
+    env.begin().await;
     for claimed in &running {
         assert!(worker.register(claimed).await);
     }

@@ -1,5 +1,7 @@
 //! Places that nobody would give back.
 
+use std::time::Duration;
+
 use common::ids::{ConversationId, TenantId};
 use common::job::NewJob;
 use common::job::decision::Decision;
@@ -167,6 +169,39 @@ async fn what_a_registered_worker_took_with_it_is_announced(pool: PgPool) {
         assert_eq!(is_announced, !says_it_again, "{events:?}");
         assert!(worker_takes_it_over(&env).await);
     }
+}
+
+/// Redis was wiped, wrote its file before the leader had seen it, and comes back with that file when the worker dies.
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn what_a_file_without_a_generation_holds_is_no_word_of_an_attempt(pool: PgPool) {
+    let env = TestEnv::new(pool).await;
+    let reclaim = Reclaim::new(env.store.clone(), env.queue.clone());
+    env.enqueue(&env.noop()).await;
+    let worker = env.worker();
+    let claimed = worker.one().await;
+    env.wipe_redis().await;
+    assert!(worker.register(&claimed).await);
+    let said = worker.said(&claimed, 3);
+    let before = claimed.job.seq - 1;
+    assert_eq!(worker.append(&claimed, before, &said[..1]).await, Appended::Ok);
+    let saved = env.save_redis().await;
+    assert_eq!(worker.append(&claimed, before + 1, &said[1..]).await, Appended::Ok);
+
+    env.advance(Duration::from_millis(1));
+    env.roll_back_redis(&saved).await;
+    env.rebuild().await;
+    env.advance(env.queue.lease_ttl());
+    assert_eq!(
+        reclaim.tick(env.clock.now()).await.unwrap().changed,
+        0,
+        "a lease begins"
+    );
+    env.advance(env.queue.lease_ttl());
+    assert_eq!(reclaim.tick(env.clock.now()).await.unwrap().changed, 1);
+    let events = env.events(env.tenant_id, claimed.job.id, 100).await;
+    let names: Vec<&str> = events.iter().map(|event| event.body.name()).collect();
+    assert!(names.contains(&"resume_gap"), "{events:?}");
+    assert!(worker_takes_it_over(&env).await);
 }
 
 async fn worker_takes_it_over(env: &TestEnv) -> bool {
