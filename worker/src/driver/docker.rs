@@ -171,12 +171,16 @@ impl SandboxDriver for DockerDriver {
         .boxed()
     }
 
-    fn check(&self) -> BoxFuture<'_, Result<(), Error>> {
+    fn ping(&self) -> BoxFuture<'_, Result<(), Error>> {
         async {
             let ping = self.client().await?.ping().await;
             ping.map(drop).map_err(|e| error::unavailable(&e))
         }
         .boxed()
+    }
+
+    fn check(&self) -> BoxFuture<'_, Result<(), Error>> {
+        self.ping()
     }
 }
 

@@ -192,6 +192,11 @@ pub trait SandboxDriver: Send + Sync + fmt::Debug {
         Box::pin(std::future::ready(Ok(None)))
     }
 
+    /// Whether what the sandboxes live by answers; a driver without an engine has nothing to ask.
+    fn ping(&self) -> BoxFuture<'_, Result<(), Error>> {
+        Box::pin(std::future::ready(Ok(())))
+    }
+
     /// Whether the driver can work here and now.
     fn check(&self) -> BoxFuture<'_, Result<(), Error>>;
 }

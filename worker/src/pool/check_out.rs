@@ -36,7 +36,7 @@ pub(super) async fn check_out(
     let mut reason = None;
     while let Some((warm, leased)) = shelf.take(recipe, pool.pace.quiet_max) {
         let mut slot = Slot::new(pool, warm, leased, None);
-        if is_healthy(&slot).await && slot.suits(recipe).await {
+        if is_healthy(pool, &slot).await && slot.suits(recipe).await {
             return Ok(slot);
         }
         reason = Some(ColdStart::Unhealthy);
@@ -69,7 +69,7 @@ pub(super) async fn kept(pool: &Arc<Inner>, environment: &str, owner: &KeptFor) 
             },
             Heritage::Nothing => return None,
         };
-        if is_healthy(&slot).await {
+        if is_healthy(pool, &slot).await {
             return Some((slot, version));
         }
         slot.retire();
@@ -134,12 +134,12 @@ fn fits(wanted: &Profile, has: &Profile) -> bool {
         && wanted.inodes <= has.inodes
 }
 
-/// Whether it still answers; one that did so just now, as after [`super::Pool::rouse`], is not asked again.
-async fn is_healthy(slot: &Slot) -> bool {
-    if !slot.sandbox().is_alive() {
-        return false;
-    }
-    slot.sandbox().silent_for() < PING_AFTER || slot.sandbox().ping(PING_TIMEOUT).await.is_ok()
+/// Whether it still answers, and will; one that did so just now, as after [`super::Pool::rouse`], is not asked again.
+async fn is_healthy(pool: &Inner, slot: &Slot) -> bool {
+    let sandbox = slot.sandbox();
+    let answers = async { sandbox.silent_for() < PING_AFTER || sandbox.ping(PING_TIMEOUT).await.is_ok() };
+    // It may have died while the engine was asked.
+    sandbox.is_alive() && answers.await && pool.suspicion.is_unfounded(&*pool.driver).await && sandbox.is_alive()
 }
 
 fn count_cold_start(shelf: &Shelf, reason: ColdStart) {

@@ -46,6 +46,7 @@ mod rollover;
 mod shelf;
 mod slot;
 mod spares;
+mod suspicion;
 mod throttle;
 
 pub use asks::{Asks, IsAlive, IsThere};
@@ -57,6 +58,7 @@ pub use slot::Slot;
 use held::{Creating, Retiring};
 use plan::Pace;
 use shelf::{Shelf, Warm};
+use suspicion::Suspicion;
 use throttle::Throttle;
 
 /// How the pool works, the same for all environments.
@@ -144,6 +146,7 @@ pub(crate) struct Inner {
     sandbox: sandbox::Settings,
     pace: Pace,
     starts: Throttle,
+    suspicion: Suspicion,
     asks: Asks,
     clock: Clock,
     wake: Arc<Notify>,
@@ -185,6 +188,7 @@ impl Pool {
                 backoff_max: settings.backoff_max,
             },
             starts: Throttle::new(settings.starts_max),
+            suspicion: Suspicion::default(),
             asks,
             clock: Clock::system(),
             wake,
@@ -324,6 +328,9 @@ impl Inner {
 
     /// Kills a sandbox now and removes what is left of it behind.
     fn destroy(self: &Arc<Self>, id: Uuid, sandbox: Option<Sandbox>, retiring: Retiring) {
+        if sandbox.as_ref().is_some_and(|sandbox| !sandbox.is_alive()) {
+            self.suspicion.raise();
+        }
         // Its pipe closes, so init kills everything and exits; no need to wait for the engine.
         drop(sandbox);
         let inner = Arc::clone(self);

@@ -4,7 +4,7 @@
 
 use std::panic::AssertUnwindSafe;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -404,6 +404,95 @@ async fn an_engine_that_goes_away_and_comes_back_needs_nobody() {
     fixture.warm(2).await;
     fixture.end().await;
     cable.cut().await;
+}
+
+/// A driver with an engine that can be on its way down: it answers nobody, and its sandboxes still live.
+#[derive(Debug)]
+struct Ending {
+    inner: Arc<dyn SandboxDriver>,
+    is_away: AtomicBool,
+    asked: AtomicU32,
+}
+
+impl Ending {
+    fn answers(&self) -> Result<(), DriverError> {
+        if self.is_away.load(Ordering::Relaxed) {
+            let (driver, reason) = ("ending", "it is on its way down".to_owned());
+            return Err(DriverError::Unavailable { driver, reason });
+        }
+        Ok(())
+    }
+}
+
+impl SandboxDriver for Ending {
+    fn name(&self) -> &'static str {
+        "ending"
+    }
+
+    fn start<'a>(&'a self, spec: &'a Spec) -> BoxFuture<'a, Result<Pipe, DriverError>> {
+        match self.answers() {
+            Ok(()) => self.inner.start(spec),
+            Err(away) => async { Err(away) }.boxed(),
+        }
+    }
+
+    fn destroy(&self, id: Uuid) -> BoxFuture<'_, Result<(), DriverError>> {
+        self.inner.destroy(id)
+    }
+
+    fn list(&self) -> BoxFuture<'_, Result<Vec<Found>, DriverError>> {
+        self.inner.list()
+    }
+
+    fn ping(&self) -> BoxFuture<'_, Result<(), DriverError>> {
+        self.asked.fetch_add(1, Ordering::Relaxed);
+        async { self.answers() }.boxed()
+    }
+
+    fn check(&self) -> BoxFuture<'_, Result<(), DriverError>> {
+        self.ping()
+    }
+}
+
+#[tokio::test]
+async fn what_is_warm_is_not_handed_out_while_its_engine_is_on_its_way_down() {
+    let driver = Arc::new(Ending {
+        inner: driver(),
+        is_away: AtomicBool::new(false),
+        asked: AtomicU32::new(0),
+    });
+    let over = Arc::clone(&driver) as Arc<dyn SandboxDriver>;
+    let fixture = Fixture::over(over, environment(warm(2, 4)), everybody_lives());
+    let asked = || driver.asked.load(Ordering::Relaxed);
+    let dies_in_use = async || {
+        fixture.warm(2).await;
+        let held = fixture.pool.check_out("default", None).await.unwrap();
+        fixture.warm(2).await;
+        driver.destroy(held.id()).await.unwrap();
+        eventually("it is found dead", async || !held.sandbox().is_alive()).await;
+        held
+    };
+
+    let held = dies_in_use().await;
+    assert_eq!(asked(), 0, "nothing had died");
+    held.retire();
+    let slot = fixture.pool.check_out("default", None).await.unwrap();
+    assert!(slot.is_warm() && asked() > 0, "its engine is there");
+    slot.retire();
+
+    let held = dies_in_use().await;
+    driver.is_away.store(true, Ordering::Relaxed);
+    held.retire();
+    let waits = fixture.pool.check_out("default", None);
+    let comes_back = async {
+        eventually("starts fail", async || fixture.status().last_error.is_some()).await;
+        driver.is_away.store(false, Ordering::Relaxed);
+    };
+    let (slot, ()) = tokio::join!(waits, comes_back);
+    let slot = slot.unwrap();
+    assert!(!slot.is_warm(), "no sandbox of before");
+    slot.retire();
+    fixture.end().await;
 }
 
 /// A driver whose sandboxes are sealed until its image is another one.
