@@ -9,6 +9,8 @@ use common::testing::{eventually, failure};
 use reqwest::Method;
 use serde_json::{Value, json};
 use sqlx::PgPool;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 
 use crate::fixture::{Api, SOON, answer};
 
@@ -359,6 +361,28 @@ async fn a_stopping_server_finishes_and_ends_its_waits(pool: PgPool) {
     assert_eq!(waited.expect(200)["state"], "queued");
     assert!(api.stopped(Duration::from_secs(10)).await);
     assert!(reqwest::get(api.url("/jobs")).await.is_err(), "the port is closed");
+}
+
+/// It is in the middle of its body, and its client takes longer than the server waits.
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn a_request_that_outlasts_a_stop_is_dropped(pool: PgPool) {
+    let api = Api::start_with(pool, |config| config.http.drain = Duration::from_millis(200)).await;
+    let mut connection = TcpStream::connect(api.address).await.unwrap();
+    let head = format!(
+        "POST /api/v1/jobs HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {}\r\ncontent-length: 100\r\n\
+         expect: 100-continue\r\n\r\n",
+        api.key
+    );
+    connection.write_all(head.as_bytes()).await.unwrap();
+    let mut told = Vec::new();
+    while !told.ends_with(b"\r\n\r\n") {
+        assert_ne!(connection.read_buf(&mut told).await.unwrap(), 0);
+    }
+    assert!(told.starts_with(b"HTTP/1.1 100 "), "it waits for the body");
+    api.stop();
+    assert!(api.stopped(SOON).await);
+    let rest = tokio::time::timeout(SOON, connection.read_to_end(&mut told)).await;
+    assert!(rest.is_ok(), "nobody is there any more");
 }
 
 #[sqlx::test(migrator = "common::store::MIGRATOR")]
