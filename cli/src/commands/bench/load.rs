@@ -1,9 +1,10 @@
 //! Load on one address, from so many connections with one call in flight each.
 //!
-//! Closed loop, without a rate: a connection sends its next call when the last is answered, as fast as the server lets
-//! it; a call's latency counts from its first byte out to its last byte in. Open loop, with a rate: calls have fixed
-//! times, and a latency counts from the time at which the call was due, so that a server which stalls is charged for
-//! every call that it kept from being made.
+//! Closed loop: a connection sends its next call when the last is answered, as fast as the server lets it or after a
+//! rest; a call's latency counts from its first byte out to its last byte in. Open loop, with a rate: calls have fixed
+//! times. Where one has passed because the call before was not answered, the latency counts from the time at which the
+//! call was due, so that a server which stalls is charged for every call that it kept from being made; else from the first
+//! byte out, for the timers of this process wake it up to a millisecond late.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -11,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
 use tokio::task::JoinSet;
+use tokio::time::{sleep, sleep_until};
 use uuid::Uuid;
 
 use super::latency::Samples;
@@ -26,9 +28,20 @@ pub(super) struct Tally {
     pub(super) accepted_ever: u64,
     /// Calls that were answered otherwise, by status; 0 for a connection that broke.
     pub(super) refused: BTreeMap<u16, u64>,
-    /// The job and the time of each call that counts in `accepted`, where they are kept: of a fixed rate, the time at
-    /// which it was due.
+    /// The job and the time of each call that counts in `accepted`, where they are kept: the one from which its latency
+    /// counts.
     pub(super) calls: Vec<(Uuid, DateTime<Utc>)>,
+}
+
+/// When calls are made.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Pace {
+    /// When the last of the connection is answered.
+    Answered,
+    /// So long after that.
+    Rested(Duration),
+    /// So many a second over all connections, at fixed times.
+    Rate(u32),
 }
 
 /// The load to make.
@@ -38,8 +51,7 @@ pub(super) struct Load {
     pub(super) address: String,
     pub(super) request: Vec<u8>,
     pub(super) connections: usize,
-    /// Calls a second over all connections; none is as many as are answered.
-    pub(super) rate: Option<u32>,
+    pub(super) pace: Pace,
     /// Time before the measured time, in which everything gets warm.
     pub(super) warm_up: Duration,
     pub(super) measured: Duration,
@@ -54,14 +66,21 @@ impl Load {
         bar.set_message("measuring");
         let began = Instant::now();
         let from = began + self.warm_up;
-        let step = self.rate.map(|rate| Duration::from_secs(1).div_f64(f64::from(rate)));
+        let connections = u32::try_from(self.connections).unwrap_or(u32::MAX);
         let mut callers = JoinSet::new();
-        for n in 0..u32::try_from(self.connections).unwrap_or(u32::MAX) {
-            let due = step.map(|step| Due {
-                next: began + step * n,
-                step: step * u32::try_from(self.connections).unwrap_or(u32::MAX),
-            });
-            callers.spawn(caller(self.clone(), from, due));
+        for n in 0..connections {
+            let turns = match self.pace {
+                Pace::Answered => Turns::Answered,
+                Pace::Rested(pause) => Turns::Rested(pause),
+                Pace::Rate(rate) => {
+                    let step = Duration::from_secs(1).div_f64(f64::from(rate));
+                    Turns::Due {
+                        next: began + step * n,
+                        step: step * connections,
+                    }
+                }
+            };
+            callers.spawn(caller(self.clone(), from, turns));
         }
         let mut tally = Tally::default();
         while let Some(part) = callers.join_next().await {
@@ -79,44 +98,51 @@ impl Load {
     }
 }
 
-/// When the calls of one connection are due.
+/// When the next call of one connection is made.
 #[derive(Debug)]
-struct Due {
-    next: Instant,
-    step: Duration,
+enum Turns {
+    Answered,
+    Rested(Duration),
+    Due { next: Instant, step: Duration },
 }
 
-impl Due {
-    /// Waits for the next call's time, and answers it; it may have passed already.
-    async fn wait(&mut self) -> Instant {
-        let due = self.next;
-        self.next += self.step;
-        tokio::time::sleep_until(due.into()).await;
-        due
+impl Turns {
+    /// Waits for the next call, and answers from when it counts.
+    async fn next(&mut self) -> Instant {
+        match self {
+            Self::Answered => {}
+            Self::Rested(pause) => sleep(*pause).await,
+            Self::Due { next, step } => {
+                let due = *next;
+                *next += *step;
+                if due <= Instant::now() {
+                    return due;
+                }
+                sleep_until(due.into()).await;
+            }
+        }
+        Instant::now()
     }
 }
 
-async fn caller(load: Load, from: Instant, mut due: Option<Due>) -> Tally {
+async fn caller(load: Load, from: Instant, mut turns: Turns) -> Tally {
     let until = from + load.measured;
     let mut tally = Tally::default();
     while Instant::now() < until {
-        if calls(&load, from..until, &mut due, &mut tally).await.is_err() {
+        if calls(&load, from..until, &mut turns, &mut tally).await.is_err() {
             *tally.refused.entry(0).or_default() += 1;
             // A server that refuses connections is not to be hammered.
-            tokio::time::sleep(Duration::from_millis(50)).await;
+            sleep(Duration::from_millis(50)).await;
         }
     }
     tally
 }
 
 /// Calls over one connection until the time is over or the connection breaks.
-async fn calls(load: &Load, measured: Range<Instant>, due: &mut Option<Due>, tally: &mut Tally) -> std::io::Result<()> {
+async fn calls(load: &Load, measured: Range<Instant>, turns: &mut Turns, tally: &mut Tally) -> std::io::Result<()> {
     let mut connection = Connection::open(&load.address).await?;
     loop {
-        let sent_at = match due {
-            Some(due) => due.wait().await,
-            None => Instant::now(),
-        };
+        let sent_at = turns.next().await;
         if sent_at >= measured.end {
             return Ok(());
         }

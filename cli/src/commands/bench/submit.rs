@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::ensure;
 use uuid::Uuid;
 
-use super::load::Load;
+use super::load::{Load, Pace};
 use super::queue::BenchQueue;
 use super::report::Report;
 use super::wire;
@@ -62,7 +62,7 @@ pub(super) async fn run(
             body.to_string().as_bytes(),
         ),
         connections: args.connections,
-        rate: args.rate,
+        pace: args.rate.map_or(Pace::Answered, Pace::Rate),
         warm_up: Duration::from_secs(args.warm_up),
         measured: Duration::from_secs(args.seconds),
         keeps_calls: false,

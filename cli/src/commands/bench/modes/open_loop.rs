@@ -8,7 +8,7 @@ use anyhow::ensure;
 use super::stores;
 use crate::client::Client;
 use crate::commands::bench::latency::Samples;
-use crate::commands::bench::load::Load;
+use crate::commands::bench::load::{Load, Pace};
 use crate::commands::bench::queue::BenchQueue;
 use crate::commands::bench::report::Report;
 use crate::commands::bench::wire;
@@ -47,27 +47,27 @@ pub(super) async fn run(
         }
     }
     report.latencies("one commit", commits);
-    let rate = u32::try_from(1_000 / args.pause.max(1)).unwrap_or(u32::MAX).max(1);
-    let idle = Duration::from_secs(1).saturating_mul(args.jobs) / rate;
-    starts(client, queue, report, "call → start, idle", (1, rate, idle)).await?;
-    let loaded = (64, args.rate, Duration::from_secs(args.seconds));
+    let pause = Duration::from_millis(args.pause);
+    let idle = (1, Pace::Rested(pause), pause * args.jobs);
+    starts(client, queue, report, "call → start, idle", idle).await?;
+    let loaded = (64, Pace::Rate(args.rate), Duration::from_secs(args.seconds));
     starts(client, queue, report, "call → start, rate", loaded).await
 }
 
-/// Calls at fixed times over so many connections; from the time a call was due to its job's start.
+/// Calls over so many connections; from a call to its job's start.
 async fn starts(
     client: &Client,
     queue: &BenchQueue<'_>,
     report: &mut Report,
     name: &'static str,
-    (connections, rate, measured): (usize, u32, Duration),
+    (connections, pace, measured): (usize, Pace, Duration),
 ) -> anyhow::Result<()> {
     let body = serde_json::json!({"kind": "noop", "queue": queue.name}).to_string();
     let load = Load {
         address: client.address()?,
         request: wire::request("POST", "/api/v1/jobs", &client.raw_headers(), body.as_bytes()),
         connections,
-        rate: Some(rate),
+        pace,
         warm_up: Duration::from_millis(500),
         measured,
         keeps_calls: true,
