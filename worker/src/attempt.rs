@@ -156,16 +156,12 @@ impl Inner {
             machine: self.machine.clone(),
         };
         allowed(&mut holding.orders.clone()).await;
-        let ended = std::panic::AssertUnwindSafe(Box::pin(crate::executor::execute(context)))
-            .catch_unwind()
-            .await;
-        let ended = ended.unwrap_or_else(|_panic| {
-            tracing::error!(job_id = %job.id, "an executor panicked");
-            Ended::failed(Failure::new(
-                FailureCode::Internal,
-                "an internal error ended the attempt",
-            ))
-        });
+        let stop = holding.orders.borrow().stop;
+        let ended = if stop == Some(Stop::Drain) {
+            Ended::given_back()
+        } else {
+            execute(context).await
+        };
         drop(slot);
         let lapsed = holding.orders.borrow().run_until <= Instant::now();
         let ended = if lapsed && self.held.is_unheard() && is_sandbox_lost(&ended) {
@@ -242,6 +238,21 @@ impl Inner {
             tracing::debug!(%error, job_id = %job.id, "redispatch finds it");
         }
     }
+}
+
+/// Runs the job. An executor that panics fails its job, and nothing else.
+async fn execute(context: Context) -> Ended {
+    let job_id = context.job.id;
+    let ended = std::panic::AssertUnwindSafe(Box::pin(crate::executor::execute(context)))
+        .catch_unwind()
+        .await;
+    ended.unwrap_or_else(|_panic| {
+        tracing::error!(%job_id, "an executor panicked");
+        Ended::failed(Failure::new(
+            FailureCode::Internal,
+            "an internal error ended the attempt",
+        ))
+    })
 }
 
 /// What is left of an end of which Postgres refuses something: the job must end, or it would run for ever, and so must its turn,

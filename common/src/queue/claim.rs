@@ -113,11 +113,26 @@ impl Queue {
     /// # Errors
     /// When Redis is away: the leases pass by themselves.
     pub async fn drop_claims(&self, shard: Shard, worker: WorkerId, claims: &[(JobId, u32)]) -> Result<(), Error> {
+        self.drop_as(shard, worker, claims, "").await
+    }
+
+    /// The same, but for those whose leases live: their worker may have got its answer from Postgres after all.
+    ///
+    /// # Errors
+    /// As [`Self::drop_claims`].
+    pub async fn drop_passed(&self, shard: Shard, worker: WorkerId, claims: &[(JobId, u32)]) -> Result<(), Error> {
+        self.drop_as(shard, worker, claims, "passed").await
+    }
+
+    async fn drop_as(&self, shard: Shard, worker: WorkerId, claims: &[(JobId, u32)], which: &str) -> Result<(), Error> {
         if claims.is_empty() {
             return Ok(());
         }
         let mut invocation = self.inner.scripts.drop.key(self.root(shard));
-        invocation.arg(worker.to_string());
+        invocation
+            .arg(worker.to_string())
+            .arg(self.clock_offset_ms())
+            .arg(which);
         for (job_id, attempt) in claims {
             invocation.arg(job_id.to_string()).arg(*attempt);
         }

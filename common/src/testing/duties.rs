@@ -55,7 +55,7 @@ impl TestEnv {
                     }
                     JobState::Queued { .. } => {
                         let claim = [(lease.job_id, lease.attempt)];
-                        self.queue.drop_claims(shard, lease.worker_id, &claim).await.unwrap();
+                        self.queue.drop_passed(shard, lease.worker_id, &claim).await.unwrap();
                         self.dispatch_jobs(std::slice::from_ref(&job)).await;
                     }
                     JobState::Running { .. } => {

@@ -112,7 +112,7 @@ impl Reclaim {
             // Claimed, but never confirmed in Postgres.
             JobState::Queued { .. } => {
                 self.queue
-                    .drop_claims(shard, lease.worker_id, &[(lease.job_id, lease.attempt)])
+                    .drop_passed(shard, lease.worker_id, &[(lease.job_id, lease.attempt)])
                     .await?;
                 self.queue.dispatch(&[Dispatch::from_job(job)]).await?;
                 Ok(true)

@@ -11,6 +11,7 @@ pub mod held;
 pub mod solitude;
 
 use std::collections::{HashSet, VecDeque};
+use std::iter;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -18,7 +19,7 @@ use anyhow::Context as _;
 use common::health::Pulse;
 use common::ids::{JobId, WorkerId};
 use common::job::spec::SlotClass;
-use common::queue::{Error, Mode, Queue, Shard, Want};
+use common::queue::{Dispatch, Error, Mode, Queue, Shard, Want};
 use common::store::Store;
 use common::store::claim::{Claim, Claimed};
 use common::turn;
@@ -29,7 +30,7 @@ use tokio_util::sync::CancellationToken;
 use crate::attempt::Attempts;
 use crate::pool::Pool;
 use doubt::Doubt;
-use held::HeldAttempt;
+use held::{HeldAttempt, Stop};
 use solitude::{Company, Reserved, Solitude};
 
 /// How long an idle loop waits before it looks without having been woken. A wake is lost only with Redis itself.
@@ -290,9 +291,20 @@ impl Consumer {
         let claimed = claimed.inspect_err(|_away| self.doubt.begin())?;
         metrics::counter!("hothouse_claims_total").increment(claimed.len() as u64);
         let taken: HashSet<JobId> = claimed.iter().map(|claimed| claimed.job.id).collect();
+        let is_late = asked.elapsed() >= self.queue.lease_ttl();
+        let gone = if is_late {
+            self.register_late(shard, &claimed).await
+        } else {
+            HashSet::new()
+        };
         for claimed in claimed {
             let Some(room) = room.pop() else { break };
+            let job_id = claimed.job.id;
+            // Where it is late it begins when a heartbeat has renewed its lease, or not at all.
             self.start(claimed, asked, room);
+            if gone.contains(&job_id) {
+                self.attempts.held().stop(job_id, Stop::Drain);
+            }
         }
         let refused: Vec<_> = claims
             .iter()
@@ -309,6 +321,30 @@ impl Consumer {
         let turns: Vec<JobId> = turns.map(|claim| claim.job_id).collect();
         turn::dispatch_next(&self.store, &self.queue, &turns).await;
         Ok(())
+    }
+
+    /// Postgres took longer to confirm these than their leases last. Answers which are to be given back: their places may be
+    /// others' by now, or nobody can say.
+    async fn register_late(&self, shard: Shard, claimed: &[Claimed]) -> HashSet<JobId> {
+        let jobs: Vec<Dispatch> = claimed.iter().map(|one| Dispatch::from_running(&one.job)).collect();
+        let registered = self.queue.register_late(shard, self.worker_id, &jobs).await;
+        let registered = registered.unwrap_or_else(|error| {
+            tracing::debug!(%error, "what was confirmed late is given back");
+            Vec::new()
+        });
+        let is_registered = registered.into_iter().chain(iter::repeat(false));
+        let gone: HashSet<JobId> = jobs
+            .iter()
+            .zip(is_registered)
+            .filter(|(_, is_registered)| !is_registered)
+            .map(|(job, _)| job.job_id())
+            .collect();
+        tracing::warn!(
+            confirmed = jobs.len(),
+            given_back = gone.len(),
+            "Postgres took longer than a lease to confirm a claim"
+        );
+        gone
     }
 
     fn start(&self, claimed: Claimed, asked: Instant, room: (OwnedSemaphorePermit, OwnedSemaphorePermit)) {

@@ -8,18 +8,19 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use common::cancel::Canceller;
-use common::config::{Database, Secret};
+use common::config::{Database, Leases, Secret};
 use common::health::Health;
 use common::ids::WorkerId;
 use common::job::spec::SlotClass;
-use common::job::{JobState, NewJob};
+use common::job::{Concurrency, JobState, NewJob, Strategy};
 use common::objects::{self, Objects};
 use common::store::Store;
 use common::testing::{TestEnv, eventually};
 use common::workspace::Workspaces;
 use sqlx::{ConnectOptions as _, PgPool};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use worker::attempt::{Attempts, Parts};
@@ -64,7 +65,7 @@ impl Rig {
             held: held.clone(),
             settler,
             machine: machine(env, store, &folder),
-            run_on: Duration::from_secs(5),
+            run_on: run_on(env),
             tracker: tracker.clone(),
         });
         let consumer = Consumer {
@@ -101,6 +102,11 @@ impl Rig {
     }
 }
 
+/// Below the time of a lease, as the configuration demands.
+fn run_on(env: &TestEnv) -> Duration {
+    env.queue.lease_ttl() * 5 / 6
+}
+
 fn machine(env: &TestEnv, store: &Store, folder: &tempfile::TempDir) -> Machine {
     let url = format!("file://{}", folder.path().display());
     let objects = Objects::open(&objects::Settings { url }).unwrap();
@@ -122,10 +128,11 @@ fn machine(env: &TestEnv, store: &Store, folder: &tempfile::TempDir) -> Machine 
     }
 }
 
-/// A Postgres that hangs up on everybody until it is told otherwise.
+/// A Postgres that hangs up on everybody until it is told otherwise, or hears nothing for a while.
 #[derive(Clone, Default)]
 struct Away {
     is_back: Arc<AtomicBool>,
+    is_deaf: Arc<watch::Sender<bool>>,
     calls: Arc<AtomicUsize>,
 }
 
@@ -141,8 +148,8 @@ impl Away {
             url: Secret::from(url.to_string()),
             url_file: None,
             connections_max: 4,
-            acquire_timeout: Duration::from_secs(2),
-            query_timeout: Duration::from_secs(2),
+            acquire_timeout: SOON,
+            query_timeout: SOON,
         });
         let (this, connections) = (self.clone(), TaskTracker::new());
         let listening = TaskTracker::new().spawn(async move {
@@ -151,7 +158,7 @@ impl Away {
                 this.calls.fetch_add(1, Ordering::SeqCst);
                 if this.is_back.load(Ordering::SeqCst) {
                     let server = TcpStream::connect((real.0.as_str(), real.1)).await.unwrap();
-                    drop(connections.spawn(join(client, server)));
+                    drop(connections.spawn(join(client, server, this.is_deaf.subscribe())));
                 }
             }
         });
@@ -159,8 +166,21 @@ impl Away {
     }
 }
 
-async fn join(mut client: TcpStream, mut server: TcpStream) {
-    drop(tokio::io::copy_bidirectional(&mut client, &mut server).await);
+async fn join(client: TcpStream, server: TcpStream, mut is_deaf: watch::Receiver<bool>) {
+    let ((mut asked, mut answer), (mut heard, mut answered)) = (client.into_split(), server.into_split());
+    let ask = async {
+        let mut piece = vec![0; 8 << 10];
+        while let Ok(length @ 1..) = asked.read(&mut piece).await {
+            drop(is_deaf.wait_for(|is_deaf| !is_deaf).await);
+            if answered.write_all(&piece[..length]).await.is_err() {
+                return;
+            }
+        }
+    };
+    tokio::select! {
+        () = ask => {}
+        _ended = tokio::io::copy(&mut heard, &mut answer) => {}
+    }
 }
 
 async fn leases(env: &TestEnv) -> usize {
@@ -191,6 +211,65 @@ async fn nothing_is_claimed_while_postgres_is_away(pool: PgPool) {
     .await;
     rig.end().await;
     listening.abort();
+}
+
+/// The lease has passed and was dropped, and another job has the place.
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn a_claim_that_postgres_confirms_after_its_lease_takes_nobodys_place(pool: PgPool) {
+    let leases = Leases {
+        ttl: Duration::from_millis(600),
+        heartbeat: Duration::from_millis(200),
+        run_on: Duration::from_millis(500),
+        ..common::testing::leases()
+    };
+    let (env, away) = (TestEnv::with_leases(pool.clone(), &leases).await, Away::default());
+    away.is_back.store(true, Ordering::SeqCst);
+    away.is_deaf.send_replace(true);
+    let keyed = |priority| {
+        let mut job = env.noop();
+        job.spec.priority = priority;
+        job.spec.concurrency = Some(Concurrency {
+            key: "key".to_owned(),
+            limit: 1,
+            strategy: Strategy::Queue,
+        });
+        job
+    };
+    let (late, other) = (keyed(0), keyed(9));
+    env.enqueue(&late).await;
+    let (store, listening) = away.store(&pool).await;
+    let rig = Rig::over(&env, &store);
+    let shard = env.queue.shard_of(env.tenant_id);
+    eventually(SOON, "the lease has passed", || async {
+        let passed = env.queue.expired(shard, 1).await.unwrap();
+        (!passed.is_empty()).then_some(())
+    })
+    .await;
+    env.enqueue(&other).await;
+    assert!(env.reclaim().await.is_empty());
+    let elsewhere = env.worker();
+    let claimed = elsewhere.one().await;
+    assert_eq!(claimed.job.id, other.id);
+    away.is_deaf.send_replace(false);
+    eventually(SOON, "it is given back", || async {
+        let row = env.row(late.id).await;
+        assert!(
+            !matches!(row.state, JobState::Succeeded { .. }),
+            "two at once of one place"
+        );
+        (row.attempt == 1 && matches!(row.state, JobState::Queued { .. })).then_some(())
+    })
+    .await;
+    assert!(elsewhere.succeed(&claimed).await);
+    eventually(SOON, "it has run", || async {
+        matches!(env.state(late.id).await, JobState::Succeeded { .. }).then_some(())
+    })
+    .await;
+    let row = env.row(late.id).await;
+    assert_eq!((row.attempt, row.failures, row.losses), (2, 0, 0));
+    rig.end().await;
+    listening.abort();
+    assert_eq!(env.leftovers().await, Vec::<String>::new());
 }
 
 /// Somebody asked to cancel it, which nobody told its worker.

@@ -47,12 +47,18 @@ local function take(job, r, now)
   return not behind
 end
 
--- Takes the places of a job that runs, whatever the limits say: it has them already.
-local function hold(job, r)
-  local gates = gates_of(r)
+-- The gates at which a job that runs has a place.
+local function places_of(r)
+  local gates, places = gates_of(r), {}
   gates[#gates + 1] = limit('t:' .. r.tenant)
   gates[#gates + 1] = limit('q:' .. string.match(r.lane, '^[^/]*'))
   for _, gate in ipairs(gates) do
-    if gate.max > 0 then redis.call('SADD', R .. 'h:' .. gate.name, job) end
+    if gate.max > 0 then places[#places + 1] = gate.name end
   end
+  return places
+end
+
+-- Takes the places of a job that runs, whatever the limits say: it has them already.
+local function hold(job, r)
+  for _, name in ipairs(places_of(r)) do redis.call('SADD', R .. 'h:' .. name, job) end
 end
