@@ -2,9 +2,13 @@
 
 use std::collections::BTreeMap;
 
+use chrono::TimeDelta;
+
 use super::{Event, Facts, Row, Violation, is_terminal, violation};
 
 const HOLES: &str = "every hole in an event log is announced and explained";
+/// `leases.ttl` unless it is set.
+const LEASE: TimeDelta = TimeDelta::seconds(6);
 const FOLLOWERS: &str = "a follower sees the whole log, and nothing else";
 
 pub(super) fn is_one_sequence(facts: &Facts<'_>) -> Vec<Violation> {
@@ -53,7 +57,8 @@ pub(super) fn holes_are_announced(facts: &Facts<'_>) -> Vec<Violation> {
     found
 }
 
-/// A gap names exactly what is missing, and is possible only where Redis lost what it held during a lost attempt.
+/// A gap names exactly what is missing, and is possible only where Redis lost what it held during a lost attempt: from its
+/// claim on, of which its row does not tell, but which is no more than a lease older than its start.
 fn gap(facts: &Facts<'_>, row: &Row, before: &Event, after: &Event) -> Option<&'static str> {
     let range = (after.body["from_seq"].as_u64(), after.body["to_seq"].as_u64());
     if range != (Some(before.seq + 1), after.seq.checked_sub(1)) {
@@ -70,7 +75,7 @@ fn gap(facts: &Facts<'_>, row: &Row, before: &Event, after: &Event) -> Option<&'
         .history
         .wipes
         .iter()
-        .any(|at| (lost.started_at..=lost.finished_at).contains(at));
+        .any(|at| (lost.started_at - LEASE..=lost.finished_at).contains(at));
     (!is_wiped).then_some("a gap although Redis kept everything")
 }
 

@@ -268,6 +268,17 @@ fn two_attempts_that_commit_are_found() {
     });
 }
 
+/// The history with something changed keeps this promise.
+fn accepted(property: &str, change: impl FnOnce(&mut History)) {
+    let mut history = good();
+    change(&mut history);
+    let found = check(&history);
+    assert!(
+        found.iter().all(|one| one.property != property),
+        "{property}: {found:#?}"
+    );
+}
+
 #[test]
 fn a_log_that_is_not_one_sequence_is_found() {
     let property = "an event log is one strictly increasing sequence to its one end";
@@ -302,6 +313,9 @@ fn a_silent_hole_is_found() {
     });
     // A gap although Redis lived.
     refused(property, |history| history.wipes.clear());
+    refused(property, |history| history.wipes = vec![at(3)]);
+    // It was claimed before, and its worker stood still.
+    accepted(property, |history| history.wipes = vec![at(5)]);
     refused(property, |history| {
         let log = log(history, EXEC);
         log.remove(3);
@@ -354,6 +368,12 @@ fn a_limit_that_is_exceeded_is_found() {
     let property = "concurrency limits hold";
     refused(property, |history| {
         history.attempts[3].started_at = at(31);
+    });
+    // It was given back without having run.
+    accepted(property, |history| {
+        history.attempts[3].started_at = at(31);
+        history.attempts[3].outcome = "interrupted".to_owned();
+        history.sightings.pop();
     });
     // The lost attempt's program was still there when the next job of its key began.
     refused(property, |history| {
