@@ -42,6 +42,9 @@ struct Inner {
     tracker: TaskTracker,
 }
 
+/// A slot with room for its result.
+pub type Room = (OwnedSemaphorePermit, OwnedSemaphorePermit);
+
 /// What [`Attempts`] is made of.
 #[derive(Debug)]
 pub struct Parts {
@@ -95,6 +98,11 @@ impl Attempts {
         }
     }
 
+    /// How long a sandbox runs on after a renewal.
+    pub fn run_on(&self) -> Duration {
+        self.inner.run_on
+    }
+
     /// The clock that claims are written with.
     pub fn clock(&self) -> &Clock {
         &self.inner.clock
@@ -112,15 +120,21 @@ impl Attempts {
 
     /// Runs an attempt that was claimed at `asked` or later. The slot is free when its process has ended, `result` when its
     /// end is committed.
-    pub fn spawn(
-        &self,
-        claimed: Claimed,
-        held: HeldAttempt,
-        asked: Instant,
-        (slot, result): (OwnedSemaphorePermit, OwnedSemaphorePermit),
-    ) {
-        let inner = Arc::clone(&self.inner);
+    pub fn spawn(&self, claimed: Claimed, held: HeldAttempt, asked: Instant, room: Room) {
         let holding = self.inner.held.add(held, asked + self.inner.run_on);
+        self.begin(claimed, holding, room);
+    }
+
+    /// Gives an attempt back that must not run. It is not held: a heartbeat would take its places again.
+    pub fn give_back(&self, claimed: Claimed, attempt: HeldAttempt, room: Room) {
+        let apart = Held::default();
+        let holding = apart.add(attempt, Instant::now());
+        apart.stop(attempt.job_id, Stop::Drain);
+        self.begin(claimed, holding, room);
+    }
+
+    fn begin(&self, claimed: Claimed, holding: Holding, (slot, result): Room) {
+        let inner = Arc::clone(&self.inner);
         self.inner.tracker.spawn(async move {
             Box::pin(inner.run(claimed, holding, slot)).await;
             drop(result);
@@ -157,6 +171,8 @@ impl Inner {
         };
         allowed(&mut holding.orders.clone()).await;
         let stop = holding.orders.borrow().stop;
+        // To be given back before it has begun. A lost one writes nothing whatever it did, and how a job is cancelled is its
+        // executor's to say.
         let ended = if stop == Some(Stop::Drain) {
             Ended::given_back()
         } else {

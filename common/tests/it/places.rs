@@ -3,7 +3,7 @@
 use common::job::decision::Decision;
 use common::job::spec::SlotClass;
 use common::job::{Concurrency, Job, NewJob, Strategy};
-use common::queue::{Dispatch, Gate, GateLimit, Want};
+use common::queue::{Beat, Dispatch, Gate, GateLimit, Want};
 use common::testing::{TestEnv, failure, ids, light};
 use sqlx::PgPool;
 
@@ -212,6 +212,36 @@ async fn a_late_claim_has_its_place_as_long_as_nobody_dropped_its_lease(pool: Pg
     assert_eq!(late(&first).await, [false], "its place may be another's");
     assert_eq!(late(&free).await, [true], "it needs none");
     assert_eq!(ids(&other.claim(2).await), [first.id], "one place, and one has it");
+}
+
+/// Its worker died before it heard of the claim, whose lease had been dropped. Redis may know of it as of any queued job.
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn a_place_taken_for_a_worker_that_never_registered_is_not_kept(pool: PgPool) {
+    let env = TestEnv::new(pool).await;
+    let shard = env.queue.shard_of(env.tenant_id);
+    let (first, mut second) = (keyed(&env, "key", 1), keyed(&env, "key", 1));
+    second.spec.priority = 9;
+    enqueue(&env, &[&first]).await;
+    let (dead, live) = (env.worker(), env.worker());
+    let claims = dead.take(&light(1)).await.unwrap();
+    env.advance(env.queue.lease_ttl());
+    enqueue(&env, &[&second]).await;
+    assert!(env.reclaim().await.is_empty());
+    let running = live.one().await;
+    assert_eq!(running.job.id, second.id);
+    assert_eq!(ids(&dead.confirm(&claims).await), [first.id]);
+    assert_eq!(env.queue.adopt(shard, &[env.row(first.id).await]).await.unwrap(), 1);
+    for _ in 0..2 {
+        env.advance(env.queue.lease_ttl() / 2);
+        assert_eq!(live.beat(&running).await, Beat::Ok);
+    }
+    assert_eq!(env.reclaim().await.len(), 1);
+    assert_eq!(ids(&live.claim(1).await), []);
+    assert!(live.succeed(&running).await);
+    let again = live.one().await;
+    assert_eq!((again.job.id, again.job.attempt), (first.id, 2));
+    assert!(live.succeed(&again).await);
+    assert_eq!(env.leftovers().await, Vec::<String>::new());
 }
 
 /// A concurrency key and a conversation are two keys of one job.

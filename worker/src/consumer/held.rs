@@ -15,7 +15,7 @@ pub enum Stop {
     Cancel,
     /// The attempt is not this worker's any more: write nothing.
     Lost,
-    /// The worker is being drained and its time is over.
+    /// To be given back: the worker is being drained and its time is over, or its place may be another's.
     Drain,
 }
 

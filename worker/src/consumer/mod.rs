@@ -23,14 +23,14 @@ use common::queue::{Dispatch, Error, Mode, Queue, Shard, Want};
 use common::store::Store;
 use common::store::claim::{Claim, Claimed};
 use common::turn;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::attempt::Attempts;
+use crate::attempt::{Attempts, Room};
 use crate::pool::Pool;
 use doubt::Doubt;
-use held::{HeldAttempt, Stop};
+use held::HeldAttempt;
 use solitude::{Company, Reserved, Solitude};
 
 /// How long an idle loop waits before it looks without having been woken. A wake is lost only with Redis itself.
@@ -44,9 +44,6 @@ const PAUSE: Duration = Duration::from_millis(250);
 
 /// Handouts that Postgres confirms at once.
 const CONFIRMING_MAX: usize = 2;
-
-/// A slot with room for its result.
-type Room = (OwnedSemaphorePermit, OwnedSemaphorePermit);
 
 /// What came of a claim.
 #[derive(Debug, Default)]
@@ -291,7 +288,7 @@ impl Consumer {
         let claimed = claimed.inspect_err(|_away| self.doubt.begin())?;
         metrics::counter!("hothouse_claims_total").increment(claimed.len() as u64);
         let taken: HashSet<JobId> = claimed.iter().map(|claimed| claimed.job.id).collect();
-        let is_late = asked.elapsed() >= self.queue.lease_ttl();
+        let is_late = !claimed.is_empty() && asked.elapsed() >= self.attempts.run_on();
         let gone = if is_late {
             self.register_late(shard, &claimed).await
         } else {
@@ -299,19 +296,28 @@ impl Consumer {
         };
         for claimed in claimed {
             let Some(room) = room.pop() else { break };
-            let job_id = claimed.job.id;
-            // Where it is late it begins when a heartbeat has renewed its lease, or not at all.
-            self.start(claimed, asked, room);
-            if gone.contains(&job_id) {
-                self.attempts.held().stop(job_id, Stop::Drain);
+            let held = HeldAttempt {
+                job_id: claimed.job.id,
+                attempt: claimed.job.attempt,
+                tenant_id: claimed.job.tenant_id,
+            };
+            if gone.contains(&held.job_id) {
+                self.attempts.give_back(claimed, held, room);
+            } else {
+                self.attempts.spawn(claimed, held, asked, room);
             }
         }
-        let refused: Vec<_> = claims
-            .iter()
-            .map(|claim| (claim.job_id, claim.attempt))
-            .filter(|(id, _)| !taken.contains(id))
-            .collect();
-        if let Err(error) = self.queue.drop_claims(shard, self.worker_id, &refused).await {
+        let refused = claims.iter().map(|claim| (claim.job_id, claim.attempt));
+        let refused = self
+            .not_its_own(refused.filter(|(id, _)| !taken.contains(id)).collect())
+            .await;
+        let dropped = if asked.elapsed() < self.attempts.run_on() {
+            self.queue.drop_claims(shard, self.worker_id, &refused).await
+        } else {
+            // One that lives may be that of a later handout, on which Postgres has not had its word yet.
+            self.queue.drop_passed(shard, self.worker_id, &refused).await
+        };
+        if let Err(error) = dropped {
             tracing::debug!(%error, "unconfirmed claims pass by themselves");
         }
         // The turn before one of them may have ended just now, and whoever ended it found this one claimed.
@@ -323,7 +329,22 @@ impl Consumer {
         Ok(())
     }
 
-    /// Postgres took longer to confirm these than their leases last. Answers which are to be given back: their places may be
+    /// Of refused claims those that are not this worker's through another handout: one that was on its way for so long that
+    /// its lease was dropped, and the job claimed once more. None where nobody can say.
+    async fn not_its_own(&self, refused: Vec<(JobId, u32)>) -> Vec<(JobId, u32)> {
+        if refused.is_empty() {
+            return refused;
+        }
+        match self.store.held(self.worker_id, &refused).await {
+            Ok(own) => refused.into_iter().filter(|(id, _)| !own.contains(id)).collect(),
+            Err(error) => {
+                tracing::debug!(%error, "refused claims pass by themselves");
+                Vec::new()
+            }
+        }
+    }
+
+    /// Postgres took so long to confirm these that their leases may have passed. Answers which are to be given back: their places may be
     /// others' by now, or nobody can say.
     async fn register_late(&self, shard: Shard, claimed: &[Claimed]) -> HashSet<JobId> {
         let jobs: Vec<Dispatch> = claimed.iter().map(|one| Dispatch::from_running(&one.job)).collect();
@@ -342,18 +363,9 @@ impl Consumer {
         tracing::warn!(
             confirmed = jobs.len(),
             given_back = gone.len(),
-            "Postgres took longer than a lease to confirm a claim"
+            "Postgres took about as long as a lease to confirm a claim"
         );
         gone
-    }
-
-    fn start(&self, claimed: Claimed, asked: Instant, room: (OwnedSemaphorePermit, OwnedSemaphorePermit)) {
-        let held = HeldAttempt {
-            job_id: claimed.job.id,
-            attempt: claimed.job.attempt,
-            tenant_id: claimed.job.tenant_id,
-        };
-        self.attempts.spawn(claimed, held, asked, room);
     }
 }
 

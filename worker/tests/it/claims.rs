@@ -26,6 +26,7 @@ use tokio_util::task::TaskTracker;
 use worker::attempt::{Attempts, Parts};
 use worker::consumer::Consumer;
 use worker::consumer::doubt::Doubt;
+use worker::consumer::heartbeat::Heartbeat;
 use worker::consumer::held::{Held, Stop};
 use worker::consumer::solitude::Solitude;
 use worker::executor::{Machine, Means};
@@ -34,9 +35,10 @@ use worker::settle::Settler;
 
 const SOON: Duration = Duration::from_secs(20);
 
-/// A worker with one light slot.
+/// A worker with light slots.
 struct Rig {
     held: Held,
+    slots: Arc<Semaphore>,
     tracker: TaskTracker,
     stop: CancellationToken,
     running: tokio::task::JoinHandle<()>,
@@ -45,7 +47,12 @@ struct Rig {
 
 impl Rig {
     /// One whose Postgres is `store`.
-    fn over(env: &TestEnv, store: &Store) -> Self {
+    fn over(env: &TestEnv, store: &Store, leases: &Leases) -> Self {
+        Self::with_slots(env, store, leases, 1)
+    }
+
+    fn with_slots(env: &TestEnv, store: &Store, leases: &Leases, slots: usize) -> Self {
+        let slots = Arc::new(Semaphore::new(slots));
         let folder = tempfile::tempdir().unwrap();
         let (worker_id, held, tracker) = (WorkerId::new(), Held::default(), TaskTracker::new());
         let (stop, health, queue) = (CancellationToken::new(), Health::new(SOON), env.queue.clone());
@@ -65,7 +72,7 @@ impl Rig {
             held: held.clone(),
             settler,
             machine: machine(env, store, &folder),
-            run_on: run_on(env),
+            run_on: leases.run_on,
             tracker: tracker.clone(),
         });
         let consumer = Consumer {
@@ -73,7 +80,7 @@ impl Rig {
             slot: SlotClass::Light,
             labels: Vec::new(),
             queues: Vec::new(),
-            slots: Arc::new(Semaphore::new(1)),
+            slots: Arc::clone(&slots),
             results: Arc::new(Semaphore::new(4)),
             queue,
             store: store.clone(),
@@ -82,10 +89,21 @@ impl Rig {
             solitude: Solitude::default(),
             doubt: Doubt::default(),
         };
+        let heartbeat = Heartbeat {
+            worker_id,
+            queue: env.queue.clone(),
+            store: store.clone(),
+            held: held.clone(),
+            leases: leases.clone(),
+            clock: env.clock.clock(),
+            pulse: health.pulse("heartbeat", leases.heartbeat),
+        };
+        tracker.spawn(heartbeat.run(stop.clone()));
         let shard = env.queue.shard_of(env.tenant_id);
         let running = consumer.run(shard, health.pulse("claim", Duration::ZERO), stop.clone());
         Self {
             held,
+            slots,
             tracker,
             stop,
             running: TaskTracker::new().spawn(running),
@@ -100,11 +118,6 @@ impl Rig {
         self.tracker.close();
         self.tracker.wait().await;
     }
-}
-
-/// Below the time of a lease, as the configuration demands.
-fn run_on(env: &TestEnv) -> Duration {
-    env.queue.lease_ttl() * 5 / 6
 }
 
 fn machine(env: &TestEnv, store: &Store, folder: &tempfile::TempDir) -> Machine {
@@ -183,7 +196,7 @@ async fn join(client: TcpStream, server: TcpStream, mut is_deaf: watch::Receiver
     }
 }
 
-async fn leases(env: &TestEnv) -> usize {
+async fn leases_of(env: &TestEnv) -> usize {
     let contents = env.contents().await;
     let leases = contents.iter().find(|(key, _)| key.ends_with(":leases"));
     leases.map_or(0, |(_, jobs)| jobs.len())
@@ -198,12 +211,12 @@ async fn nothing_is_claimed_while_postgres_is_away(pool: PgPool) {
         env.enqueue(job).await;
     }
     let (store, listening) = away.store(&pool).await;
-    let rig = Rig::over(&env, &store);
+    let rig = Rig::over(&env, &store, &common::testing::leases());
     eventually(SOON, "it was asked many times", || async {
         (away.calls.load(Ordering::SeqCst) >= 12).then_some(())
     })
     .await;
-    assert_eq!(leases(&env).await, 1, "one claim showed that it is away");
+    assert_eq!(leases_of(&env).await, 1, "one claim showed that it is away");
     away.is_back.store(true, Ordering::SeqCst);
     eventually(SOON, "the others are done", || async {
         matches!(env.state(jobs[9].id).await, JobState::Succeeded { .. }).then_some(())
@@ -213,32 +226,79 @@ async fn nothing_is_claimed_while_postgres_is_away(pool: PgPool) {
     listening.abort();
 }
 
-/// The lease has passed and was dropped, and another job has the place.
+fn keyed(env: &TestEnv, priority: u8, input: &[u8]) -> NewJob {
+    let mut job = NewJob {
+        input: input.to_vec(),
+        ..env.noop()
+    };
+    job.spec.priority = priority;
+    job.spec.concurrency = Some(Concurrency {
+        key: "key".to_owned(),
+        limit: 1,
+        strategy: Strategy::Queue,
+    });
+    job
+}
+
+/// The first handout is on its way until its lease was dropped, and the worker gets the job once more: Postgres confirms one
+/// of the two, and what it refuses is the same lease.
 #[sqlx::test(migrator = "common::store::MIGRATOR")]
-async fn a_claim_that_postgres_confirms_after_its_lease_takes_nobodys_place(pool: PgPool) {
+async fn of_two_handouts_of_a_job_the_refused_one_drops_nothing(pool: PgPool) {
     let leases = Leases {
-        ttl: Duration::from_millis(600),
-        heartbeat: Duration::from_millis(200),
-        run_on: Duration::from_millis(500),
+        ttl: Duration::from_secs(3),
+        // Never: it would put right what a drop had spoiled.
+        heartbeat: Duration::from_hours(1),
+        run_on: Duration::from_millis(2_500),
         ..common::testing::leases()
     };
     let (env, away) = (TestEnv::with_leases(pool.clone(), &leases).await, Away::default());
     away.is_back.store(true, Ordering::SeqCst);
     away.is_deaf.send_replace(true);
-    let keyed = |priority| {
-        let mut job = env.noop();
-        job.spec.priority = priority;
-        job.spec.concurrency = Some(Concurrency {
-            key: "key".to_owned(),
-            limit: 1,
-            strategy: Strategy::Queue,
-        });
-        job
+    let long = keyed(&env, 9, br#"{"duration":"1h"}"#);
+    env.enqueue(&long).await;
+    let (store, listening) = away.store(&pool).await;
+    let rig = Rig::with_slots(&env, &store, &leases, 2);
+    let shard = env.queue.shard_of(env.tenant_id);
+    eventually(SOON, "the first lease has passed", || async {
+        let passed = env.queue.expired(shard, 1).await.unwrap();
+        (!passed.is_empty()).then_some(())
+    })
+    .await;
+    assert!(env.reclaim().await.is_empty());
+    eventually(SOON, "it is handed out again", || async {
+        (leases_of(&env).await == 1 && rig.slots.available_permits() == 0).then_some(())
+    })
+    .await;
+    away.is_deaf.send_replace(false);
+    eventually(SOON, "one runs and the other is refused", || async {
+        (rig.held.len() == 1 && rig.slots.available_permits() == 1).then_some(())
+    })
+    .await;
+    assert_eq!(leases_of(&env).await, 1);
+    env.enqueue(&keyed(&env, 0, b"{}")).await;
+    assert!(env.worker().claim(1).await.is_empty(), "its place is taken");
+    rig.stop.cancel();
+    rig.held.stop(long.id, Stop::Drain);
+    rig.end().await;
+    listening.abort();
+}
+
+/// The lease has passed and was dropped, and another job has the place.
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn a_claim_that_postgres_confirms_after_its_lease_takes_nobodys_place(pool: PgPool) {
+    let leases = Leases {
+        ttl: Duration::from_secs(3),
+        heartbeat: Duration::from_secs(1),
+        run_on: Duration::from_millis(2_500),
+        ..common::testing::leases()
     };
-    let (late, other) = (keyed(0), keyed(9));
+    let (env, away) = (TestEnv::with_leases(pool.clone(), &leases).await, Away::default());
+    away.is_back.store(true, Ordering::SeqCst);
+    away.is_deaf.send_replace(true);
+    let (late, other) = (keyed(&env, 0, b"{}"), keyed(&env, 9, b"{}"));
     env.enqueue(&late).await;
     let (store, listening) = away.store(&pool).await;
-    let rig = Rig::over(&env, &store);
+    let rig = Rig::over(&env, &store, &leases);
     let shard = env.queue.shard_of(env.tenant_id);
     eventually(SOON, "the lease has passed", || async {
         let passed = env.queue.expired(shard, 1).await.unwrap();
@@ -281,7 +341,7 @@ async fn a_job_that_is_cancelled_when_it_is_given_back_is_not_queued(pool: PgPoo
         ..env.noop()
     };
     env.enqueue(&job).await;
-    let rig = Rig::over(&env, &env.store);
+    let rig = Rig::over(&env, &env.store, &common::testing::leases());
     eventually(SOON, "it runs", || async { (rig.held.len() == 1).then_some(()) }).await;
     env.store.cancel(env.tenant_id, job.id, env.clock.now()).await.unwrap();
     rig.stop.cancel();

@@ -70,7 +70,8 @@ for i = 5, #ARGV, 7 do
     out[#out + 1] = 1
   else
     if known then take_out(job, known) end
-    if known and leased(known) then give_back(job, known, KEYS_ONLY) end
+    -- Places that were taken in the name of a worker which never registered may be too many.
+    if known and leased(known) then give_back(job, known, known.where == 'o' and NOTHING or KEYS_ONLY) end
     enqueue(job, r)
     out[#out + 1] = 1
   end

@@ -16,11 +16,11 @@ use crate::commands::bench::wire;
 /// Options of `hothouse bench queue pickup`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Jobs of the idle part, one after the other
+    /// Jobs of the idle part, one after the other, if none took any time
     #[arg(long, value_name = "N", default_value_t = 300)]
     jobs: u32,
     /// Idle time between two of them, in milliseconds
-    #[arg(long, value_name = "MS", default_value_t = 20)]
+    #[arg(long, value_name = "MS", default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..))]
     pause: u64,
     /// Calls a second of the other part
     #[arg(long, value_name = "N", default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..))]

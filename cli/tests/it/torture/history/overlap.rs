@@ -50,8 +50,9 @@ fn seconds(at: DateTime<Utc>) -> f64 {
     at.timestamp_micros() as f64 / 1e6
 }
 
-/// Never more of a key at once than its limit. A lost attempt's row ends when somebody took it over, long after its end, and
-/// one that was given back may have begun when its claim was on its way, and never run: of those the kernel's sightings count.
+/// Never more of a key at once than its limit. A lost attempt's row ends when somebody took it over, long after its end; one
+/// that was given back may have begun when its claim was on its way, and never run, also where somebody cancelled it then. Of
+/// those the kernel's sightings count.
 pub(super) fn limits_hold(facts: &Facts<'_>) -> Vec<Violation> {
     let mut rows: Groups<'_> = HashMap::new();
     let mut seen: Groups<'_> = HashMap::new();
@@ -65,7 +66,7 @@ pub(super) fn limits_hold(facts: &Facts<'_>) -> Vec<Violation> {
         let kept = facts
             .attempts_of(row.id)
             .iter()
-            .filter(|attempt| !matches!(attempt.outcome.as_str(), "lost" | "interrupted"));
+            .filter(|attempt| !matches!(attempt.outcome.as_str(), "lost" | "interrupted" | "cancelled"));
         let spans = kept.map(|attempt| (seconds(attempt.started_at), seconds(attempt.finished_at)));
         let at = (submission.tenant.as_str(), key.as_str());
         let group = rows.entry(at).or_insert_with(|| (*limit, Vec::new()));
