@@ -118,8 +118,8 @@ impl Attempts {
         &self.inner.held
     }
 
-    /// Runs an attempt that was claimed at `asked` or later. The slot is free when its process has ended, `result` when its
-    /// end is committed.
+    /// Runs an attempt that was claimed at `asked` or later. The slot is free when its process has ended, the room for its
+    /// result when its end is committed.
     pub fn spawn(&self, claimed: Claimed, held: HeldAttempt, asked: Instant, room: Room) {
         let holding = self.inner.held.add(held, asked + self.inner.run_on);
         self.begin(claimed, holding, room);

@@ -25,7 +25,7 @@ use crate::config::{Leases, Redis, Secret};
 use crate::ids::TenantId;
 use crate::job::event::Event;
 use crate::job::spec::{JobSpec, Kind, SlotClass, class_of};
-use crate::job::{Job, JobState, Links, NewJob};
+use crate::job::{Concurrency, Job, JobState, Links, NewJob, Strategy};
 use crate::log::Log;
 use crate::queue::{Generation, Queue};
 use crate::store::Store;
@@ -150,6 +150,17 @@ impl TestEnv {
     /// A noop job of the test's tenant.
     pub fn noop(&self) -> NewJob {
         self.job(JobSpec::new(Kind::Noop), b"{}".to_vec())
+    }
+
+    /// One that needs one of so many places of a key.
+    pub fn keyed(&self, key: &str, limit: u32) -> NewJob {
+        let mut job = self.noop();
+        job.spec.concurrency = Some(Concurrency {
+            key: key.to_owned(),
+            limit,
+            strategy: Strategy::Queue,
+        });
+        job
     }
 
     /// A job of the test's tenant.

@@ -7,7 +7,7 @@ use common::ids::{AgentId, TenantId};
 use common::job::decision::Decision;
 use common::job::limit::{Limit, Pause, Subject};
 use common::job::spec::SlotClass;
-use common::job::{Concurrency, NewJob, Rate, Strategy};
+use common::job::{NewJob, Rate};
 use common::queue::{Dispatch, Handout, Place, Shut};
 use common::testing::{TestEnv, TestWorker, failure, ids, light};
 use sqlx::PgPool;
@@ -34,16 +34,6 @@ fn rated(env: &TestEnv, key: &str, limit: u32, window: Duration) -> NewJob {
         key: key.to_owned(),
         limit,
         window,
-    });
-    job
-}
-
-fn keyed(env: &TestEnv, key: &str, limit: u32) -> NewJob {
-    let mut job = env.noop();
-    job.spec.concurrency = Some(Concurrency {
-        key: key.to_owned(),
-        limit,
-        strategy: Strategy::Queue,
     });
     job
 }
@@ -335,7 +325,7 @@ async fn a_paused_key_starts_nothing_until_its_time_or_until_it_is_resumed(pool:
         pause: Some(pause),
         ..Limit::default()
     };
-    let mut jobs: Vec<NewJob> = (0..3).map(|_| keyed(&env, "model", 5)).collect();
+    let mut jobs: Vec<NewJob> = (0..3).map(|_| env.keyed("model", 5)).collect();
     jobs.push(rated(&env, "model", 100, MINUTE));
     let free = env.noop();
     env.queue
@@ -355,7 +345,7 @@ async fn a_paused_key_starts_nothing_until_its_time_or_until_it_is_resumed(pool:
     assert_eq!(handout(&env, &worker, 10).await.claims.len(), 4);
     // Without an end: until somebody ends it, and then at once.
     env.queue.tell_limit(&key, &until(Pause::Open)).await.unwrap();
-    let more: Vec<NewJob> = (0..2).map(|_| keyed(&env, "model", 50)).collect();
+    let more: Vec<NewJob> = (0..2).map(|_| env.keyed("model", 50)).collect();
     dispatch(&env, &more).await;
     env.advance(MINUTE * 60 * 24);
     let handout_ = handout(&env, &worker, 10).await;
@@ -371,7 +361,7 @@ async fn a_paused_key_starts_nothing_until_its_time_or_until_it_is_resumed(pool:
 #[sqlx::test(migrator = "common::store::MIGRATOR")]
 async fn waiters_of_a_key_hold_up_nobody_behind_them(pool: PgPool) {
     let env = TestEnv::new(pool).await;
-    let jobs: Vec<NewJob> = (0..3_000).map(|_| keyed(&env, "one", 1)).collect();
+    let jobs: Vec<NewJob> = (0..3_000).map(|_| env.keyed("one", 1)).collect();
     dispatch(&env, &jobs).await;
     let last = env.noop();
     dispatch(&env, std::slice::from_ref(&last)).await;
@@ -399,7 +389,7 @@ async fn a_limit_adds_milliseconds(pool: PgPool) {
         .await
         .unwrap();
     let jobs: Vec<NewJob> = (0..40)
-        .map(|n| keyed(&env, "key", if n % 2 == 0 { 1 } else { 2 }))
+        .map(|n| env.keyed("key", if n % 2 == 0 { 1 } else { 2 }))
         .collect();
     dispatch(&env, &jobs).await;
     let (worker, shard) = (env.worker(), env.queue.shard_of(env.tenant_id));

@@ -2,20 +2,10 @@
 
 use common::job::decision::Decision;
 use common::job::spec::SlotClass;
-use common::job::{Concurrency, Job, NewJob, Strategy};
+use common::job::{Job, NewJob};
 use common::queue::{Beat, Dispatch, Gate, GateLimit, Want};
 use common::testing::{TestEnv, failure, ids, light};
 use sqlx::PgPool;
-
-fn keyed(env: &TestEnv, key: &str, limit: u32) -> NewJob {
-    let mut job = env.noop();
-    job.spec.concurrency = Some(Concurrency {
-        key: key.to_owned(),
-        limit,
-        strategy: Strategy::Queue,
-    });
-    job
-}
 
 async fn enqueue(env: &TestEnv, jobs: &[&NewJob]) {
     for job in jobs {
@@ -26,7 +16,7 @@ async fn enqueue(env: &TestEnv, jobs: &[&NewJob]) {
 #[sqlx::test(migrator = "common::store::MIGRATOR")]
 async fn a_limit_is_never_exceeded_and_every_place_is_used(pool: PgPool) {
     let env = TestEnv::new(pool).await;
-    let jobs: Vec<NewJob> = (0..10).map(|_| keyed(&env, "key", 3)).collect();
+    let jobs: Vec<NewJob> = (0..10).map(|_| env.keyed("key", 3)).collect();
     enqueue(&env, &jobs.iter().collect::<Vec<_>>()).await;
     let worker = env.worker();
     let mut done = Vec::new();
@@ -45,10 +35,10 @@ async fn a_limit_is_never_exceeded_and_every_place_is_used(pool: PgPool) {
 #[sqlx::test(migrator = "common::store::MIGRATOR")]
 async fn keys_of_two_tenants_are_two_keys(pool: PgPool) {
     let env = TestEnv::new(pool).await;
-    let mine = keyed(&env, "key", 1);
+    let mine = env.keyed("key", 1);
     let other = NewJob {
         tenant_id: common::ids::TenantId::new(),
-        ..keyed(&env, "key", 1)
+        ..env.keyed("key", 1)
     };
     enqueue(&env, &[&mine, &other]).await;
     assert_eq!(env.worker().claim(2).await.len(), 2);
@@ -57,7 +47,7 @@ async fn keys_of_two_tenants_are_two_keys(pool: PgPool) {
 #[sqlx::test(migrator = "common::store::MIGRATOR")]
 async fn a_retrying_job_keeps_its_place_and_one_that_ends_gives_it_back(pool: PgPool) {
     let env = TestEnv::new(pool).await;
-    let (first, second) = (keyed(&env, "key", 1), keyed(&env, "key", 1));
+    let (first, second) = (env.keyed("key", 1), env.keyed("key", 1));
     enqueue(&env, &[&first, &second]).await;
     let worker = env.worker();
     let claimed = worker.one().await;
@@ -76,7 +66,7 @@ async fn a_retrying_job_keeps_its_place_and_one_that_ends_gives_it_back(pool: Pg
 #[sqlx::test(migrator = "common::store::MIGRATOR")]
 async fn a_place_is_free_again_after_a_cancel_in_every_position(pool: PgPool) {
     let env = TestEnv::new(pool).await;
-    let jobs: Vec<NewJob> = (0..4).map(|_| keyed(&env, "key", 1)).collect();
+    let jobs: Vec<NewJob> = (0..4).map(|_| env.keyed("key", 1)).collect();
     enqueue(&env, &jobs.iter().collect::<Vec<_>>()).await;
     let worker = env.worker();
     let cancel = async |job: &NewJob| {
@@ -110,7 +100,7 @@ async fn a_place_is_free_again_after_a_cancel_in_every_position(pool: PgPool) {
 #[sqlx::test(migrator = "common::store::MIGRATOR")]
 async fn a_waiter_that_is_cancelled_just_when_it_is_let_go_passes_the_place_on(pool: PgPool) {
     let env = TestEnv::new(pool).await;
-    let jobs: Vec<NewJob> = (0..3).map(|_| keyed(&env, "key", 1)).collect();
+    let jobs: Vec<NewJob> = (0..3).map(|_| env.keyed("key", 1)).collect();
     enqueue(&env, &jobs.iter().collect::<Vec<_>>()).await;
     let worker = env.worker();
     let claimed = worker.one().await;
@@ -132,7 +122,7 @@ async fn a_waiter_that_is_cancelled_just_when_it_is_let_go_passes_the_place_on(p
 #[sqlx::test(migrator = "common::store::MIGRATOR")]
 async fn a_dropped_claim_gives_its_place_back(pool: PgPool) {
     let env = TestEnv::new(pool).await;
-    let (first, second) = (keyed(&env, "key", 1), keyed(&env, "key", 1));
+    let (first, second) = (env.keyed("key", 1), env.keyed("key", 1));
     enqueue(&env, &[&first, &second]).await;
     let worker = env.worker();
     let claims = worker.take(&light(2)).await.unwrap();
@@ -148,7 +138,7 @@ async fn a_dropped_claim_gives_its_place_back(pool: PgPool) {
 #[sqlx::test(migrator = "common::store::MIGRATOR")]
 async fn a_reclaimed_job_keeps_its_place_until_it_ends(pool: PgPool) {
     let env = TestEnv::new(pool).await;
-    let (first, second) = (keyed(&env, "key", 1), keyed(&env, "key", 1));
+    let (first, second) = (env.keyed("key", 1), env.keyed("key", 1));
     enqueue(&env, &[&first, &second]).await;
     let (dead, live) = (env.worker(), env.worker());
     dead.one().await;
@@ -166,7 +156,7 @@ async fn a_reclaimed_job_keeps_its_place_until_it_ends(pool: PgPool) {
 #[sqlx::test(migrator = "common::store::MIGRATOR")]
 async fn places_are_rebuilt_after_a_wipe(pool: PgPool) {
     let env = TestEnv::new(pool).await;
-    let jobs: Vec<NewJob> = (0..4).map(|_| keyed(&env, "key", 2)).collect();
+    let jobs: Vec<NewJob> = (0..4).map(|_| env.keyed("key", 2)).collect();
     enqueue(&env, &jobs.iter().collect::<Vec<_>>()).await;
     let worker = env.worker();
     let running = worker.claim(4).await;
@@ -189,7 +179,7 @@ async fn places_are_rebuilt_after_a_wipe(pool: PgPool) {
 async fn a_late_claim_has_its_place_as_long_as_nobody_dropped_its_lease(pool: PgPool) {
     let env = TestEnv::new(pool).await;
     let (shard, worker) = (env.queue.shard_of(env.tenant_id), env.worker());
-    let (first, free) = (keyed(&env, "key", 1), env.noop());
+    let (first, free) = (env.keyed("key", 1), env.noop());
     enqueue(&env, &[&first, &free]).await;
     assert_eq!(worker.take(&light(2)).await.unwrap().len(), 2);
     let late = async |job: &NewJob| {
@@ -207,19 +197,20 @@ async fn a_late_claim_has_its_place_as_long_as_nobody_dropped_its_lease(pool: Pg
     assert_eq!(late(&first).await, [true]);
     env.advance(env.queue.lease_ttl());
     assert!(env.reclaim().await.is_empty());
-    let (second, other) = (keyed(&env, "key", 1), env.worker());
+    let (second, other) = (env.keyed("key", 1), env.worker());
     enqueue(&env, &[&second]).await;
     assert_eq!(late(&first).await, [false], "its place may be another's");
     assert_eq!(late(&free).await, [true], "it needs none");
     assert_eq!(ids(&other.claim(2).await), [first.id], "one place, and one has it");
 }
 
-/// Its worker died before it heard of the claim, whose lease had been dropped. Redis may know of it as of any queued job.
+/// Its worker died before it heard of the claim, whose lease had been dropped. Here Redis still knows
+/// the job as a queued one, as it does where somebody else was offered it meanwhile.
 #[sqlx::test(migrator = "common::store::MIGRATOR")]
 async fn a_place_taken_for_a_worker_that_never_registered_is_not_kept(pool: PgPool) {
     let env = TestEnv::new(pool).await;
     let shard = env.queue.shard_of(env.tenant_id);
-    let (first, mut second) = (keyed(&env, "key", 1), keyed(&env, "key", 1));
+    let (first, mut second) = (env.keyed("key", 1), env.keyed("key", 1));
     second.spec.priority = 9;
     enqueue(&env, &[&first]).await;
     let (dead, live) = (env.worker(), env.worker());
@@ -255,8 +246,8 @@ async fn a_job_that_waits_for_two_places_leaves_neither_unused(pool: PgPool) {
     };
     // In Redis alone: the conversation's own rule in Postgres is tested with the turns.
     let holder = in_talk(env.noop());
-    let (both, keyed_only) = (in_talk(keyed(&env, "key", 1)), keyed(&env, "key", 1));
-    let first_key = keyed(&env, "key", 1);
+    let (both, keyed_only) = (in_talk(env.keyed("key", 1)), env.keyed("key", 1));
+    let first_key = env.keyed("key", 1);
     let dispatch = async |job: &NewJob| env.queue.dispatch(&[Dispatch::from_new(job)]).await.unwrap();
     let worker = env.worker();
     dispatch(&holder).await;
@@ -297,8 +288,8 @@ async fn a_job_that_waits_for_two_places_leaves_neither_unused(pool: PgPool) {
 #[sqlx::test(migrator = "common::store::MIGRATOR")]
 async fn a_waiter_of_another_class_is_woken_too(pool: PgPool) {
     let env = TestEnv::new(pool).await;
-    let first = keyed(&env, "key", 1);
-    let mut second = keyed(&env, "key", 1);
+    let first = env.keyed("key", 1);
+    let mut second = env.keyed("key", 1);
     second.class = "sandbox".to_owned();
     enqueue(&env, &[&first, &second]).await;
     let worker = env.worker();
@@ -315,7 +306,7 @@ async fn a_waiter_of_another_class_is_woken_too(pool: PgPool) {
 #[sqlx::test(migrator = "common::store::MIGRATOR")]
 async fn a_claim_wakes_those_for_whose_slots_it_lets_one_go(pool: PgPool) {
     let env = TestEnv::new(pool).await;
-    let (first, mut waits, wider) = (keyed(&env, "key", 1), keyed(&env, "key", 1), keyed(&env, "key", 3));
+    let (first, mut waits, wider) = (env.keyed("key", 1), env.keyed("key", 1), env.keyed("key", 3));
     waits.class = "sandbox".to_owned();
     enqueue(&env, &[&first, &waits]).await;
     let worker = env.worker();
@@ -359,7 +350,7 @@ async fn a_dispatch_that_gives_back_a_tenants_place_wakes_every_class(pool: PgPo
 async fn a_free_place_goes_past_those_who_wait_in_a_paused_queue(pool: PgPool) {
     let env = TestEnv::new(pool).await;
     let of = |queue: &str| {
-        let mut job = keyed(&env, "key", 1);
+        let mut job = env.keyed("key", 1);
         queue.clone_into(&mut job.spec.queue);
         job
     };
@@ -413,9 +404,9 @@ fn sandbox() -> Want {
 #[sqlx::test(migrator = "common::store::MIGRATOR")]
 async fn a_free_place_goes_past_one_that_no_worker_serves(pool: PgPool) {
     let env = TestEnv::new(pool).await;
-    let (first, mut unserved) = (keyed(&env, "key", 1), keyed(&env, "key", 1));
+    let (first, mut unserved) = (env.keyed("key", 1), env.keyed("key", 1));
     unserved.class = "sandbox".to_owned();
-    let others = [keyed(&env, "key", 1), keyed(&env, "key", 1)];
+    let others = [env.keyed("key", 1), env.keyed("key", 1)];
     enqueue(&env, &[&first, &unserved, &others[0], &others[1]]).await;
     let worker = env.worker();
     let running = worker.one().await;
@@ -437,9 +428,9 @@ async fn a_free_place_goes_past_one_that_no_worker_serves(pool: PgPool) {
 #[sqlx::test(migrator = "common::store::MIGRATOR")]
 async fn a_place_that_nobody_takes_is_for_the_next(pool: PgPool) {
     let env = TestEnv::new(pool).await;
-    let (first, mut left) = (keyed(&env, "key", 1), keyed(&env, "key", 1));
+    let (first, mut left) = (env.keyed("key", 1), env.keyed("key", 1));
     left.class = "sandbox".to_owned();
-    let last = keyed(&env, "key", 1);
+    let last = env.keyed("key", 1);
     enqueue(&env, &[&first, &left, &last]).await;
     let worker = env.worker();
     let claimed = worker.one().await;

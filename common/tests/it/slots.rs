@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use common::config::{Redis, Secret};
 use common::ids::TenantId;
+use common::job::NewJob;
 use common::job::decision::Decision;
-use common::job::{Concurrency, NewJob, Strategy};
 use common::queue::{Among, Beat, Shard};
 use common::testing::{TestEnv, TestWorker, eventually, failure, ids, leases, light, redis_section};
 use sqlx::PgPool;
@@ -88,14 +88,10 @@ fn tenants(env: &TestEnv) -> Vec<(Shard, TenantId)> {
 }
 
 fn keyed(env: &TestEnv, tenant_id: TenantId) -> NewJob {
-    let mut job = env.noop();
-    job.tenant_id = tenant_id;
-    job.spec.concurrency = Some(Concurrency {
-        key: "key".to_owned(),
-        limit: 1,
-        strategy: Strategy::Queue,
-    });
-    job
+    NewJob {
+        tenant_id,
+        ..env.keyed("key", 1)
+    }
 }
 
 /// Every script, in every state that changes which keys it touches.

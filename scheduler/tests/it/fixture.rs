@@ -5,8 +5,8 @@ use std::time::Duration;
 use chrono::{DateTime, TimeDelta, Utc};
 use common::cron::Cron;
 use common::ids::{JobId, ScheduleId};
+use common::job::Kind;
 use common::job::spec::JobSpec;
-use common::job::{Concurrency, Kind, NewJob, Strategy};
 use common::schedule::{Form, Overlap, Schedule, Target, Timing};
 use common::store::fire::Limits;
 use common::store::leaders::Leadership;
@@ -27,17 +27,6 @@ pub(crate) struct Decided {
     pub(crate) outcome: String,
     pub(crate) reason: Option<String>,
     pub(crate) job_id: Option<JobId>,
-}
-
-/// A job that needs the only place of a key.
-pub(crate) fn keyed(env: &TestEnv, key: &str) -> NewJob {
-    let mut job = env.noop();
-    job.spec.concurrency = Some(Concurrency {
-        key: key.to_owned(),
-        limit: 1,
-        strategy: Strategy::Queue,
-    });
-    job
 }
 
 impl Fixture {

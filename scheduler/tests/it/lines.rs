@@ -8,8 +8,6 @@ use common::testing::{TestEnv, TestWorker, ids, leases};
 use scheduler::duties::Redispatch;
 use sqlx::PgPool;
 
-use crate::fixture::keyed;
-
 /// Of a backlog; a line has a tenth of it.
 const DISPATCHED_MAX: u32 = 40;
 
@@ -44,14 +42,14 @@ async fn found_behind(env: &TestEnv, redispatch: &Redispatch, worker: &TestWorke
 #[sqlx::test(migrator = "common::store::MIGRATOR")]
 async fn a_job_that_may_run_is_found_behind_a_line_longer_than_a_backlog(pool: PgPool) {
     let (env, redispatch) = env(pool).await;
-    let line: Vec<NewJob> = (0..DISPATCHED_MAX * 3).map(|_| keyed(&env, "one")).collect();
+    let line: Vec<NewJob> = (0..DISPATCHED_MAX * 3).map(|_| env.keyed("one", 1)).collect();
     for job in &line {
         env.enqueue(job).await;
     }
     let worker = env.worker();
     let mut running = worker.one().await;
     // One of another key, one of none; they are spilled like the rest of the line.
-    let behind = [keyed(&env, "two"), env.noop()];
+    let behind = [env.keyed("two", 1), env.noop()];
     for job in &behind {
         env.enqueue(job).await;
     }
@@ -61,7 +59,7 @@ async fn a_job_that_may_run_is_found_behind_a_line_longer_than_a_backlog(pool: P
     let most = DISPATCHED_MAX as usize / 2;
     assert!(known(&env).await < most);
     // One that comes now stays behind those that wait in Postgres.
-    let last = keyed(&env, "one");
+    let last = env.keyed("one", 1);
     env.enqueue(&last).await;
     for next in line[1..].iter().chain([&last]) {
         assert!(worker.succeed(&running).await);
@@ -80,7 +78,7 @@ async fn what_waits_at_the_second_of_its_gates_comes_back_too(pool: PgPool) {
     let hour = std::time::Duration::from_hours(1);
     let jobs: Vec<NewJob> = (0..30)
         .map(|n| {
-            let mut job = keyed(&env, &n.to_string());
+            let mut job = env.keyed(&n.to_string(), 1);
             job.spec.rate = Some(Rate {
                 key: "rate".to_owned(),
                 limit: 5,

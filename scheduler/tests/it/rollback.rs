@@ -12,8 +12,6 @@ use common::testing::{TestEnv, eventually, ids, leases, light, redis_section};
 use scheduler::duties::Redispatch;
 use sqlx::PgPool;
 
-use crate::fixture::keyed;
-
 struct Server {
     child: Child,
     port: u16,
@@ -94,7 +92,7 @@ async fn what_redis_went_back_on_is_neither_lost_nor_run_beside_a_limit(pool: Pg
     Server::answers(&Queue::open(&server.section(), &leases()).unwrap()).await;
     let env = TestEnv::with(pool, &leases(), server.section()).await;
     let (holder, other) = (env.worker(), env.worker());
-    let (held, next, later) = (keyed(&env, "key"), keyed(&env, "key"), env.noop());
+    let (held, next, later) = (env.keyed("key", 1), env.keyed("key", 1), env.noop());
     env.enqueue(&held).await;
     env.enqueue(&next).await;
     server.save();

@@ -13,7 +13,7 @@ use common::testing::{TestEnv, failure, ids};
 use scheduler::duties::{Reclaim, Sweep};
 use sqlx::PgPool;
 
-use crate::fixture::{Fixture, keyed};
+use crate::fixture::Fixture;
 
 #[sqlx::test(migrator = "common::store::MIGRATOR")]
 async fn the_places_of_a_job_that_ended_unheard_are_freed(pool: PgPool) {
@@ -26,7 +26,7 @@ async fn the_places_of_a_job_that_ended_unheard_are_freed(pool: PgPool) {
         } else {
             Decision::RetryAt(later, failure())
         };
-        let (first, second) = (keyed(&env, "key"), keyed(&env, "key"));
+        let (first, second) = (env.keyed("key", 1), env.keyed("key", 1));
         env.enqueue(&first).await;
         env.enqueue(&second).await;
         assert!(worker.settle(&worker.one().await, decision).await);
@@ -53,7 +53,7 @@ async fn the_places_of_a_job_that_ended_unheard_are_freed(pool: PgPool) {
 async fn a_place_is_free_within_one_sweep(pool: PgPool) {
     let env = TestEnv::new(pool).await;
     let (worker, sweep) = (env.worker(), Sweep::new(env.store.clone(), env.queue.clone()));
-    let (first, second) = (keyed(&env, "key"), keyed(&env, "key"));
+    let (first, second) = (env.keyed("key", 1), env.keyed("key", 1));
     env.enqueue(&first).await;
     env.enqueue(&second).await;
     let later = env.clock.now() + chrono::TimeDelta::seconds(60);
@@ -124,11 +124,11 @@ async fn a_long_index_is_swept_in_parts(pool: PgPool) {
         Reclaim::new(env.store.clone(), env.queue.clone()),
     );
     for _ in 0..300 {
-        let mut job = keyed(&env, "key");
+        let mut job = env.keyed("key", 1);
         job.spec.concurrency.as_mut().unwrap().key = job.id.to_string();
         env.enqueue(&job).await;
     }
-    let ended = keyed(&env, "key");
+    let ended = env.keyed("key", 1);
     env.enqueue(&ended).await;
     env.store
         .cancel(env.tenant_id, ended.id, env.clock.now())

@@ -344,8 +344,8 @@ impl Consumer {
         }
     }
 
-    /// Postgres took so long to confirm these that their leases may have passed. Answers which are to be given back: their places may be
-    /// others' by now, or nobody can say.
+    /// Postgres took so long to confirm these that their leases may have passed. Answers which are to be given back: their
+    /// places may be others' by now, or nobody can say.
     async fn register_late(&self, shard: Shard, claimed: &[Claimed]) -> HashSet<JobId> {
         let jobs: Vec<Dispatch> = claimed.iter().map(|one| Dispatch::from_running(&one.job)).collect();
         let registered = self.queue.register_late(shard, self.worker_id, &jobs).await;

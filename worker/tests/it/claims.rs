@@ -12,7 +12,7 @@ use common::config::{Database, Leases, Secret};
 use common::health::Health;
 use common::ids::WorkerId;
 use common::job::spec::SlotClass;
-use common::job::{Concurrency, JobState, NewJob, Strategy};
+use common::job::{JobState, NewJob};
 use common::objects::{self, Objects};
 use common::store::Store;
 use common::testing::{TestEnv, eventually};
@@ -226,44 +226,41 @@ async fn nothing_is_claimed_while_postgres_is_away(pool: PgPool) {
     listening.abort();
 }
 
-fn keyed(env: &TestEnv, priority: u8, input: &[u8]) -> NewJob {
-    let mut job = NewJob {
-        input: input.to_vec(),
-        ..env.noop()
-    };
-    job.spec.priority = priority;
-    job.spec.concurrency = Some(Concurrency {
-        key: "key".to_owned(),
-        limit: 1,
-        strategy: Strategy::Queue,
-    });
-    job
-}
-
-/// The first handout is on its way until its lease was dropped, and the worker gets the job once more: Postgres confirms one
-/// of the two, and what it refuses is the same lease.
-#[sqlx::test(migrator = "common::store::MIGRATOR")]
-async fn of_two_handouts_of_a_job_the_refused_one_drops_nothing(pool: PgPool) {
+/// With a Postgres that hears nothing yet, and leases that pass within the patience of a test.
+async fn deaf(pool: &PgPool, heartbeat: Duration) -> (TestEnv, Leases, Away) {
     let leases = Leases {
         ttl: Duration::from_secs(3),
-        // Never: it would put right what a drop had spoiled.
-        heartbeat: Duration::from_hours(1),
+        heartbeat,
         run_on: Duration::from_millis(2_500),
         ..common::testing::leases()
     };
     let (env, away) = (TestEnv::with_leases(pool.clone(), &leases).await, Away::default());
     away.is_back.store(true, Ordering::SeqCst);
     away.is_deaf.send_replace(true);
-    let long = keyed(&env, 9, br#"{"duration":"1h"}"#);
-    env.enqueue(&long).await;
-    let (store, listening) = away.store(&pool).await;
-    let rig = Rig::with_slots(&env, &store, &leases, 2);
+    (env, leases, away)
+}
+
+async fn a_lease_has_passed(env: &TestEnv) {
     let shard = env.queue.shard_of(env.tenant_id);
-    eventually(SOON, "the first lease has passed", || async {
+    eventually(SOON, "a lease has passed", || async {
         let passed = env.queue.expired(shard, 1).await.unwrap();
         (!passed.is_empty()).then_some(())
     })
     .await;
+}
+
+/// The first handout is on its way until its lease was dropped, and the worker gets the job once more: Postgres confirms one
+/// of the two, and what it refuses is the same lease.
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn of_two_handouts_of_a_job_the_refused_one_drops_nothing(pool: PgPool) {
+    // No heartbeat: it would put right what a drop had spoiled.
+    let (env, leases, away) = deaf(&pool, Duration::from_hours(1)).await;
+    let mut long = env.keyed("key", 1);
+    long.input = br#"{"duration":"1h"}"#.to_vec();
+    env.enqueue(&long).await;
+    let (store, listening) = away.store(&pool).await;
+    let rig = Rig::with_slots(&env, &store, &leases, 2);
+    a_lease_has_passed(&env).await;
     assert!(env.reclaim().await.is_empty());
     eventually(SOON, "it is handed out again", || async {
         (leases_of(&env).await == 1 && rig.slots.available_permits() == 0).then_some(())
@@ -275,7 +272,7 @@ async fn of_two_handouts_of_a_job_the_refused_one_drops_nothing(pool: PgPool) {
     })
     .await;
     assert_eq!(leases_of(&env).await, 1);
-    env.enqueue(&keyed(&env, 0, b"{}")).await;
+    env.enqueue(&env.keyed("key", 1)).await;
     assert!(env.worker().claim(1).await.is_empty(), "its place is taken");
     rig.stop.cancel();
     rig.held.stop(long.id, Stop::Drain);
@@ -286,25 +283,13 @@ async fn of_two_handouts_of_a_job_the_refused_one_drops_nothing(pool: PgPool) {
 /// The lease has passed and was dropped, and another job has the place.
 #[sqlx::test(migrator = "common::store::MIGRATOR")]
 async fn a_claim_that_postgres_confirms_after_its_lease_takes_nobodys_place(pool: PgPool) {
-    let leases = Leases {
-        ttl: Duration::from_secs(3),
-        heartbeat: Duration::from_secs(1),
-        run_on: Duration::from_millis(2_500),
-        ..common::testing::leases()
-    };
-    let (env, away) = (TestEnv::with_leases(pool.clone(), &leases).await, Away::default());
-    away.is_back.store(true, Ordering::SeqCst);
-    away.is_deaf.send_replace(true);
-    let (late, other) = (keyed(&env, 0, b"{}"), keyed(&env, 9, b"{}"));
+    let (env, leases, away) = deaf(&pool, Duration::from_secs(1)).await;
+    let (late, mut other) = (env.keyed("key", 1), env.keyed("key", 1));
+    other.spec.priority = 9;
     env.enqueue(&late).await;
     let (store, listening) = away.store(&pool).await;
     let rig = Rig::over(&env, &store, &leases);
-    let shard = env.queue.shard_of(env.tenant_id);
-    eventually(SOON, "the lease has passed", || async {
-        let passed = env.queue.expired(shard, 1).await.unwrap();
-        (!passed.is_empty()).then_some(())
-    })
-    .await;
+    a_lease_has_passed(&env).await;
     env.enqueue(&other).await;
     assert!(env.reclaim().await.is_empty());
     let elsewhere = env.worker();

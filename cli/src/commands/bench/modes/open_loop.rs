@@ -16,7 +16,7 @@ use crate::commands::bench::wire;
 /// Options of `hothouse bench queue pickup`.
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Jobs of the idle part, one after the other, if none took any time
+    /// Jobs of the idle part, one after the other; somewhat fewer, for it lasts as many pauses
     #[arg(long, value_name = "N", default_value_t = 300)]
     jobs: u32,
     /// Idle time between two of them, in milliseconds

@@ -7,9 +7,10 @@ use chrono::TimeDelta;
 use super::{Event, Facts, Row, Violation, is_terminal, violation};
 
 const HOLES: &str = "every hole in an event log is announced and explained";
+const FOLLOWERS: &str = "a follower sees the whole log, and nothing else";
+
 /// `leases.ttl` unless it is set.
 const LEASE: TimeDelta = TimeDelta::seconds(6);
-const FOLLOWERS: &str = "a follower sees the whole log, and nothing else";
 
 pub(super) fn is_one_sequence(facts: &Facts<'_>) -> Vec<Violation> {
     let property = "an event log is one strictly increasing sequence to its one end";
