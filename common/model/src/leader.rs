@@ -149,6 +149,9 @@ pub(crate) fn reclaim_steps(state: &State, actions: &mut Vec<Action>) {
 /// Takes a step of the reclaim duty.
 pub(crate) fn reclaim(state: &mut State, rules: Rules, step: ReclaimStep) {
     let next = state.postgres.attempt + 1;
+    if step != ReclaimStep::Act {
+        state.postgres.begin_reclaim();
+    }
     state.reclaim = match (step, state.reclaim) {
         (ReclaimStep::Expired, _) => match state.redis.expired() {
             Some((attempt, worker)) => Reclaim::Resolving { attempt, worker },
@@ -175,7 +178,7 @@ pub(crate) fn reclaim(state: &mut State, rules: Rules, step: ReclaimStep) {
         },
         (ReclaimStep::Act, Reclaim::TakingOver { attempt }) => take_over(state, attempt),
         (ReclaimStep::Act, Reclaim::Dropping { attempt, worker, next }) => {
-            state.redis.drop_claim(attempt, worker);
+            state.redis.drop_passed(attempt, worker);
             Reclaim::Dispatching { attempt: next }
         }
         (ReclaimStep::Act, Reclaim::Dispatching { attempt }) => {
@@ -196,7 +199,7 @@ pub(crate) fn reclaim(state: &mut State, rules: Rules, step: ReclaimStep) {
 
 /// `Store::reclaim`, which looks at the row again, so that what was read before does not matter.
 fn take_over(state: &mut State, attempt: u8) -> Reclaim {
-    match state.postgres.reclaim(attempt, state.reclaim_age) {
+    match state.postgres.reclaim(attempt) {
         false => Reclaim::Idle,
         true if state.postgres.is_done => Reclaim::Forgetting,
         true => Reclaim::Dispatching { attempt: attempt + 1 },

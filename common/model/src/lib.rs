@@ -11,6 +11,7 @@
 //!
 //! [`Rules`] are what the protocol rests on. Tests take each out and see the model checker find what breaks.
 
+mod heartbeat;
 mod leader;
 mod postgres;
 mod recover;
@@ -54,6 +55,8 @@ pub struct Rules {
     pub unknown_is_adopted: bool,
     /// A worker that said in Postgres that it lives then looks whether the row is its own.
     pub alive_is_confirmed: bool,
+    /// What Postgres confirmed late begins only if its lease lives; without it, it is registered once more.
+    pub late_renews: bool,
     /// What a registration allows counts from when its worker said that it lives, and one that took longer is lost.
     pub registration_is_timely: bool,
 }
@@ -68,6 +71,7 @@ impl Rules {
         next_attempt_waits: true,
         unknown_is_adopted: true,
         alive_is_confirmed: true,
+        late_renews: true,
         registration_is_timely: true,
     };
 }
@@ -106,12 +110,12 @@ pub struct State {
     pub(crate) workers: [Worker; WORKERS],
     pub(crate) rebuild: Rebuild,
     pub(crate) reclaim: Reclaim,
-    /// How long ago the reclaim duty's tick began: it compares `alive_until` with the time of then.
-    pub(crate) reclaim_age: u8,
     pub(crate) drift: Drift,
     pub(crate) faults_left: u8,
     /// A settlement was accepted from an attempt that was not the current one.
     pub(crate) stale_commit: bool,
+    /// A sandbox began for an attempt after which another had begun, or the job had ended.
+    pub(crate) stale_start: bool,
 }
 
 /// One step of somebody, or a fault.
@@ -122,7 +126,7 @@ pub enum Action {
     /// A worker's attempt takes its next step.
     Work(usize, worker::Work),
     /// A worker's heartbeat takes its next step.
-    Beat(usize, worker::Beat),
+    Beat(usize, heartbeat::Beat),
     /// The redispatch duty takes its next step.
     Rebuild(leader::RebuildStep),
     /// The reclaim duty takes its next step.
@@ -148,6 +152,8 @@ pub enum Fault {
     BeatUnanswered(usize, bool),
     /// Redis leased the job to a worker that never hears of it.
     ClaimUnanswered(usize),
+    /// Redis renewed what was confirmed late, and the worker never hears of it.
+    LateUnanswered(usize),
     /// Postgres confirmed a claim, and the worker believes that it did not.
     ConfirmUnanswered(usize),
     /// The end of a lease was never asked for.
@@ -165,23 +171,26 @@ impl Model for Protocol {
             workers: [Worker::default(); WORKERS],
             rebuild: Rebuild::default(),
             reclaim: Reclaim::default(),
-            reclaim_age: 0,
             drift,
             faults_left: self.faults,
             stale_commit: false,
+            stale_start: false,
         };
         self.drifts.iter().copied().map(state).collect()
     }
 
     fn actions(&self, state: &State, actions: &mut Vec<Action>) {
-        // No attempt begins after that.
-        if state.postgres.is_done {
+        // No attempt should begin after that, or go on for long.
+        if state.postgres.is_done && state.workers.iter().all(Worker::is_idle) {
             return;
         }
         actions.push(Action::Tick);
         for worker in 0..WORKERS {
             worker::work_steps(state, worker, actions);
-            worker::beat_steps(state, worker, actions);
+            heartbeat::beat_steps(state, worker, actions);
+        }
+        if state.postgres.is_done {
+            return;
         }
         leader::rebuild_steps(state, self.rules, actions);
         leader::reclaim_steps(state, actions);
@@ -198,12 +207,13 @@ impl Model for Protocol {
         match action {
             Action::Tick => state.tick(),
             Action::Work(worker, step) => worker::work(&mut state, self.rules, worker, step),
-            Action::Beat(worker, step) => worker::beat(&mut state, self.rules, worker, step),
+            Action::Beat(worker, step) => heartbeat::beat(&mut state, self.rules, worker, step),
             Action::Rebuild(step) => leader::rebuild(&mut state, self.rules, step),
             Action::Reclaim(step) => leader::reclaim(&mut state, self.rules, step),
             Action::Fault(fault) => state.go_wrong(fault),
             Action::RedisIsBack => state.redis.is_away = false,
         }
+        state.see_stale_starts(last);
         state.forget_what_cannot_matter();
         (state != *last).then_some(state)
     }
@@ -212,6 +222,9 @@ impl Model for Protocol {
         vec![
             Property::always("at most one sandbox runs", |_, state: &State| state.sandboxes() <= 1),
             Property::always("a stale attempt never commits", |_, state: &State| !state.stale_commit),
+            Property::always("no sandbox starts for a stale attempt", |_, state: &State| {
+                !state.stale_start
+            }),
             Property::always("an attempt ends once", |_, state: &State| {
                 state.postgres.ends.iter().all(|ends| *ends <= 1)
             }),
@@ -252,6 +265,7 @@ fn faults(state: &State, actions: &mut Vec<Action>) {
         match worker.work {
             worker::Work::Idle if state.redis.has_ready() => add(Fault::ClaimUnanswered(index)),
             worker::Work::Claimed { .. } => add(Fault::ConfirmUnanswered(index)),
+            worker::Work::Late { .. } if !state.redis.is_away => add(Fault::LateUnanswered(index)),
             worker::Work::Settled { .. } => add(Fault::AckLost(index)),
             _ => {}
         }
@@ -263,6 +277,14 @@ impl State {
         self.workers.iter().filter(|worker| worker.sandbox.is_some()).count()
     }
 
+    fn see_stale_starts(&mut self, last: &Self) {
+        for (worker, before) in self.workers.iter().zip(&last.workers) {
+            let starts = worker.sandbox.is_some() && before.sandbox.is_none();
+            let is_last = worker.held() == Some(self.postgres.attempt) && !self.postgres.is_done;
+            self.stale_start |= starts && !is_last;
+        }
+    }
+
     /// Makes states equal that differ only in what nobody will ask for.
     fn forget_what_cannot_matter(&mut self) {
         for worker in &mut self.workers {
@@ -271,11 +293,11 @@ impl State {
         for (index, alive) in self.postgres.alive.iter_mut().enumerate() {
             // As if it had passed: a takeover is never less likely for it.
             if self.postgres.running != Some(index) {
-                *alive = -TTL.cast_signed();
+                *alive = 0;
             }
         }
         if self.reclaim == Reclaim::Idle {
-            self.reclaim_age = 0;
+            self.postgres.spared = [false; WORKERS];
         }
         if let (Some((age, _)), true) = (&mut self.redis.begun, self.redis.is_open) {
             *age = TTL;
@@ -285,7 +307,6 @@ impl State {
     fn tick(&mut self) {
         self.redis.tick();
         self.postgres.tick();
-        self.reclaim_age = (self.reclaim_age + 1).min(TTL);
         for worker in &mut self.workers {
             worker.tick();
         }
@@ -306,10 +327,11 @@ impl State {
                 self.rebuild = Rebuild::default();
                 self.reclaim = Reclaim::default();
             }
-            Fault::BeatUnanswered(worker, is_heard) => worker::beat_unanswered(self, worker, is_heard),
+            Fault::BeatUnanswered(worker, is_heard) => heartbeat::beat_unanswered(self, worker, is_heard),
             Fault::ClaimUnanswered(worker) => {
                 self.redis.claim(worker);
             }
+            Fault::LateUnanswered(worker) => worker::late_unanswered(self, worker),
             Fault::ConfirmUnanswered(worker) => worker::confirm_unanswered(self, worker),
             Fault::AckLost(worker) => self.workers[worker].work = worker::Work::Idle,
         }

@@ -15,8 +15,10 @@ pub(crate) struct Postgres {
     pub(crate) losses: u8,
     /// Rows in `attempts` for each attempt; more than one is a broken rule.
     pub(crate) ends: [u8; ATTEMPTS_MAX as usize],
-    /// What is left of each worker's `alive_until`, by the leader's clock; below zero it passed, up to a lease time ago.
-    pub(crate) alive: [i8; WORKERS],
+    /// What is left of each worker's `alive_until`, by the leader's clock.
+    pub(crate) alive: [u8; WORKERS],
+    /// Whether it is later than the time at which the reclaim duty's tick began, with which that compares it.
+    pub(crate) spared: [bool; WORKERS],
 }
 
 impl Default for Postgres {
@@ -27,7 +29,8 @@ impl Default for Postgres {
             is_done: false,
             losses: 0,
             ends: [0; ATTEMPTS_MAX as usize],
-            alive: [-TTL.cast_signed(); WORKERS],
+            alive: [0; WORKERS],
+            spared: [false; WORKERS],
         }
     }
 }
@@ -43,7 +46,7 @@ impl Postgres {
 
     pub(crate) fn tick(&mut self) {
         for left in &mut self.alive {
-            *left = (*left - 1).max(-TTL.cast_signed());
+            *left = left.saturating_sub(1);
         }
     }
 
@@ -67,10 +70,9 @@ impl Postgres {
     }
 
     /// `store/reclaim.rs`: the row is locked, and then its worker's `alive_until` is looked at.
-    /// `age` is how long ago the duty's tick began, whose time it compares with.
-    pub(crate) fn reclaim(&mut self, attempt: u8, age: u8) -> bool {
+    pub(crate) fn reclaim(&mut self, attempt: u8) -> bool {
         let Some(worker) = self.running else { return false };
-        if self.is_done || self.attempt != attempt || self.alive[worker] + age.cast_signed() > 0 {
+        if self.is_done || self.attempt != attempt || self.spared[worker] {
             return false;
         }
         self.losses += 1;
@@ -86,6 +88,13 @@ impl Postgres {
 
     /// `store/workers.rs`, `worker_alive_until`: the worker's clock plus a lease time, compared by the leader with its own.
     pub(crate) fn say_alive(&mut self, worker: usize, drift: Drift) {
-        self.alive[worker] = TTL.cast_signed() - i8::from(drift == Drift::Leader);
+        self.alive[worker] = TTL - u8::from(drift == Drift::Leader);
+        // It is counted from now, and a tick under way began before.
+        self.spared[worker] = true;
+    }
+
+    /// A tick of the reclaim duty begins.
+    pub(crate) fn begin_reclaim(&mut self) {
+        self.spared = self.alive.map(|left| left > 0);
     }
 }

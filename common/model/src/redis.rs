@@ -167,6 +167,13 @@ impl Redis {
         }
     }
 
+    /// The same, unless the lease lives.
+    pub(crate) fn drop_passed(&mut self, attempt: u8, worker: usize) {
+        if self.entry.as_mut().and_then(Entry::left).is_some_and(|left| *left == 0) {
+            self.drop_claim(attempt, worker);
+        }
+    }
+
     /// `cancel.lua`, of a job that has ended.
     pub(crate) fn forget(&mut self) {
         self.entry = None;

@@ -1,5 +1,6 @@
-//! A worker: its attempt and its heartbeat, which take their steps independently of each other.
+//! A worker and its attempt, which takes its steps independently of its heartbeat.
 
+use crate::heartbeat::Beat;
 use crate::redis::Beaten;
 use crate::{ATTEMPTS_MAX, Action, Drift, RUN_ON, Rules, State, TTL};
 
@@ -40,6 +41,28 @@ pub enum Work {
         /// Of this attempt.
         attempt: u8,
     },
+    /// Read that Postgres confirmed it.
+    Confirmed {
+        /// This attempt.
+        attempt: u8,
+    },
+    /// Renew the lease of what was confirmed late.
+    Late {
+        /// Of this attempt.
+        attempt: u8,
+    },
+    /// Read whether it lives.
+    Renewed {
+        /// Of this attempt.
+        attempt: u8,
+        /// Whether it did.
+        lives: bool,
+    },
+    /// Give back what was confirmed late, and whose lease is gone.
+    Gone {
+        /// This attempt.
+        attempt: u8,
+    },
     /// Drop the claim that Postgres refused.
     Refused {
         /// Of this attempt.
@@ -65,49 +88,6 @@ pub enum Work {
         attempt: u8,
         /// Whether the job has ended with it.
         is_over: bool,
-    },
-}
-
-/// Where the heartbeat is, and so which step comes next.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum Beat {
-    /// Ask Redis to extend.
-    #[default]
-    Idle,
-    /// Read the answer.
-    Answered {
-        /// For this attempt.
-        attempt: u8,
-        /// What Redis said.
-        beaten: Beaten,
-        /// Whether the lease had not passed when it was asked.
-        alive: bool,
-    },
-    /// Say in Postgres that this worker lives.
-    Saying {
-        /// For this attempt.
-        attempt: u8,
-        /// Whether Redis can be registered with.
-        registers: bool,
-    },
-    /// Look in Postgres whether the attempt is its own.
-    Confirming {
-        /// This attempt.
-        attempt: u8,
-        /// Whether Redis can be registered with.
-        registers: bool,
-    },
-    /// Register with Redis.
-    Registering {
-        /// This attempt.
-        attempt: u8,
-    },
-    /// Read whether Redis accepted.
-    Registered {
-        /// This attempt.
-        attempt: u8,
-        /// Whether it did.
-        accepted: bool,
     },
 }
 
@@ -141,7 +121,10 @@ impl Worker {
     }
 
     pub(crate) fn forget_what_cannot_matter(&mut self) {
-        if !matches!(self.work, Work::Claimed { .. }) {
+        if !matches!(
+            self.work,
+            Work::Claimed { .. } | Work::Confirmed { .. } | Work::Renewed { .. }
+        ) {
             self.claim_age = RUN_ON;
         }
         // What is left of such a beat changes nothing any more, but for a registration that is on its way.
@@ -164,11 +147,15 @@ impl Worker {
     }
 
     /// The attempt that heartbeats are for: `consumer/held.rs`.
-    fn held(&self) -> Option<u8> {
+    pub(crate) fn held(&self) -> Option<u8> {
         match self.work {
             Work::Held { attempt, .. } | Work::Ended { attempt, .. } => Some(attempt),
             _ => None,
         }
+    }
+
+    pub(crate) fn is_idle(&self) -> bool {
+        self.work == Work::Idle
     }
 
     pub(crate) fn may_ask(&self, state: &State) -> bool {
@@ -176,7 +163,7 @@ impl Worker {
     }
 
     /// `Held::renew` and `executor/keeper.rs`: what is left since the renewal was asked for goes to init.
-    fn renew(&mut self, rules: Rules, drift: Drift, attempt: u8, age: u8) {
+    pub(crate) fn renew(&mut self, rules: Rules, drift: Drift, attempt: u8, age: u8) {
         let age = if rules.renewal_counts_from_asking { age } else { 0 };
         let left = RUN_ON.saturating_sub(age);
         let Work::Held { attempt: held, started } = self.work else {
@@ -196,8 +183,16 @@ impl Worker {
         self.work = Work::Held { attempt, started: true };
     }
 
+    /// `Attempts::spawn`.
+    fn hold(&mut self, rules: Rules, drift: Drift, attempt: u8) {
+        let started = false;
+        self.work = Work::Held { attempt, started };
+        self.heard_age = 0;
+        self.renew(rules, drift, attempt, self.claim_age);
+    }
+
     /// `Stop::Lost`: the sandbox is killed and nothing is written. Whoever is already committing is not stopped.
-    fn lose(&mut self, attempt: u8) {
+    pub(crate) fn lose(&mut self, attempt: u8) {
         if matches!(self.work, Work::Held { attempt: held, .. } if held == attempt) {
             self.work = Work::Idle;
             self.sandbox = None;
@@ -224,7 +219,7 @@ pub(crate) fn work_steps(state: &State, index: usize, actions: &mut Vec<Action>)
     }
 }
 
-/// Takes a step of the attempt: `consumer/mod.rs`, `attempt.rs` and `settle.rs`, in their order.
+/// Takes a step of the attempt: `consumer/confirm.rs`, `attempt.rs` and `settle.rs`, in their order.
 pub(crate) fn work(state: &mut State, rules: Rules, index: usize, step: Work) {
     let worker = &mut state.workers[index];
     match (worker.work, step) {
@@ -235,20 +230,40 @@ pub(crate) fn work(state: &mut State, rules: Rules, index: usize, step: Work) {
                 worker.claim_age = 0;
             }
         }
-        // Consumer::claim, the confirmation; then Attempts::spawn.
+        // Consumer::confirm, the confirmation.
         (Work::Claimed { attempt }, _) => {
-            if state.postgres.claim(attempt, index) {
-                worker.work = Work::Held {
-                    attempt,
-                    started: false,
-                };
-                worker.heard_age = 0;
-                worker.renew(rules, state.drift, attempt, worker.claim_age);
+            worker.work = if state.postgres.claim(attempt, index) {
+                Work::Confirmed { attempt }
             } else {
-                worker.work = Work::Refused { attempt };
-            }
+                Work::Refused { attempt }
+            };
         }
-        // Consumer::claim, what was refused.
+        // Consumer::begin.
+        (Work::Confirmed { attempt }, _) if worker.claim_age >= RUN_ON => worker.work = Work::Late { attempt },
+        (Work::Confirmed { attempt } | Work::Renewed { attempt, lives: true }, _) => {
+            worker.hold(rules, state.drift, attempt);
+        }
+        (Work::Late { attempt }, _) => {
+            worker.claim_age = 0;
+            let lives = !state.redis.is_away
+                && if rules.late_renews {
+                    state.redis.heartbeat(attempt, index) == Beaten::Ok
+                } else {
+                    state.redis.register(attempt, index)
+                };
+            worker.work = Work::Renewed { attempt, lives };
+        }
+        (Work::Renewed { attempt, lives: false }, _) => worker.work = Work::Gone { attempt },
+        // Attempts::give_back, and the settler.
+        (Work::Gone { attempt }, _) => {
+            worker.work = if state.postgres.settle(rules, attempt, index, false) {
+                let is_over = attempt >= ATTEMPTS_MAX;
+                Work::Settled { attempt, is_over }
+            } else {
+                Work::Idle
+            };
+        }
+        // Consumer::refuse.
         (Work::Refused { attempt }, _) => {
             if !state.redis.is_away {
                 state.redis.drop_claim(attempt, index);
@@ -282,113 +297,19 @@ pub(crate) fn work(state: &mut State, rules: Rules, index: usize, step: Work) {
     }
 }
 
-/// Postgres took the attempt, and the worker does not know: it drops the claim.
+/// Postgres took the attempt, and the worker does not know: it drops nothing, and the lease passes.
 pub(crate) fn confirm_unanswered(state: &mut State, index: usize) {
     if let Work::Claimed { attempt } = state.workers[index].work {
         state.postgres.claim(attempt, index);
-        state.workers[index].work = Work::Refused { attempt };
+        state.workers[index].work = Work::Idle;
     }
 }
 
-/// Steps that the heartbeat may take.
-pub(crate) fn beat_steps(state: &State, index: usize, actions: &mut Vec<Action>) {
-    let worker = &state.workers[index];
-    if !worker.is_dead && (worker.beat != Beat::Idle || worker.held().is_some()) {
-        actions.push(Action::Beat(index, worker.beat));
-    }
-}
-
-/// Takes a step of the heartbeat: `consumer/heartbeat.rs`, in its order.
-pub(crate) fn beat(state: &mut State, rules: Rules, index: usize, _step: Beat) {
-    let worker = &mut state.workers[index];
-    worker.beat = match worker.beat {
-        // Heartbeat::beat_shard, the script.
-        Beat::Idle => {
-            let Some(attempt) = worker.held() else { return };
-            let (alive, is_away) = (worker.heard_age < TTL, state.redis.is_away);
-            worker.beat_age = 0;
-            let beaten = if is_away {
-                Beaten::Away
-            } else {
-                state.redis.heartbeat(attempt, index)
-            };
-            Beat::Answered { attempt, beaten, alive }
-        }
-        Beat::Answered { attempt, beaten, alive } => answered(worker, rules, state.drift, (attempt, beaten, alive)),
-        // Heartbeat::say_alive, the first statement.
-        Beat::Saying { attempt, registers } => {
-            worker.beat_age = 0;
-            state.postgres.say_alive(index, state.drift);
-            Beat::Confirming { attempt, registers }
-        }
-        // Heartbeat::say_alive, the second; then go_on_without_redis, or register.
-        Beat::Confirming { attempt, registers } => {
-            let is_own = state.postgres.is_current(attempt, index);
-            if !is_own && rules.alive_is_confirmed {
-                worker.lose(attempt);
-                Beat::Idle
-            } else {
-                worker.renew(rules, state.drift, attempt, worker.beat_age);
-                worker.heard_age = worker.beat_age;
-                if registers {
-                    Beat::Registering { attempt }
-                } else {
-                    Beat::Idle
-                }
-            }
-        }
-        // Heartbeat::register, the script.
-        Beat::Registering { .. } if state.redis.is_away => Beat::Idle,
-        Beat::Registering { attempt } => {
-            if !rules.registration_is_timely {
-                worker.beat_age = 0;
-            }
-            let accepted = state.redis.register(attempt, index);
-            Beat::Registered { attempt, accepted }
-        }
-        Beat::Registered { attempt, accepted } => {
-            if worker.beat_age >= RUN_ON {
-                worker.lose(attempt);
-            } else if accepted {
-                worker.renew(rules, state.drift, attempt, worker.beat_age);
-                worker.heard_age = worker.beat_age;
-            }
-            Beat::Idle
-        }
-    };
-}
-
-/// `Heartbeat::beat_shard`, what follows the answer.
-fn answered(worker: &mut Worker, rules: Rules, drift: Drift, (attempt, beaten, alive): (u8, Beaten, bool)) -> Beat {
-    let goes_on = beaten == Beaten::Ok || (beaten == Beaten::Unsure && !rules.unknown_registers);
-    match beaten {
-        _ if goes_on => {
-            worker.renew(rules, drift, attempt, worker.beat_age);
-            worker.heard_age = worker.beat_age;
-            Beat::Idle
-        }
-        Beaten::Unsure | Beaten::Away if alive => Beat::Saying {
-            attempt,
-            registers: beaten == Beaten::Unsure,
-        },
-        Beaten::Away => Beat::Idle,
-        _ => {
-            worker.lose(attempt);
-            Beat::Idle
-        }
-    }
-}
-
-/// Nobody answers a heartbeat, which Redis may have heard.
-pub(crate) fn beat_unanswered(state: &mut State, index: usize, is_heard: bool) {
-    let Some(attempt) = state.workers[index].held() else {
-        return;
-    };
-    if is_heard {
+/// Redis renewed the lease, and the worker does not know: it gives the attempt back.
+pub(crate) fn late_unanswered(state: &mut State, index: usize) {
+    if let Work::Late { attempt } = state.workers[index].work {
         state.redis.heartbeat(attempt, index);
+        let lives = false;
+        state.workers[index].work = Work::Renewed { attempt, lives };
     }
-    let worker = &mut state.workers[index];
-    worker.beat_age = 0;
-    let (beaten, alive) = (Beaten::Away, worker.heard_age < TTL);
-    worker.beat = Beat::Answered { attempt, beaten, alive };
 }

@@ -117,33 +117,8 @@ impl Queue {
     /// # Errors
     /// When Redis is away.
     pub async fn register(&self, shard: Shard, worker: WorkerId, running: &[Dispatch]) -> Result<Vec<bool>, Error> {
-        self.register_as(shard, worker, running, "").await
-    }
-
-    /// The same for claims that Postgres confirmed when their leases may have passed: one that was dropped meanwhile, with
-    /// places that may be others' now, is not the worker's any more, and must not run.
-    ///
-    /// # Errors
-    /// When Redis is away.
-    pub async fn register_late(
-        &self,
-        shard: Shard,
-        worker: WorkerId,
-        confirmed: &[Dispatch],
-    ) -> Result<Vec<bool>, Error> {
-        self.register_as(shard, worker, confirmed, "late").await
-    }
-
-    async fn register_as(
-        &self,
-        shard: Shard,
-        worker: WorkerId,
-        running: &[Dispatch],
-        when: &str,
-    ) -> Result<Vec<bool>, Error> {
         let mut invocation = self.inner.scripts.register.key(self.root(shard));
         self.push_lease_args(&mut invocation, worker);
-        invocation.arg(when);
         for job in running {
             job.push_args(&mut invocation);
         }

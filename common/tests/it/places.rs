@@ -1,8 +1,8 @@
 //! Concurrency keys: never more than the limit, and no free place left unused.
 
+use common::job::NewJob;
 use common::job::decision::Decision;
 use common::job::spec::SlotClass;
-use common::job::{Job, NewJob};
 use common::queue::{Beat, Dispatch, Gate, GateLimit, Want};
 use common::testing::{TestEnv, failure, ids, light};
 use sqlx::PgPool;
@@ -172,36 +172,6 @@ async fn places_are_rebuilt_after_a_wipe(pool: PgPool) {
         assert!(worker.succeed(claimed).await);
     }
     assert_eq!(ids(&worker.claim(4).await), [jobs[2].id, jobs[3].id]);
-}
-
-/// What Postgres confirms late must not take a place that was given back meanwhile.
-#[sqlx::test(migrator = "common::store::MIGRATOR")]
-async fn a_late_claim_has_its_place_as_long_as_nobody_dropped_its_lease(pool: PgPool) {
-    let env = TestEnv::new(pool).await;
-    let (shard, worker) = (env.queue.shard_of(env.tenant_id), env.worker());
-    let (first, free) = (env.keyed("key", 1), env.noop());
-    enqueue(&env, &[&first, &free]).await;
-    assert_eq!(worker.take(&light(2)).await.unwrap().len(), 2);
-    let late = async |job: &NewJob| {
-        let confirmed = [Dispatch::from_running(&Job {
-            attempt: 1,
-            ..env.row(job.id).await
-        })];
-        env.queue.register_late(shard, worker.id, &confirmed).await.unwrap()
-    };
-    env.advance(env.queue.lease_ttl());
-    assert_eq!(late(&first).await, [true], "passed, and dropped by nobody");
-    // Whoever found it passed a moment ago comes too late to drop it.
-    let claim = [(first.id, 1)];
-    env.queue.drop_passed(shard, worker.id, &claim).await.unwrap();
-    assert_eq!(late(&first).await, [true]);
-    env.advance(env.queue.lease_ttl());
-    assert!(env.reclaim().await.is_empty());
-    let (second, other) = (env.keyed("key", 1), env.worker());
-    enqueue(&env, &[&second]).await;
-    assert_eq!(late(&first).await, [false], "its place may be another's");
-    assert_eq!(late(&free).await, [true], "it needs none");
-    assert_eq!(ids(&other.claim(2).await), [first.id], "one place, and one has it");
 }
 
 /// Its worker died before it heard of the claim, whose lease had been dropped. Here Redis still knows

@@ -15,7 +15,7 @@ pub enum Stop {
     Cancel,
     /// The attempt is not this worker's any more: write nothing.
     Lost,
-    /// To be given back: the worker is being drained and its time is over, or its place may be another's.
+    /// To be given back: the worker is being drained and its time is over, or its claim was confirmed when its lease was gone.
     Drain,
 }
 
@@ -141,8 +141,8 @@ impl Held {
     }
 }
 
-/// Waits until a sandbox may run, or the attempt should stop: where Postgres took long to confirm a claim, its lease may
-/// have passed meanwhile, and a heartbeat renews it first.
+/// Waits until a sandbox may run, or the attempt should stop: where the worker stood still after its claim was confirmed, the
+/// lease may have passed meanwhile, and a heartbeat renews it first.
 pub async fn allowed(orders: &mut watch::Receiver<Orders>) {
     loop {
         let now = *orders.borrow_and_update();

@@ -5,24 +5,22 @@
 //! the next.
 
 pub mod cancels;
+mod confirm;
 pub mod doubt;
 pub mod heartbeat;
 pub mod held;
 pub mod solitude;
 
-use std::collections::{HashSet, VecDeque};
-use std::iter;
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use common::health::Pulse;
-use common::ids::{JobId, WorkerId};
+use common::ids::WorkerId;
 use common::job::spec::SlotClass;
-use common::queue::{Dispatch, Error, Mode, Queue, Shard, Want};
+use common::queue::{Error, Mode, Queue, Shard, Want};
 use common::store::Store;
-use common::store::claim::{Claim, Claimed};
-use common::turn;
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -30,7 +28,6 @@ use tokio_util::sync::CancellationToken;
 use crate::attempt::{Attempts, Room};
 use crate::pool::Pool;
 use doubt::Doubt;
-use held::HeldAttempt;
 use solitude::{Company, Reserved, Solitude};
 
 /// How long an idle loop waits before it looks without having been woken. A wake is lost only with Redis itself.
@@ -269,103 +266,6 @@ impl Consumer {
             opens_in: handout.opens_in,
             is_called_alone: handout.is_called_alone,
         })
-    }
-
-    /// Takes the attempts in Postgres, and starts those that are this worker's.
-    async fn confirm(
-        &self,
-        shard: Shard,
-        claims: Vec<Claim>,
-        asked: Instant,
-        mut room: Vec<Room>,
-    ) -> anyhow::Result<()> {
-        if asked.elapsed() >= self.queue.lease_ttl() {
-            anyhow::bail!("the claims were answered when their leases had passed");
-        }
-        // After an error the rows may be taken or not, so the leases are not dropped: they pass, and reclaim reads the rows.
-        let now = self.attempts.clock().now();
-        let claimed = self.store.claim(self.worker_id, &claims, now).await;
-        let claimed = claimed.inspect_err(|_away| self.doubt.begin())?;
-        metrics::counter!("hothouse_claims_total").increment(claimed.len() as u64);
-        let taken: HashSet<JobId> = claimed.iter().map(|claimed| claimed.job.id).collect();
-        let is_late = !claimed.is_empty() && asked.elapsed() >= self.attempts.run_on();
-        let gone = if is_late {
-            self.register_late(shard, &claimed).await
-        } else {
-            HashSet::new()
-        };
-        for claimed in claimed {
-            let Some(room) = room.pop() else { break };
-            let held = HeldAttempt {
-                job_id: claimed.job.id,
-                attempt: claimed.job.attempt,
-                tenant_id: claimed.job.tenant_id,
-            };
-            if gone.contains(&held.job_id) {
-                self.attempts.give_back(claimed, held, room);
-            } else {
-                self.attempts.spawn(claimed, held, asked, room);
-            }
-        }
-        let refused = claims.iter().map(|claim| (claim.job_id, claim.attempt));
-        let refused = self
-            .not_its_own(refused.filter(|(id, _)| !taken.contains(id)).collect())
-            .await;
-        let dropped = if asked.elapsed() < self.attempts.run_on() {
-            self.queue.drop_claims(shard, self.worker_id, &refused).await
-        } else {
-            // One that lives may be that of a later handout, on which Postgres has not had its word yet.
-            self.queue.drop_passed(shard, self.worker_id, &refused).await
-        };
-        if let Err(error) = dropped {
-            tracing::debug!(%error, "unconfirmed claims pass by themselves");
-        }
-        // The turn before one of them may have ended just now, and whoever ended it found this one claimed.
-        let turns = claims
-            .iter()
-            .filter(|claim| claim.is_turn && !taken.contains(&claim.job_id));
-        let turns: Vec<JobId> = turns.map(|claim| claim.job_id).collect();
-        turn::dispatch_next(&self.store, &self.queue, &turns).await;
-        Ok(())
-    }
-
-    /// Of refused claims those that are not this worker's through another handout: one that was on its way for so long that
-    /// its lease was dropped, and the job claimed once more. None where nobody can say.
-    async fn not_its_own(&self, refused: Vec<(JobId, u32)>) -> Vec<(JobId, u32)> {
-        if refused.is_empty() {
-            return refused;
-        }
-        match self.store.held(self.worker_id, &refused).await {
-            Ok(own) => refused.into_iter().filter(|(id, _)| !own.contains(id)).collect(),
-            Err(error) => {
-                tracing::debug!(%error, "refused claims pass by themselves");
-                Vec::new()
-            }
-        }
-    }
-
-    /// Postgres took so long to confirm these that their leases may have passed. Answers which are to be given back: their
-    /// places may be others' by now, or nobody can say.
-    async fn register_late(&self, shard: Shard, claimed: &[Claimed]) -> HashSet<JobId> {
-        let jobs: Vec<Dispatch> = claimed.iter().map(|one| Dispatch::from_running(&one.job)).collect();
-        let registered = self.queue.register_late(shard, self.worker_id, &jobs).await;
-        let registered = registered.unwrap_or_else(|error| {
-            tracing::debug!(%error, "what was confirmed late is given back");
-            Vec::new()
-        });
-        let is_registered = registered.into_iter().chain(iter::repeat(false));
-        let gone: HashSet<JobId> = jobs
-            .iter()
-            .zip(is_registered)
-            .filter(|(_, is_registered)| !is_registered)
-            .map(|(job, _)| job.job_id())
-            .collect();
-        tracing::warn!(
-            confirmed = jobs.len(),
-            given_back = gone.len(),
-            "Postgres took about as long as a lease to confirm a claim"
-        );
-        gone
     }
 }
 

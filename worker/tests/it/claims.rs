@@ -19,6 +19,7 @@ use common::testing::{TestEnv, eventually};
 use common::workspace::Workspaces;
 use sqlx::{ConnectOptions as _, PgPool};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
@@ -141,11 +142,12 @@ fn machine(env: &TestEnv, store: &Store, folder: &tempfile::TempDir) -> Machine 
     }
 }
 
-/// A Postgres that hangs up on everybody until it is told otherwise, or hears nothing for a while.
+/// A Postgres that hangs up on everybody until it is told otherwise, or hears or says nothing for a while.
 #[derive(Clone, Default)]
 struct Away {
     is_back: Arc<AtomicBool>,
     is_deaf: Arc<watch::Sender<bool>>,
+    is_mute: Arc<watch::Sender<bool>>,
     calls: Arc<AtomicUsize>,
 }
 
@@ -171,7 +173,9 @@ impl Away {
                 this.calls.fetch_add(1, Ordering::SeqCst);
                 if this.is_back.load(Ordering::SeqCst) {
                     let server = TcpStream::connect((real.0.as_str(), real.1)).await.unwrap();
-                    drop(connections.spawn(join(client, server, this.is_deaf.subscribe())));
+                    let ((asked, answer), (answered, heard)) = (client.into_split(), server.into_split());
+                    connections.spawn(carry(asked, heard, this.is_deaf.subscribe()));
+                    connections.spawn(carry(answered, answer, this.is_mute.subscribe()));
                 }
             }
         });
@@ -179,20 +183,14 @@ impl Away {
     }
 }
 
-async fn join(client: TcpStream, server: TcpStream, mut is_deaf: watch::Receiver<bool>) {
-    let ((mut asked, mut answer), (mut heard, mut answered)) = (client.into_split(), server.into_split());
-    let ask = async {
-        let mut piece = vec![0; 8 << 10];
-        while let Ok(length @ 1..) = asked.read(&mut piece).await {
-            drop(is_deaf.wait_for(|is_deaf| !is_deaf).await);
-            if answered.write_all(&piece[..length]).await.is_err() {
-                return;
-            }
+/// Carries bytes while nobody keeps them; who hears the end of them is told of it.
+async fn carry(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut is_kept: watch::Receiver<bool>) {
+    let mut piece = vec![0; 8 << 10];
+    while let Ok(length @ 1..) = from.read(&mut piece).await {
+        drop(is_kept.wait_for(|is_kept| !is_kept).await);
+        if to.write_all(&piece[..length]).await.is_err() {
+            return;
         }
-    };
-    tokio::select! {
-        () = ask => {}
-        _ended = tokio::io::copy(&mut heard, &mut answer) => {}
     }
 }
 
@@ -314,6 +312,45 @@ async fn a_claim_that_postgres_confirms_after_its_lease_takes_nobodys_place(pool
     assert_eq!((row.attempt, row.failures, row.losses), (2, 0, 0));
     rig.end().await;
     listening.abort();
+    assert_eq!(env.leftovers().await, Vec::<String>::new());
+}
+
+/// Postgres confirmed the claim, and its worker reads that when the attempt was taken over and the next one has ended.
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn a_claim_whose_job_has_ended_meanwhile_does_not_begin(pool: PgPool) {
+    let (env, leases, away) = deaf(&pool, Duration::from_secs(1)).await;
+    away.is_deaf.send_replace(false);
+    let mut long = env.noop();
+    long.input = br#"{"duration":"1h"}"#.to_vec();
+    env.enqueue(&long).await;
+    let (store, listening) = away.store(&pool).await;
+    let mut lock = pool.begin().await.unwrap();
+    sqlx::query("select from jobs for update")
+        .execute(&mut *lock)
+        .await
+        .unwrap();
+    let rig = Rig::over(&env, &store, &leases);
+    eventually(SOON, "Postgres has heard the claim", || async {
+        let waiting =
+            "select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'";
+        let waiting: i64 = sqlx::query_scalar(waiting).fetch_one(&pool).await.unwrap();
+        (waiting == 1).then_some(())
+    })
+    .await;
+    away.is_mute.send_replace(true);
+    lock.rollback().await.unwrap();
+    a_lease_has_passed(&env).await;
+    assert_eq!(env.reclaim().await.len(), 1);
+    let elsewhere = env.worker();
+    assert!(elsewhere.succeed(&elsewhere.one().await).await);
+    away.is_mute.send_replace(false);
+    eventually(SOON, "its slot is free again", || async {
+        (rig.slots.available_permits() == 1).then_some(())
+    })
+    .await;
+    rig.end().await;
+    listening.abort();
+    assert_eq!(env.row(long.id).await.attempt, 2);
     assert_eq!(env.leftovers().await, Vec::<String>::new());
 }
 

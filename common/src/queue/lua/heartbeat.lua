@@ -1,7 +1,7 @@
 -- Heartbeat: compares the fence, then extends.
 -- KEYS[1] root. ARGV: worker, lease ms, clock offset ms, then for each job: id, attempt.
 -- Returns for each job: 1 OK, 0 LOST (a later attempt is known), 2 PASSED (ours, but its time is over), -1 UNKNOWN (Redis
--- was wiped, or is behind). After PASSED and UNKNOWN a worker that lived confirms in Postgres and registers again.
+-- was wiped, or is behind). After PASSED and UNKNOWN a worker that lived confirms in Postgres and registers again, but gives back what it never began.
 -- Invariant: a lease that has passed is never extended.
 local now, out = clock(ARGV[3]), {}
 for i = 4, #ARGV, 2 do

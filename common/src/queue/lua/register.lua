@@ -1,17 +1,13 @@
 -- Register: a worker's running attempt, confirmed in Postgres, is put back after Redis was wiped, or after its lease passed.
--- KEYS[1] root. ARGV: worker, lease ms, clock offset ms, "late" where Postgres confirmed the claims when their leases may
--- have passed, else "", then for each job: id, attempt, tenant, lane, level, holds, score.
--- Returns for each job: 1 registered, 0 refused (a later attempt is known; or it is late, and its lease was dropped, and its
--- places with it: others may have them).
--- Invariant: only an attempt that Postgres confirmed comes here, so its places are its own whatever the limits say, unless
--- they were given back before it began.
+-- KEYS[1] root. ARGV: worker, lease ms, clock offset ms, then for each job: id, attempt, tenant, lane, level, holds, score.
+-- Returns for each job: 1 registered, 0 refused (a later attempt is known).
+-- Invariant: only a running attempt that Postgres confirmed comes here, so its places are its own whatever the limits say.
 local now, out = clock(ARGV[3]), {}
-for i = 5, #ARGV, 7 do
+for i = 4, #ARGV, 7 do
   local job = ARGV[i]
   local r = { where = 'l', extra = ARGV[1], attempt = tonumber(ARGV[i + 1]), tenant = ARGV[i + 2], lane = ARGV[i + 3], level = ARGV[i + 4], holds = ARGV[i + 5], score = ARGV[i + 6] }
   local known = get(job)
-  local is_own = known and known.where == 'l' and known.extra == r.extra and known.attempt == r.attempt
-  if (known and known.attempt > r.attempt) or (ARGV[4] == 'late' and not is_own and #places_of(r) > 0) then
+  if known and known.attempt > r.attempt then
     out[#out + 1] = 0
   else
     if known then take_out(job, known) end

@@ -6,6 +6,7 @@
 
 #![expect(clippy::print_stdout, reason = "the seed, and how many runs there were")]
 
+mod claims;
 mod index;
 mod oracle;
 mod steps;
@@ -17,7 +18,7 @@ use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestRng, TestRu
 use sqlx::PgPool;
 use tokio::runtime::Handle;
 
-use steps::{Step, run};
+use steps::{End, Step, Ticks, run};
 use world::World;
 
 /// Time that the runs take when nobody says how many there should be.
@@ -95,26 +96,101 @@ fn rand_seed() -> u64 {
 }
 
 /// What was found before stays found: each of these broke something once.
+async fn holds(pool: PgPool, steps: &[Step]) {
+    Box::pin(walk(pool, steps)).await.unwrap();
+}
+
+const fn submit(key: bool) -> Step {
+    Step::Submit {
+        tenant: 0,
+        key,
+        later: false,
+        told: true,
+    }
+}
+
 #[sqlx::test(migrator = "common::store::MIGRATOR")]
 async fn a_claim_of_unknown_outcome_frees_no_place(pool: PgPool) {
     let steps = [
-        Step::Submit {
-            tenant: 0,
-            key: true,
-            later: false,
-            told: true,
-        },
-        Step::Submit {
-            tenant: 0,
-            key: true,
-            later: false,
-            told: true,
-        },
+        submit(true),
+        submit(true),
         Step::Take { worker: 0, free: 3 },
         Step::ConfirmUnanswered { worker: 0 },
         Step::Advance { ms: 3_000 },
         Step::Take { worker: 1, free: 3 },
         Step::Confirm { worker: 1 },
     ];
-    Box::pin(walk(pool, &steps)).await.unwrap();
+    holds(pool, &steps).await;
+}
+
+/// Whoever was handed the job next is refused, and gives up the place.
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn a_claim_that_is_decided_late_takes_nobodys_place(pool: PgPool) {
+    let steps = [
+        submit(true),
+        submit(true),
+        submit(true),
+        Step::Take { worker: 0, free: 1 },
+        Step::Send { worker: 0 },
+        Step::Advance { ms: 7_000 },
+        Step::Tick { duty: Ticks::Reclaim },
+        Step::Take { worker: 1, free: 1 },
+        Step::Take { worker: 2, free: 1 },
+        Step::Confirm { worker: 2 },
+        Step::Decide { which: 0 },
+        Step::Confirm { worker: 1 },
+        Step::Take { worker: 2, free: 1 },
+        Step::Confirm { worker: 2 },
+        Step::Answer { worker: 0 },
+        Step::Beat { worker: 0 },
+    ];
+    holds(pool, &steps).await;
+}
+
+/// It was taken over before its worker read the answer, and the next attempt has ended.
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn a_claim_that_is_answered_late_begins_nothing_that_has_ended(pool: PgPool) {
+    let (which, how, acked) = (0, End::Succeed, true);
+    let steps = [
+        submit(false),
+        Step::Take { worker: 0, free: 1 },
+        Step::Send { worker: 0 },
+        Step::Decide { which: 0 },
+        Step::Advance { ms: 7_000 },
+        Step::Tick { duty: Ticks::Reclaim },
+        Step::Take { worker: 1, free: 1 },
+        Step::Confirm { worker: 1 },
+        Step::End {
+            worker: 1,
+            which,
+            how,
+            acked,
+        },
+        Step::Answer { worker: 0 },
+        Step::Beat { worker: 0 },
+    ];
+    holds(pool, &steps).await;
+}
+
+/// Nobody has dropped its lease, and there is time left in it.
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn a_claim_that_is_answered_late_begins_while_its_lease_lives(pool: PgPool) {
+    let late = u64::try_from(World::run_on().num_milliseconds()).unwrap();
+    let steps = [
+        submit(true),
+        Step::Take { worker: 0, free: 1 },
+        Step::Send { worker: 0 },
+        Step::Decide { which: 0 },
+        Step::Advance { ms: late },
+        Step::Answer { worker: 0 },
+    ];
+    let mut world = World::new(pool).await;
+    for step in &steps {
+        run(&mut world, step).await.unwrap();
+        world.check().await.unwrap();
+    }
+    let now = world.now();
+    let held: Vec<_> = world.workers[0].held.iter().map(|held| held.run_until > now).collect();
+    assert_eq!(held, [true]);
+    world.end().await.unwrap();
 }

@@ -21,6 +21,8 @@ pub(crate) struct Expected {
     losses: u32,
     is_cancel_asked: bool,
     has_key: bool,
+    /// Postgres confirmed the attempt when its lease had passed, and its place may be another's.
+    is_late: bool,
 }
 
 /// Every job that was accepted.
@@ -38,6 +40,7 @@ impl Oracle {
             losses: 0,
             is_cancel_asked: false,
             has_key,
+            is_late: false,
         };
         self.jobs.insert(id, expected);
     }
@@ -58,11 +61,18 @@ impl Oracle {
         Ok(job.state.name())
     }
 
-    pub(crate) fn claimed(&mut self, claimed: &Claimed, worker_id: WorkerId, now: DateTime<Utc>) -> Result<(), Broken> {
+    pub(crate) fn claimed(
+        &mut self,
+        claimed: &Claimed,
+        worker_id: WorkerId,
+        is_late: bool,
+        now: DateTime<Utc>,
+    ) -> Result<(), Broken> {
         let (id, attempt) = (claimed.job.id, claimed.job.attempt);
         self.apply(id, JobEvent::Claimed { attempt, worker_id }, now)?;
         let job = self.jobs.get_mut(&id).unwrap();
         job.attempt += 1;
+        job.is_late = is_late;
         ensure(job.attempt == attempt, || {
             format!("attempt {attempt} instead of {}", job.attempt)
         })
@@ -79,6 +89,22 @@ impl Oracle {
         let fence = (claimed.job.attempt, worker);
         let state = self.jobs[&claimed.job.id].state;
         matches!(state, JobState::Running { attempt, worker_id, .. } if (attempt, worker_id) == fence)
+    }
+
+    /// Its worker found the lease alive, so that its place is its own.
+    pub(crate) fn runs(&mut self, id: JobId) {
+        self.jobs.get_mut(&id).unwrap().is_late = false;
+    }
+
+    /// Whether nobody has claimed the job since.
+    pub(crate) fn is_last(&self, claimed: &Claimed) -> bool {
+        self.jobs[&claimed.job.id].attempt == claimed.job.attempt
+    }
+
+    /// Whether what runs of a job now may run without a place.
+    pub(crate) fn is_late(&self, id: &str) -> bool {
+        let job = id.parse().ok().and_then(|id: JobId| self.jobs.get(&id));
+        job.is_some_and(|job| job.is_late && matches!(job.state, JobState::Running { .. }))
     }
 
     pub(crate) fn has_key(&self, id: JobId) -> bool {
@@ -215,7 +241,7 @@ impl Oracle {
                     row.id, row.attempt, row.losses
                 )
             })?;
-            if expected.has_key && matches!(row.state, JobState::Running { .. }) {
+            if expected.has_key && !expected.is_late && matches!(row.state, JobState::Running { .. }) {
                 *running.entry(expected.tenant_id).or_default() += 1;
             }
         }

@@ -5,11 +5,12 @@ use std::time::Duration;
 use chrono::TimeDelta;
 use common::job::decision::Decision;
 use common::job::wait::Wait;
-use common::queue::{Beat, Dispatch, Mode, Want};
+use common::queue::{Beat, Dispatch};
 use common::service::Duty;
-use common::testing::{failure, light};
+use common::testing::failure;
 use proptest::prelude::*;
 
+use super::claims;
 use super::oracle::Broken;
 use super::world::{Held, World};
 
@@ -30,6 +31,16 @@ pub(crate) enum Step {
         worker: usize,
     },
     ConfirmUnanswered {
+        worker: usize,
+    },
+    /// The three parts of a confirmation, for others to come between.
+    Send {
+        worker: usize,
+    },
+    Decide {
+        which: usize,
+    },
+    Answer {
         worker: usize,
     },
     Beat {
@@ -115,6 +126,9 @@ pub(crate) fn strategy() -> impl Strategy<Value = Vec<Step>> {
         5 => (worker(), 1..4_u32).prop_map(|(worker, free)| Step::Take { worker, free }),
         6 => worker().prop_map(|worker| Step::Confirm { worker }),
         1 => worker().prop_map(|worker| Step::ConfirmUnanswered { worker }),
+        2 => worker().prop_map(|worker| Step::Send { worker }),
+        2 => which().prop_map(|which| Step::Decide { which }),
+        2 => worker().prop_map(|worker| Step::Answer { worker }),
         5 => worker().prop_map(|worker| Step::Beat { worker }),
         5 => (worker(), which(), how(), prop::bool::weighted(0.8))
             .prop_map(|(worker, which, how, acked)| Step::End { worker, which, how, acked }),
@@ -143,9 +157,12 @@ pub(crate) async fn run(world: &mut World, step: &Step) -> Result<(), Broken> {
             later,
             told,
         } => world.submit(tenant, key, later, told, None).await,
-        Step::Take { worker, free } => take(world, worker, free).await,
-        Step::Confirm { worker } => confirm(world, worker, true).await,
-        Step::ConfirmUnanswered { worker } => confirm(world, worker, false).await,
+        Step::Take { .. }
+        | Step::Confirm { .. }
+        | Step::ConfirmUnanswered { .. }
+        | Step::Send { .. }
+        | Step::Decide { .. }
+        | Step::Answer { .. } => claims::run(world, step).await,
         Step::Beat { worker } => beat(world, worker).await,
         Step::End {
             worker,
@@ -180,7 +197,7 @@ pub(crate) async fn run(world: &mut World, step: &Step) -> Result<(), Broken> {
             Ok(())
         }
         Step::Wipe => {
-            forget_claims(world);
+            claims::forget(world);
             world.env.wipe_redis().await;
             Ok(())
         }
@@ -190,7 +207,7 @@ pub(crate) async fn run(world: &mut World, step: &Step) -> Result<(), Broken> {
         }
         Step::RollBack => {
             if let Some(saved) = world.saved.clone() {
-                forget_claims(world);
+                claims::forget(world);
                 world.env.roll_back_redis(&saved).await;
                 world.is_behind = true;
             }
@@ -201,88 +218,6 @@ pub(crate) async fn run(world: &mut World, step: &Step) -> Result<(), Broken> {
             Ok(())
         }
     }
-}
-
-/// A claim with a place that is confirmed only after a rebuild may be one too many: docs/queue.md says so.
-fn forget_claims(world: &mut World) {
-    for actor in &mut world.workers {
-        actor.claims.retain(|(_, claim, _)| !world.oracle.has_key(claim.job_id));
-    }
-}
-
-/// `Consumer::claim`, the script.
-async fn take(world: &mut World, worker: usize, free: u32) -> Result<(), Broken> {
-    if world.is_away {
-        return Ok(());
-    }
-    // A worker asks again when it knows what became of what it was given.
-    if !world.workers[worker].claims.is_empty() {
-        return Ok(());
-    }
-    let (asked, id) = (world.now(), world.workers[worker].id());
-    if world.workers[worker].held.is_empty() {
-        // An idle worker beats for nothing, and is heard.
-        world.workers[worker].heard_at = asked;
-    }
-    let is_idle = world.workers[worker].held.is_empty();
-    let mode = if is_idle { Mode::Idle } else { Mode::Busy };
-    for shard in world.env.queue.shards() {
-        let want = |mode| Want { mode, ..light(free) };
-        let Ok(handout) = world.env.queue.claim(shard, id, &want(mode)).await else {
-            continue;
-        };
-        let mut claims = handout.claims;
-        let is_free = is_idle && claims.is_empty() && world.workers[worker].claims.is_empty();
-        let comes_alone = handout.is_called_alone && is_free;
-        if comes_alone && let Ok(alone) = world.env.queue.claim(shard, id, &want(Mode::Alone)).await {
-            claims = alone.claims;
-        }
-        let is_alone = comes_alone && !claims.is_empty();
-        let claims = claims.into_iter().map(|claim| (shard, claim, asked));
-        world.workers[worker].claims.extend(claims);
-        if is_alone {
-            break;
-        }
-    }
-    Ok(())
-}
-
-/// `Consumer::claim`, what follows the script.
-async fn confirm(world: &mut World, worker: usize, is_answered: bool) -> Result<(), Broken> {
-    let (id, now, ttl) = (world.workers[worker].id(), world.now(), world.ttl());
-    let mut taken = std::mem::take(&mut world.workers[worker].claims);
-    // Whoever stood still for so long asks for nothing: the leases pass.
-    taken.retain(|(_, _, asked)| now - *asked < ttl);
-    if taken.is_empty() {
-        return Ok(());
-    }
-    let claims: Vec<_> = taken.iter().map(|(_, claim, _)| *claim).collect();
-    let claimed = world.env.store.claim(id, &claims, now).await.unwrap();
-    for claimed in &claimed {
-        world.oracle.claimed(claimed, id, now)?;
-    }
-    if !is_answered {
-        return Ok(());
-    }
-    for (shard, claim, asked) in taken {
-        let Some(claimed) = claimed.iter().find(|claimed| claimed.job.id == claim.job_id) else {
-            if !world.is_away {
-                let refused = [(claim.job_id, claim.attempt)];
-                world.env.queue.drop_claims(shard, id, &refused).await.unwrap();
-            }
-            continue;
-        };
-        let run_until = asked + World::run_on();
-        world.start(
-            worker,
-            Held {
-                claimed: claimed.clone(),
-                worker: world.workers[worker].actor.clone(),
-                run_until,
-            },
-        )?;
-    }
-    Ok(())
 }
 
 /// `Heartbeat::beat_shard`.
@@ -339,7 +274,7 @@ async fn beat(world: &mut World, worker: usize) -> Result<(), Broken> {
 }
 
 /// `Attempts::settle` and the settler, whether the attempt is still its worker's or not.
-async fn end(world: &mut World, held: Held, how: End, acked: bool) -> Result<(), Broken> {
+pub(super) async fn end(world: &mut World, held: Held, how: End, acked: bool) -> Result<(), Broken> {
     let now = world.now();
     let decision = match how {
         End::Succeed => Decision::Succeed,

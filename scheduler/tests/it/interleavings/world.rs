@@ -36,12 +36,31 @@ pub(crate) struct Held {
     pub(crate) run_until: DateTime<Utc>,
 }
 
+/// What Redis handed out at once.
+#[derive(Clone, Debug)]
+pub(crate) struct Handout {
+    pub(crate) shard: Shard,
+    pub(crate) claims: Vec<Claim>,
+    pub(crate) asked: DateTime<Utc>,
+}
+
+/// A handout on its way to Postgres.
+#[derive(Debug)]
+pub(crate) struct Sent {
+    pub(crate) worker: TestWorker,
+    pub(crate) handout: Handout,
+    pub(crate) at: DateTime<Utc>,
+}
+
 /// A worker process.
 #[expect(clippy::struct_field_names, reason = "what acts is called so everywhere")]
 #[derive(Debug)]
 pub(crate) struct Actor {
     pub(crate) actor: TestWorker,
-    pub(crate) claims: Vec<(Shard, Claim, DateTime<Utc>)>,
+    /// Postgres has not been asked.
+    pub(crate) handouts: Vec<Handout>,
+    /// Postgres has answered, and nobody has read it.
+    pub(crate) answers: Vec<(Handout, Vec<Claimed>)>,
     pub(crate) held: Vec<Held>,
     pub(crate) heard_at: DateTime<Utc>,
 }
@@ -49,6 +68,11 @@ pub(crate) struct Actor {
 impl Actor {
     pub(crate) fn id(&self) -> WorkerId {
         self.actor.id
+    }
+
+    /// Handouts that are not on their way to Postgres, and whose fate the worker does not know.
+    pub(crate) fn under_way(&self) -> usize {
+        self.handouts.len() + self.answers.len()
     }
 }
 
@@ -79,6 +103,8 @@ pub(crate) struct World {
     pub(crate) env: TestEnv,
     pub(crate) tenants: Vec<TenantId>,
     pub(crate) workers: Vec<Actor>,
+    /// Also of those that have died.
+    pub(crate) sent: Vec<Sent>,
     /// Attempts whose workers were told that they are not theirs, or that settled in vain.
     pub(crate) lost: Vec<Held>,
     pub(crate) oracle: Oracle,
@@ -113,6 +139,7 @@ impl World {
         let mut world = Self {
             tenants,
             workers: Vec::new(),
+            sent: Vec::new(),
             lost: Vec::new(),
             oracle: Oracle::default(),
             duties: Duties::new(&env, &env.queue),
@@ -144,7 +171,8 @@ impl World {
         self.env.store.register_worker(&row).await.unwrap();
         Actor {
             actor,
-            claims: Vec::new(),
+            handouts: Vec::new(),
+            answers: Vec::new(),
             held: Vec::new(),
             heard_at: self.now(),
         }
@@ -206,6 +234,12 @@ impl World {
         ensure(beside == 0 || held.run_until <= now, || {
             format!("two sandboxes of {id} run")
         })?;
+        ensure(held.run_until <= now || self.oracle.is_last(&held.claimed), || {
+            format!("a sandbox of {id} begins after the next attempt has")
+        })?;
+        if held.run_until > now {
+            self.oracle.runs(id);
+        }
         self.workers[worker].held.push(held);
         Ok(())
     }
@@ -234,7 +268,8 @@ impl World {
         if self.is_behind {
             return Ok(());
         }
-        Index::read(&self.env).await.check(LIMIT as usize)
+        let is_late = |job: &str| self.oracle.is_late(job);
+        Index::read(&self.env).await.check(LIMIT as usize, is_late)
     }
 
     /// Nothing more goes wrong: every job ends, and nothing is left of any.
@@ -250,7 +285,11 @@ impl World {
                 let job = resumed.ok_or("it waits")?;
                 self.env.queue.dispatch(&[Dispatch::from_job(&job)]).await.unwrap();
             }
+            while !self.sent.is_empty() {
+                run(self, &Step::Decide { which: 0 }).await?;
+            }
             for worker in 0..self.workers.len() {
+                run(self, &Step::Answer { worker }).await?;
                 run(self, &Step::Beat { worker }).await?;
                 while !self.workers[worker].held.is_empty() {
                     let how = End::Succeed;
