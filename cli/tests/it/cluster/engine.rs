@@ -120,9 +120,14 @@ impl Engine {
         self.ask(&["ps", "-aq", "--no-trunc"])
     }
 
+    /// The id of each that runs.
+    pub(crate) fn running(&self) -> Vec<String> {
+        self.ask(&["ps", "-q"])
+    }
+
     /// The host's number of the init of each container that runs.
     pub(crate) fn inits(&self) -> Vec<i32> {
-        let ids = self.ask(&["ps", "-q"]);
+        let ids = self.running();
         let mut words = vec!["inspect", "-f", "{{.State.Pid}}"];
         words.extend(ids.iter().map(String::as_str));
         if ids.is_empty() {
