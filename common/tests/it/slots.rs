@@ -208,6 +208,9 @@ fn every_key_of_a_script_begins_with_its_root() {
             "lane.key".to_owned(),
             "TIMERS".to_owned(),
             "LIMITS".to_owned(),
+            // Filled with what is joined to the root, above in the same script.
+            "unpack(logs)".to_owned(),
+            "logs[".to_owned(),
         ];
         for line in code.lines().filter_map(|line| line.trim().strip_prefix("local ")) {
             let Some((names, values)) = line.split_once(" = ") else {

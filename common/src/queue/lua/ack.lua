@@ -1,5 +1,5 @@
 -- Ack: ends leases whose attempt is settled in Postgres.
--- KEYS[1] root. ARGV: seconds that the log is kept, then for each job (1,000 at most): id, attempt, seq, keep (1: it is
+-- KEYS[1] root. ARGV: seconds that the log is kept, then for each job (one at least, 1,000 at most): id, attempt, seq, keep (1: it is
 -- tried again and keeps the places of its keys, 2: it waits and keeps its conversation's alone; 0: it has ended. One
 -- whose worker was told to stop it keeps none: then Postgres has cancelled it).
 -- Returns how many leases it ended.
@@ -14,8 +14,15 @@ local function was_told(worker, job)
   return told[worker] and redis.call('SREM', cancels, job) == 1
 end
 
+local jobs, logs = {}, {}
 for i = 2, #ARGV, 4 do
-  local job, r, kept = ARGV[i], get(ARGV[i]), KEPT[ARGV[i + 3]]
+  jobs[#jobs + 1], logs[#logs + 1] = ARGV[i], R .. 'log:' .. ARGV[i]
+end
+local texts, has_logs = texts_of(jobs), redis.call('EXISTS', unpack(logs)) > 0
+
+for at, job in ipairs(jobs) do
+  local i, r = at * 4 - 2, read(texts[at])
+  local kept = KEPT[ARGV[i + 3]]
   if r and leased(r) and r.attempt == tonumber(ARGV[i + 1]) then
     local is_over = was_told(r.extra, job) or not kept
     if not is_over then
@@ -34,7 +41,7 @@ for i = 2, #ARGV, 4 do
     give_back(job, r, kept or KEYS_ONLY)
     enqueue(job, r)
   end
-  redis.call('EXPIRE', R .. 'log:' .. job, ARGV[1])
+  if has_logs then redis.call('EXPIRE', logs[at], ARGV[1]) end
   hints[#hints + 1] = job .. ':' .. ARGV[i + 2]
 end
 if #over > 0 then

@@ -37,13 +37,13 @@ while free > 0 and looks > 0 do
   if announced then take_note(view, want) end
   local group = furthest(view, is_alone)
   if not group then break end
-  local job, r = release(view, group, now, want.worker)
+  local job, r = release(view, group, now, want.worker, free)
   if job then
     r.where, r.extra = 'l', want.worker
     entries[#entries + 1], entries[#entries + 2] = job, text(r)
     leases[#leases + 1], leases[#leases + 2] = till, job
     levels[r.level] = levels[r.level] or {}
-    table.insert(levels[r.level], { job, r.attempt, string.find(r.holds, 'v:', 1, true) and 1 or 0 })
+    table.insert(levels[r.level], { job, r.attempt, r.holds ~= '' and string.find(r.holds, 'v:', 1, true) and 1 or 0 })
     free = free - 1
   end
 end

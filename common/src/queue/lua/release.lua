@@ -36,9 +36,29 @@ local function may_run(view, group, now)
   return false
 end
 
--- Releases the next job of a group to a worker. Returns it and its record, or nothing when that cannot be: then the group is
--- over, or somebody else is next.
-local function release(view, group, now, worker)
+-- The next job of a turn's lane, which leaves its backlog. What the turn may take in a row is read ahead, and leaves when that
+-- is over, or when something enters the backlog meanwhile; then one at a time.
+local function next_job(view, turn, lane, free)
+  if not lane.jobs or lane.taken == #lane.jobs then
+    end_ahead(lane.key)
+    local in_turn = math.min((turn.ends - view.times[turn.tenant]) * turn.weight, lane.ends - lane.at) * lane.weight
+    local many = math.min(free, math.floor(in_turn) + 1)
+    if many <= 1 or lane.is_stirred then
+      local job = redis.call('ZPOPMIN', lane.key)[1]
+      return job, job and get(job)
+    end
+    local jobs = redis.call('ZRANGE', lane.key, 0, many - 1)
+    if #jobs == 0 then return nil end
+    lane.jobs, lane.texts, lane.taken = jobs, texts_of(jobs), 0
+    ahead[lane.key] = lane
+  end
+  lane.taken = lane.taken + 1
+  return lane.jobs[lane.taken], read(lane.texts[lane.taken])
+end
+
+-- Releases the next job of a group to a worker that has so many slots free. Returns it and its record, or nothing when that
+-- cannot be: then the group is over, or somebody else is next.
+local function release(view, group, now, worker, free)
   looks = looks - 1
   local again = group.gate and shut(group.gate, nil, now)
   if again then
@@ -52,9 +72,8 @@ local function release(view, group, now, worker)
     return nil
   end
   if not may_run(view, group, now) then return nil end
-  local job = redis.call('ZPOPMIN', lane.key)[1]
-  local r = job and get(job)
-  local is_free = r and r.where == 'b' and not offer(job, r, worker, now) and take(job, r, now)
+  local job, r = next_job(view, turn, lane, free)
+  local is_free = r and r.where == 'b' and (r.holds == '' or (not offer(job, r, worker, now) and take(job, r, now)))
   if is_free then
     local gate = limit('t:' .. turn.tenant)
     if gate then pass(gate, job, now) end

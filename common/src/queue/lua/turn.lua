@@ -6,6 +6,7 @@ local function end_lane(view, turn)
   local lane = turn.lane
   turn.lane = nil
   if not lane then return end
+  end_ahead(lane.key)
   local is_only = lane.ends == math.huge
   if redis.call('EXISTS', lane.key) == 0 then
     redis.call('ZREM', turn.lanes, lane.name)
