@@ -97,6 +97,21 @@ impl<'a> Ends<'a> {
 }
 
 impl Store {
+    /// Whether some queued job may need a place before it runs: it names a gate, or operators limit tenants or queues.
+    ///
+    /// # Errors
+    /// When Postgres is away.
+    pub async fn is_place_wanted(&self) -> Result<bool, Error> {
+        self.within(async {
+            let sql = "select exists (select from queued_jobs where gate is not null)
+                or exists (select from queued_jobs)
+                    and (exists (select from tenants where max_running is not null)
+                        or exists (select from queues where max_running is not null))";
+            Ok(sqlx::query_scalar(sql).fetch_one(self.pool()).await?)
+        })
+        .await
+    }
+
     /// Queued jobs after a place in the order of their tenants, queues, classes and levels, and where to go on, if there are
     /// more: the cursor of redispatch. Those that are `left` in Postgres are not named, and of each level read only as far as
     /// the page goes. An index tells, and no job is read.

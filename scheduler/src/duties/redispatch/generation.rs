@@ -28,9 +28,12 @@ impl Redispatch {
                 }
             }
         };
+        // Claims that were on their way are confirmed in time and then run, or so late that they are given back. Asked first:
+        // what is confirmed meanwhile is seen to run.
+        let is_place_wanted = self.store.is_place_wanted().await?;
         // Their places are taken again before anybody else can have them, and their time begins now.
         let is_anything_running = self.adopt_running(shard).await?;
-        if is_anything_running && begun.age < TimeDelta::from_std(self.queue.lease_ttl())? {
+        if (is_anything_running || is_place_wanted) && begun.age < TimeDelta::from_std(self.queue.lease_ttl())? {
             return Ok(false);
         }
         self.sync_settings(now).await?;

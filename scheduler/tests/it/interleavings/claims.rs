@@ -38,21 +38,6 @@ pub(crate) async fn run(world: &mut World, step: &Step) -> Result<(), Broken> {
     }
 }
 
-/// A claim with a place that is confirmed only after a rebuild may be one too many: docs/queue.md says so.
-pub(crate) fn forget(world: &mut World) {
-    let oracle = &world.oracle;
-    for actor in &mut world.workers {
-        for handout in &mut actor.handouts {
-            handout.claims.retain(|claim| !oracle.has_key(claim.job_id));
-        }
-        actor.handouts.retain(|handout| !handout.claims.is_empty());
-    }
-    for sent in &mut world.sent {
-        sent.handout.claims.retain(|claim| !oracle.has_key(claim.job_id));
-    }
-    world.sent.retain(|sent| !sent.handout.claims.is_empty());
-}
-
 /// `Consumer::claim`.
 async fn take(world: &mut World, worker: usize, free: u32) -> Result<(), Broken> {
     let (asked, id) = (world.now(), world.workers[worker].id());

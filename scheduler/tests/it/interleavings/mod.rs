@@ -147,6 +147,33 @@ async fn a_claim_that_is_decided_late_takes_nobodys_place(pool: PgPool) {
     holds(pool, &steps).await;
 }
 
+/// Nothing runs yet, and the new index does not know what the old one handed out.
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn a_claim_on_its_way_at_a_wipe_takes_nobodys_place(pool: PgPool) {
+    let steps = [
+        submit(true),
+        submit(true),
+        submit(true),
+        Step::Take { worker: 0, free: 2 },
+        Step::Send { worker: 0 },
+        Step::Wipe,
+        Step::Tick {
+            duty: Ticks::Redispatch,
+        },
+        Step::Take { worker: 1, free: 3 },
+        Step::Decide { which: 0 },
+        Step::Confirm { worker: 1 },
+        Step::Advance { ms: 2_000 },
+        Step::Tick {
+            duty: Ticks::Redispatch,
+        },
+        Step::Take { worker: 2, free: 3 },
+        Step::Confirm { worker: 2 },
+        Step::Answer { worker: 0 },
+    ];
+    holds(pool, &steps).await;
+}
+
 /// It was taken over before its worker read the answer, and the next attempt has ended.
 #[sqlx::test(migrator = "common::store::MIGRATOR")]
 async fn a_claim_that_is_answered_late_begins_nothing_that_has_ended(pool: PgPool) {

@@ -107,10 +107,6 @@ impl Oracle {
         job.is_some_and(|job| job.is_late && matches!(job.state, JobState::Running { .. }))
     }
 
-    pub(crate) fn has_key(&self, id: JobId) -> bool {
-        self.jobs.get(&id).is_some_and(|job| job.has_key)
-    }
-
     /// Answers the state that the job is in afterwards.
     pub(crate) fn settled(
         &mut self,

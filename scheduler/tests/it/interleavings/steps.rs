@@ -197,7 +197,6 @@ pub(crate) async fn run(world: &mut World, step: &Step) -> Result<(), Broken> {
             Ok(())
         }
         Step::Wipe => {
-            claims::forget(world);
             world.env.wipe_redis().await;
             Ok(())
         }
@@ -207,7 +206,6 @@ pub(crate) async fn run(world: &mut World, step: &Step) -> Result<(), Broken> {
         }
         Step::RollBack => {
             if let Some(saved) = world.saved.clone() {
-                claims::forget(world);
                 world.env.roll_back_redis(&saved).await;
                 world.is_behind = true;
             }
