@@ -81,8 +81,17 @@ impl Fixture {
     }
 
     pub(crate) async fn warm(&self, count: u32) {
-        let is_warm = eventually("the pool is warm", async || self.status().warm == count);
-        let is_in_time = AssertUnwindSafe(is_warm).catch_unwind().await.is_ok();
+        self.becomes("warm", |status| status.warm == count).await;
+    }
+
+    /// Waits until as many are warm as the pool aims for, which is more than its floor after jobs in quick succession.
+    async fn filled(&self) {
+        self.becomes("filled", |status| status.warm == status.aim).await;
+    }
+
+    async fn becomes(&self, what: &str, is_so: impl Fn(&EnvironmentStatus) -> bool) {
+        let becomes_so = eventually(what, async || is_so(&self.status()));
+        let is_in_time = AssertUnwindSafe(becomes_so).catch_unwind().await.is_ok();
         assert!(is_in_time, "{:?}", self.status());
     }
 
@@ -465,9 +474,9 @@ async fn what_is_warm_is_not_handed_out_while_its_engine_is_on_its_way_down() {
     let fixture = Fixture::over(over, environment(warm(2, 4)), everybody_lives());
     let asked = || driver.asked.load(Ordering::Relaxed);
     let dies_in_use = async || {
-        fixture.warm(2).await;
+        fixture.filled().await;
         let held = fixture.pool.check_out("default", None).await.unwrap();
-        fixture.warm(2).await;
+        fixture.filled().await;
         driver.destroy(held.id()).await.unwrap();
         eventually("it is found dead", async || !held.sandbox().is_alive()).await;
         held
