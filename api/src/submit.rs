@@ -5,14 +5,16 @@
 //! - Redis may be away: a dispatch that fails or has no room is dropped, and the redispatch duty finds the row.
 //! - What comes after a job for which there was no room a moment ago is not offered at all.
 
-use std::time::Instant;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use common::batch::{self, Batcher, Limits};
 use common::job::NewJob;
 use common::queue::{Dispatch, Full, Queue};
 use common::store::insert::{Accepted, Submission};
 use common::store::{Error, Store};
-use tokio::sync::mpsc;
+use tokio::sync::{Mutex, MutexGuard, mpsc};
 use tokio_util::task::TaskTracker;
 
 use crate::problem::Problem;
@@ -29,10 +31,13 @@ const SINGLES: Limits = Limits {
 /// Batches, which are large already: they must not hold up lone jobs, nor fill the memory.
 const BULK: Limits = Limits {
     batch_max: 4,
-    parallel: 1,
+    // While one waits for the disk, or for its next request, the other has Postgres: a quarter more is accepted.
+    parallel: 2,
     company: 1,
     backlog: 64,
 };
+/// How long a lone job keeps batches to one at a time.
+const LONE: Duration = Duration::from_secs(1);
 /// Commits whose dispatch may wait.
 const DISPATCH_BACKLOG: usize = 64;
 /// Jobs of one dispatch.
@@ -45,6 +50,7 @@ type Answer = Result<Accepted, Error>;
 pub struct Submitter {
     singles: Batcher<Submission, Answer>,
     bulk: Batcher<Submission, Answer>,
+    give_way: Arc<GiveWay>,
     dispatches: mpsc::Sender<Vec<Dispatch>>,
 }
 
@@ -54,11 +60,16 @@ impl Submitter {
         let (dispatches, receiver) = mpsc::channel(DISPATCH_BACKLOG);
         tracker.spawn(dispatch(queue.clone(), receiver));
 
-        let start = |limits| {
+        let give_way = Arc::new(GiveWay::default());
+        let start = |limits, give_way: Option<Arc<GiveWay>>| {
             let (store, dispatches) = (store.clone(), dispatches.clone());
             Batcher::new(tracker, limits, move |submissions: Vec<Submission>| {
-                let (store, dispatches) = (store.clone(), dispatches.clone());
+                let (store, dispatches, give_way) = (store.clone(), dispatches.clone(), give_way.clone());
                 async move {
+                    let _turn = match &give_way {
+                        Some(give_way) => give_way.enter().await,
+                        None => None,
+                    };
                     let answers = store.insert(&submissions).await;
                     hand_over(&dispatches, submissions.iter().zip(&answers).flat_map(ready).collect());
                     answers
@@ -66,8 +77,9 @@ impl Submitter {
             })
         };
         Self {
-            singles: start(SINGLES),
-            bulk: start(BULK),
+            singles: start(SINGLES, None),
+            bulk: start(BULK, Some(Arc::clone(&give_way))),
+            give_way,
             dispatches,
         }
     }
@@ -77,10 +89,13 @@ impl Submitter {
     /// # Errors
     /// 503 when Postgres is away or the process is stopping.
     pub async fn submit(&self, submission: Submission) -> Result<Accepted, Problem> {
-        let batcher = if submission.jobs.len() > 1 {
-            &self.bulk
-        } else {
-            &self.singles
+        let batcher = match submission.jobs.len() {
+            0 => &self.singles,
+            1 => {
+                self.give_way.lone_job_came();
+                &self.singles
+            }
+            _ => &self.bulk,
         };
         Ok(batcher.call(submission).await??)
     }
@@ -103,6 +118,42 @@ impl Submitter {
         })
         .await
         .map(drop)
+    }
+}
+
+/// Lets batches in: all that come, but one at a time while lone jobs come, for these need the processors and the disk too.
+#[derive(Debug)]
+struct GiveWay {
+    made: Instant,
+    // When the last lone job came, milliseconds after `made`; none yet while it is 0.
+    lone_job_ms: AtomicU64,
+    turn: Mutex<()>,
+}
+
+impl Default for GiveWay {
+    fn default() -> Self {
+        Self {
+            made: Instant::now(),
+            lone_job_ms: AtomicU64::new(0),
+            turn: Mutex::default(),
+        }
+    }
+}
+
+impl GiveWay {
+    fn now_ms(&self) -> u64 {
+        1 + u64::try_from(self.made.elapsed().as_millis()).unwrap_or(u64::MAX - 1)
+    }
+
+    fn lone_job_came(&self) {
+        self.lone_job_ms.store(self.now_ms(), Ordering::Relaxed);
+    }
+
+    /// Waits for the batch before this one, if lone jobs came lately. What it answers is held while the batch is under way.
+    async fn enter(&self) -> Option<MutexGuard<'_, ()>> {
+        let came = self.lone_job_ms.load(Ordering::Relaxed);
+        let is_lately = came > 0 && u128::from(self.now_ms().saturating_sub(came)) < LONE.as_millis();
+        if is_lately { Some(self.turn.lock().await) } else { None }
     }
 }
 
@@ -162,5 +213,36 @@ async fn dispatch(queue: Queue, mut receiver: mpsc::Receiver<Vec<Dispatch>>) {
             }
             is_away = outcome.is_err();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt as _;
+
+    use super::*;
+
+    #[test]
+    fn batches_enter_together_until_a_lone_job_comes() {
+        let give_way = GiveWay::default();
+        let _together = [
+            give_way.enter().now_or_never().unwrap(),
+            give_way.enter().now_or_never().unwrap(),
+        ];
+
+        give_way.lone_job_came();
+        let first = give_way.enter().now_or_never().unwrap();
+        assert!(first.is_some() && give_way.enter().now_or_never().is_none());
+        drop(first);
+        assert!(give_way.enter().now_or_never().is_some());
+    }
+
+    #[test]
+    fn a_lone_job_is_forgotten_after_a_while() {
+        let mut give_way = GiveWay::default();
+        give_way.lone_job_came();
+        give_way.made -= LONE;
+
+        assert!(give_way.enter().now_or_never().unwrap().is_none());
     }
 }

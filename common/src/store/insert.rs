@@ -168,9 +168,16 @@ fn column<'a, T: 'a>(jobs: &[&'a NewJob], value: impl Fn(&'a NewJob) -> T) -> Ve
     jobs.iter().map(|job| value(job)).collect()
 }
 
-/// What every job has, with its type.
-const COMMON: [(&str, &str); 17] = [
+/// What each job has of its own, with its type.
+const OWN: [(&str, &str); 4] = [
     ("id", "uuid"),
+    ("created_at", "timestamptz"),
+    ("input", "bytea"),
+    ("metadata", "jsonb"),
+];
+
+/// What every job has, and most jobs that come together have alike.
+const ALIKE: [(&str, &str); 13] = [
     ("tenant_id", "uuid"),
     ("kind", "text"),
     ("queue", "text"),
@@ -183,10 +190,7 @@ const COMMON: [(&str, &str); 17] = [
     ("backoff_max_ms", "bigint"),
     ("retry_on", "text"),
     ("timeout_ms", "bigint"),
-    ("created_at", "timestamptz"),
-    ("input", "bytea"),
     ("api_key_id", "uuid"),
-    ("metadata", "jsonb"),
 ];
 
 /// What most jobs do not have. Each array of a statement costs something for itself and something for each job, so those that
@@ -209,28 +213,37 @@ const RARE: [(&str, &str); 15] = [
     ("rate_window_ms", "bigint"),
 ];
 
-/// The statement for jobs that have nothing rare, and the one for all others.
-static STATEMENTS: LazyLock<[String; 2]> = LazyLock::new(|| {
+/// The statement for jobs that have nothing rare and are alike, the one for those that are not, and the one for all others.
+static STATEMENTS: LazyLock<[String; 3]> = LazyLock::new(|| {
     [
-        statement(&COMMON, ("", "")),
-        statement(&[&COMMON[..], &RARE].concat(), ("", "")),
+        statement(&ALIKE, &OWN, ("", "")),
+        statement(&[], &[&ALIKE[..], &OWN].concat(), ("", "")),
+        statement(&[], &[&ALIKE[..], &OWN, &RARE].concat(), ("", "")),
     ]
 });
 
-/// A row for each job, and one in `queued_jobs` for each that is queued. `before` are common table expressions, and `only` the
-/// clause that chooses by them.
-fn statement(columns: &[(&str, &str)], (before, only): (&str, &str)) -> String {
-    let names = columns.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ");
-    let arrays = columns
+/// A row for each job, and one in `queued_jobs` for each that is queued. Of the columns `once` there is one value for all
+/// jobs, of those in `each` an array. `before` are common table expressions, and `only` the clause that chooses by them.
+fn statement(once: &[(&str, &str)], each: &[(&str, &str)], (before, only): (&str, &str)) -> String {
+    let list = |names: Vec<&str>| names.join(", ");
+    let names = list(once.iter().chain(each).map(|(name, _)| *name).collect());
+    let arrays = each
         .iter()
-        .zip(1..)
+        .zip(once.len() + 1..)
         .map(|((_, kind), place)| format!("${place}::{kind}[]"));
-    let values = columns.iter().map(|(name, _)| match *name {
+    let value = |name: &str| -> String {
+        match once.iter().zip(1..).find(|((column, _), _)| *column == name) {
+            Some(((_, kind), place)) => format!("${place}::{kind}"),
+            None => name.to_owned(),
+        }
+    };
+    let values = once.iter().chain(each).map(|(name, _)| match *name {
         // An array of arrays must be as wide everywhere.
-        "labels" | "retry_on" => format!("string_to_array({name}, ',')"),
-        _ => (*name).to_owned(),
+        "labels" | "retry_on" => format!("string_to_array({}, ',')", value(name)),
+        _ => value(name),
     });
-    let is_due_later = columns.iter().any(|(name, _)| *name == "due_at");
+    let queued = ["tenant_id", "queue", "class", "priority", "id"].map(value).join(", ");
+    let is_due_later = each.iter().any(|(name, _)| *name == "due_at");
     let (state, queued_at, gate) = if is_due_later {
         (
             "case when due_at is null then 'queued' else 'scheduled' end",
@@ -242,13 +255,14 @@ fn statement(columns: &[(&str, &str)], (before, only): (&str, &str)) -> String {
     };
     format!(
         "with {before} t as materialized (
-            select *, {state} as state, {queued_at} as queued_at from unnest({arrays}) as t({names}) {only}
+            select *, {state} as state, {queued_at} as queued_at from unnest({arrays}) as t({columns}) {only}
          ), queued as (
             insert into queued_jobs (tenant_id, queue, class, priority, id, gate)
-            select tenant_id, queue, class, priority, id, {gate} from t where state = 'queued'
+            select {queued}, {gate} from t where state = 'queued'
          )
          insert into jobs ({names}, state, queued_at, seq) select {values}, state, queued_at, 1 from t",
         arrays = arrays.collect::<Vec<_>>().join(", "),
+        columns = list(each.iter().map(|(name, _)| *name).collect()),
         values = values.collect::<Vec<_>>().join(", "),
     )
 }
@@ -256,29 +270,29 @@ fn statement(columns: &[(&str, &str)], (before, only): (&str, &str)) -> String {
 pub(super) type Insert = sqlx::query::Query<'static, Postgres, PgArguments>;
 
 /// Values of a statement of [`statement_if`] before its own.
-pub(super) const OF_JOBS: usize = COMMON.len() + RARE.len();
+pub(super) const OF_JOBS: usize = ALIKE.len() + OWN.len() + RARE.len();
 
 /// The statement that inserts one job of any sort if the expressions `before` bring what `only` asks for. Its first
 /// [`OF_JOBS`] values are the job's.
 pub(super) fn statement_if(before: &str, only: &str) -> String {
-    statement(&[&COMMON[..], &RARE].concat(), (before, only))
+    statement(&[], &[&ALIKE[..], &OWN, &RARE].concat(), (before, only))
 }
 
 /// A statement of [`statement_if`] with the job's values.
 pub(super) fn insert_if(statement: &'static str, job: &NewJob) -> Insert {
-    bind_rare(bind_common(sqlx::query(AssertSqlSafe(statement)), &[job]), &[job])
+    bind_all(sqlx::query(AssertSqlSafe(statement)), &[job])
 }
 
 /// Inserts jobs on a connection, which may be in a transaction.
 pub(super) async fn insert_jobs(connection: &mut PgConnection, jobs: &[&NewJob]) -> Result<(), Error> {
-    if jobs.is_empty() {
-        return Ok(());
-    }
-    let [plain, whole] = &*STATEMENTS;
-    let query = if jobs.iter().all(|job| is_plain(job)) {
-        bind_common(sqlx::query(AssertSqlSafe(plain.as_str())), jobs)
+    let Some(first) = jobs.first() else { return Ok(()) };
+    let [alike, plain, whole] = &*STATEMENTS;
+    let query = if !jobs.iter().all(|job| is_plain(job)) {
+        bind_all(sqlx::query(AssertSqlSafe(whole.as_str())), jobs)
+    } else if jobs.iter().all(|job| are_alike(job, first)) {
+        bind_own(bind_once(sqlx::query(AssertSqlSafe(alike.as_str())), first), jobs)
     } else {
-        bind_rare(bind_common(sqlx::query(AssertSqlSafe(whole.as_str())), jobs), jobs)
+        bind_own(bind_each(sqlx::query(AssertSqlSafe(plain.as_str())), jobs), jobs)
     };
     query.execute(connection).await?;
     Ok(())
@@ -295,9 +309,47 @@ fn is_plain(job: &NewJob) -> bool {
     spec.run_at.is_none() && !has_key && job.links == Links::default()
 }
 
-fn bind_common(query: Insert, jobs: &[&NewJob]) -> Insert {
+/// Whether two jobs have the same of all that is [`ALIKE`].
+fn are_alike(one: &NewJob, other: &NewJob) -> bool {
+    let of = |job: &NewJob| {
+        (
+            job.tenant_id,
+            job.api_key_id,
+            job.spec.kind,
+            job.spec.priority,
+            job.spec.max_attempts,
+        )
+    };
+    let (a, b) = (&one.spec, &other.spec);
+    of(one) == of(other)
+        && (&a.queue, &one.class, &a.labels, &a.retry_on) == (&b.queue, &other.class, &b.labels, &b.retry_on)
+        && (&a.backoff, a.timeout) == (&b.backoff, b.timeout)
+}
+
+fn bind_all(query: Insert, jobs: &[&NewJob]) -> Insert {
+    bind_rare(bind_own(bind_each(query, jobs), jobs), jobs)
+}
+
+fn bind_once(query: Insert, job: &NewJob) -> Insert {
+    let spec = &job.spec;
     query
-        .bind(column(jobs, |job| job.id))
+        .bind(job.tenant_id)
+        .bind(spec.kind.as_str())
+        .bind(spec.queue.as_str())
+        .bind(job.class.as_str())
+        .bind(spec.labels.join(","))
+        .bind(i16::from(spec.priority))
+        .bind(int(spec.max_attempts))
+        .bind(ms(spec.backoff.initial))
+        .bind(spec.backoff.factor)
+        .bind(ms(spec.backoff.max))
+        .bind(spec.retry_on.join(","))
+        .bind(ms(spec.timeout))
+        .bind(job.api_key_id)
+}
+
+fn bind_each(query: Insert, jobs: &[&NewJob]) -> Insert {
+    query
         .bind(column(jobs, |job| job.tenant_id))
         .bind(column(jobs, |job| job.spec.kind.as_str()))
         .bind(column(jobs, |job| job.spec.queue.as_str()))
@@ -310,9 +362,14 @@ fn bind_common(query: Insert, jobs: &[&NewJob]) -> Insert {
         .bind(column(jobs, |job| ms(job.spec.backoff.max)))
         .bind(column(jobs, |job| job.spec.retry_on.join(",")))
         .bind(column(jobs, |job| ms(job.spec.timeout)))
+        .bind(column(jobs, |job| job.api_key_id))
+}
+
+fn bind_own(query: Insert, jobs: &[&NewJob]) -> Insert {
+    query
+        .bind(column(jobs, |job| job.id))
         .bind(column(jobs, |job| job.created_at))
         .bind(column(jobs, |job| job.input.as_slice()))
-        .bind(column(jobs, |job| job.api_key_id))
         .bind(column(jobs, |job| Json(&job.spec.metadata)))
 }
 

@@ -281,8 +281,8 @@ impl Store {
     }
 }
 
-/// Connections that are kept for inserts: two of lone jobs and one of batches are under way at once.
-const INSERTING_MAX: usize = 3;
+/// Connections that are kept for inserts: two of lone jobs and two of batches are under way at once.
+const INSERTING_MAX: usize = 4;
 
 /// Connections that are kept for claims and ends, of one day and of several.
 const MOVING_MAX: usize = 4;

@@ -3,13 +3,16 @@
 use std::time::Duration;
 
 use assert_matches::assert_matches;
-use common::ids::{JobId, TenantId};
+use common::ids::{ApiKeyId, JobId, TenantId};
+use common::job::spec::{JobSpec, Kind};
 use common::job::{JobState, NewJob};
 use common::store::idempotency::Idempotency;
 use common::store::insert::{Accepted, Submission};
 use common::store::{Class, Error};
 use common::testing::{TestEnv, ids};
+use serde_json::json;
 use sqlx::PgPool;
+use uuid::Uuid;
 
 fn with_key(job: NewJob, key: &str, fingerprint: u8) -> Submission {
     let idempotency = Idempotency {
@@ -76,6 +79,76 @@ async fn a_repeated_key_is_answered_with_the_first_jobs(pool: PgPool) {
     assert_matches!(results.next(), Some(Accepted::Inserted));
     assert_matches!(results.next(), Some(Accepted::Inserted));
     assert_eq!(rows(&pool).await, 3);
+}
+
+/// What a row must hold of its job, beside the input.
+fn own(job: &NewJob) -> serde_json::Value {
+    let NewJob { spec, class, .. } = job;
+    let JobSpec { queue, labels, .. } = spec;
+    json!({
+        "tenant": job.tenant_id, "kind": spec.kind, "queue": queue, "class": class, "labels": labels,
+        "priority": spec.priority, "tries": spec.max_attempts, "backoff": spec.backoff, "retry_on": spec.retry_on,
+        "timeout_ms": spec.timeout.as_millis(), "user": spec.user_id, "metadata": spec.metadata, "key": job.api_key_id,
+    })
+}
+
+/// What jobs have alike is sent once: one that differs in a single thing must not be taken for the others' like.
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn jobs_of_a_batch_keep_what_they_do_not_have_alike(pool: PgPool) {
+    let env = TestEnv::new(pool.clone()).await;
+    let changes: [fn(&mut NewJob); 16] = [
+        |_| (),
+        |job| job.tenant_id = TenantId::new(),
+        |job| job.spec.kind = Kind::Exec,
+        |job| job.spec.queue = "other".to_owned(),
+        |job| job.class = "sandbox+gpu".to_owned(),
+        |job| job.spec.labels = vec!["gpu".to_owned(), "eu".to_owned()],
+        |job| job.spec.priority = 9,
+        |job| job.spec.max_attempts = 7,
+        |job| job.spec.backoff.initial = Duration::from_millis(7),
+        |job| job.spec.backoff.factor = 1.5,
+        |job| job.spec.backoff.max = Duration::from_secs(7),
+        |job| job.spec.retry_on = vec!["timeout".to_owned(), "out_of_memory".to_owned()],
+        |job| job.spec.timeout = Duration::from_millis(7),
+        |job| job.api_key_id = Some(ApiKeyId(Uuid::now_v7())),
+        |job| drop(job.spec.metadata.insert("note".to_owned(), json!("mine"))),
+        |job| job.spec.user_id = Some("somebody".to_owned()),
+    ];
+    for change in changes {
+        let jobs: [NewJob; 3] = std::array::from_fn(|index| {
+            let mut job = env.noop();
+            job.input = format!("[{index}]").into_bytes();
+            if index == 1 {
+                change(&mut job);
+            }
+            job
+        });
+        let submissions: Vec<Submission> = jobs.iter().map(plain).collect();
+        for accepted in env.store.insert(&submissions).await {
+            assert_matches!(accepted, Ok(Accepted::Inserted));
+        }
+        for job in &jobs {
+            let stored = env.store.job(job.tenant_id, job.id).await.unwrap().unwrap();
+            let row = stored.job;
+            let is = json!({
+                "tenant": row.tenant_id, "kind": row.kind, "queue": row.queue, "class": row.class, "labels": row.labels,
+                "priority": row.priority, "tries": row.max_attempts, "backoff": row.backoff, "retry_on": row.retry_on,
+                "timeout_ms": row.timeout_ms, "user": row.user_id, "metadata": row.metadata, "key": row.api_key_id,
+            });
+            assert_eq!((is, stored.input.as_slice()), (own(job), job.input.as_slice()));
+            let index: Option<(TenantId, String, String, i16)> =
+                sqlx::query_as("select tenant_id, queue, class, priority from queued_jobs where id = $1")
+                    .bind(job.id)
+                    .fetch_optional(&pool)
+                    .await
+                    .unwrap();
+            let priority = i16::from(job.spec.priority);
+            assert_eq!(
+                index,
+                Some((job.tenant_id, job.spec.queue.clone(), job.class.clone(), priority))
+            );
+        }
+    }
 }
 
 #[sqlx::test(migrator = "common::store::MIGRATOR")]
@@ -222,7 +295,7 @@ async fn partitions_are_made_once_and_hold_their_days(pool: PgPool) {
     env.insert(&env.noop()).await;
     assert_eq!(env.store.default_partition_rows().await.unwrap(), 0);
     let old = NewJob {
-        id: JobId(uuid::Uuid::from_u128(7 << 80)),
+        id: JobId(Uuid::from_u128(7 << 80)),
         ..env.noop()
     };
     env.insert(&old).await;
