@@ -7,6 +7,7 @@ mod alone;
 mod budgets;
 mod bulk;
 mod cancel;
+mod checks;
 mod crowd;
 mod fairness;
 mod fence;
