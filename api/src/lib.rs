@@ -26,6 +26,7 @@ pub mod sse;
 pub mod state;
 pub mod submit;
 mod threads;
+mod timings;
 
 pub use config::Config;
 pub use openapi::document;

@@ -8,6 +8,7 @@ use axum::http::{HeaderName, HeaderValue, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use futures_util::FutureExt;
+use uuid::Uuid;
 
 use crate::auth;
 use crate::linger::lingering;
@@ -82,10 +83,9 @@ async fn answer(app: &App, request: Request, next: Next) -> Response {
             .with_retry_after(std::time::Duration::from_secs(2))
             .into_response(),
     };
-    let route = route.as_ref().map_or("none", MatchedPath::as_str).to_owned();
-    let status = response.status().as_u16().to_string();
-    metrics::histogram!("hothouse_http_request_seconds", "method" => method.to_string(), "route" => route, "status" => status)
-        .record(started.elapsed().as_secs_f64());
+    let route = route.as_ref().map_or("none", MatchedPath::as_str);
+    app.timings()
+        .record(&method, route, response.status(), started.elapsed());
     response
 }
 
@@ -100,5 +100,15 @@ fn request_id(request: &Request) -> String {
         .get(REQUEST_ID)
         .and_then(|value| value.to_str().ok())
         .filter(harmless);
-    given.map_or_else(|| format!("req_{:032x}", rand::random::<u128>()), str::to_owned)
+    given.map_or_else(new_id, str::to_owned)
+}
+
+fn new_id() -> String {
+    let mut id = "req_".to_owned();
+    id.push_str(
+        Uuid::from_u128(rand::random())
+            .simple()
+            .encode_lower(&mut Uuid::encode_buffer()),
+    );
+    id
 }

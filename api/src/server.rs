@@ -27,6 +27,7 @@ use crate::routes;
 use crate::state::{App, Parts};
 use crate::submit::Submitter;
 use crate::threads::Threads;
+use crate::timings::Timings;
 
 /// Time between two attempts to prepare the database.
 const PREPARE_RETRY: Duration = Duration::from_secs(1);
@@ -91,6 +92,7 @@ impl Server {
         let app = App::new(Parts {
             keyring: Keyring::new(config.auth.cache),
             rates: RateLimits::new(config.auth.rate),
+            timings: Timings::default(),
             // With a connection to Redis of its own: one that a thread of connections made would end with those threads.
             submitter: Submitter::spawn(
                 lifecycle.tracker(),

@@ -17,6 +17,7 @@ use crate::config::Config;
 use crate::hub::Hub;
 use crate::rate_limit::RateLimits;
 use crate::submit::Submitter;
+use crate::timings::Timings;
 
 /// The state of the API. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -32,6 +33,7 @@ pub(crate) struct Parts {
     pub(crate) objects: Objects,
     pub(crate) keyring: Keyring,
     pub(crate) rates: RateLimits,
+    pub(crate) timings: Timings,
     pub(crate) submitter: Submitter,
     pub(crate) canceller: Canceller,
     pub(crate) hub: Hub,
@@ -91,6 +93,11 @@ impl App {
     /// How often.
     pub(crate) fn rates(&self) -> &RateLimits {
         &self.0.rates
+    }
+
+    /// How long requests took.
+    pub(crate) fn timings(&self) -> &Timings {
+        &self.0.timings
     }
 
     /// Where accepted jobs go.

@@ -4,6 +4,7 @@ mod fields;
 mod group;
 mod input;
 mod request;
+mod timestamp;
 mod view;
 
 pub use fields::{JobFields, metadata_faults, split};

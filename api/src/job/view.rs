@@ -16,6 +16,8 @@ use serde_json::{Map, Value};
 use utoipa::ToSchema;
 use uuid::Uuid;
 
+use super::timestamp;
+
 /// A job. Lists leave out `input` and `result`.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 #[schema(as = Job)]
@@ -45,18 +47,25 @@ pub struct JobView<'a> {
     /// The last job that repeats it.
     redriven_as: Option<Uuid>,
     /// When it was accepted.
+    #[serde(serialize_with = "timestamp::serialize")]
     created_at: DateTime<Utc>,
     /// When the submitter wanted it to run.
+    #[serde(serialize_with = "timestamp::serialize")]
     run_at: Option<DateTime<Utc>>,
     /// When a scheduled or retrying job becomes queued; the deadline of one that waits.
+    #[serde(serialize_with = "timestamp::serialize")]
     due_at: Option<DateTime<Utc>>,
     /// When it last became queued.
+    #[serde(serialize_with = "timestamp::serialize")]
     queued_at: Option<DateTime<Utc>>,
     /// When its current, or last, attempt was claimed.
+    #[serde(serialize_with = "timestamp::serialize")]
     started_at: Option<DateTime<Utc>>,
     /// When it ended.
+    #[serde(serialize_with = "timestamp::serialize")]
     finished_at: Option<DateTime<Utc>>,
     /// When somebody asked to cancel it.
+    #[serde(serialize_with = "timestamp::serialize")]
     cancel_requested_at: Option<DateTime<Utc>>,
     /// Who holds, or last held, the attempt.
     worker_id: Option<Uuid>,
