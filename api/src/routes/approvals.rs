@@ -14,7 +14,6 @@ use common::store::approvals::{Answer, Answered, Approval, ApprovalFilter};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use utoipa::ToSchema;
-use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 use uuid::Uuid;
 
@@ -22,13 +21,14 @@ use super::List;
 use crate::auth::Caller;
 use crate::extract::{Params, PathId, ValidJson};
 use crate::problem::{Code, Document, Problem};
+use crate::routes::Resource;
 use crate::state::App;
 
 /// Longest comment, bytes.
 const COMMENT_MAX: usize = 10_000;
 
-pub(super) fn routes() -> OpenApiRouter<App> {
-    OpenApiRouter::new().routes(routes!(list)).routes(routes!(get, answer))
+pub(super) fn routes() -> Resource {
+    Resource::new().routes(routes!(list)).routes(routes!(get, answer))
 }
 
 /// A question to a person: may this tool run?

@@ -7,17 +7,17 @@ use common::store::environments::Served;
 use common::store::workers::BELIEVED_FOR;
 use serde::Serialize;
 use utoipa::ToSchema;
-use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::List;
 use crate::auth::Caller;
 use crate::extract::Params;
 use crate::problem::Problem;
+use crate::routes::Resource;
 use crate::state::App;
 
-pub(super) fn routes() -> OpenApiRouter<App> {
-    OpenApiRouter::new().routes(routes!(environments))
+pub(super) fn routes() -> Resource {
+    Resource::new().routes(routes!(environments))
 }
 
 /// What a sandbox holds, how large it is and what may be reached from it.

@@ -9,7 +9,6 @@ use common::ids::{ApiKeyId, TenantId};
 use common::store::keys::{ApiKey, Role};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
-use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 use uuid::Uuid;
 
@@ -17,12 +16,11 @@ use super::{List, created};
 use crate::auth::{Admin, Caller, NewKey};
 use crate::extract::{Params, PathId, ValidJson};
 use crate::problem::{Document, Problem};
+use crate::routes::Resource;
 use crate::state::App;
 
-pub(super) fn routes() -> OpenApiRouter<App> {
-    OpenApiRouter::new()
-        .routes(routes!(create, list))
-        .routes(routes!(revoke))
+pub(super) fn routes() -> Resource {
+    Resource::new().routes(routes!(create, list)).routes(routes!(revoke))
 }
 
 /// What a key may do.

@@ -14,7 +14,6 @@ use common::store::limits::KeyPause;
 use common::store::queues::QueuePatch;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
-use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::List;
@@ -24,6 +23,7 @@ use crate::auth::{Admin, Caller};
 use crate::extract::{Params, PathId, PathSteps, ValidJson};
 use crate::job::{duration, is_short_text};
 use crate::problem::{Document, FieldError, Problem};
+use crate::routes::Resource;
 use crate::state::App;
 
 /// The longest pause of a key.
@@ -33,8 +33,8 @@ const WINDOW_MAX: Duration = Duration::from_hours(24);
 /// Most starts within a window: each of the last ones is remembered.
 const STARTS_MAX: u32 = 10_000;
 
-pub(super) fn routes() -> OpenApiRouter<App> {
-    OpenApiRouter::new()
+pub(super) fn routes() -> Resource {
+    Resource::new()
         .routes(routes!(set_agent_limits))
         .routes(routes!(paused_keys, pause_key, resume_key))
 }

@@ -1,4 +1,4 @@
-//! The routes. To add a resource: a module with `pub(crate) fn routes() -> OpenApiRouter<App>` whose handlers carry
+//! The routes. To add a resource: a module with `pub(crate) fn routes() -> Resource` whose handlers carry
 //! `#[utoipa::path]`, and one line in [`resources`].
 
 mod agents;
@@ -21,10 +21,12 @@ mod usage;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware::from_fn_with_state;
 use axum::response::{IntoResponse, Response};
+use axum::routing::MethodRouter;
 use axum::{Json, Router};
 use serde::Serialize;
 use utoipa::ToSchema;
-use utoipa_axum::router::OpenApiRouter;
+use utoipa::openapi::{OpenApi, Paths};
+use utoipa_axum::router::{OpenApiRouter, UtoipaMethodRouter};
 
 use crate::extract::Cursor;
 use crate::openapi::{self, BASE};
@@ -78,9 +80,45 @@ pub(crate) fn created(path: &str, body: &impl Serialize) -> Response {
     response
 }
 
+/// Routes below the base path, each registered whole. With axum's `nest` every request would pass two layers more, which cut the
+/// base off its path, and each layer costs two copies of the route.
+#[derive(Default)]
+pub(crate) struct Resource(OpenApiRouter<App>);
+
+impl Resource {
+    pub(crate) fn new() -> Self {
+        Self::default()
+    }
+
+    /// With descriptions of what is added by [`Self::route`].
+    pub(crate) fn described(document: OpenApi) -> Self {
+        Self(OpenApiRouter::with_openapi(OpenApi::default().nest(BASE, document)))
+    }
+
+    /// Adds what `routes!` makes of handlers.
+    pub(crate) fn routes(self, (schemas, paths, methods): UtoipaMethodRouter<App>) -> Self {
+        let mut whole = Paths::new();
+        whole.paths = paths
+            .paths
+            .into_iter()
+            .map(|(path, item)| (format!("{BASE}{path}"), item))
+            .collect();
+        Self(self.0.routes((schemas, whole, methods)))
+    }
+
+    /// Adds what the document describes otherwise.
+    pub(crate) fn route(self, path: &str, methods: MethodRouter<App>) -> Self {
+        Self(self.0.route(&format!("{BASE}{path}"), methods))
+    }
+
+    pub(crate) fn merge(self, other: Self) -> Self {
+        Self(self.0.merge(other.0))
+    }
+}
+
 /// The resources below the base path.
-fn resources() -> OpenApiRouter<App> {
-    OpenApiRouter::new()
+fn resources() -> Resource {
+    Resource::new()
         .merge(jobs::routes())
         .merge(events::routes())
         .merge(agents::routes())
@@ -101,7 +139,7 @@ fn resources() -> OpenApiRouter<App> {
 /// Every documented route, without layers.
 pub(crate) fn open_api_router() -> OpenApiRouter<App> {
     OpenApiRouter::with_openapi(openapi::base())
-        .nest(BASE, resources())
+        .merge(resources().0)
         .merge(health::routes())
 }
 

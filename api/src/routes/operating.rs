@@ -14,7 +14,6 @@ use common::store::queues::QueueStatus;
 use common::store::workers::{WorkerState, WorkerStatus};
 use serde::Serialize;
 use utoipa::ToSchema;
-use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 use uuid::Uuid;
 
@@ -23,13 +22,14 @@ use super::limits::RateView;
 use crate::auth::{Admin, Caller};
 use crate::extract::{Params, PathId, PathSteps};
 use crate::problem::{Document, Problem};
+use crate::routes::Resource;
 use crate::state::App;
 
 /// A silent worker is shown for so long: whoever looks should see what died.
 const SILENT_SHOWN: Duration = Duration::from_hours(1);
 
-pub(super) fn routes() -> OpenApiRouter<App> {
-    OpenApiRouter::new()
+pub(super) fn routes() -> Resource {
+    Resource::new()
         .routes(routes!(queues))
         .routes(routes!(queue, super::limits::update_queue))
         .routes(routes!(pause))

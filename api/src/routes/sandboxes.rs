@@ -10,7 +10,6 @@ use common::store::sandboxes::HeldBack;
 use common::store::workers::BELIEVED_FOR;
 use serde::Serialize;
 use utoipa::ToSchema;
-use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 use uuid::Uuid;
 
@@ -18,10 +17,11 @@ use super::List;
 use crate::auth::Admin;
 use crate::extract::Params;
 use crate::problem::Problem;
+use crate::routes::Resource;
 use crate::state::App;
 
-pub(super) fn routes() -> OpenApiRouter<App> {
-    OpenApiRouter::new().routes(routes!(list))
+pub(super) fn routes() -> Resource {
+    Resource::new().routes(routes!(list))
 }
 
 /// The sandboxes of one environment at one worker, a few seconds ago.

@@ -9,7 +9,6 @@ use common::job::limit::Subject;
 use common::store::tenants::{Tenant, TenantPatch};
 use serde::{Deserialize, Deserializer, Serialize};
 use utoipa::ToSchema;
-use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 use uuid::Uuid;
 
@@ -19,10 +18,11 @@ use crate::auth::Admin;
 use crate::extract::{Params, PathId, ValidJson};
 use crate::job::is_short_text;
 use crate::problem::{Code, Document, FieldError, Problem};
+use crate::routes::Resource;
 use crate::state::App;
 
-pub(super) fn routes() -> OpenApiRouter<App> {
-    OpenApiRouter::new()
+pub(super) fn routes() -> Resource {
+    Resource::new()
         .routes(routes!(create, list))
         .routes(routes!(get, update))
         .routes(routes!(pause))

@@ -8,20 +8,20 @@ use common::store::keys::Role;
 use common::store::usage::{By, Totals};
 use serde::Serialize;
 use utoipa::ToSchema;
-use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::List;
 use crate::auth::Caller;
 use crate::extract::Params;
 use crate::problem::{Document, Problem};
+use crate::routes::Resource;
 use crate::state::App;
 
 /// Days that are added up when no time is given.
 const DAYS: u64 = 30;
 
-pub(super) fn routes() -> OpenApiRouter<App> {
-    OpenApiRouter::new().routes(routes!(usage))
+pub(super) fn routes() -> Resource {
+    Resource::new().routes(routes!(usage))
 }
 
 /// Calls of models, added up.

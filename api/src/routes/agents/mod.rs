@@ -15,7 +15,6 @@ use common::ids::AgentId;
 use common::store::agents::{Agent, AgentVersion};
 use serde::Serialize;
 use utoipa::ToSchema;
-use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 use uuid::Uuid;
 
@@ -24,10 +23,11 @@ use super::usage::TotalsView;
 use crate::auth::Caller;
 use crate::extract::{Params, PathId};
 use crate::problem::{Document, Problem};
+use crate::routes::Resource;
 use crate::state::App;
 
-pub(super) fn routes() -> OpenApiRouter<App> {
-    OpenApiRouter::new()
+pub(super) fn routes() -> Resource {
+    Resource::new()
         .routes(routes!(write::create, list))
         .routes(routes!(get, write::update, write::delete))
         .routes(routes!(versions::list_versions))

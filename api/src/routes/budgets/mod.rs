@@ -12,16 +12,16 @@ use common::store::budgets::{Amounts, Window, WindowBudget};
 use common::store::subjects::Subject;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
-use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::auth::Admin;
 use crate::extract::{PathId, ValidJson};
 use crate::problem::{Document, FieldError, Problem};
+use crate::routes::Resource;
 use crate::state::App;
 
-pub(super) fn routes() -> OpenApiRouter<App> {
-    OpenApiRouter::new().routes(routes!(get, set)).merge(subjects::routes())
+pub(super) fn routes() -> Resource {
+    Resource::new().routes(routes!(get, set)).merge(subjects::routes())
 }
 
 /// What calls of models may spend within a window. Without any limit there is no budget.

@@ -8,7 +8,6 @@ use common::store::budgets::SubjectBudget;
 use common::store::subjects::Subject;
 use serde::Serialize;
 use utoipa::ToSchema;
-use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::{BudgetRequest, BudgetView};
@@ -16,12 +15,11 @@ use crate::auth::Caller;
 use crate::extract::{Params, PathSteps, ValidJson};
 use crate::problem::{Document, FieldError, Problem};
 use crate::routes::List;
+use crate::routes::Resource;
 use crate::state::App;
 
-pub(super) fn routes() -> OpenApiRouter<App> {
-    OpenApiRouter::new()
-        .routes(routes!(list))
-        .routes(routes!(get, set, remove))
+pub(super) fn routes() -> Resource {
+    Resource::new().routes(routes!(list)).routes(routes!(get, set, remove))
 }
 
 /// A budget, and whose calls it counts.

@@ -20,7 +20,6 @@ use common::store::search::Search;
 use serde::Serialize;
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
-use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 use uuid::Uuid;
 
@@ -33,13 +32,14 @@ use super::usage::TotalsView;
 use crate::auth::Caller;
 use crate::extract::{Cursor, Params, PathId};
 use crate::problem::{Document, Problem};
+use crate::routes::Resource;
 use crate::state::App;
 
 /// How long one page of a search goes on before it ends where it is.
 const SEARCH_TIME: Duration = Duration::from_secs(2);
 
-pub(super) fn routes() -> OpenApiRouter<App> {
-    OpenApiRouter::new()
+pub(super) fn routes() -> Resource {
+    Resource::new()
         .routes(routes!(write::create, list))
         .routes(routes!(get, write::update, write::delete))
         .routes(routes!(messages::messages))

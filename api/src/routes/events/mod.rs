@@ -5,13 +5,12 @@ mod follow;
 mod page;
 mod tokens;
 
-use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use crate::state::App;
+use crate::routes::Resource;
 
-pub(super) fn routes() -> OpenApiRouter<App> {
-    OpenApiRouter::new()
+pub(super) fn routes() -> Resource {
+    Resource::new()
         .routes(routes!(page::events))
         .routes(routes!(tokens::create))
         .routes(routes!(feed::feed))

@@ -16,12 +16,12 @@ use common::workspace::tar::{Entry, Kind, relative};
 use common::workspace::{self, Owner, Present, Workspaces};
 use serde::Serialize;
 use utoipa::{OpenApi, ToSchema};
-use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::auth::Caller;
 use crate::extract::PathSteps;
 use crate::problem::{Code, FieldError, Problem};
+use crate::routes::Resource;
 use crate::state::App;
 
 /// Described apart from their routes: `OpenAPI` has no word for a path of several parts.
@@ -29,9 +29,9 @@ use crate::state::App;
 #[openapi(paths(read::read, write::put, write::delete))]
 struct Files;
 
-pub(super) fn routes() -> OpenApiRouter<App> {
+pub(super) fn routes() -> Resource {
     let one = get(read::read).put(write::put).delete(write::delete);
-    OpenApiRouter::with_openapi(Files::openapi())
+    Resource::described(Files::openapi())
         .routes(routes!(list::list))
         .routes(routes!(archive::archive))
         .route("/conversations/{id}/files/{*path}", one)

@@ -12,6 +12,7 @@ use sha2::{Digest, Sha256};
 
 use super::accepted_job;
 use crate::auth::Caller;
+use crate::openapi::BASE;
 use crate::problem::{Code, FieldError, Problem};
 use crate::state::App;
 
@@ -41,7 +42,9 @@ impl<S: Sync> FromRequestParts<S> for Keyed {
             },
         };
         let path = if key.is_some() {
-            parts.uri.path().to_owned()
+            // As it is remembered: below the base path.
+            let path = parts.uri.path();
+            path.strip_prefix(BASE).unwrap_or(path).to_owned()
         } else {
             String::new()
         };
@@ -122,4 +125,25 @@ pub(crate) async fn first_jobs(app: &App, caller: &Caller, ids: &[Option<JobId>]
     let mut jobs = app.store().jobs(&ids).await?;
     jobs.retain(|job| job.tenant_id == caller.tenant_id());
     Ok(jobs)
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::http::Request;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_request_is_remembered_by_its_path_below_the_base() {
+        let (mut parts, ()) = Request::post("/api/v1/jobs?x=1")
+            .header(HEADER, "key")
+            .body(())
+            .unwrap()
+            .into_parts();
+        let keyed = Keyed::from_request_parts(&mut parts, &()).await.unwrap();
+
+        // As every version did: a client that repeats its request over an upgrade gets its first answer.
+        let expected: [u8; 32] = Sha256::digest(b"POST\0/jobs\0{}").into();
+        assert_eq!(keyed.fingerprint(b"{}").unwrap().fingerprint, expected);
+    }
 }

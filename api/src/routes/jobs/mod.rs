@@ -19,20 +19,19 @@ use axum::response::{IntoResponse, Response};
 use common::ids::JobId;
 use serde::Serialize;
 use utoipa::OpenApi;
-use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::job::JobView;
 use crate::openapi::BASE;
-use crate::state::App;
+use crate::routes::Resource;
 
 /// Described apart from its route: `OpenAPI` has no word for a path of several parts.
 #[derive(OpenApi)]
 #[openapi(paths(artifacts::get))]
 struct Artifacts;
 
-pub(super) fn routes() -> OpenApiRouter<App> {
-    OpenApiRouter::with_openapi(Artifacts::openapi())
+pub(super) fn routes() -> Resource {
+    Resource::described(Artifacts::openapi())
         .routes(routes!(submit::submit, read::list))
         .routes(routes!(batch::submit_batch))
         .routes(routes!(cancel::cancel_many))

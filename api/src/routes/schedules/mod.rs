@@ -12,14 +12,13 @@ mod view;
 
 use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::Response;
-use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::problem::{Code, FieldError, Problem};
-use crate::state::App;
+use crate::routes::Resource;
 
-pub(super) fn routes() -> OpenApiRouter<App> {
-    OpenApiRouter::new()
+pub(super) fn routes() -> Resource {
+    Resource::new()
         .routes(routes!(edit::create, read::list))
         .routes(routes!(read::preview))
         .routes(routes!(read::get, edit::change, edit::delete))
