@@ -431,7 +431,8 @@ async fn a_program_that_hangs_is_given_up(pool: PgPool) {
     done.settle().await;
     // It stayed, and does not answer the next one: that is its own failure, and another one is started then.
     let done = turn_of(&bench, talk, &agent(), "hello again", None).await;
-    assert_eq!((how(&done), done.failure().0), ("kept", FailureCode::SandboxFailed));
+    assert_eq!(how(&done), "kept");
+    assert_eq!(done.failure().0, FailureCode::SandboxFailed);
     done.settle().await;
     let done = turn_of(&bench, talk, &agent(), "hello again", None).await;
     assert_eq!((how(&done), &done.result()["steps"]), ("started", &json!(1)));
