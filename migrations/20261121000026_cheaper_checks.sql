@@ -1,6 +1,6 @@
 -- Postgres reads every check of a table anew for each statement that writes to it: 22 of them were a fifth of what it costs to
--- insert the jobs of a commit, and 0.2 ms for a single one after a rest. A domain's check is read once by a connection, and an
--- update that leaves the column alone does not ask it. What a state holds is one check.
+-- insert the jobs of a commit, and a third of a single one's. A domain's check is read once by a connection, and an update that
+-- leaves the column alone does not ask it. What a state holds is one check.
 
 create domain job_kind as text check (value in ('noop', 'exec', 'agent_run', 'chat_turn', 'group'));
 create domain job_priority as smallint check (value between 0 and 9);
@@ -34,7 +34,7 @@ alter table jobs
     drop constraint jobs_succeeded,
     drop constraint jobs_waiting;
 
--- Writes the table anew: some ten seconds for a million jobs.
+-- Writes the table anew: 1.4 s for 200,000 jobs on two processors.
 alter table jobs
     alter kind type job_kind,
     alter priority type job_priority,

@@ -100,15 +100,5 @@ fn request_id(request: &Request) -> String {
         .get(REQUEST_ID)
         .and_then(|value| value.to_str().ok())
         .filter(harmless);
-    given.map_or_else(new_id, str::to_owned)
-}
-
-fn new_id() -> String {
-    let mut id = "req_".to_owned();
-    id.push_str(
-        Uuid::from_u128(rand::random())
-            .simple()
-            .encode_lower(&mut Uuid::encode_buffer()),
-    );
-    id
+    given.map_or_else(|| format!("req_{}", Uuid::new_v4().simple()), str::to_owned)
 }

@@ -5,8 +5,7 @@
 //! - Redis may be away: a dispatch that fails or has no room is dropped, and the redispatch duty finds the row.
 //! - What comes after a job for which there was no room a moment ago is not offered at all.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use common::batch::{self, Batcher, Limits};
@@ -14,7 +13,7 @@ use common::job::NewJob;
 use common::queue::{Dispatch, Full, Queue};
 use common::store::insert::{Accepted, Submission};
 use common::store::{Error, Store};
-use tokio::sync::{Mutex, MutexGuard, mpsc};
+use tokio::sync::{MutexGuard, mpsc};
 use tokio_util::task::TaskTracker;
 
 use crate::problem::Problem;
@@ -122,38 +121,25 @@ impl Submitter {
 }
 
 /// Lets batches in: all that come, but one at a time while lone jobs come, for these need the processors and the disk too.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct GiveWay {
-    made: Instant,
-    // When the last lone job came, milliseconds after `made`; none yet while it is 0.
-    lone_job_ms: AtomicU64,
-    turn: Mutex<()>,
-}
-
-impl Default for GiveWay {
-    fn default() -> Self {
-        Self {
-            made: Instant::now(),
-            lone_job_ms: AtomicU64::new(0),
-            turn: Mutex::default(),
-        }
-    }
+    lone_job_at: Mutex<Option<Instant>>,
+    turn: tokio::sync::Mutex<()>,
 }
 
 impl GiveWay {
-    fn now_ms(&self) -> u64 {
-        1 + u64::try_from(self.made.elapsed().as_millis()).unwrap_or(u64::MAX - 1)
-    }
-
     fn lone_job_came(&self) {
-        self.lone_job_ms.store(self.now_ms(), Ordering::Relaxed);
+        *self.lone_job_at() = Some(Instant::now());
     }
 
     /// Waits for the batch before this one, if lone jobs came lately. What it answers is held while the batch is under way.
     async fn enter(&self) -> Option<MutexGuard<'_, ()>> {
-        let came = self.lone_job_ms.load(Ordering::Relaxed);
-        let is_lately = came > 0 && u128::from(self.now_ms().saturating_sub(came)) < LONE.as_millis();
+        let is_lately = self.lone_job_at().is_some_and(|at| at.elapsed() < LONE);
         if is_lately { Some(self.turn.lock().await) } else { None }
+    }
+
+    fn lone_job_at(&self) -> std::sync::MutexGuard<'_, Option<Instant>> {
+        self.lone_job_at.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -239,9 +225,8 @@ mod tests {
 
     #[test]
     fn a_lone_job_is_forgotten_after_a_while() {
-        let mut give_way = GiveWay::default();
-        give_way.lone_job_came();
-        give_way.made -= LONE;
+        let give_way = GiveWay::default();
+        *give_way.lone_job_at() = Instant::now().checked_sub(LONE);
 
         assert!(give_way.enter().now_or_never().unwrap().is_none());
     }

@@ -17,11 +17,10 @@ use utoipa::ToSchema;
 use utoipa_axum::routes;
 use uuid::Uuid;
 
-use super::List;
+use super::{List, Resource};
 use crate::auth::Caller;
 use crate::extract::{Params, PathId, ValidJson};
 use crate::problem::{Code, Document, Problem};
-use crate::routes::Resource;
 use crate::state::App;
 
 /// Longest comment, bytes.

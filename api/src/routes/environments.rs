@@ -9,11 +9,10 @@ use serde::Serialize;
 use utoipa::ToSchema;
 use utoipa_axum::routes;
 
-use super::List;
+use super::{List, Resource};
 use crate::auth::Caller;
 use crate::extract::Params;
 use crate::problem::Problem;
-use crate::routes::Resource;
 use crate::state::App;
 
 pub(super) fn routes() -> Resource {

@@ -12,11 +12,10 @@ use utoipa::ToSchema;
 use utoipa_axum::routes;
 use uuid::Uuid;
 
-use super::{List, created};
+use super::{List, Resource, created};
 use crate::auth::{Admin, Caller, NewKey};
 use crate::extract::{Params, PathId, ValidJson};
 use crate::problem::{Document, Problem};
-use crate::routes::Resource;
 use crate::state::App;
 
 pub(super) fn routes() -> Resource {

@@ -16,14 +16,13 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 use utoipa_axum::routes;
 
-use super::List;
 use super::operating::{QueueView, read_queue};
 use super::tenants::present;
+use super::{List, Resource};
 use crate::auth::{Admin, Caller};
 use crate::extract::{Params, PathId, PathSteps, ValidJson};
 use crate::job::{duration, is_short_text};
 use crate::problem::{Document, FieldError, Problem};
-use crate::routes::Resource;
 use crate::state::App;
 
 /// The longest pause of a key.

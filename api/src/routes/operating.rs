@@ -17,12 +17,11 @@ use utoipa::ToSchema;
 use utoipa_axum::routes;
 use uuid::Uuid;
 
-use super::List;
 use super::limits::RateView;
+use super::{List, Resource};
 use crate::auth::{Admin, Caller};
 use crate::extract::{Params, PathId, PathSteps};
 use crate::problem::{Document, Problem};
-use crate::routes::Resource;
 use crate::state::App;
 
 /// A silent worker is shown for so long: whoever looks should see what died.

@@ -13,11 +13,10 @@ use utoipa::ToSchema;
 use utoipa_axum::routes;
 use uuid::Uuid;
 
-use super::List;
+use super::{List, Resource};
 use crate::auth::Admin;
 use crate::extract::Params;
 use crate::problem::Problem;
-use crate::routes::Resource;
 use crate::state::App;
 
 pub(super) fn routes() -> Resource {

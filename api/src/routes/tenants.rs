@@ -13,12 +13,11 @@ use utoipa_axum::routes;
 use uuid::Uuid;
 
 use super::limits::{self, RateView};
-use super::{List, created};
+use super::{List, Resource, created};
 use crate::auth::Admin;
 use crate::extract::{Params, PathId, ValidJson};
 use crate::job::is_short_text;
 use crate::problem::{Code, Document, FieldError, Problem};
-use crate::routes::Resource;
 use crate::state::App;
 
 pub(super) fn routes() -> Resource {

@@ -10,11 +10,10 @@ use serde::Serialize;
 use utoipa::ToSchema;
 use utoipa_axum::routes;
 
-use super::List;
+use super::{List, Resource};
 use crate::auth::Caller;
 use crate::extract::Params;
 use crate::problem::{Document, Problem};
-use crate::routes::Resource;
 use crate::state::App;
 
 /// Days that are added up when no time is given.

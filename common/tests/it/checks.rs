@@ -4,7 +4,7 @@ use common::testing::TestEnv;
 use sqlx::PgPool;
 
 /// Changes of a queued job that leave it with what its state excludes, without what it needs, or with a value that is none.
-const REFUSED: [&str; 29] = [
+const REFUSED: [&str; 34] = [
     "state = 'unknown'",
     "queued_at = null",
     "due_at = now()",
@@ -30,14 +30,19 @@ const REFUSED: [&str; 29] = [
     "failures = -1",
     "losses = -1",
     "max_attempts = 101",
+    "max_attempts = 0",
     "timeout_ms = 0",
+    "seq = 0",
+    "concurrency_limit = 0",
     "concurrency_strategy = 'unknown'",
     "rate_limit = 1",
+    "rate_key = 'k', rate_limit = 0, rate_window_ms = 1",
+    "rate_key = 'k', rate_limit = 1, rate_window_ms = 0",
     "woken_by = 'unknown'",
 ];
 
 /// Changes of a queued job that fit.
-const ACCEPTED: [&str; 8] = [
+const ACCEPTED: [&str; 9] = [
     "state = 'scheduled', due_at = now()",
     "state = 'retrying', due_at = now()",
     "state = 'running', worker_id = id, started_at = now(), attempt = 1",
@@ -46,6 +51,7 @@ const ACCEPTED: [&str; 8] = [
     "state = 'succeeded', finished_at = now()",
     "state = 'failed', finished_at = now(), error_code = 'x'",
     "state = 'cancelled', finished_at = now()",
+    "rate_key = 'k', rate_limit = 1, rate_window_ms = 1",
 ];
 
 #[sqlx::test(migrator = "common::store::MIGRATOR")]

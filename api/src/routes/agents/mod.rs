@@ -18,12 +18,11 @@ use utoipa::ToSchema;
 use utoipa_axum::routes;
 use uuid::Uuid;
 
-use super::List;
 use super::usage::TotalsView;
+use super::{List, Resource};
 use crate::auth::Caller;
 use crate::extract::{Params, PathId};
 use crate::problem::{Document, Problem};
-use crate::routes::Resource;
 use crate::state::App;
 
 pub(super) fn routes() -> Resource {

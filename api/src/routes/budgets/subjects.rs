@@ -14,8 +14,7 @@ use super::{BudgetRequest, BudgetView};
 use crate::auth::Caller;
 use crate::extract::{Params, PathSteps, ValidJson};
 use crate::problem::{Document, FieldError, Problem};
-use crate::routes::List;
-use crate::routes::Resource;
+use crate::routes::{List, Resource};
 use crate::state::App;
 
 pub(super) fn routes() -> Resource {

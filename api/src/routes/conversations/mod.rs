@@ -27,12 +27,11 @@ pub(in crate::routes) use messages::MessageDocument;
 pub(in crate::routes) use said::{SaidPart, said};
 pub(in crate::routes) use turns::answering;
 
-use super::List;
 use super::usage::TotalsView;
+use super::{List, Resource};
 use crate::auth::Caller;
 use crate::extract::{Cursor, Params, PathId};
 use crate::problem::{Document, Problem};
-use crate::routes::Resource;
 use crate::state::App;
 
 /// How long one page of a search goes on before it ends where it is.

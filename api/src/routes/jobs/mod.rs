@@ -61,12 +61,7 @@ pub(crate) use read::read as read_job;
 
 /// JSON of a job, made before the job is given away.
 pub(crate) fn to_json(view: &impl Serialize) -> Vec<u8> {
-    // A job without its input fills most of it, and is moved no more while it grows.
-    let mut json = Vec::with_capacity(1_024);
-    match serde_json::to_writer(&mut json, view) {
-        Ok(()) => json,
-        Err(_) => Vec::new(),
-    }
+    serde_json::to_vec(view).unwrap_or_default()
 }
 
 /// 202 with a job that is in Postgres.
