@@ -121,6 +121,53 @@ async fn one_job_does_not_wait_for_the_first_round_of_many_tenants(pool: PgPool)
 }
 
 #[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn one_job_does_not_wait_for_tenants_whose_backlogs_are_still_being_read(pool: PgPool) {
+    let env = TestEnv::new(pool).await;
+    // More than two claims read, so that the view finds most of them when the round has begun.
+    for _ in 0..2_500 {
+        fill(&env, TenantId::new(), 1, 5).await;
+    }
+    let (worker, single) = (env.worker(), TenantId::new());
+    for _ in 0..2 {
+        assert_eq!(worker.take(&light(20)).await.unwrap().len(), 20);
+    }
+    fill(&env, single, 1, 5).await;
+    assert_eq!(worker.take(&light(1)).await.unwrap().len(), 1);
+    assert_eq!(worker.take(&light(1)).await.unwrap().len(), 1);
+    assert_eq!(backlog(&env, single).await, 0, "not among the next two slots");
+}
+
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn one_job_does_not_wait_for_tenants_that_waited_with_their_queue(pool: PgPool) {
+    let env = TestEnv::new(pool).await;
+    let (busy, single, slow) = (TenantId::new(), TenantId::new(), ["slow".to_owned()]);
+    fill(&env, busy, 200, 5).await;
+    share(&env, &[busy], 50, 1).await;
+    env.queue.set_paused(&slow).await.unwrap();
+    let limit = Limit {
+        max_running: Some(1_000),
+        ..Limit::default()
+    };
+    let limited = Subject::Queue("slow".to_owned());
+    env.queue.tell_limit(&limited, &limit).await.unwrap();
+    for _ in 0..100 {
+        fill_queues(&env, TenantId::new(), &slow, 1, 5).await;
+    }
+    share(&env, &[busy], 50, 1).await;
+    env.queue.set_paused(&[]).await.unwrap();
+    let worker = env.worker();
+    assert_eq!(worker.take(&light(10)).await.unwrap().len(), 10);
+    fill_queues(&env, single, &slow, 1, 5).await;
+    assert_eq!(worker.take(&light(1)).await.unwrap().len(), 1);
+    assert_eq!(worker.take(&light(1)).await.unwrap().len(), 1);
+    assert_eq!(
+        backlog_of(&env, single, "slow/light").await,
+        0,
+        "not among the next two slots"
+    );
+}
+
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
 async fn equal_tenants_get_equal_shares_of_any_backlog(pool: PgPool) {
     let env = TestEnv::new(pool).await;
     let (large, small) = (TenantId::new(), TenantId::new());

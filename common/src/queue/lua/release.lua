@@ -3,7 +3,8 @@
 -- scheduling, Waldspurger and Weihl, 1995); then the one of its lanes that is furthest behind.
 local looks = 0
 
--- The group whose next tenant is furthest behind. One tenant that is next in two of them goes on in the lane that is.
+-- The group whose next tenant is furthest behind, or has been away. One tenant that is next in two of them goes on in the
+-- lane that is.
 local function furthest(view, is_alone)
   local first = nil
   for _, group in ipairs(view) do
@@ -14,7 +15,7 @@ local function furthest(view, is_alone)
     if turn and lead == 0 and turn.tenant == first.turn.tenant then
       local here, there = lane_of(view, group), lane_of(view, first)
       if here and there and here.at < there.at then first = group end
-    elseif turn and (not first or lead < 0) then
+    elseif turn and (not first or lead < 0 or (lead == 0 and turn.stands < first.turn.stands)) then
       first = group
     end
   end

@@ -29,10 +29,10 @@ local function end_turn(view, group)
 end
 
 -- Takes a tenant's lane into a view. Beside other lanes of the tenant it begins one job behind the first of them.
-local function join(view, lane, tenant, arrival)
+local function join(view, lane, tenant, arrival, is_in_round)
   local group, first = group_of(view, group_name(lane)), math.huge
   end_turn(view, group)
-  local at = math.max(entry(view.id, view.present, tenant, arrival), view.times[tenant] or 0)
+  local at = view.times[tenant] or entry(view.id, view.present, tenant, arrival, is_in_round or group.is_paused)
   local is_new = redis.call('ZADD', group.ring, 'NX', exactly(at), tenant) == 1
   for _, any in ipairs(view) do
     local head = (any ~= group or not is_new) and redis.call('ZRANGE', any.of .. tenant, 0, 0, 'WITHSCORES')
@@ -42,20 +42,28 @@ local function join(view, lane, tenant, arrival)
   group.touched, group.is_over = true, group.is_paused
 end
 
--- Takes note of what has come into `open`: all of it, or a part when there is much.
+-- Takes note of what has come into `open`: all of it, or a part when there is much. What came while nothing was released is
+-- one round, whoever reads it when.
 local function take_note(view, want)
   announced = false
   local news = redis.call('ZRANGEBYSCORE', R .. 'open', '(' .. view.seen, '+inf', 'WITHSCORES', 'LIMIT', 0, NEWS)
+  view.has_news = #news == 2 * NEWS
+  if view.has_news and view.is_asleep then
+    view.round = tonumber(redis.call('HGET', R .. 'views', '#'))
+    redis.call('HSET', R .. 'views', 'round', view.round)
+  end
   for i = 1, #news, 2 do
     local lane, tenant = string.match(news[i], '^(%S+) (.*)$')
-    if fits(want, string.match(lane, '^([^/]*)/(.*)$')) then join(view, lane, tenant, tonumber(news[i + 1])) end
+    local arrival = tonumber(news[i + 1])
+    if fits(want, string.match(lane, '^([^/]*)/(.*)$')) then
+      join(view, lane, tenant, arrival, view.is_asleep or arrival <= view.round)
+    end
     view.seen = news[i + 1]
   end
-  view.has_news = #news == 2 * NEWS
 end
 
 -- Whose turn it is in a group; nil when nobody can have one. A ring may have a tenant earlier than it is: then it goes where
--- it belongs, and the next is looked at. Whoever waited with a whole queue gains nothing from that.
+-- it belongs, and the next is looked at. Nobody has a turn before the present time: having waited gains nothing.
 local function turn_of(view, group)
   local turn = group.turn
   local left = turn and turn.ends - view.times[turn.tenant]
@@ -66,14 +74,14 @@ local function turn_of(view, group)
     group.touched = true
     if not tenant or at == math.huge then return nil end
     local known = view.times[tenant] or (#view > 1 and tonumber(redis.call('ZSCORE', R .. 'tv:' .. view.id, tenant)) or at)
-    local least = group.name == '*' and at or view.present or at
+    local least, stands = view.present or at, at
     at = math.max(at, known, least)
-    local ends = math.max(tonumber(head[4]) or math.huge, group.name == '*' and -math.huge or least)
+    local ends = math.max(tonumber(head[4]) or math.huge, least)
     if at > ends then
       redis.call('ZADD', group.ring, exactly(at), tenant)
     else
       view.times[tenant] = at
-      group.turn = { tenant = tenant, ends = ends, weight = weight(tenant), lanes = group.of .. tenant }
+      group.turn = { tenant = tenant, stands = stands, ends = ends, weight = weight(tenant), lanes = group.of .. tenant }
     end
   end
   return group.turn

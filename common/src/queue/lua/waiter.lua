@@ -8,12 +8,14 @@ local function is_held(r)
     or (gate ~= nil and gate.max > 0 and redis.call('SCARD', R .. 'h:q:' .. queue) >= gate.max)
 end
 
--- When a tenant that comes into a view is next: just before the view's present time, so that somebody who has been away does
--- not wait for a round of all others; but not before its own time when it left, so that leaving gains nothing. Those who
--- come at the same time, or while nothing has been released yet, are next in the order of their arrival.
-local function entry(view, present, tenant, arrival)
-  local at = (present or 0) - (present and 1e-4 or 0) + arrival % 50000 * 1e-9
-  return math.max(at, tonumber(redis.call('ZSCORE', R .. 'tv:' .. view, tenant) or at))
+-- Where in a ring a tenant stands that comes into it: before all times, so that somebody who has been away does not wait for
+-- a round of all others; but at its own time when it left if that is yet to come, so that leaving gains nothing. Those who
+-- come while nothing is released make up a round that begins at the present time. Both are in the order of their arrival.
+local function entry(view, present, tenant, arrival, is_in_round)
+  local own = tonumber(redis.call('ZSCORE', R .. 'tv:' .. view, tenant) or 0)
+  if own > (present or 0) then return own end
+  if is_in_round or not present then return (present or 0) + arrival % 50000 * 1e-8 end
+  return arrival % 1e9 * 1e-9 - 1
 end
 
 -- Sees to it that a gate at which somebody waits is looked at again in a while, and one at which nobody does is not.
@@ -53,7 +55,7 @@ local function let_go(name)
     for _, ring in ipairs(rings) do
       local view = string.match(ring, '^%d+')
       local known = redis.call('HGET', R .. 'views', redis.call('HGET', R .. 'views', view) or '')
-      local present = string.match(known or '', '^%d+|%d+|%d+|([^|]*)')
+      local present = string.match(known or '', '^%d+|%d+|%d+|([^|,]*)')
       redis.call('ZADD', R .. 'ring:' .. ring, 'XX', exactly(entry(view, tonumber(present or ''), tenant, 0)), tenant)
     end
     return
