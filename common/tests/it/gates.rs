@@ -291,6 +291,20 @@ async fn an_idle_worker_is_woken_to_hear_of_a_window(pool: PgPool) {
     );
 }
 
+/// Its own limit ends a wait, and what comes between two waits is heard by the next.
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn a_wake_between_two_waits_is_heard(pool: PgPool) {
+    let env = TestEnv::new(pool).await;
+    let mut waker = env.queue.waker(env.queue.shard_of(env.tenant_id), SlotClass::Light);
+    waker.wait(MINUTE).await.unwrap();
+    for _ in 0..3 {
+        assert!(!waker.wait(Duration::from_millis(1)).await.unwrap());
+        dispatch(&env, &[env.noop()]).await;
+        assert!(waker.wait(MINUTE).await.unwrap());
+    }
+    assert!(!waker.wait(Duration::from_millis(1)).await.unwrap());
+}
+
 #[sqlx::test(migrator = "common::store::MIGRATOR")]
 async fn rates_of_a_tenant_and_a_queue_hold_their_jobs_and_nobody_elses(pool: PgPool) {
     let env = TestEnv::new(pool).await;
