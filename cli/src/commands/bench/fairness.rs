@@ -130,12 +130,14 @@ pub(super) async fn run(
         .await?;
     tokio::time::sleep(Duration::from_millis(args.duration * 10)).await;
     let waited = measure(args, &caller, &queue.name, singles).await;
+    // What is left would run while it is read and cancelled.
+    queue.pause().await?;
     spinner.set_message("reading the releases");
     let released = releases(args, &caller, &queue.name, &tenants).await;
     spinner.set_message("cancelling the backlog");
+    cancel(&caller, &queue.name, &tenants).await?;
     let unlimited = json!({"max_running": null});
     caller.call(&mut connection, None, ("PATCH", &path), &unlimited).await?;
-    cancel(&caller, &queue.name, &tenants).await?;
     spinner.finish_and_clear();
 
     let (waited, released) = (waited?, released?);
