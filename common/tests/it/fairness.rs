@@ -168,6 +168,47 @@ async fn one_job_does_not_wait_for_tenants_that_waited_with_their_queue(pool: Pg
 }
 
 #[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn one_job_does_not_wait_for_tenants_that_came_just_before_with_more(pool: PgPool) {
+    let env = TestEnv::new(pool).await;
+    let (busy, single) = (TenantId::new(), TenantId::new());
+    fill(&env, busy, 200, 5).await;
+    share(&env, &[busy], 50, 1).await;
+    for _ in 0..100 {
+        fill(&env, TenantId::new(), 3, 5).await;
+    }
+    let worker = env.worker();
+    assert_eq!(worker.take(&light(10)).await.unwrap().len(), 10);
+    fill(&env, single, 1, 5).await;
+    assert_eq!(worker.take(&light(1)).await.unwrap().len(), 1);
+    assert_eq!(backlog(&env, single).await, 0, "is not next");
+}
+
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn one_job_stays_ahead_while_its_queue_is_full(pool: PgPool) {
+    let env = TestEnv::new(pool).await;
+    let (busy, single, queue) = (TenantId::new(), TenantId::new(), ["slow".to_owned()]);
+    let limited = Subject::Queue("slow".to_owned());
+    let running = |max_running| Limit {
+        max_running: Some(max_running),
+        ..Limit::default()
+    };
+    env.queue.tell_limit(&limited, &running(1)).await.unwrap();
+    fill_queues(&env, busy, &queue, 3, 5).await;
+    let worker = env.worker();
+    assert_eq!(worker.take(&light(1)).await.unwrap().len(), 1);
+    for _ in 0..10 {
+        fill_queues(&env, TenantId::new(), &queue, 3, 5).await;
+    }
+    fill_queues(&env, single, &queue, 1, 5).await;
+    for _ in 0..3 {
+        assert_eq!(worker.take(&light(1)).await.unwrap(), []);
+    }
+    env.queue.tell_limit(&limited, &running(2)).await.unwrap();
+    assert_eq!(worker.take(&light(1)).await.unwrap().len(), 1);
+    assert_eq!(backlog_of(&env, single, "slow/light").await, 0, "is not next");
+}
+
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
 async fn equal_tenants_get_equal_shares_of_any_backlog(pool: PgPool) {
     let env = TestEnv::new(pool).await;
     let (large, small) = (TenantId::new(), TenantId::new());

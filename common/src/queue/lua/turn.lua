@@ -17,22 +17,38 @@ local function end_lane(view, turn)
   end
 end
 
--- Writes down what a turn cost. Without a lane the tenant leaves the ring.
+-- Writes down what a turn cost. Without a lane the tenant leaves the ring; who released nothing stays where it stands.
 local function end_turn(view, group)
   local turn = group.turn
   if not turn then return end
   group.turn = nil
   end_lane(view, turn)
   local at = exactly(view.times[turn.tenant])
-  if turn.is_over then redis.call('ZREM', group.ring, turn.tenant) else redis.call('ZADD', group.ring, at, turn.tenant) end
+  if turn.is_over then
+    redis.call('ZREM', group.ring, turn.tenant)
+  elseif turn.has_run then
+    redis.call('ZADD', group.ring, at, turn.tenant)
+  end
   if turn.has_run and (turn.is_over or #view > 1) then redis.call('ZADD', R .. 'tv:' .. view.id, at, turn.tenant) end
 end
 
+-- How far ahead of a round a tenant goes that comes now: not at all when it came while nothing was released. Who brings more
+-- than a job belongs to it too when that may be so.
+local function ahead_of(view, group, lane, tenant, arrival)
+  if not view.present or group.is_paused or arrival <= view.round then return 0 end
+  if redis.call('ZCARD', backlog({ lane = lane, tenant = tenant })) == 1 then return 2 end
+  return view.is_asleep and 0 or 1
+end
+
 -- Takes a tenant's lane into a view. Beside other lanes of the tenant it begins one job behind the first of them.
-local function join(view, lane, tenant, arrival, is_in_round)
+local function join(view, lane, tenant, arrival)
   local group, first = group_of(view, group_name(lane)), math.huge
   end_turn(view, group)
-  local at = view.times[tenant] or entry(view.id, view.present, tenant, arrival, is_in_round or group.is_paused)
+  local at = view.times[tenant]
+  if not at then
+    local ahead = ahead_of(view, group, lane, tenant, arrival)
+    at = entry(view.id, view.present, tenant, arrival, ahead)
+  end
   local is_new = redis.call('ZADD', group.ring, 'NX', exactly(at), tenant) == 1
   for _, any in ipairs(view) do
     local head = (any ~= group or not is_new) and redis.call('ZRANGE', any.of .. tenant, 0, 0, 'WITHSCORES')
@@ -54,10 +70,7 @@ local function take_note(view, want)
   end
   for i = 1, #news, 2 do
     local lane, tenant = string.match(news[i], '^(%S+) (.*)$')
-    local arrival = tonumber(news[i + 1])
-    if fits(want, string.match(lane, '^([^/]*)/(.*)$')) then
-      join(view, lane, tenant, arrival, view.is_asleep or arrival <= view.round)
-    end
+    if fits(want, string.match(lane, '^([^/]*)/(.*)$')) then join(view, lane, tenant, tonumber(news[i + 1])) end
     view.seen = news[i + 1]
   end
 end

@@ -9,13 +9,14 @@ local function is_held(r)
 end
 
 -- Where in a ring a tenant stands that comes into it: before all times, so that somebody who has been away does not wait for
--- a round of all others; but at its own time when it left if that is yet to come, so that leaving gains nothing. Those who
--- come while nothing is released make up a round that begins at the present time. Both are in the order of their arrival.
-local function entry(view, present, tenant, arrival, is_in_round)
+-- a round of all others; but at its own time when it left if that is yet to come, so that leaving gains nothing. `ahead` is
+-- 2 for who comes with a single job, 1 for who brings more, and 0 for a round that begins at the present time. Each of these
+-- is in the order of its arrival.
+local function entry(view, present, tenant, arrival, ahead)
   local own = tonumber(redis.call('ZSCORE', R .. 'tv:' .. view, tenant) or 0)
   if own > (present or 0) then return own end
-  if is_in_round or not present then return (present or 0) + arrival % 50000 * 1e-8 end
-  return arrival % 1e9 * 1e-9 - 1
+  if ahead == 0 then return (present or 0) + arrival % 50000 * 1e-8 end
+  return arrival % 1e9 * 1e-9 - ahead
 end
 
 -- Sees to it that a gate at which somebody waits is looked at again in a while, and one at which nobody does is not.
@@ -55,8 +56,9 @@ local function let_go(name)
     for _, ring in ipairs(rings) do
       local view = string.match(ring, '^%d+')
       local known = redis.call('HGET', R .. 'views', redis.call('HGET', R .. 'views', view) or '')
-      local present = string.match(known or '', '^%d+|%d+|%d+|([^|,]*)')
-      redis.call('ZADD', R .. 'ring:' .. ring, 'XX', exactly(entry(view, tonumber(present or ''), tenant, 0)), tenant)
+      local present = tonumber(string.match(known or '', '^%d+|%d+|%d+|([^|,]*)') or '')
+      local at = entry(view, present, tenant, 0, present and 1 or 0)
+      redis.call('ZADD', R .. 'ring:' .. ring, 'XX', exactly(at), tenant)
     end
     return
   end
