@@ -102,7 +102,7 @@ async fn identify(app: &App, request: &Parts) -> Result<Caller, Problem> {
         .keyring()
         .by_secret(app.store(), key)
         .await?
-        .ok_or_else(unauthenticated)?;
+        .ok_or_else(|| unknown(app))?;
     let mut caller = Caller {
         tenant,
         key_id: key.id,
@@ -152,6 +152,16 @@ fn bearer(headers: &HeaderMap) -> Result<&str, Problem> {
         Ok(key)
     } else {
         Err(unauthenticated())
+    }
+}
+
+/// The answer to a key that is nobody's. Where the configured key may be missing still, it may be that one: a client that was
+/// told of a wrong key does not come again.
+fn unknown(app: &App) -> Problem {
+    if app.is_prepared() {
+        unauthenticated()
+    } else {
+        Problem::unavailable("the server is being prepared")
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::future::IntoFuture as _;
 use std::net::SocketAddr;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -13,7 +14,7 @@ use common::lifecycle::Lifecycle;
 use common::log::Log;
 use common::objects::Objects;
 use common::queue::Queue;
-use common::store::Store;
+use common::store::{MigrateError, Store};
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -93,6 +94,7 @@ impl Server {
             keyring: Keyring::new(config.auth.cache),
             rates: RateLimits::new(config.auth.rate),
             timings: Timings::default(),
+            is_prepared: AtomicBool::new(false),
             // With a connection to Redis of its own: one that a thread of connections made would end with those threads.
             submitter: Submitter::spawn(
                 lifecycle.tracker(),
@@ -180,10 +182,17 @@ async fn prepare(app: App, admin_key: Option<Secret>) {
 
 async fn prepare_once(app: &App, admin_key: Option<&Secret>) -> anyhow::Result<()> {
     if app.config().http.migrate {
-        app.store().migrate().await?;
+        match app.store().migrate().await {
+            // While replicas are upgraded one by one, some that start anew are still the old ones.
+            Err(MigrateError::VersionMissing(version)) => {
+                tracing::warn!(version, "the database was migrated by a newer version");
+            }
+            migrated => migrated?,
+        }
     }
     ensure_admin_key(app.store(), admin_key, app.clock()).await?;
     // Somebody may have shown it before.
     app.keyring().clear();
+    app.set_prepared();
     Ok(())
 }

@@ -1,6 +1,7 @@
 //! What every handler has at hand.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use common::cancel::Canceller;
 use common::clock::Clock;
@@ -39,6 +40,7 @@ pub(crate) struct Parts {
     pub(crate) hub: Hub,
     pub(crate) stopping: CancellationToken,
     pub(crate) metrics: Option<PrometheusHandle>,
+    pub(crate) is_prepared: AtomicBool,
     pub(crate) beside: Vec<(&'static str, Health)>,
 }
 
@@ -118,6 +120,15 @@ impl App {
     /// Cancelled when streams and waits should end.
     pub fn stopping(&self) -> &CancellationToken {
         &self.0.stopping
+    }
+
+    /// Whether this process knows that the tables are there and the configured key is known.
+    pub(crate) fn is_prepared(&self) -> bool {
+        self.0.is_prepared.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn set_prepared(&self) {
+        self.0.is_prepared.store(true, Ordering::Release);
     }
 
     /// Other parts of Hothouse in this process, by name.

@@ -54,15 +54,17 @@ async fn alive() -> Json<Health> {
     })
 }
 
-/// Jobs are accepted: the tables are there, and a commit went through just now. Redis being away degrades and does not fail
+/// Jobs are accepted: the tables are there, the configured key is known, and a commit went through just now. Redis being away degrades and does not fail
 /// this; where worker and scheduler are parts of the process, they must make progress.
 #[utoipa::path(get, path = "/readyz", tag = "health", security(()),
     responses((status = 200, body = Health), (status = 503, body = Health)))]
 async fn ready(State(app): State<App>) -> Response {
     let commits = async {
         let probe = async {
-            // Without its tables nothing can be accepted, however well Postgres answers.
-            app.store().is_migrated().await.is_ok_and(|is_migrated| is_migrated)
+            // Without its tables nothing can be accepted, however well Postgres answers; and until the configured key is
+            // known nothing of its holder's.
+            app.is_prepared()
+                && app.store().is_migrated().await.is_ok_and(|is_migrated| is_migrated)
                 && app.submitter().probe().await.is_ok()
         };
         tokio::time::timeout(PATIENCE, probe).await.is_ok_and(|is_well| is_well)

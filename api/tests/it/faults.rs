@@ -1,14 +1,16 @@
 //! Postgres or Redis is away: clear answers, nothing lost, and everything goes on by itself afterwards.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use common::config::Secret;
+use common::lifecycle::Lifecycle;
 use common::testing::eventually;
 use reqwest::Method;
 use serde_json::{Value, json};
 use sqlx::{ConnectOptions, PgPool};
 
-use crate::fixture::{Api, Proxy, SOON, answer, authority};
+use crate::fixture::{ADMIN, Api, Proxy, SOON, answer, authority};
 
 /// A server that reaches Postgres through a proxy.
 async fn behind_proxy(pool: &PgPool) -> (Api, Proxy) {
@@ -217,20 +219,13 @@ async fn a_server_starts_without_its_services_and_waits_for_them(pool: PgPool) {
     config.database.acquire_timeout = Duration::from_millis(500);
     config.redis.url = Secret::from("redis://127.0.0.1:1/".to_owned());
     config.http.migrate = true;
-    let lifecycle = common::lifecycle::Lifecycle::new();
+    let lifecycle = Lifecycle::new();
     let server = api::Server::bind(config, env.clock.clock(), &lifecycle).await.unwrap();
     let address = server.address();
     let stop = lifecycle.clone();
     lifecycle.spawn("api", async move { server.serve(&stop).await });
     let client = reqwest::Client::builder().timeout(SOON).build().unwrap();
-    let jobs = async || {
-        answer(
-            client
-                .get(format!("http://{address}/api/v1/jobs"))
-                .bearer_auth(crate::fixture::ADMIN),
-        )
-        .await
-    };
+    let jobs = async || answer(client.get(format!("http://{address}/api/v1/jobs")).bearer_auth(ADMIN)).await;
     jobs().await.is_problem(503, "unavailable");
     proxy.up();
     eventually(SOON, "the key is known", async || {
@@ -257,4 +252,60 @@ async fn an_api_without_its_tables_is_not_ready(pool: PgPool) {
     assert_eq!(ready().await, 200);
     sqlx::query("drop table _sqlx_migrations").execute(&pool).await.unwrap();
     assert_eq!(ready().await, 503);
+}
+
+/// A server of its own beside what a test already has, which migrates.
+async fn bound(pool: &PgPool, lifecycle: &Lifecycle) -> SocketAddr {
+    let env = common::testing::TestEnv::new(pool.clone()).await;
+    let mut config = crate::fixture::config(&env, pool);
+    config.http.migrate = true;
+    let server = api::Server::bind(config, env.clock.clock(), lifecycle).await.unwrap();
+    let (address, stop) = (server.address(), lifecycle.clone());
+    lifecycle.spawn("api", async move { server.serve(&stop).await });
+    address
+}
+
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn a_server_is_ready_once_its_key_is_known_and_refuses_nobody_before(pool: PgPool) {
+    let mut holder = pool.begin().await.unwrap();
+    let lock = "lock table api_keys in exclusive mode";
+    sqlx::query(lock).execute(&mut *holder).await.unwrap();
+    let lifecycle = Lifecycle::new();
+    let address = bound(&pool, &lifecycle).await;
+    let client = reqwest::Client::builder().timeout(SOON).build().unwrap();
+    let get =
+        async |path: &str, key: &str| answer(client.get(format!("http://{address}{path}")).bearer_auth(key)).await;
+    assert_eq!(get("/readyz", ADMIN).await.status, 503);
+    get("/api/v1/jobs", ADMIN).await.is_problem(503, "unavailable");
+    get("/api/v1/jobs", "hh_nobodys").await.is_problem(503, "unavailable");
+    holder.rollback().await.unwrap();
+    eventually(SOON, "it is ready", async || {
+        (get("/readyz", ADMIN).await.status == 200).then_some(())
+    })
+    .await;
+    get("/api/v1/jobs", ADMIN).await.expect(200);
+    get("/api/v1/jobs", "hh_nobodys")
+        .await
+        .is_problem(401, "unauthenticated");
+    lifecycle.stop();
+    assert!(lifecycle.drained(Duration::from_secs(10), Duration::from_secs(1)).await);
+}
+
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn a_server_that_is_older_than_its_database_serves(pool: PgPool) {
+    let newer = "insert into _sqlx_migrations (version, description, success, checksum, execution_time)
+                 values (99999999999999, 'of a newer version', true, '', 0)";
+    sqlx::query(newer).execute(&pool).await.unwrap();
+    let lifecycle = Lifecycle::new();
+    let address = bound(&pool, &lifecycle).await;
+    let client = reqwest::Client::builder().timeout(SOON).build().unwrap();
+    eventually(SOON, "it is ready", async || {
+        let ready = answer(client.get(format!("http://{address}/readyz"))).await;
+        (ready.status == 200).then_some(())
+    })
+    .await;
+    let jobs = client.get(format!("http://{address}/api/v1/jobs")).bearer_auth(ADMIN);
+    answer(jobs).await.expect(200);
+    lifecycle.stop();
+    assert!(lifecycle.drained(Duration::from_secs(10), Duration::from_secs(1)).await);
 }

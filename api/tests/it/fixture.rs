@@ -113,10 +113,12 @@ impl Api {
             client,
             lifecycle,
         };
-        eventually(SOON, "the admin key is known", async || {
-            (api.get("/jobs").await.status == StatusCode::OK).then_some(())
+        eventually(SOON, "it is ready", async || {
+            let ready = answer(api.bare(Method::GET, "/readyz")).await;
+            (ready.status == StatusCode::OK).then_some(())
         })
         .await;
+        api.get("/jobs").await.expect(200);
         api
     }
 

@@ -67,6 +67,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use chrono::TimeDelta;
+pub use sqlx::migrate::MigrateError;
 use sqlx::migrate::Migrator;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{Connection as _, PgConnection, PgPool};
@@ -242,7 +243,7 @@ impl Store {
     ///
     /// # Errors
     /// When Postgres is away, or the database has migrations that this version does not know.
-    pub async fn migrate(&self) -> Result<(), sqlx::migrate::MigrateError> {
+    pub async fn migrate(&self) -> Result<(), MigrateError> {
         MIGRATOR.run(self.pool.untimed()).await
     }
 
