@@ -1,5 +1,7 @@
 //! Full backlogs: Redis stays bounded, the rest comes in from Postgres.
 
+use std::collections::BTreeSet;
+
 use chrono::{SubsecRound, TimeDelta};
 use common::config::Leases;
 use common::ids::JobId;
@@ -7,7 +9,7 @@ use common::job::NewJob;
 use common::job::spec::LEVEL_HEAD_START;
 use common::queue::{Dispatch, Dispatched, Spilled};
 use common::store::backlog::Place;
-use common::store::recent::Left;
+use common::store::recent::{Left, Rows};
 use common::testing::{TestEnv, ids, leases};
 use sqlx::PgPool;
 
@@ -141,16 +143,26 @@ async fn left(env: &TestEnv) -> Vec<Left> {
     env.queue.spilled().await.unwrap().into_iter().map(left).collect()
 }
 
-/// As the redispatch duty asks for recent rows.
+/// As the redispatch duty asks for recent rows, page by page.
 async fn recent(env: &TestEnv, limit: u32) -> Vec<JobId> {
     let left = left(env).await;
-    let range = (JobId(uuid::Uuid::nil()), JobId(uuid::Uuid::max()));
+    let (mut after, until) = (JobId(uuid::Uuid::nil()), JobId(uuid::Uuid::max()));
     let now = env.clock.now();
-    let recent = env.store.recent(range, now, now, (&left, limit)).await.unwrap().queued;
-    let between = env.store.queued_between(range, (&left, limit)).await.unwrap();
-    let ids: Vec<JobId> = recent.iter().map(|job| job.id).collect();
-    assert_eq!(ids, between.iter().map(|job| job.id).collect::<Vec<_>>());
-    ids
+    let ids = |rows: &Rows| rows.queued.iter().map(|job| job.id).collect::<BTreeSet<_>>();
+    let mut found = Vec::new();
+    loop {
+        let recent = env
+            .store
+            .recent((after, until), now, now, (&left, limit))
+            .await
+            .unwrap();
+        let rows = env.store.rows_between((after, until), (&left, limit)).await.unwrap();
+        assert_eq!((ids(&recent.rows), recent.rows.last), (ids(&rows), rows.last));
+        assert!(rows.queued.len() <= limit as usize);
+        found.extend(ids(&rows));
+        let Some(last) = rows.last else { return found };
+        after = last;
+    }
 }
 
 #[sqlx::test(migrator = "common::store::MIGRATOR")]
@@ -179,7 +191,10 @@ async fn a_look_at_recent_rows_leaves_out_those_of_a_full_backlog_that_come_afte
     let mut expected = [known, vec![first.id, elsewhere.id]].concat();
     expected.sort_unstable();
     assert_eq!(recent(&env, 100).await, expected);
-    assert_eq!(recent(&env, 3).await, expected[..3]);
+    // A page ends where so many rows were read, of which all may be left; one of 27 rows is followed by an empty one.
+    for limit in [1, 3, 20, 27] {
+        assert_eq!(recent(&env, limit).await, expected);
+    }
 }
 
 #[sqlx::test(migrator = "common::store::MIGRATOR")]
@@ -228,4 +243,34 @@ async fn paging_in_reads_no_more_rows_than_it_brings_however_many_there_are(pool
     assert_eq!(briefs.len(), usize::try_from(WANTED).unwrap());
     let told = rows_read_since(&pool, before, i64::from(WANTED)).await;
     assert!(told < 10 * i64::from(WANTED), "{told} rows for {WANTED} jobs");
+}
+
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn a_look_at_recent_rows_reads_each_of_them_once_however_many_came_at_once(pool: PgPool) {
+    const ROWS: u32 = 20_000;
+    let env = TestEnv::new(pool.clone()).await;
+    let job = env.noop();
+    env.insert(&job).await;
+    crowd(&pool, job.id, [("queued", 2..=ROWS)]).await;
+    // What a flood left behind may be many backlogs.
+    let left: Vec<Left> = (0..500)
+        .map(|n| Left {
+            tenant_id: job.tenant_id,
+            queue: format!("full-{n}"),
+            class: job.class.clone(),
+            from: job.created_at,
+        })
+        .collect();
+    let before = rows_read(&pool).await;
+    let (mut after, until) = (JobId(uuid::Uuid::nil()), JobId(uuid::Uuid::max()));
+    let (mut queued, mut pages) = (0, 0);
+    loop {
+        let rows = env.store.rows_between((after, until), (&left, 500)).await.unwrap();
+        (queued, pages) = (queued + rows.queued.len(), pages + 1);
+        let Some(last) = rows.last else { break };
+        after = last;
+    }
+    assert_eq!((queued, pages), (ROWS as usize, 41));
+    let told = rows_read_since(&pool, before, i64::from(ROWS)).await;
+    assert!(told < 2 * i64::from(ROWS), "{told} rows were read of {ROWS}");
 }

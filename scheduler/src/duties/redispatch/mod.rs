@@ -46,7 +46,10 @@ const RECENT: TimeDelta = TimeDelta::seconds(10);
 /// Postgres, or a process whose clock is behind. One that comes later still is found by the look at all rows.
 const LATE: TimeDelta = TimeDelta::milliseconds(500);
 
-/// Most pages of one look; the next one goes on there.
+/// Rows of a page of recent ones, of which most may be no news: the list of what is left in Postgres goes with each page.
+const RECENT_PAGE: u32 = 10_000;
+
+/// Most pages of one look; the next one goes on there. More rows than are inserted meanwhile.
 const RECENT_PAGES: u32 = 16;
 
 /// Time between two looks at recent rows, however often there is something to page in.
@@ -180,20 +183,23 @@ impl Redispatch {
         let left = self.left().await?;
         let recent = self
             .store
-            .recent((after, until), now - RECENT, now - CANCELS_UNDER_WAY, (&left, PAGE))
+            .recent(
+                (after, until),
+                now - RECENT,
+                now - CANCELS_UNDER_WAY,
+                (&left, RECENT_PAGE),
+            )
             .await?;
-        let mut queued = recent.queued;
+        let mut rows = recent.rows;
         for page in 1..=RECENT_PAGES {
-            changed += self.dispatch_unknown(&queued, now).await?;
-            match queued.last() {
-                Some(last) if queued.len() == usize::try_from(PAGE).unwrap_or(usize::MAX) => after = last.id,
-                _ => {
-                    after = floor(now - UNDER_WAY - LATE);
-                    break;
-                }
-            }
+            changed += self.dispatch_unknown(&rows.queued, now).await?;
+            let Some(last) = rows.last else {
+                after = floor(now - UNDER_WAY - LATE);
+                break;
+            };
+            after = last;
             if page < RECENT_PAGES {
-                queued = self.store.queued_between((after, until), (&left, PAGE)).await?;
+                rows = self.store.rows_between((after, until), (&left, RECENT_PAGE)).await?;
             }
         }
         changed += self.dispatch_unknown(&recent.again, now).await?;
