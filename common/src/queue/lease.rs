@@ -148,13 +148,14 @@ impl Queue {
         Ok(())
     }
 
-    /// Leases of one shard that have passed, the longest ago first. A job that was held back behind one of them is released.
+    /// Leases of one shard that have passed, the longest ago first, `limit` of them after the first `past`. A job that was held
+    /// back behind one of them is released.
     ///
     /// # Errors
     /// When Redis is away.
-    pub async fn expired(&self, shard: Shard, limit: u32) -> Result<Vec<Expired>, Error> {
+    pub async fn expired(&self, shard: Shard, past: u32, limit: u32) -> Result<Vec<Expired>, Error> {
         let mut invocation = self.inner.scripts.expired.key(self.root(shard));
-        invocation.arg(self.clock_offset_ms()).arg(limit);
+        invocation.arg(self.clock_offset_ms()).arg(limit).arg(past);
         let flat: Vec<String> = invocation.invoke_async(&mut self.link().await?).await?;
         flat.chunks_exact(4)
             .map(|fields| {

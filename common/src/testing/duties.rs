@@ -45,7 +45,7 @@ impl TestEnv {
     pub async fn reclaim(&self) -> Vec<Job> {
         let mut taken = Vec::new();
         for shard in self.queue.shards() {
-            for lease in self.queue.expired(shard, 1_000).await.unwrap() {
+            for lease in self.queue.expired(shard, 0, 1_000).await.unwrap() {
                 let job = self.row(lease.job_id).await;
                 match job.state {
                     JobState::Running { attempt, worker_id, .. }

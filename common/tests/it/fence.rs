@@ -113,15 +113,15 @@ async fn a_heartbeat_extends_what_has_not_passed_and_nothing_else(pool: PgPool) 
     let (ttl, shard) = (env.queue.lease_ttl(), env.queue.shard_of(env.tenant_id));
     for _ in 0..4 {
         env.advance(ttl / 2);
-        assert_eq!(env.queue.expired(shard, 10).await.unwrap(), []);
+        assert_eq!(env.queue.expired(shard, 0, 10).await.unwrap(), []);
         assert_eq!(worker.beat(&claimed).await, Beat::Ok);
     }
     env.advance(ttl);
     assert_eq!(worker.beat(&claimed).await, Beat::Passed);
-    assert_eq!(env.queue.expired(shard, 10).await.unwrap().len(), 1);
+    assert_eq!(env.queue.expired(shard, 0, 10).await.unwrap().len(), 1);
     // Nobody has taken it: whoever lives confirms in Postgres and goes on.
     assert!(worker.register(&claimed).await);
-    assert_eq!(env.queue.expired(shard, 10).await.unwrap(), []);
+    assert_eq!(env.queue.expired(shard, 0, 10).await.unwrap(), []);
     // Whoever found it passed a moment ago comes too late to drop it.
     let claim = [(claimed.job.id, claimed.job.attempt)];
     env.queue.drop_passed(shard, worker.id, &claim).await.unwrap();

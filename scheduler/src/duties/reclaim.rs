@@ -41,7 +41,7 @@ pub struct Reclaim {
     pause: Pause,
 }
 
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Debug, Default)]
 struct State {
     /// Until then nothing is taken over: Redis was away, and workers could not beat, or its clock was set forward.
     quiet_until: Option<DateTime<Utc>>,
@@ -49,6 +49,8 @@ struct State {
     swept_at: Option<DateTime<Utc>>,
     /// Of Redis's clock.
     steps: Steps,
+    /// Where time was up: how many leases the next look goes past, because their jobs were not taken over.
+    past: BTreeMap<Shard, u32>,
 }
 
 impl Reclaim {
@@ -71,8 +73,37 @@ impl Reclaim {
         TimeDelta::from_std(self.queue.lease_ttl()).unwrap_or(TimeDelta::seconds(6))
     }
 
+    /// Batch after batch of the leases that have passed, for as long as [`LOOK`]; the next call goes on there. Those that nobody
+    /// may take over stay where they are, before all others: their worker is cut off from Redis, and says in Postgres that it
+    /// lives.
     async fn reclaim_expired(&self, shard: Shard, begun: Begun, now: DateTime<Utc>) -> anyhow::Result<u64> {
-        let expired = self.queue.expired(shard, BATCH).await?;
+        let since = Instant::now();
+        let mut past = self.state().past.remove(&shard).unwrap_or(0);
+        let mut changed = 0;
+        loop {
+            let expired = self.queue.expired(shard, past, BATCH).await?;
+            let is_last = expired.len() < usize::try_from(BATCH).unwrap_or(usize::MAX);
+            let resolved = self.resolve_all(shard, expired, begun, now).await?;
+            changed += u64::from(resolved);
+            if is_last {
+                return Ok(changed);
+            }
+            past += BATCH - resolved;
+            if since.elapsed() >= LOOK {
+                self.state().past.insert(shard, past);
+                return Ok(changed);
+            }
+        }
+    }
+
+    /// Answers how many of them have changed.
+    async fn resolve_all(
+        &self,
+        shard: Shard,
+        expired: Vec<Expired>,
+        begun: Begun,
+        now: DateTime<Utc>,
+    ) -> anyhow::Result<u32> {
         let ids: Vec<JobId> = expired.iter().map(|lease| lease.job_id).collect();
         let jobs = if ids.is_empty() {
             Vec::new()
@@ -83,7 +114,7 @@ impl Reclaim {
         for lease in expired {
             let job = jobs.iter().find(|job| job.id == lease.job_id);
             let resolved = self.resolve(shard, lease, job, begun, now).await;
-            changed += u64::from(apart(self.name(), lease.job_id, resolved)? == Some(true));
+            changed += u32::from(apart(self.name(), lease.job_id, resolved)? == Some(true));
         }
         Ok(changed)
     }
@@ -178,8 +209,9 @@ impl Reclaim {
 
     /// Begins leases for running rows that Redis does not know.
     async fn sweep(&self, now: DateTime<Utc>) -> anyhow::Result<u64> {
-        // What is left is what runs, so that this looks at no more.
-        while self.store.forget_handouts(BATCH).await? == u64::from(BATCH) {}
+        // What is left is what runs, so that this looks at no more; what time is left over the next look forgets.
+        let since = Instant::now();
+        while self.store.forget_handouts(BATCH).await? == u64::from(BATCH) && since.elapsed() < LOOK {}
         let (mut adopted, mut after) = (0, JobId(Uuid::nil()));
         loop {
             let jobs = self.store.running_after(after, now - self.ttl(), BATCH).await?;

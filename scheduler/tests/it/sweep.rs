@@ -9,6 +9,7 @@ use common::job::spec::{JobSpec, Kind};
 use common::job::wait::Wait;
 use common::queue::{Among, Appended, Dispatch};
 use common::service::Duty;
+use common::store::workers::Worker;
 use common::testing::{TestEnv, failure, ids};
 use scheduler::duties::{Reclaim, Sweep};
 use sqlx::PgPool;
@@ -143,6 +144,45 @@ async fn a_long_index_is_swept_in_parts(pool: PgPool) {
     let worker = env.worker();
     let claimed = worker.claim(300).await.len() + worker.claim(300).await.len();
     assert_eq!(claimed, 300);
+}
+
+/// Redis alone does not hear a worker that holds more than a look takes: it says in Postgres that it lives.
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn what_a_living_worker_holds_hides_nothing_of_one_that_died(pool: PgPool) {
+    let env = TestEnv::new(pool).await;
+    let reclaim = Reclaim::new(env.store.clone(), env.queue.clone());
+    let (living, dead) = (env.worker(), env.worker());
+    let row = Worker {
+        id: living.id,
+        name: "living".to_owned(),
+        version: "0".to_owned(),
+        slots: std::collections::BTreeMap::new(),
+        labels: Vec::new(),
+        queues: Vec::new(),
+        driver: "none".to_owned(),
+        started_at: env.clock.now(),
+    };
+    env.store.register_worker(&row).await.unwrap();
+    for _ in 0..250 {
+        env.enqueue(&env.noop()).await;
+    }
+    let held = living.claim(250).await;
+    assert_eq!(held.len(), 250);
+    env.advance(Duration::from_millis(10));
+    let job = env.noop();
+    env.enqueue(&job).await;
+    assert_eq!(ids(&dead.claim(1).await), [job.id]);
+    env.advance(env.queue.lease_ttl());
+    let until = env.clock.now() + chrono::TimeDelta::seconds(6);
+    env.store.worker_alive_until(living.id, until).await.unwrap();
+    // One tick may have time for a part of them.
+    let mut ticks = 0;
+    while env.row(job.id).await.losses == 0 && ticks < 5 {
+        reclaim.tick(env.clock.now()).await.unwrap();
+        ticks += 1;
+    }
+    assert_eq!(env.row(job.id).await.losses, 1, "after {ticks} ticks");
+    assert!(living.register(&held[0]).await);
 }
 
 /// A worker that registers after a wipe, and dies before it has said again what Redis lost.

@@ -241,7 +241,7 @@ async fn deaf(pool: &PgPool, heartbeat: Duration) -> (TestEnv, Leases, Away) {
 async fn a_lease_has_passed(env: &TestEnv) {
     let shard = env.queue.shard_of(env.tenant_id);
     eventually(SOON, "a lease has passed", || async {
-        let passed = env.queue.expired(shard, 1).await.unwrap();
+        let passed = env.queue.expired(shard, 0, 1).await.unwrap();
         (!passed.is_empty()).then_some(())
     })
     .await;

@@ -1,9 +1,9 @@
 -- Expired: leases that have passed, the longest first. Postgres decides what becomes of their jobs; a job that was held
 -- back behind one of them goes to its backlog.
--- KEYS[1] root. ARGV: clock offset ms, most to return.
+-- KEYS[1] root. ARGV: clock offset ms, most to return, how many of them to go past.
 -- Returns a flat list of job, attempt, worker, 1 if the worker has not registered since Redis was wiped.
 local out = {}
-for _, job in ipairs(redis.call('ZRANGEBYSCORE', LEASES, '-inf', clock(ARGV[1]), 'LIMIT', 0, ARGV[2])) do
+for _, job in ipairs(redis.call('ZRANGEBYSCORE', LEASES, '-inf', clock(ARGV[1]), 'LIMIT', ARGV[3], ARGV[2])) do
   local r = get(job)
   if r and leased(r) then
     out[#out + 1] = job
