@@ -135,3 +135,51 @@ async fn nobody_empties_itself_for_a_job_behind_a_shut_gate(pool: PgPool) {
     }
     assert_eq!(ids(&worker.claim_as(&want(Mode::Alone, 10)).await), [suspect.id]);
 }
+
+/// Two jobs of one tenant that are claimed alone: that of the queue `q1` comes before that of `q2`.
+async fn two_suspects(env: &TestEnv) -> [NewJob; 2] {
+    let suspects = ["q1", "q2"].map(|queue| {
+        let mut job = env.noop();
+        queue.clone_into(&mut job.spec.queue);
+        job
+    });
+    for suspect in &suspects {
+        env.enqueue(suspect).await;
+        lose_twice(env, std::slice::from_ref(suspect)).await;
+    }
+    suspects
+}
+
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn a_job_that_is_claimed_alone_is_called_though_another_of_its_tenant_was_cancelled(pool: PgPool) {
+    let env = TestEnv::new(pool).await;
+    let ([first, second], worker) = (two_suspects(&env).await, env.worker());
+    // It has read both.
+    assert!(handout(&env, &worker, Mode::Idle).await.is_called_alone);
+    let cancelled = env.store.cancel(env.tenant_id, first.id, env.clock.now()).await;
+    let cancelled = cancelled.unwrap().unwrap();
+    let has_ended = cancelled.state.is_terminal();
+    env.queue
+        .cancel(env.tenant_id, first.id, cancelled.seq, has_ended)
+        .await
+        .unwrap();
+    assert!(handout(&env, &worker, Mode::Idle).await.is_called_alone);
+    assert_eq!(ids(&worker.claim_as(&want(Mode::Alone, 10)).await), [second.id]);
+    assert!(!handout(&env, &worker, Mode::Idle).await.is_called_alone);
+}
+
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn a_job_that_is_claimed_alone_is_called_though_a_worker_of_another_queue_took_one_before_it(pool: PgPool) {
+    let env = TestEnv::new(pool).await;
+    let ([first, second], worker) = (two_suspects(&env).await, env.worker());
+    assert!(handout(&env, &worker, Mode::Idle).await.is_called_alone);
+    // What the other worker claims is not seen where this one asks.
+    let of_one_queue = Want {
+        queues: vec!["q1".to_owned()],
+        ..want(Mode::Alone, 10)
+    };
+    assert_eq!(ids(&env.worker().claim_as(&of_one_queue).await), [first.id]);
+    assert!(handout(&env, &worker, Mode::Idle).await.is_called_alone);
+    assert_eq!(ids(&worker.claim_as(&want(Mode::Alone, 10)).await), [second.id]);
+    assert!(!handout(&env, &worker, Mode::Idle).await.is_called_alone);
+}

@@ -4,11 +4,12 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use common::config::{Leases, Redis, Secret};
-use common::ids::TenantId;
+use common::ids::{JobId, TenantId};
 use common::job::NewJob;
 use common::job::limit::{Limit, Subject};
 use common::job::spec::{SlotClass, class_of};
-use common::queue::{Dispatch, Want};
+use common::queue::{Acked, Beat, Dispatch, Keeps, Want};
+use common::store::claim::Claim;
 use common::testing::{TestEnv, TestWorker, leases, light, redis_section};
 use sqlx::PgPool;
 
@@ -505,4 +506,165 @@ async fn jobs_that_wait_for_a_place_do_not_hold_up_other_tenants(pool: PgPool) {
             "idle after {calls} claims"
         );
     }
+}
+
+/// Fills one queue's backlog of a tenant, and answers with what.
+async fn fill_queue(env: &TestEnv, tenant_id: TenantId, queue: &str, count: usize) -> Vec<JobId> {
+    let of = |_| {
+        let mut job = env.noop();
+        (job.tenant_id, job.spec.queue) = (tenant_id, queue.to_owned());
+        Dispatch::from_new(&job)
+    };
+    let jobs: Vec<Dispatch> = (0..count).map(of).collect();
+    env.queue.dispatch(&jobs).await.unwrap();
+    jobs.iter().map(Dispatch::job_id).collect()
+}
+
+/// A limit of a queue that never binds: it has rings of its own all the same.
+async fn limit_loosely(env: &TestEnv, queue: &str) {
+    let limit = Limit {
+        max_running: Some(1_000),
+        ..Limit::default()
+    };
+    let queue = Subject::Queue(queue.to_owned());
+    env.queue.tell_limit(&queue, &limit).await.unwrap();
+}
+
+/// Ends what was claimed.
+async fn end(env: &TestEnv, claims: &[Claim]) {
+    let ended = claims.iter().map(|claim| Acked {
+        job_id: claim.job_id,
+        attempt: claim.attempt,
+        seq: 1,
+        keeps: Keeps::Nothing,
+    });
+    let shard = env.queue.shard_of(env.tenant_id);
+    env.queue.ack(shard, &ended.collect::<Vec<_>>()).await.unwrap();
+}
+
+/// Whether a tenant gets one of so many slots that are free one after the other.
+async fn is_served_within(env: &TestEnv, worker: &TestWorker, tenant: TenantId, slots: usize) -> bool {
+    let before = backlog(env, tenant).await;
+    for _ in 0..slots {
+        assert_eq!(worker.take(&light(1)).await.unwrap().len(), 1);
+    }
+    backlog(env, tenant).await < before
+}
+
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn what_a_claim_has_released_is_not_lost_when_a_lane_moves_to_another_group(pool: PgPool) {
+    let env = TestEnv::new(pool).await;
+    let (tenant, worker) = (TenantId::new(), env.worker());
+    // One before the tenant, so that the first claim reads both of its lanes and takes nothing of them.
+    let first = fill_queue(&env, TenantId::new(), "default", 1).await;
+    let mut expected = fill_queue(&env, tenant, "a", 5).await;
+    let gone = fill_queue(&env, tenant, "slow", 5).await;
+    let before = worker.take(&light(1)).await.unwrap();
+    assert_eq!(before.iter().map(|claim| claim.job_id).collect::<Vec<_>>(), first);
+    // The lane still stands with the others, and that of the same name which comes now with the limited queue.
+    limit_loosely(&env, "slow").await;
+    let gone = gone.into_iter().map(|job_id| (job_id, 1, true)).collect();
+    env.queue.cancel_many(tenant, gone).await.unwrap();
+    expected.extend(fill_queue(&env, tenant, "slow", 5).await);
+    for _ in 0..20 {
+        expected.extend(fill_queue(&env, TenantId::new(), "default", 1).await);
+    }
+    let claims = worker.take(&light(100)).await.unwrap();
+    let mut claimed: Vec<JobId> = claims.iter().map(|claim| claim.job_id).collect();
+    claimed.sort_unstable();
+    expected.sort_unstable();
+    assert_eq!(claimed, expected);
+    end(&env, &before).await;
+    end(&env, &claims).await;
+    assert_eq!(worker.take(&light(100)).await.unwrap(), []);
+    assert_eq!(env.leftovers().await, Vec::<String>::new());
+}
+
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn one_who_comes_with_two_jobs_does_not_wait_for_a_round_where_slots_are_held_for_long(pool: PgPool) {
+    let env = TestEnv::new(pool).await;
+    let (worker, newcomer) = (env.worker(), TenantId::new());
+    for _ in 0..100 {
+        fill(&env, TenantId::new(), 3, 5).await;
+    }
+    let held = worker.take(&light(1)).await.unwrap();
+    let fence = [(held[0].job_id, held[0].attempt)];
+    let shard = env.queue.shard_of(env.tenant_id);
+    // Some are in their second round. Another slot is held all the while: that nothing is released does not mean that
+    // nobody works.
+    for _ in 0..130 {
+        let claims = worker.take(&light(1)).await.unwrap();
+        assert_eq!(claims.len(), 1);
+        env.advance(Duration::from_secs(2));
+        assert_eq!(env.queue.heartbeat(shard, worker.id, &fence).await.unwrap(), [Beat::Ok]);
+        end(&env, &claims).await;
+    }
+    fill(&env, newcomer, 2, 5).await;
+    assert!(
+        is_served_within(&env, &worker, newcomer, 3).await,
+        "not among the next three slots"
+    );
+}
+
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn a_round_does_not_grow_while_it_is_read(pool: PgPool) {
+    let env = TestEnv::new(pool).await;
+    // More than two claims read, so that the view still reads when the single job comes.
+    for _ in 0..3_000 {
+        fill(&env, TenantId::new(), 2, 5).await;
+    }
+    let (worker, single) = (env.worker(), TenantId::new());
+    let claims = worker.take(&light(1)).await.unwrap();
+    assert_eq!(claims.len(), 1);
+    end(&env, &claims).await;
+    // So long that nothing is being released any more: the round has begun all the same.
+    env.advance(Duration::from_secs(2));
+    fill(&env, single, 1, 5).await;
+    assert!(
+        is_served_within(&env, &worker, single, 5).await,
+        "not among the next five slots"
+    );
+}
+
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn a_round_of_one_view_is_not_that_of_another(pool: PgPool) {
+    let env = TestEnv::new(pool).await;
+    // More than a claim reads: a view that is new finds a round in them.
+    for _ in 0..1_100 {
+        fill(&env, TenantId::new(), 2, 5).await;
+    }
+    let (worker, single) = (env.worker(), TenantId::new());
+    for _ in 0..10 {
+        assert_eq!(worker.take(&light(1)).await.unwrap().len(), 1);
+    }
+    fill(&env, single, 1, 5).await;
+    let elsewhere = Want {
+        queues: vec!["elsewhere".to_owned()],
+        ..light(1)
+    };
+    assert_eq!(env.worker().take(&elsewhere).await.unwrap(), []);
+    assert!(
+        is_served_within(&env, &worker, single, 3).await,
+        "not among the next three slots"
+    );
+}
+
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn a_limited_queue_that_comes_and_goes_earns_no_more_than_its_share(pool: PgPool) {
+    let env = TestEnv::new(pool).await;
+    let (coming, other, worker) = (TenantId::new(), TenantId::new(), env.worker());
+    limit_loosely(&env, "slow").await;
+    fill(&env, coming, 200, 5).await;
+    fill(&env, other, 200, 5).await;
+    // The one that submits has had its turn when it begins to: as it comes back, its time is yet to come.
+    assert_eq!(worker.take(&light(1)).await.unwrap().len(), 1);
+    let before = backlog(&env, other).await;
+    for claim in 0..60 {
+        if claim % 3 == 0 {
+            fill_queue(&env, coming, "slow", 1).await;
+        }
+        assert_eq!(worker.take(&light(1)).await.unwrap().len(), 1);
+    }
+    let taken = before - backlog(&env, other).await;
+    assert!(taken.abs_diff(30) <= 3, "{taken} of 60 for the other");
 }

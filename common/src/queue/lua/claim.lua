@@ -33,28 +33,42 @@ end
 
 local levels, entries, leases = {}, {}, {}
 local till = string.format('%d', now + ttl)
-while free > 0 and looks > 0 do
-  if announced then take_note(view, want) end
-  local group = furthest(view, is_alone)
-  if not group then break end
-  local job, r = release(view, group, now, want.worker, free)
-  if job then
-    r.where, r.extra = 'l', want.worker
-    entries[#entries + 1], entries[#entries + 2] = job, text(r)
-    leases[#leases + 1], leases[#leases + 2] = till, job
-    levels[r.level] = levels[r.level] or {}
-    table.insert(levels[r.level], { job, r.attempt, r.holds ~= '' and string.find(r.holds, 'v:', 1, true) and 1 or 0 })
-    free = free - 1
+local function release_all()
+  while free > 0 and looks > 0 do
+    if announced then take_note(view, want) end
+    local group = furthest(view, is_alone)
+    if not group then break end
+    local job, r = release(view, group, now, want.worker, free)
+    if job then
+      r.where, r.extra = 'l', want.worker
+      entries[#entries + 1], entries[#entries + 2] = job, text(r)
+      leases[#leases + 1], leases[#leases + 2] = till, job
+      levels[r.level] = levels[r.level] or {}
+      table.insert(levels[r.level], { job, r.attempt, r.holds ~= '' and string.find(r.holds, 'v:', 1, true) and 1 or 0 })
+      free = free - 1
+    end
   end
 end
-if free > 0 and (looks <= 0 or view.has_news) then wake(want.slot) end
--- What it let go and has room for it has looked at itself.
-wake_for_fresh(free > 0 and want.slot)
 
+-- What has been released has left its backlog: whatever happens then, it must get its lease.
+local is_well, fault = pcall(release_all)
 if #leases > 0 then
   redis.call('HSET', IDX, unpack(entries))
   redis.call('ZADD', LEASES, unpack(leases))
+elseif not is_well then
+  error(fault)
 end
+if not is_well then redis.log(redis.LOG_WARNING, 'claim: ' .. tostring(type(fault) == 'table' and fault.err or fault)) end
+
+if free > 0 and (looks <= 0 or view.has_news) then wake(want.slot) end
+-- What it let go, and has room for, it has looked at itself, unless that is for others.
+local has_looked = free > 0
+for lane, slot in pairs(fresh) do
+  local is_for_it = (string.sub(lane, -1) == '!') == is_alone and fits(want, string.match(lane, '^([^/]*)/(.*)$'))
+  if slot == want.slot and not is_for_it then has_looked = false end
+end
+wake_for_fresh(has_looked and want.slot)
+
 for _, group in ipairs(view) do
   if group.called and #leases == 0 then redis.call('SET', R .. 'alone:' .. group.called, '-', 'PX', 10000) end
   end_turn(view, group)

@@ -7,12 +7,19 @@ local function is_shut(name, now)
   return again
 end
 
--- The lane of the next job of a group whose jobs are claimed alone; none while it could not be released.
+-- The lane of the next job of a group whose jobs are claimed alone; none while it could not be released. Lanes that others
+-- emptied are forgotten on the way, for nobody else comes by.
 local function first_alone(group, now)
   if group.is_paused or (group.queue and is_shut('q:' .. group.queue, now)) then return nil end
   for _, tenant in ipairs(redis.call('ZRANGE', group.ring, 0, 99)) do
-    local lane = not is_shut('t:' .. tenant, now) and redis.call('ZRANGE', group.of .. tenant, 0, 0)[1]
-    if lane and redis.call('EXISTS', backlog({ lane = lane, tenant = tenant })) == 1 then return lane end
+    for _, lane in ipairs(is_shut('t:' .. tenant, now) and {} or redis.call('ZRANGE', group.of .. tenant, 0, -1)) do
+      if redis.call('EXISTS', backlog({ lane = lane, tenant = tenant })) == 1 then return lane end
+      redis.call('ZREM', group.of .. tenant, lane)
+    end
+    if redis.call('EXISTS', group.of .. tenant) == 0 then
+      redis.call('ZREM', group.ring, tenant)
+      group.touched = true
+    end
   end
 end
 

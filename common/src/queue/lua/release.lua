@@ -1,11 +1,11 @@
 -- Release: weighted fair admission from the tenants' backlogs, one job after the other.
 -- In each view a tenant's virtual time grows by 1/weight with each job, and the one that is furthest behind is next (stride
 -- scheduling, Waldspurger and Weihl, 1995); then the one of its lanes that is furthest behind.
-local looks = 0
 
 -- The group whose next tenant is furthest behind, or has been away. One tenant that is next in two of them goes on in the
--- lane that is.
-local function furthest(view, is_alone)
+-- lane that is; where a look at these has taken a lane from one group to the other, all are compared anew.
+local furthest
+function furthest(view, is_alone)
   local first = nil
   for _, group in ipairs(view) do
     local is_asked = not group.is_over and group.is_alone == is_alone
@@ -14,6 +14,7 @@ local function furthest(view, is_alone)
     local lead = turn and first and view.times[turn.tenant] - view.times[first.turn.tenant]
     if turn and lead == 0 and turn.tenant == first.turn.tenant then
       local here, there = lane_of(view, group), lane_of(view, first)
+      if not group.turn or not first.turn then return furthest(view, is_alone) end
       if here and there and here.at < there.at then first = group end
     elseif turn and (not first or lead < 0 or (lead == 0 and turn.stands < first.turn.stands)) then
       first = group

@@ -1,6 +1,9 @@
 -- Turns: whose turn it is in a group of a view, and which of its lanes. A turn lasts until another tenant is further behind,
 -- so that the ring is written once for many jobs.
 
+-- How many tenants one claim may look at yet: the next goes on.
+local looks = 0
+
 -- Writes down what was taken of a turn's lane, and forgets it when it is empty.
 local function end_lane(view, turn)
   local lane = turn.lane
@@ -29,7 +32,7 @@ local function end_turn(view, group)
   elseif turn.has_run then
     redis.call('ZADD', group.ring, at, turn.tenant)
   end
-  if turn.has_run and (turn.is_over or #view > 1) then redis.call('ZADD', R .. 'tv:' .. view.id, at, turn.tenant) end
+  if turn.has_run then redis.call('ZADD', R .. 'tv:' .. view.id, at, turn.tenant) end
 end
 
 -- How far ahead of a round a tenant goes that comes now: not at all when it came while nothing was released. Who brings more
@@ -38,6 +41,16 @@ local function ahead_of(view, group, lane, tenant, arrival)
   if not view.present or group.is_paused or arrival <= view.round then return 0 end
   if redis.call('ZCARD', backlog({ lane = lane, tenant = tenant })) == 1 then return 2 end
   return view.is_asleep and 0 or 1
+end
+
+-- Forgets lanes of a tenant that were emptied without a turn of it, now and then: one that comes to a turn only seldom may have
+-- filled and emptied any number.
+local function forget_lanes(group, tenant)
+  local of = group.of .. tenant
+  if redis.call('ZCARD', of) % LANES ~= 0 then return end
+  for _, lane in ipairs(redis.call('ZRANGE', of, 0, -1)) do
+    if redis.call('EXISTS', backlog({ lane = lane, tenant = tenant })) == 0 then redis.call('ZREM', of, lane) end
+  end
 end
 
 -- Takes a tenant's lane into a view. Beside other lanes of the tenant it begins one job behind the first of them.
@@ -55,6 +68,7 @@ local function join(view, lane, tenant, arrival)
     first = math.min(first, head and tonumber(head[2]) or math.huge)
   end
   redis.call('ZADD', group.of .. tenant, 'NX', first < math.huge and exactly(first + 1) or 0, lane)
+  forget_lanes(group, tenant)
   group.touched, group.is_over = true, group.is_paused
 end
 
@@ -62,11 +76,12 @@ end
 -- one round, whoever reads it when.
 local function take_note(view, want)
   announced = false
-  local news = redis.call('ZRANGEBYSCORE', R .. 'open', '(' .. view.seen, '+inf', 'WITHSCORES', 'LIMIT', 0, NEWS)
-  view.has_news = #news == 2 * NEWS
-  if view.has_news and view.is_asleep then
+  -- Each costs a look at all groups.
+  local most = math.floor(NEWS / math.max(1, #view))
+  local news = redis.call('ZRANGEBYSCORE', R .. 'open', '(' .. view.seen, '+inf', 'WITHSCORES', 'LIMIT', 0, most)
+  view.has_news = #news == 2 * most
+  if view.has_news and view.is_asleep and tonumber(view.seen) >= view.round then
     view.round = tonumber(redis.call('HGET', R .. 'views', '#'))
-    redis.call('HSET', R .. 'views', 'round', view.round)
   end
   for i = 1, #news, 2 do
     local lane, tenant = string.match(news[i], '^(%S+) (.*)$')
@@ -86,12 +101,14 @@ local function turn_of(view, group)
     local tenant, at = head[1], tonumber(head[2])
     group.touched = true
     if not tenant or at == math.huge then return nil end
-    local known = view.times[tenant] or (#view > 1 and tonumber(redis.call('ZSCORE', R .. 'tv:' .. view.id, tenant)) or at)
+    local known = view.times[tenant] or tonumber(redis.call('ZSCORE', R .. 'tv:' .. view.id, tenant) or at)
     local least, stands = view.present or at, at
     at = math.max(at, known, least)
     local ends = math.max(tonumber(head[4]) or math.huge, least)
     if at > ends then
       redis.call('ZADD', group.ring, exactly(at), tenant)
+      looks = looks - 1
+      if looks <= 0 then return nil end
     else
       view.times[tenant] = at
       group.turn = { tenant = tenant, stands = stands, ends = ends, weight = weight(tenant), lanes = group.of .. tenant }
@@ -101,9 +118,10 @@ local function turn_of(view, group)
 end
 
 -- The lane of a turn that is furthest behind; nil when the tenant has none. What operators have limited or paused since it came
--- goes to a group of its own.
+-- goes to a group of its own, whose turn ends by that.
 local function lane_of(view, group)
   local turn = group.turn
+  if not turn then return nil end
   while not turn.lane do
     local first = redis.call('ZRANGE', turn.lanes, 0, 1, 'WITHSCORES')
     local name = first[1]

@@ -1,14 +1,14 @@
 -- Views: what the workers with the same slot, labels and queues may claim, and how far each tenant is there. Slots of one view
 -- are shared by tenants, whatever queues and labels their jobs have; so each view has a virtual time of its own.
--- `views`: slot, labels and queues -> id|seen|written ms|present,released ms|groups; id -> slot, labels and queues; # -> the
--- newest of `open`; round -> the newest that came while a view released nothing and that may not have been read yet. `seen`
--- is the last of `open` that the view took note of; `groups` are those of its rings that are not empty: each queue that
+-- `views`: slot, labels and queues -> id|seen|written ms|present,released ms,round|groups; id -> slot, labels and queues; # ->
+-- the newest of `open`. `seen` is the last of `open` that the view took note of, `round` the newest that came while it released
+-- nothing and that it may not have read yet; `groups` are those of its rings that are not empty: each queue that
 -- operators limit or pause is one, for all of it may have to wait, and all other queues are `*`; with a ! before it those
 -- that are claimed alone.
 -- `ring:<id>:<group>`: tenants by their virtual time, or earlier where another ring has moved it or they have been away; at
 -- the end those that wait at their own gate. `of:<id>:<group>:<tenant>`: its lanes, by a time of their own. `tv:<id>`:
 -- tenants ahead of the present.
-local NEWS, FORGOTTEN, ASLEEP = 1000, 3600000, 1000
+local NEWS, LANES, FORGOTTEN, ASLEEP = 1000, 250, 3600000, 1000
 local weights = {}
 
 local function weight(of)
@@ -56,18 +56,20 @@ end
 
 local function open_view(want, now)
   local key = want.slot .. ' ' .. want.labels .. ' ' .. want.queues
-  local known = redis.call('HMGET', R .. 'views', key, 'round')
-  local text = known[1]
+  local text = redis.call('HGET', R .. 'views', key)
   if not text then
     forget_views(now)
     local id = string.format('%d', redis.call('HINCRBY', R .. 'views', '#', 1))
     redis.call('HSET', R .. 'views', id, key)
     text = id .. '|0|0||'
   end
-  local id, seen, written, present, released, groups = string.match(text, '^(%d+)|(%d+)|(%d+)|([^|,]*),?(%d*)|(.*)$')
+  local id, seen, written, times, groups = string.match(text, '^(%d+)|(%d+)|(%d+)|([^|]*)|(.*)$')
+  local present, released, round = string.match(times, '^([^,]*),?(%d*),?(%d*)$')
   local view = { key = key, text = text, id = id, seen = seen, written = tonumber(written), present = tonumber(present) }
-  view.released, view.round = tonumber(released) or 0, tonumber(known[2] or 0)
-  view.is_asleep = not view.present or now - view.released > ASLEEP
+  view.released, view.round = tonumber(released) or 0, tonumber(round) or 0
+  -- Nor does one release anything whose slots are taken for long.
+  view.is_asleep = not view.present
+    or (now - view.released > ASLEEP and redis.call('ZCOUNT', LEASES, now, '+inf') == 0)
   view.groups, view.times = {}, {}
   for name in string.gmatch(groups, '%S+') do group_of(view, name) end
   return view
@@ -86,9 +88,10 @@ local function close_view(view, now)
     redis.call('ZREMRANGEBYSCORE', R .. 'tv:' .. view.id, '-inf', exactly(view.present))
   end
   if view.has_run and now - view.released > ASLEEP / 4 then view.released = now end
-  local present = view.present and string.format('%s,%d', exactly(view.present), view.released) or ''
+  local present = view.present and exactly(view.present) or ''
+  local times = string.format('%s,%d,%d', present, view.released, view.round)
   local function text(at)
-    return string.format('%s|%s|%d|%s|%s', view.id, view.seen, at, present, table.concat(names, ' '))
+    return string.format('%s|%s|%d|%s|%s', view.id, view.seen, at, times, table.concat(names, ' '))
   end
   if view.text ~= text(view.written) or now - view.written > FORGOTTEN / 4 then
     redis.call('HSET', R .. 'views', view.key, text(now))
