@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use chrono::TimeDelta;
-use common::ids::{AgentId, TenantId};
+use common::ids::{AgentId, JobId, TenantId};
 use common::job::decision::Decision;
 use common::job::limit::{Limit, Pause, Subject};
 use common::job::spec::SlotClass;
 use common::job::{NewJob, Rate};
-use common::queue::{Dispatch, Handout, Place, Shut};
+use common::queue::{Dispatch, Handout, Place, Shut, Want};
 use common::testing::{TestEnv, TestWorker, failure, ids, light};
 use sqlx::PgPool;
 
@@ -427,4 +427,134 @@ async fn a_limit_adds_milliseconds(pool: PgPool) {
     }
     // A poll of a second would take 39 of them.
     assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+}
+
+/// What so many claims hand out, in their order. The clock stands still.
+async fn soon(env: &TestEnv, worker: &TestWorker, times: u32) -> Vec<JobId> {
+    let mut begun = Vec::new();
+    for _ in 0..times {
+        let claims = handout(env, worker, 10).await.claims;
+        begun.extend(claims.iter().map(|claim| claim.job_id));
+    }
+    begun
+}
+
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn jobs_of_one_key_with_different_limits_wait_for_no_more_than_their_own(pool: PgPool) {
+    let env = TestEnv::new(pool).await;
+    let (narrow, worker) = (env.keyed("key", 1), env.worker());
+    env.enqueue(&narrow).await;
+    let held = worker.one().await;
+    let wide: Vec<NewJob> = (0..5).map(|_| env.keyed("key", 5)).collect();
+    for job in &wide {
+        env.enqueue(job).await;
+    }
+    assert_eq!(worker.claim(10).await.len(), 4);
+    assert_eq!(shut_by(&env, &wide[4]).await, Some(Shut::Concurrency));
+    // Four of five places are taken now: more than the one that ends would leave to another of its own kind.
+    assert!(worker.succeed(&held).await);
+    assert_eq!(ids(&worker.claim(10).await), [wide[4].id]);
+}
+
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn a_job_with_one_place_that_is_first_in_line_keeps_back_none_with_more(pool: PgPool) {
+    let env = TestEnv::new(pool).await;
+    let pause = Pause::Until(env.clock.now() + TimeDelta::seconds(3));
+    let paused = Limit {
+        pause: Some(pause),
+        ..Limit::default()
+    };
+    let key = Subject::Key(env.tenant_id, "key".to_owned());
+    env.queue.tell_limit(&key, &paused).await.unwrap();
+    let jobs = [1, 5, 5, 5].map(|limit| env.keyed("key", limit));
+    dispatch(&env, &jobs).await;
+    let worker = env.worker();
+    assert_eq!(soon(&env, &worker, 1).await, []);
+    // Less than the time after which a gate is looked at in any case.
+    env.advance(Duration::from_secs(4));
+    assert_eq!(soon(&env, &worker, 4).await, jobs.map(|job| job.id));
+}
+
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn a_job_with_a_long_window_puts_off_none_before_it(pool: PgPool) {
+    let env = TestEnv::new(pool).await;
+    let windows = [MINUTE, MINUTE, MINUTE * 60];
+    let jobs = windows.map(|window| rated(&env, "key", 1, window));
+    dispatch(&env, &jobs).await;
+    let worker = env.worker();
+    assert_eq!(soon(&env, &worker, 2).await, [jobs[0].id]);
+    let opens_in = handout(&env, &worker, 10).await.opens_in.unwrap();
+    assert!(opens_in <= MINUTE, "{opens_in:?}");
+    env.advance(Duration::from_secs(61));
+    assert_eq!(soon(&env, &worker, 2).await, [jobs[1].id]);
+    // An hour after the last start, and not after its own place in the line.
+    env.advance(MINUTE * 59);
+    assert_eq!(soon(&env, &worker, 2).await, []);
+    env.advance(MINUTE);
+    assert_eq!(soon(&env, &worker, 2).await, [jobs[2].id]);
+}
+
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn a_line_behind_many_that_nobody_serves_moves(pool: PgPool) {
+    let env = TestEnv::new(pool).await;
+    let of_queue = |queue: &str| {
+        let mut job = env.keyed("key", 1);
+        queue.clone_into(&mut job.spec.queue);
+        job
+    };
+    let serving = |queue: &str| Want {
+        queues: vec![queue.to_owned()],
+        ..light(50)
+    };
+    let (worker, gone) = (env.worker(), env.worker());
+    env.enqueue(&of_queue("live")).await;
+    let held = worker.claim_as(&serving("live")).await;
+    let dead: Vec<NewJob> = (0..300).map(|_| of_queue("dead")).collect();
+    dispatch(&env, &dead).await;
+    let last = of_queue("live");
+    env.enqueue(&last).await;
+    for _ in 0..3 {
+        assert_eq!(gone.take(&serving("dead")).await.unwrap(), []);
+    }
+    assert_eq!(shut_by(&env, &dead[299]).await, Some(Shut::Concurrency));
+    env.forget_servers().await;
+    assert_eq!(ids(&worker.claim_as(&serving("live")).await), []);
+    assert_eq!(shut_by(&env, &last).await, Some(Shut::Concurrency));
+
+    assert!(worker.succeed(&held[0]).await);
+    let mut begun = Vec::new();
+    for _ in 0..5 {
+        begun.extend(ids(&worker.claim_as(&serving("live")).await));
+    }
+    assert_eq!(begun, [last.id]);
+}
+
+/// A tenant at its limit stands at the end of its ring: no turn comes to it that would forget lanes which are empty.
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn lanes_that_were_cancelled_leave_nothing_in_a_view(pool: PgPool) {
+    let env = TestEnv::new(pool).await;
+    let tenant = Subject::Tenant(env.tenant_id);
+    env.queue.tell_limit(&tenant, &running(1)).await.unwrap();
+    let (first, second, worker) = (env.noop(), env.noop(), env.worker());
+    env.enqueue(&first).await;
+    let held = worker.one().await;
+    env.enqueue(&second).await;
+    assert_eq!(ids(&worker.claim(1).await), []);
+    for number in 0..600 {
+        let mut job = env.noop();
+        job.spec.queue = format!("junk{number:03}");
+        dispatch(&env, std::slice::from_ref(&job)).await;
+        assert_eq!(handout(&env, &worker, 1).await.claims, []);
+        env.queue.cancel(env.tenant_id, job.id, 1, true).await.unwrap();
+    }
+    let contents = env.contents().await;
+    let lanes: Vec<usize> = contents
+        .iter()
+        .filter(|(key, _)| key.contains(":of:"))
+        .map(|(_, lanes)| lanes.len())
+        .collect();
+    assert!(!lanes.is_empty() && lanes.iter().all(|many| *many <= 256), "{lanes:?}");
+    // What waits is none of them.
+    assert!(worker.succeed(&held).await);
+    assert_eq!(soon(&env, &worker, 5).await, [second.id]);
 }

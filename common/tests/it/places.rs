@@ -1,7 +1,9 @@
 //! Concurrency keys: never more than the limit, and no free place left unused.
 
+use chrono::TimeDelta;
 use common::job::NewJob;
 use common::job::decision::Decision;
+use common::job::limit::{Limit, Pause, Subject};
 use common::job::spec::SlotClass;
 use common::queue::{Beat, Dispatch, Gate, GateLimit, Want};
 use common::testing::{TestEnv, failure, ids, light};
@@ -51,7 +53,7 @@ async fn a_retrying_job_keeps_its_place_and_one_that_ends_gives_it_back(pool: Pg
     enqueue(&env, &[&first, &second]).await;
     let worker = env.worker();
     let claimed = worker.one().await;
-    let due = env.clock.now() + chrono::TimeDelta::seconds(10);
+    let due = env.clock.now() + TimeDelta::seconds(10);
     assert!(worker.settle(&claimed, Decision::RetryAt(due, failure())).await);
     assert_eq!(ids(&worker.claim(2).await), []);
     env.advance(std::time::Duration::from_secs(10));
@@ -83,7 +85,7 @@ async fn a_place_is_free_again_after_a_cancel_in_every_position(pool: PgPool) {
     };
     // While it is retrying.
     let claimed = worker.one().await;
-    let due = env.clock.now() + chrono::TimeDelta::seconds(10);
+    let due = env.clock.now() + TimeDelta::seconds(10);
     assert!(worker.settle(&claimed, Decision::RetryAt(due, failure())).await);
     cancel(&jobs[0]).await;
     // While it waits in the backlog for a place that is free, before anybody has looked.
@@ -276,17 +278,47 @@ async fn a_waiter_of_another_class_is_woken_too(pool: PgPool) {
 #[sqlx::test(migrator = "common::store::MIGRATOR")]
 async fn a_claim_wakes_those_for_whose_slots_it_lets_one_go(pool: PgPool) {
     let env = TestEnv::new(pool).await;
-    let (first, mut waits, wider) = (env.keyed("key", 1), env.keyed("key", 1), env.keyed("key", 3));
+    let pause = Limit {
+        pause: Some(Pause::Until(env.clock.now() + TimeDelta::seconds(3))),
+        ..Limit::default()
+    };
+    let key = Subject::Key(env.tenant_id, "key".to_owned());
+    env.queue.tell_limit(&key, &pause).await.unwrap();
+    let (first, mut waits) = (env.keyed("key", 2), env.keyed("key", 2));
     waits.class = "sandbox".to_owned();
+    waits.created_at += TimeDelta::seconds(1);
     enqueue(&env, &[&first, &waits]).await;
     let worker = env.worker();
-    worker.one().await;
+    assert_eq!(ids(&worker.claim(1).await), []);
     assert_eq!(ids(&worker.claim_as(&sandbox()).await), []);
-    enqueue(&env, &[&wider]).await;
+    env.advance(std::time::Duration::from_secs(4));
     let mut waker = env.queue.waker(env.queue.shard_of(env.tenant_id), SlotClass::Sandbox);
     waker.wait(std::time::Duration::from_secs(5)).await.unwrap();
-    assert_eq!(ids(&worker.claim(1).await), [wider.id]);
+    assert_eq!(ids(&worker.claim(1).await), [first.id]);
     assert!(waker.wait(std::time::Duration::from_secs(10)).await.unwrap());
+    assert_eq!(ids(&worker.claim_as(&sandbox()).await), [waits.id]);
+}
+
+/// It stands first in line at a gate whose places are all taken: one of them by itself.
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn a_retry_that_holds_the_place_of_a_paused_key_starts_when_the_pause_ends(pool: PgPool) {
+    let env = TestEnv::new(pool).await;
+    let (job, worker) = (env.keyed("key", 1), env.worker());
+    env.enqueue(&job).await;
+    let claimed = worker.one().await;
+    let due = env.clock.now() + TimeDelta::seconds(1);
+    assert!(worker.settle(&claimed, Decision::RetryAt(due, failure())).await);
+    let pause = Limit {
+        pause: Some(Pause::Until(env.clock.now() + TimeDelta::seconds(3))),
+        ..Limit::default()
+    };
+    let key = Subject::Key(env.tenant_id, "key".to_owned());
+    env.queue.tell_limit(&key, &pause).await.unwrap();
+    env.advance(std::time::Duration::from_secs(1));
+    env.promote().await;
+    assert_eq!(ids(&worker.claim(5).await), []);
+    env.advance(std::time::Duration::from_secs(2));
+    assert_eq!(ids(&worker.claim(5).await), [job.id]);
 }
 
 /// Whoever is kept by a tenant's limit stands in no line, so workers of every class hear of its place, whatever gave it back.

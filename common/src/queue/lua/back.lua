@@ -12,9 +12,8 @@ local function give_back(job, r, kept)
   if r.holds == '' and not has_limits() then return end
   for _, gate in ipairs(gates_of(r)) do
     local had = gate.max > 0 and not string.find(gate.name, kept) and redis.call('SREM', R .. 'h:' .. gate.name, job) == 1
-    if (had or r.where == 'b') and (gate.max == 0 or redis.call('SCARD', R .. 'h:' .. gate.name) < gate.max) then
-      let_go(gate.name)
-    end
+    -- Whoever is next may have another limit than this one.
+    if had or r.where == 'b' then let_go(gate.name) end
   end
   for _, name in ipairs({ 't:' .. r.tenant, 'q:' .. string.match(r.lane, '^[^/]*') }) do
     if limit(name) and redis.call('SREM', R .. 'h:' .. name, job) == 1 then

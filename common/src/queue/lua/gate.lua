@@ -58,10 +58,11 @@ local function pass(gate, job, now)
   end
 end
 
--- Remembers when to look at a gate again. Workers that sleep longer than that are woken to hear of it.
+-- Remembers when to look at a gate again: for whom it opens first, as each is held to its own limit. Workers that sleep longer
+-- than that are woken to hear of it.
 local function alarm(name, at)
   if at <= 0 or at >= FOREVER then return end
   local first = redis.call('ZRANGE', TIMERS, 0, 0, 'WITHSCORES')[2]
-  redis.call('ZADD', TIMERS, at, name)
+  redis.call('ZADD', TIMERS, 'LT', at, name)
   if not first or at < tonumber(first) then wake() end
 end

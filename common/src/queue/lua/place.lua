@@ -40,8 +40,7 @@ local function take(job, r, now)
   for _, gate in ipairs(gates) do
     if not behind then pass(gate, job, now) end
     if gate ~= behind and redis.call('EXISTS', R .. 'w:' .. gate.name) == 1 then
-      local later = shut(gate, nil, now)
-      if later then alarm(gate.name, later) else let_go(gate.name) end
+      look_at(gate.name, now)
     end
   end
   return not behind

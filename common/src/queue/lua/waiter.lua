@@ -62,7 +62,7 @@ local function let_go(name)
     end
     return
   end
-  if let_one_go(name, 1, true) or let_one_go(name, 200, true) or let_one_go(name, 200, false) then
+  if let_one_go(name, 1, true) or let_one_go(name, 1000, true) or let_one_go(name, 200, false) then
     return watch(name)
   end
   -- More of them than one script may move: the next claim goes on.
@@ -75,7 +75,7 @@ local function look_at(name, now)
   local first = redis.call('ZRANGE', R .. 'w:' .. name, 0, 0)[1]
   local r = first and get(first)
   for _, gate in ipairs(r and gates_of(r) or {}) do
-    local later = gate.name == name and shut(gate, nil, now)
+    local later = gate.name == name and shut(gate, first, now)
     if later then return alarm(name, later) end
   end
   let_go(name)
