@@ -42,11 +42,21 @@ struct Running {
     store: Store,
     clock: Clock,
     held: Held,
+    /// The loops that claim: one that has asked Redis carries out what it is answered.
+    claims: TaskTracker,
     attempts: TaskTracker,
     settling: TaskTracker,
     upkeep: CancellationToken,
     machine: Machine,
     health: Health,
+}
+
+impl Running {
+    /// Waits until nothing is claimed any more, and every attempt has ended.
+    async fn idle(&self) {
+        self.claims.wait().await;
+        self.attempts.wait().await;
+    }
 }
 
 /// Starts a worker on the lifecycle and returns when it has stopped. It needs neither Postgres nor Redis to start.
@@ -85,6 +95,7 @@ pub async fn run(config: Config, clock: Clock, lifecycle: Lifecycle, health: Hea
         store: store.clone(),
         clock: clock.clone(),
         held: Held::default(),
+        claims: TaskTracker::new(),
         attempts: TaskTracker::new(),
         settling: TaskTracker::new(),
         upkeep: CancellationToken::new(),
@@ -187,11 +198,8 @@ fn start(
     };
     lifecycle.spawn_infallible("presence", presence.run(upkeep.clone()));
     let (solitude, doubt) = (Solitude::default(), Doubt::default());
-    for (slot, count) in slots {
+    for (slot, count) in slots.iter().filter(|(_, count)| **count > 0) {
         let count = usize::try_from(*count).unwrap_or(usize::MAX);
-        if count == 0 {
-            continue;
-        }
         let consumer = Consumer {
             worker_id,
             slot: *slot,
@@ -209,25 +217,27 @@ fn start(
         };
         for shard in queue.shards() {
             let pulse = health.pulse(format!("claim {} {shard}", slot.as_str()), Duration::ZERO);
-            lifecycle.spawn_infallible("consumer", consumer.clone().run(shard, pulse, claiming.clone()));
+            let claims = consumer.clone().run(shard, pulse, claiming.clone());
+            lifecycle.spawn_infallible("consumer", running.claims.track_future(claims));
         }
     }
 }
 
 async fn stop(running: &Running, drain: Duration, lifecycle: &Lifecycle) -> anyhow::Result<()> {
     running.health.drain();
+    running.claims.close();
     running.attempts.close();
     let held = running.held.len();
     if held > 0 {
         tracing::info!(held, "draining");
     }
     tokio::select! {
-        () = running.attempts.wait() => {}
+        () = running.idle() => {}
         () = lifecycle.hard().cancelled() => {}
         () = tokio::time::sleep(drain) => {}
     }
     running.held.stop_all(Stop::Drain);
-    let ended = tokio::time::timeout(GRACE, running.attempts.wait()).await;
+    let ended = tokio::time::timeout(GRACE, running.idle()).await;
     if ended.is_err() {
         tracing::warn!(
             held = running.held.len(),

@@ -20,6 +20,7 @@ use common::health::Pulse;
 use common::ids::WorkerId;
 use common::queue::{Beat, Dispatch, Queue, Shard};
 use common::store::Store;
+use futures_util::future::join_all;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
@@ -69,10 +70,11 @@ impl Heartbeat {
                 .or_default()
                 .push(attempt);
         }
-        let mut all_renewed = true;
-        for (shard, attempts) in by_shard {
-            all_renewed &= self.beat_shard(shard, &attempts, alive).await;
-        }
+        // At once: a Redis that stands still costs each of them a while, and all of them have the same time left.
+        let beats = by_shard
+            .iter()
+            .map(|(shard, attempts)| self.beat_shard(*shard, attempts, alive));
+        let all_renewed = join_all(beats).await.into_iter().all(|renewed| renewed);
         self.held.set_unheard(!all_renewed);
         if all_renewed {
             *renewed = begun;

@@ -75,10 +75,14 @@ impl Held {
         self.attempts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Adds an attempt whose lease was taken; its sandbox may run until `run_until`.
+    /// Adds an attempt whose lease was taken; its sandbox may run until `run_until`. An older one of the same job was lost: this
+    /// worker stood still, and has claimed it again before a heartbeat told so.
     pub fn add(&self, attempt: HeldAttempt, run_until: Instant) -> Holding {
         let (sender, orders) = watch::channel(Orders { run_until, stop: None });
-        self.lock().insert(attempt.job_id, (attempt, sender));
+        let older = self.lock().insert(attempt.job_id, (attempt, sender));
+        if let Some((_, sender)) = older {
+            sender.send_modify(|orders| orders.stop = Some(Stop::Lost));
+        }
         Holding {
             held: self.clone(),
             attempt,
@@ -208,16 +212,19 @@ mod tests {
         assert_eq!(holding.orders.borrow().run_until, later);
     }
 
-    #[test]
-    fn an_older_holding_does_not_remove_a_newer_one() {
+    #[tokio::test]
+    async fn an_older_holding_is_lost_and_does_not_remove_a_newer_one() {
         let held = Held::default();
         let first = HeldAttempt {
             job_id: JobId::new(),
             attempt: 1,
             tenant_id: TenantId::new(),
         };
-        let old = held.add(first, Instant::now());
-        let _new = held.add(HeldAttempt { attempt: 2, ..first }, Instant::now());
+        let mut old = held.add(first, Instant::now());
+        let new = held.add(HeldAttempt { attempt: 2, ..first }, Instant::now());
+        allowed(&mut old.orders).await;
+        assert_eq!(stopped(&mut old.orders).await, Stop::Lost);
+        assert_eq!(new.orders.borrow().stop, None);
         drop(old);
         assert_eq!(held.len(), 1);
     }
