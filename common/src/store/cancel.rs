@@ -16,45 +16,48 @@ impl Store {
     /// # Errors
     /// When Postgres is away.
     pub async fn cancel(&self, tenant_id: TenantId, id: JobId, now: DateTime<Utc>) -> Result<Option<Job>, Error> {
-        let mut tx = self.pool().begin().await?;
-        let sql = format!(
-            "with changed as (update jobs set
-                cancel_requested_at = coalesce(cancel_requested_at, $3),
-                seq = case when state = 'running' then seq else seq + 1 end,
-                finished_at = case when state = 'running' then null else $3 end,
-                due_at = null,
-                error_code = case when state = 'running' then error_code end,
-                error_message = case when state = 'running' then error_message end,
-                state = case when state = 'running' then state else 'cancelled' end
-             where id = $1 and tenant_id = $2 and state in ('scheduled', 'queued', 'running', 'waiting', 'retrying')
-             returning {}), left_queue as ({}) select * from changed",
-            qualified(),
-            index::leave("changed"),
-        );
-        let changed = sqlx::query(AssertSqlSafe(sql))
-            .bind(id)
-            .bind(tenant_id)
-            .bind(now)
-            .fetch_optional(&mut *tx)
-            .await?;
-        let Some(changed) = changed else {
+        self.within(async {
+            let mut tx = self.pool().begin().await?;
+            let sql = format!(
+                "with changed as (update jobs set
+                    cancel_requested_at = coalesce(cancel_requested_at, $3),
+                    seq = case when state = 'running' then seq else seq + 1 end,
+                    finished_at = case when state = 'running' then null else $3 end,
+                    due_at = null,
+                    error_code = case when state = 'running' then error_code end,
+                    error_message = case when state = 'running' then error_message end,
+                    state = case when state = 'running' then state else 'cancelled' end
+                 where id = $1 and tenant_id = $2 and state in ('scheduled', 'queued', 'running', 'waiting', 'retrying')
+                 returning {}), left_queue as ({}) select * from changed",
+                qualified(),
+                index::leave("changed"),
+            );
+            let changed = sqlx::query(AssertSqlSafe(sql))
+                .bind(id)
+                .bind(tenant_id)
+                .bind(now)
+                .fetch_optional(&mut *tx)
+                .await?;
+            let Some(changed) = changed else {
+                tx.commit().await?;
+                return Ok(self.job(tenant_id, id).await?.map(|detail| detail.job));
+            };
+            let job = row::job(&changed)?;
+            if let Some(conversation_id) = job.conversation_id
+                && job.state.is_terminal()
+            {
+                leave_turn(&mut tx, id, conversation_id, now).await?;
+            }
+            if job.state.is_terminal()
+                && let Some(parent_id) = job.parent_id
+            {
+                // Redispatch brings it to Redis: its caller cancels one job and knows of no other.
+                wait::wake(&mut tx, &[parent_id], now).await?;
+            }
             tx.commit().await?;
-            return Ok(self.job(tenant_id, id).await?.map(|detail| detail.job));
-        };
-        let job = row::job(&changed)?;
-        if let Some(conversation_id) = job.conversation_id
-            && job.state.is_terminal()
-        {
-            leave_turn(&mut tx, id, conversation_id, now).await?;
-        }
-        if job.state.is_terminal()
-            && let Some(parent_id) = job.parent_id
-        {
-            // Redispatch brings it to Redis: its caller cancels one job and knows of no other.
-            wait::wake(&mut tx, &[parent_id], now).await?;
-        }
-        tx.commit().await?;
-        Ok(Some(job))
+            Ok(Some(job))
+        })
+        .await
     }
 
     /// Of these jobs, those that somebody asked to cancel and that still run.

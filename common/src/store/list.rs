@@ -83,9 +83,9 @@ impl Filter {
     ///
     /// What is queued or runs is looked up by its key, one row after the other, which the limit of one forces: what the
     /// planner knows of today's rows and of the backlog is old whenever there are suddenly many, and where it believes that
-    /// there are hardly any it reads all of them for each.
+    /// there are hardly any it reads all of them for each. The children of a job have an index of their own.
     pub(super) fn push_from(&self, query: &mut QueryBuilder<Postgres>, tenant_id: TenantId, pick: &Pick<'_>) {
-        let keys = match self.state {
+        let keys = match self.state.filter(|_| self.parent_id.is_none()) {
             Some(StateName::Queued) => " from (select id from queued_jobs where tenant_id = ",
             Some(StateName::Running) => {
                 " from (select id from (select distinct unnest(job_ids) as id from handouts) as held where true"
@@ -222,5 +222,39 @@ impl Store {
         filter.push_from(&mut query, tenant_id, &pick);
         let count: i64 = query.build_query_scalar().fetch_one(self.pool()).await?;
         Ok(u64::try_from(count).unwrap_or(0))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn statement(filter: &Filter) -> String {
+        let mut query = QueryBuilder::new("select id");
+        let pick = Pick {
+            columns: "id",
+            and: "",
+            order: Order::Any,
+            limit: None,
+            lock: "",
+        };
+        filter.push_from(&mut query, TenantId::new(), &pick);
+        query.sql().as_str().to_owned()
+    }
+
+    #[test]
+    fn the_children_of_a_job_are_not_looked_for_in_the_whole_backlog() {
+        for state in [StateName::Queued, StateName::Running] {
+            let mut filter = Filter {
+                state: Some(state),
+                ..Filter::default()
+            };
+            let one_by_one = ["queued_jobs", "handouts"];
+            assert!(one_by_one.iter().any(|table| statement(&filter).contains(table)));
+            filter.parent_id = Some(JobId::new());
+            let sql = statement(&filter);
+            assert!(!one_by_one.iter().any(|table| sql.contains(table)), "{sql}");
+            assert!(sql.contains("parent_id = ") && sql.contains(&format!("state = '{}'", state.as_str())));
+        }
     }
 }

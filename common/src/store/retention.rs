@@ -82,34 +82,37 @@ impl Store {
     pub async fn drop_partitions(&self, day: NaiveDate, patience: Duration) -> Result<Dropped, Error> {
         let date = day;
         let day = day.format("%Y%m%d");
-        let open =
-            format!("select exists (select from jobs_{day} where state not in ('succeeded', 'failed', 'cancelled'))");
         let mut tx = self.pool().begin().await?;
-        // Asked before the lock is taken: a day with open jobs must not make anybody wait.
-        if sqlx::query_scalar(AssertSqlSafe(open.clone()))
-            .fetch_one(&mut *tx)
-            .await?
-        {
+        if is_open(&mut tx, date).await? {
+            return Ok(Dropped::Open);
+        }
+        forget_day(&mut tx, date).await?;
+        // Deleting takes a while, and so does asking: all of it comes before the lock, behind which everybody waits. What has
+        // ended stays so, and ids of new jobs are of today.
+        if is_open(&mut tx, date).await? {
             return Ok(Dropped::Open);
         }
         let wait = format!("set local lock_timeout = {}", patience.as_millis());
         sqlx::query(AssertSqlSafe(wait)).execute(&mut *tx).await?;
-        let lock = format!("lock table jobs, attempts, job_events, jobs_{day} in access exclusive mode");
-        match sqlx::query(AssertSqlSafe(lock)).execute(&mut *tx).await {
+        let drop = format!("drop table if exists jobs_{day}, attempts_{day}, job_events_{day}");
+        match sqlx::query(AssertSqlSafe(drop)).execute(&mut *tx).await {
             Ok(_) => {}
             // 55P03: lock not available.
             Err(sqlx::Error::Database(error)) if error.code().as_deref() == Some("55P03") => return Ok(Dropped::Busy),
             Err(error) => return Err(error.into()),
         }
-        if sqlx::query_scalar(AssertSqlSafe(open)).fetch_one(&mut *tx).await? {
-            return Ok(Dropped::Open);
-        }
-        let drop = format!("drop table if exists jobs_{day}, attempts_{day}, job_events_{day}");
-        sqlx::query(AssertSqlSafe(drop)).execute(&mut *tx).await?;
-        forget_day(&mut tx, date).await?;
         tx.commit().await?;
         Ok(Dropped::Yes)
     }
+}
+
+/// Whether a job of a day has not ended.
+async fn is_open(tx: &mut PgConnection, day: NaiveDate) -> Result<bool, Error> {
+    let sql = format!(
+        "select exists (select from jobs_{} where state not in ('succeeded', 'failed', 'cancelled'))",
+        day.format("%Y%m%d")
+    );
+    Ok(sqlx::query_scalar(AssertSqlSafe(sql)).fetch_one(&mut *tx).await?)
 }
 
 /// Deletes what is kept beside the jobs of a day.

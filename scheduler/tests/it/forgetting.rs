@@ -8,6 +8,7 @@ use common::objects::{self, Objects, artifact_key};
 use common::service::Duty as _;
 use common::store::egress::Decision;
 use common::store::retention::Dropped;
+use common::testing::eventually;
 use common::workspace::archive_key;
 use scheduler::duties::{Artifacts, Workspaces};
 use sqlx::PgPool;
@@ -16,6 +17,8 @@ use uuid::{NoContext, Timestamp, Uuid};
 use crate::fixture::Fixture;
 
 const PATIENCE: Duration = Duration::from_millis(200);
+
+const SOON: Duration = Duration::from_secs(10);
 
 #[sqlx::test(migrator = "common::store::MIGRATOR")]
 async fn a_day_of_jobs_is_dropped_when_its_last_job_has_ended(pool: PgPool) {
@@ -66,7 +69,26 @@ async fn a_day_of_jobs_is_dropped_when_its_last_job_has_ended(pool: PgPool) {
         .unwrap();
     assert_eq!(store.drop_partitions(day, PATIENCE).await.unwrap(), Dropped::Busy);
     reader.commit().await.unwrap();
-    assert_eq!(store.drop_partitions(day, PATIENCE).await.unwrap(), Dropped::Yes);
+    // Nor while what lies beside it is deleted, which waits for somebody here.
+    let mut holder = fixture.pool.begin().await.unwrap();
+    sqlx::query("select * from egress_decisions for update")
+        .fetch_all(&mut *holder)
+        .await
+        .unwrap();
+    let dropping = store.drop_partitions(day, PATIENCE);
+    let reading = async {
+        eventually(SOON, "the drop waits", async || {
+            let waits = "select count(*) from pg_stat_activity
+                         where datname = current_database() and wait_event_type = 'Lock'";
+            let waits: i64 = sqlx::query_scalar(waits).fetch_one(&fixture.pool).await.unwrap();
+            (waits > 0).then_some(())
+        })
+        .await;
+        assert_eq!(store.jobs(&[job.id]).await.unwrap().len(), 1);
+        holder.rollback().await.unwrap();
+    };
+    let (dropped, ()) = tokio::join!(dropping, reading);
+    assert_eq!(dropped.unwrap(), Dropped::Yes);
 
     assert!(store.jobs(&[job.id]).await.unwrap().is_empty());
     assert!(store.egress(job.id, (0, 0), 10).await.unwrap().is_empty());
