@@ -69,6 +69,9 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use deadpool_redis::{Connection, Pool, Runtime};
+use redis::IntoConnectionInfo as _;
+use redis::io::tcp::TcpSettings;
+use socket2::TcpKeepalive;
 
 pub use accounts::{Admission, CallAsk, CallReport, OPEN as CIRCUIT_OPEN, Obstacle, PLACE_TTL, Trial};
 pub use adopt::Among;
@@ -93,6 +96,13 @@ use crate::config::{self, Leases, Redis};
 use crate::ids::TenantId;
 use link::Links;
 use script::Scripts;
+
+/// How often a server that says nothing is asked whether it lives: one that listens to hints never writes, and would not notice
+/// that the machine at the other end is gone.
+const KEEPALIVE: Duration = Duration::from_secs(5);
+
+/// So many questions without an answer end a connection.
+const KEEPALIVES_MISSED: u32 = 3;
 
 /// A handle on the dispatch index. Cheap to clone.
 #[derive(Clone)]
@@ -123,7 +133,14 @@ impl Queue {
     pub fn open(redis: &Redis, leases: &Leases) -> Result<Self, config::Error> {
         let invalid = |_hidden| config::Error::Invalid("redis.url is not a Redis URL".to_owned());
         let url = redis.resolved_url()?;
-        let client = redis::Client::open(url.expose()).map_err(invalid)?;
+        let lively = TcpSettings::default().set_keepalive(
+            TcpKeepalive::new()
+                .with_time(KEEPALIVE)
+                .with_interval(KEEPALIVE)
+                .with_retries(KEEPALIVES_MISSED),
+        );
+        let server = url.expose().into_connection_info().map_err(invalid)?;
+        let client = redis::Client::open(server.set_tcp_settings(lively)).map_err(invalid)?;
         let connection = redis::AsyncConnectionConfig::new()
             .set_connection_timeout(Some(redis.response_timeout))
             .set_response_timeout(Some(redis.response_timeout));

@@ -35,10 +35,16 @@ impl Queue {
             Channel::Hints => "hints",
             Channel::Cancels => "cancels",
         };
-        let mut pubsub = self.inner.client.get_async_pubsub().await?;
-        for shard in self.shards() {
-            pubsub.subscribe(self.key(shard, name)).await?;
-        }
+        let subscribed = async {
+            let mut pubsub = self.inner.client.get_async_pubsub().await?;
+            for shard in self.shards() {
+                pubsub.subscribe(self.key(shard, name)).await?;
+            }
+            Ok::<_, Error>(pubsub)
+        };
+        // The library waits for ever for a server that takes connections and says nothing.
+        let subscribed = tokio::time::timeout(self.inner.response_timeout, subscribed).await;
+        let pubsub = subscribed.map_err(|_elapsed| Error::Slow)??;
         let hints = pubsub
             .into_on_message()
             .flat_map(|message| stream::iter(read(message.get_payload_bytes())));
