@@ -203,6 +203,9 @@ impl From<InvalidField> for FieldError {
     }
 }
 
+/// What is wrong with one request: an answer must not be many times as long as what it answers.
+const ERRORS_MAX: usize = 50;
+
 /// An answer that says what went wrong.
 #[derive(Clone, Debug)]
 pub struct Problem {
@@ -228,13 +231,14 @@ impl Problem {
         Self::new(Code::NotFound, format!("there is no such {what}"))
     }
 
-    /// 422 with what is wrong, one field or more.
-    pub fn invalid(errors: Vec<FieldError>) -> Self {
+    /// 422 with what is wrong, one field or more; of many the first [`ERRORS_MAX`] are named.
+    pub fn invalid(mut errors: Vec<FieldError>) -> Self {
         let detail = match errors.as_slice() {
             [] => "the request is not valid".to_owned(),
             [only] => format!("{} {}", only.place(), only.detail),
             [first, rest @ ..] => format!("{} {}, and {} more", first.place(), first.detail, rest.len()),
         };
+        errors.truncate(ERRORS_MAX);
         Self {
             errors,
             ..Self::new(Code::InvalidRequest, detail)

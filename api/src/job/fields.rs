@@ -20,6 +20,8 @@ use crate::problem::{FieldError, Problem};
 use crate::routes::limits::RateView;
 
 const LABELS_MAX: usize = 16;
+/// More than there are error codes.
+const RULES_MAX: usize = 32;
 const ATTEMPTS_MAX: u32 = 100;
 const BACKOFF_MAX: Duration = Duration::from_hours(24);
 const CONCURRENCY_MAX: u32 = 10_000;
@@ -52,7 +54,7 @@ pub struct JobFields {
     #[schema(value_type = Option<BackoffFields>)]
     pub backoff: Option<Backoff>,
     /// Error codes that are retried although they usually are not, and with a `!` before them those that are not although
-    /// they usually are: `["timeout", "!sandbox_failed"]`. With `!worker_lost` a job whose worker dies fails.
+    /// they usually are: `["timeout", "!sandbox_failed"]`; at most 32. With `!worker_lost` a job whose worker dies fails.
     #[schema(value_type = Option<Vec<String>>)]
     pub retry_on: Option<Vec<RetryRule>>,
     /// How many jobs of one key may run at once.
@@ -182,11 +184,16 @@ impl JobFields {
         if labels.len() > LABELS_MAX {
             add("/labels", format!("has more than {LABELS_MAX} items"));
         }
-        for (index, _) in labels.iter().enumerate().filter(|(_, label)| !is_name(label)) {
+        let unnamed = labels.iter().enumerate().filter(|(_, label)| !is_name(label));
+        for (index, _) in unnamed.take(LABELS_MAX) {
             add(
                 &format!("/labels/{index}"),
                 "is 1 to 63 letters, digits, dots, hyphens or underscores".to_owned(),
             );
+        }
+        let rules = self.retry_on.as_deref().unwrap_or_default();
+        if rules.len() > RULES_MAX {
+            add("/retry_on", format!("has more than {RULES_MAX} items"));
         }
         if self
             .max_attempts

@@ -137,6 +137,25 @@ async fn every_fault_of_a_body_is_named_at_once(pool: PgPool) {
 }
 
 #[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn an_answer_does_not_name_every_fault_of_a_long_list(pool: PgPool) {
+    let api = Api::start(pool).await;
+    let labels = refused(&api, json!({"kind": "noop", "labels": vec![""; 100_000]})).await;
+    assert_eq!(labels.places()[..2], ["/labels", "/labels/0"]);
+    assert!(
+        labels.body.to_string().len() < 10_000,
+        "{} errors",
+        labels.places().len()
+    );
+    let metadata: serde_json::Map<String, Value> =
+        (0..1_000).map(|n| (format!("{n:04}"), Value::from("\u{0}"))).collect();
+    let notes = refused(&api, json!({"kind": "noop", "metadata": metadata})).await;
+    assert_eq!(notes.places().len(), 50);
+    assert!(notes.body["detail"].as_str().unwrap().ends_with("more"));
+    let rules = refused(&api, json!({"kind": "noop", "retry_on": vec!["timeout"; 33]})).await;
+    assert_eq!(rules.places(), ["/retry_on"]);
+}
+
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
 async fn what_is_too_large_is_a_413(pool: PgPool) {
     let api = Api::start(pool).await;
     let code = json!({"kind": "exec", "input": {"language": "python", "code": "#".repeat(10_000_000)}});

@@ -222,6 +222,20 @@ async fn a_redrive_is_a_new_job_that_names_the_old(pool: PgPool) {
 }
 
 #[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn a_redrive_that_its_key_refuses_says_so(pool: PgPool) {
+    let api = Api::start(pool).await;
+    let job = json!({"kind": "noop", "concurrency": {"key": "k", "strategy": "reject"}});
+    let old = api.submit(job.clone()).await;
+    api.post(&format!("/jobs/{old}/cancel"), json!({})).await.expect(202);
+    api.submit(job).await;
+    let new = api.post(&format!("/jobs/{old}/redrive"), json!({})).await.expect(202);
+    assert_eq!(
+        (new["state"].as_str(), new["error"]["code"].as_str()),
+        (Some("failed"), Some("concurrency_limit"))
+    );
+}
+
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
 async fn many_jobs_are_cancelled_and_repeated_by_a_filter(pool: PgPool) {
     let api = Api::start(pool).await;
     for _ in 0..3 {
@@ -264,8 +278,12 @@ async fn many_jobs_are_cancelled_and_repeated_by_a_filter(pool: PgPool) {
             .len(),
         3
     );
-    let nothing = api.post("/jobs/cancel", json!({"dry_run": false})).await;
-    nothing.is_problem(422, "invalid_request");
+    // What every job has is no filter either: a variable may have been empty.
+    for nothing in [json!({"dry_run": false}), json!({"q": ""}), json!({"metadata": {}})] {
+        for path in ["/jobs/cancel", "/jobs/redrive"] {
+            api.post(path, nothing.clone()).await.is_problem(422, "invalid_request");
+        }
+    }
     api.post("/jobs/redrive", json!({"state": "running"}))
         .await
         .is_problem(422, "invalid_request");

@@ -151,7 +151,7 @@ impl ManyRequest {
         if self.is_empty() {
             errors.push(FieldError::body(
                 "",
-                "gives no filter: name at least one field besides dry_run",
+                "gives no filter: name at least one field besides dry_run, q and metadata not empty",
             ));
         }
         if errors.is_empty() {
@@ -171,8 +171,9 @@ impl ManyRequest {
         let texts = [
             self.queue.is_some(),
             self.user_id.is_some(),
-            self.q.is_some(),
-            self.metadata.is_some(),
+            // Every job has the empty text, and all of no entries: whoever means all of them says so by their states.
+            self.q.as_ref().is_some_and(|text| !text.is_empty()),
+            self.metadata.as_ref().is_some_and(|entries| !entries.is_empty()),
         ];
         self.state.is_none() && self.kind.is_none() && !ids.contains(&true) && !texts.contains(&true)
     }

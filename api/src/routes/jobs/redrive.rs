@@ -45,9 +45,15 @@ pub(super) async fn redrive(
         super::read::read(&app, &caller, id).await?;
         return Err(Problem::new(Code::Conflict, "the job has not ended"));
     };
-    let (id, answer) = (job.id, to_json(&JobView::new(job)));
     announce(&app, &redriven).await;
-    Ok(accepted(id, answer))
+    // The strategy of its key may have refused it, in the transaction that made it.
+    let decided = if redriven.decided.rejected.contains(&job.id) {
+        app.store().jobs(&[job.id]).await?.pop()
+    } else {
+        None
+    };
+    let answer = to_json(&JobView::new(decided.as_ref().unwrap_or(job)));
+    Ok(accepted(job.id, answer))
 }
 
 /// Repeat every finished job that matches and was not repeated yet; without `state`, those that failed.
