@@ -67,12 +67,9 @@ fn show(event: &Event, every: bool, is_json: bool) -> io::Result<()> {
         let at = fields.remove("at").unwrap_or_default();
         fields.remove("seq");
         let at = at.as_str().unwrap_or_default();
-        return output::line(output::clean(&format!(
-            "{}\t{at}\t{}\t{}",
-            event.seq,
-            event.kind,
-            Value::Object(fields)
-        )));
+        let fields = Value::Object(fields).to_string();
+        let texts = [at, &event.kind, &fields].map(output::clean);
+        return output::line(format!("{}\t{}", event.seq, texts.join("\t")));
     }
     match event.kind.as_str() {
         "stdout" | "message.delta" | "tool.output" => output::text(event.text("text"))?,
