@@ -18,9 +18,13 @@ use tokio_util::task::TaskTracker;
 
 use crate::problem::Problem;
 
+/// Bytes of inputs in a transaction: so many that the rest of its cost does not show, and far from its time limit on a slow
+/// disk.
+const BYTES_MAX: usize = 16 * 1024 * 1024;
 /// Lone jobs: many in a transaction.
 const SINGLES: Limits = Limits {
     batch_max: 1_000,
+    bytes_max: BYTES_MAX,
     // A row costs less in a larger statement, and what is under way leaves a processor to connections: with 64 callers on two
     // processors a tenth more is accepted than with a second from 24 jobs.
     parallel: 2,
@@ -30,6 +34,7 @@ const SINGLES: Limits = Limits {
 /// Batches, which are large already: they must not hold up lone jobs, nor fill the memory.
 const BULK: Limits = Limits {
     batch_max: 4,
+    bytes_max: BYTES_MAX,
     // While one waits for the disk, or for its next request, the other has Postgres: a quarter more is accepted.
     parallel: 2,
     company: 1,
@@ -62,7 +67,7 @@ impl Submitter {
         let give_way = Arc::new(GiveWay::default());
         let start = |limits, give_way: Option<Arc<GiveWay>>| {
             let (store, dispatches) = (store.clone(), dispatches.clone());
-            Batcher::new(tracker, limits, move |submissions: Vec<Submission>| {
+            Batcher::new(tracker, limits, bytes, move |submissions: Vec<Submission>| {
                 let (store, dispatches, give_way) = (store.clone(), dispatches.clone(), give_way.clone());
                 async move {
                     let _turn = match &give_way {
@@ -118,6 +123,10 @@ impl Submitter {
         .await
         .map(drop)
     }
+}
+
+fn bytes(submission: &Submission) -> usize {
+    submission.jobs.iter().map(|job| job.input.len()).sum()
 }
 
 /// Lets batches in: all that come, but one at a time while lone jobs come, for these need the processors and the disk too.

@@ -45,6 +45,8 @@ impl<T, R> Clone for Batcher<T, R> {
 pub struct Limits {
     /// Most items in one batch.
     pub batch_max: usize,
+    /// Most bytes in one batch; an item that is larger goes alone.
+    pub bytes_max: usize,
     /// Most batches under way at once.
     pub parallel: usize,
     /// Items from which a batch is begun while another is under way; fewer wait for its end, and for company.
@@ -55,6 +57,8 @@ pub struct Limits {
 
 struct Shared<T, R> {
     limits: Limits,
+    /// Bytes of an item.
+    weigh: fn(&T) -> usize,
     process: Box<dyn Fn(Vec<T>) -> BoxFuture<'static, Vec<R>> + Send + Sync>,
     /// One for each item that may still come to wait.
     room: Semaphore,
@@ -64,8 +68,14 @@ struct Shared<T, R> {
 }
 
 struct State<T, R> {
-    waiting: VecDeque<(T, oneshot::Sender<R>)>,
+    waiting: VecDeque<Waiting<T, R>>,
     under_way: usize,
+}
+
+struct Waiting<T, R> {
+    item: T,
+    bytes: usize,
+    answer: oneshot::Sender<R>,
 }
 
 impl<T, R> fmt::Debug for Shared<T, R> {
@@ -78,14 +88,15 @@ impl<T, R> fmt::Debug for Shared<T, R> {
 
 impl<T: Send + 'static, R: Send + 'static> Batcher<T, R> {
     /// Hands batches to `process`, which answers one result for each item, in order, and runs on the runtime of whoever calls
-    /// this.
-    pub fn new<F, Fut>(tracker: &TaskTracker, limits: Limits, process: F) -> Self
+    /// this. `weigh` answers the bytes of an item.
+    pub fn new<F, Fut>(tracker: &TaskTracker, limits: Limits, weigh: fn(&T) -> usize, process: F) -> Self
     where
         F: Fn(Vec<T>) -> Fut + Send + Sync + 'static,
         Fut: Future<Output = Vec<R>> + Send + 'static,
     {
         let shared = Shared {
             limits,
+            weigh,
             process: Box::new(move |items| process(items).boxed()),
             room: Semaphore::new(limits.backlog),
             state: Mutex::new(State {
@@ -125,13 +136,24 @@ impl<T, R> State<T, R> {
         self.under_way += usize::from(begins);
         begins
     }
+
+    /// How many of those that wait the next batch takes.
+    fn fitting(&self, limits: &Limits) -> usize {
+        let mut bytes = 0_usize;
+        let fit = self.waiting.iter().take(limits.batch_max).take_while(|waiting| {
+            bytes = bytes.saturating_add(waiting.bytes);
+            bytes <= limits.bytes_max
+        });
+        fit.count().max(1).min(self.waiting.len())
+    }
 }
 
 impl<T, R> Shared<T, R> {
     /// Puts an item behind those that wait. The place of the batch that begins with it, if one does.
     fn push(this: &Arc<Self>, item: T, answer: oneshot::Sender<R>) -> Option<Place<T, R>> {
+        let bytes = (this.weigh)(&item);
         let mut state = this.lock();
-        state.waiting.push_back((item, answer));
+        state.waiting.push_back(Waiting { item, bytes, answer });
         state.begin(&this.limits).then(|| Place {
             shared: Arc::clone(this),
             is_held: true,
@@ -163,9 +185,10 @@ impl<T, R> Place<T, R> {
         if !self.is_held {
             return None;
         }
-        let count = state.waiting.len().min(limits.batch_max);
+        let count = state.fitting(limits);
         room.add_permits(count);
-        Some(state.waiting.drain(..count).unzip())
+        let taken = state.waiting.drain(..count);
+        Some(taken.map(|waiting| (waiting.item, waiting.answer)).unzip())
     }
 }
 
@@ -220,6 +243,7 @@ mod tests {
     /// One batch at a time, with room for everybody.
     const ALONE: Limits = Limits {
         batch_max: 100,
+        bytes_max: 1_000,
         parallel: 1,
         company: 1,
         backlog: 100,
@@ -239,14 +263,19 @@ mod tests {
         let gate = Arc::new(Semaphore::new(0));
         let sizes = Arc::new(Mutex::new(Vec::new()));
         let (seen, held) = (Arc::clone(&sizes), Arc::clone(&gate));
-        let batcher = Batcher::new(&tracker, ALONE, move |items: Vec<u32>| {
-            let (seen, held) = (Arc::clone(&seen), Arc::clone(&held));
-            async move {
-                seen.lock().unwrap().push(items.len());
-                held.acquire().await.unwrap().forget();
-                items.into_iter().map(|item| item * 2).collect()
-            }
-        });
+        let batcher = Batcher::new(
+            &tracker,
+            ALONE,
+            |_| 1,
+            move |items: Vec<u32>| {
+                let (seen, held) = (Arc::clone(&seen), Arc::clone(&held));
+                async move {
+                    seen.lock().unwrap().push(items.len());
+                    held.acquire().await.unwrap().forget();
+                    items.into_iter().map(|item| item * 2).collect()
+                }
+            },
+        );
         let calls: Vec<_> = (0..10)
             .map(|item| {
                 let batcher = batcher.clone();
@@ -275,14 +304,19 @@ mod tests {
             company: 5,
             ..ALONE
         };
-        let batcher = Batcher::new(&tracker, limits, move |items: Vec<u32>| {
-            let (seen, held) = (Arc::clone(&seen), Arc::clone(&held));
-            async move {
-                seen.lock().unwrap().push(items.len());
-                held.acquire().await.unwrap().forget();
-                items
-            }
-        });
+        let batcher = Batcher::new(
+            &tracker,
+            limits,
+            |_| 1,
+            move |items: Vec<u32>| {
+                let (seen, held) = (Arc::clone(&seen), Arc::clone(&held));
+                async move {
+                    seen.lock().unwrap().push(items.len());
+                    held.acquire().await.unwrap().forget();
+                    items
+                }
+            },
+        );
         let call = |count: u32| {
             (0..count).for_each(|item| drop(tracker.spawn(called(batcher.clone(), item))));
         };
@@ -308,6 +342,33 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_batch_ends_before_the_item_that_is_too_much_for_it() {
+        let tracker = TaskTracker::new();
+        let (gate, taken) = (Arc::new(Semaphore::new(0)), Arc::new(Mutex::new(Vec::new())));
+        let (held, seen) = (Arc::clone(&gate), Arc::clone(&taken));
+        let bytes = |item: &u32| *item as usize;
+        let batcher = Batcher::new(&tracker, ALONE, bytes, move |items: Vec<u32>| {
+            let (held, seen) = (Arc::clone(&held), Arc::clone(&seen));
+            async move {
+                seen.lock().unwrap().push(items.clone());
+                held.acquire().await.unwrap().forget();
+                items
+            }
+        });
+        let first = tracker.spawn(called(batcher.clone(), 1));
+        while taken.lock().unwrap().is_empty() {
+            tokio::task::yield_now().await;
+        }
+        let later = [400, 600, 1, 5_000, 2, 3].map(|item| called(batcher.clone(), item));
+        let later = futures_util::future::join_all(later);
+        gate.add_permits(10);
+        assert_eq!(later.await, [400, 600, 1, 5_000, 2, 3]);
+        assert_eq!(first.await.unwrap(), 1);
+        let expected: [&[u32]; 5] = [&[1], &[400, 600], &[1], &[5_000], &[2, 3]];
+        assert_eq!(*taken.lock().unwrap(), expected);
+    }
+
+    #[tokio::test]
     async fn a_batch_that_panics_answers_its_callers_and_no_others() {
         let tracker = TaskTracker::new();
         let limits = Limits {
@@ -315,10 +376,15 @@ mod tests {
             backlog: 1,
             ..ALONE
         };
-        let batcher = Batcher::new(&tracker, limits, move |items: Vec<u32>| {
-            assert_ne!(items, [2], "this is the one that panics");
-            async move { items }
-        });
+        let batcher = Batcher::new(
+            &tracker,
+            limits,
+            |_| 1,
+            move |items: Vec<u32>| {
+                assert_ne!(items, [2], "this is the one that panics");
+                async move { items }
+            },
+        );
         let calls = (1..=3).map(|item| batcher.call(item));
         let answers = futures_util::future::join_all(calls).await;
         assert_eq!(answers, [Ok(1), Err(Error::Closed), Ok(3)]);
@@ -336,13 +402,18 @@ mod tests {
             backlog: 2,
             ..ALONE
         };
-        let batcher = Batcher::new(&tracker, limits, move |items: Vec<u32>| {
-            let held = Arc::clone(&held);
-            async move {
-                held.acquire().await.unwrap().forget();
-                items
-            }
-        });
+        let batcher = Batcher::new(
+            &tracker,
+            limits,
+            |_| 1,
+            move |items: Vec<u32>| {
+                let held = Arc::clone(&held);
+                async move {
+                    held.acquire().await.unwrap().forget();
+                    items
+                }
+            },
+        );
         let calls: Vec<_> = (0..10)
             .map(|item| tracker.spawn(called(batcher.clone(), item)))
             .collect();
@@ -373,9 +444,12 @@ mod tests {
         };
         let thread = || std::thread::current().name().map(str::to_owned);
         let batcher = here.block_on(async {
-            Batcher::new(&TaskTracker::new(), limits, move |items: Vec<()>| async move {
-                items.into_iter().map(|()| thread()).collect()
-            })
+            Batcher::new(
+                &TaskTracker::new(),
+                limits,
+                |()| 1,
+                move |items: Vec<()>| async move { items.into_iter().map(|()| thread()).collect() },
+            )
         });
         let called = elsewhere.spawn(async move { batcher.call(()).await });
         let answer = elsewhere.block_on(called).unwrap();
@@ -396,8 +470,8 @@ mod tests {
             backlog: 1,
             ..ALONE
         };
-        let batcher =
-            ended.block_on(async { Batcher::new(&TaskTracker::new(), limits, |_: Vec<u32>| std::future::pending()) });
+        let batcher = ended
+            .block_on(async { Batcher::new(&TaskTracker::new(), limits, |_| 1, |_: Vec<u32>| std::future::pending()) });
         let calls: Vec<_> = (0..3)
             .map(|item| callers.spawn(called_or_not(batcher.clone(), item)))
             .collect();

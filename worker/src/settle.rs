@@ -13,6 +13,7 @@ use common::health::Pulse;
 use common::ids::{JobId, TenantId, WorkerId};
 use common::job::StateName;
 use common::queue::{Acked, Dispatch, Keeps, Queue, Shard};
+use common::store::events::Chunk;
 use common::store::settle::{Committed, Settlement};
 use common::store::{Class, Store};
 use common::turn;
@@ -21,6 +22,9 @@ use tokio_util::task::TaskTracker;
 
 /// First and longest pause before a failed transaction is tried again.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
+
+/// Bytes of results, logs and children in a transaction: far from its time limit on a slow disk.
+const BYTES_MAX: usize = 16 * 1024 * 1024;
 
 /// What became of a settlement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,11 +80,12 @@ impl Settler {
         };
         let limits = Limits {
             batch_max: 500,
+            bytes_max: BYTES_MAX,
             parallel: 2,
             company: 128,
             backlog: 1_000,
         };
-        let batcher = Batcher::new(tracker, limits, move |batch: Vec<(TenantId, Settlement)>| {
+        let batcher = Batcher::new(tracker, limits, bytes, move |batch: Vec<(TenantId, Settlement)>| {
             let writer = writer.clone();
             async move { writer.settle(batch).await }
         });
@@ -101,6 +106,13 @@ impl Settler {
         self.underway.end();
         settled
     }
+}
+
+fn bytes((_, settlement): &(TenantId, Settlement)) -> usize {
+    let result = settlement.result.as_ref().map_or(0, Vec::len);
+    let chunk = settlement.chunk.as_ref().map_or(0, Chunk::bytes);
+    let children: usize = settlement.children.iter().map(|child| child.input.len()).sum();
+    result + chunk + children
 }
 
 impl Underway {

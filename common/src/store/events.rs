@@ -31,6 +31,11 @@ impl Chunk {
         self.job_id
     }
 
+    /// Bytes that it takes in Postgres.
+    pub fn bytes(&self) -> usize {
+        self.data.len()
+    }
+
     /// Packs events, which are in order. `None` when there are none.
     pub fn pack(job_id: JobId, events: &[Event]) -> Option<Self> {
         let (first, last) = (events.first()?, events.last()?);

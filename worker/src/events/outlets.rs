@@ -17,6 +17,7 @@ use tokio_util::task::TaskTracker;
 /// Logs of one script: some five milliseconds of Redis.
 const APPENDS: Limits = Limits {
     batch_max: 256,
+    bytes_max: 1024 * 1024,
     parallel: 2,
     company: 32,
     backlog: 4_096,
@@ -25,6 +26,7 @@ const APPENDS: Limits = Limits {
 /// Chunks of one statement; each is 256 KiB before compression at most, as a rule.
 const CHUNKS: Limits = Limits {
     batch_max: 128,
+    bytes_max: 16 * 1024 * 1024,
     parallel: 2,
     company: 32,
     backlog: 4_096,
@@ -60,14 +62,19 @@ impl Outlets {
     /// Outlets for the attempts of one worker; what they write together is on `tracker`.
     pub fn spawn(worker_id: WorkerId, store: Store, queue: Queue, tracker: &TaskTracker) -> Self {
         let redis = queue.clone();
-        let appends = Batcher::new(tracker, APPENDS, move |logs| {
+        let appends = Batcher::new(tracker, APPENDS, weigh, move |logs| {
             let redis = redis.clone();
             async move { append(&redis, logs).await }
         });
-        let chunks = Batcher::new(tracker, CHUNKS, move |chunks| {
-            let store = store.clone();
-            async move { write(&store, worker_id, chunks).await }
-        });
+        let chunks = Batcher::new(
+            tracker,
+            CHUNKS,
+            |(chunk, _): &(Chunk, u32)| chunk.bytes(),
+            move |chunks| {
+                let store = store.clone();
+                async move { write(&store, worker_id, chunks).await }
+            },
+        );
         Self { queue, appends, chunks }
     }
 
@@ -87,6 +94,10 @@ impl Outlets {
             tracing::debug!(%error, %job_id, "the log's tail is not trimmed");
         }
     }
+}
+
+fn weigh(log: &Append) -> usize {
+    log.events.iter().map(String::len).sum()
 }
 
 async fn append(queue: &Queue, logs: Vec<Append>) -> Vec<Option<Appended>> {
