@@ -128,11 +128,17 @@ impl Store {
         self.within(async {
             let all = |value: fn(&Chunk) -> i64| chunks.iter().map(|(chunk, _)| value(chunk)).collect::<Vec<_>>();
             let written: Vec<Uuid> = sqlx::query_scalar(
-                "insert into job_events (job_id, first_seq, last_seq, data)
+                // Whoever takes an attempt over locks its row first, then reads how far its log goes: it sees what is written
+                // here, or nothing is. Ids in order, so that no two wait for each other.
+                "with held as materialized (
+                    select j.id from unnest($1::uuid[], $5::int[]) as c (job_id, attempt)
+                    join jobs j on j.id = c.job_id and j.state = 'running' and j.attempt = c.attempt and j.worker_id = $6
+                    order by j.id for share of j
+                 )
+                 insert into job_events (job_id, first_seq, last_seq, data)
                  select c.job_id, c.first_seq, c.last_seq, c.data
-                 from unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::bytea[], $5::int[])
-                    as c (job_id, first_seq, last_seq, data, attempt)
-                 join jobs j on j.id = c.job_id and j.state = 'running' and j.attempt = c.attempt and j.worker_id = $6
+                 from unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::bytea[]) as c (job_id, first_seq, last_seq, data)
+                 join held on held.id = c.job_id
                  on conflict (job_id, first_seq) do update set last_seq = excluded.last_seq, data = excluded.data
                  returning job_id",
             )

@@ -8,6 +8,7 @@ use common::store::events::Chunk;
 use common::store::{Class, Error};
 use common::testing::{TestEnv, failure, ids, light};
 use sqlx::PgPool;
+use tokio::task::JoinSet;
 
 #[sqlx::test(migrator = "common::store::MIGRATOR")]
 async fn every_late_write_is_refused(pool: PgPool) {
@@ -41,6 +42,38 @@ async fn every_late_write_is_refused(pool: PgPool) {
         }
     }
     assert_matches!(env.state(job.id).await, JobState::Running { attempt: 2, worker_id, .. } if worker_id == live.id);
+}
+
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn a_log_is_not_written_beside_the_takeover_of_its_attempt(pool: PgPool) {
+    let env = TestEnv::new(pool.clone()).await;
+    env.enqueue(&env.noop()).await;
+    let worker = env.worker();
+    let claimed = worker.one().await;
+    let job_id = claimed.job.id;
+    let chunk = Chunk::pack(job_id, &worker.said(&claimed, 1)).unwrap();
+
+    let mut takeover = pool.begin().await.unwrap();
+    sqlx::query("select from jobs where id = $1 for update")
+        .bind(job_id.uuid())
+        .execute(&mut *takeover)
+        .await
+        .unwrap();
+    let (store, worker_id) = (env.store.clone(), worker.id);
+    let mut writes = JoinSet::new();
+    let late = writes.spawn(async move { store.append_chunk(&chunk, 1, worker_id).await });
+    // It waits for the takeover; one that does not has ended.
+    let waits =
+        "select exists (select from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock')";
+    while !late.is_finished() && !sqlx::query_scalar::<_, bool>(waits).fetch_one(&pool).await.unwrap() {}
+    sqlx::query("update jobs set worker_id = $2 where id = $1")
+        .bind(job_id.uuid())
+        .bind(env.worker().id)
+        .execute(&mut *takeover)
+        .await
+        .unwrap();
+    takeover.commit().await.unwrap();
+    assert_matches!(writes.join_next().await.unwrap().unwrap(), Err(Error::LeaseLost));
 }
 
 #[sqlx::test(migrator = "common::store::MIGRATOR")]
