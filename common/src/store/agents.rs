@@ -93,22 +93,25 @@ impl Store {
         definition: &AgentDefinition,
         now: DateTime<Utc>,
     ) -> Result<Agent, Error> {
-        let id = AgentId::new();
-        let mut tx = self.pool().begin().await?;
-        let row = sqlx::query(
-            "insert into agents (id, tenant_id, name, version, definition, created_at, updated_at)
-             values ($1, $2, $3, 1, $4::text::json, $5, $5) returning *",
-        )
-        .bind(id)
-        .bind(tenant_id)
-        .bind(&definition.name)
-        .bind(json(definition)?)
-        .bind(now)
-        .fetch_one(&mut *tx)
-        .await?;
-        insert_version(&mut tx, id, 1, definition, now).await?;
-        tx.commit().await?;
-        agent(&row)
+        self.within(async {
+            let id = AgentId::new();
+            let mut tx = self.pool().begin().await?;
+            let row = sqlx::query(
+                "insert into agents (id, tenant_id, name, version, definition, created_at, updated_at)
+                 values ($1, $2, $3, 1, $4::text::json, $5, $5) returning *",
+            )
+            .bind(id)
+            .bind(tenant_id)
+            .bind(&definition.name)
+            .bind(json(definition)?)
+            .bind(now)
+            .fetch_one(&mut *tx)
+            .await?;
+            insert_version(&mut tx, id, 1, definition, now).await?;
+            tx.commit().await?;
+            agent(&row)
+        })
+        .await
     }
 
     /// A tenant's agent.
@@ -161,23 +164,26 @@ impl Store {
         definition: &AgentDefinition,
         now: DateTime<Utc>,
     ) -> Result<Option<Agent>, Error> {
-        let mut tx = self.pool().begin().await?;
-        let row = sqlx::query(
-            "update agents set name = $4, version = version + 1, definition = $5::text::json, updated_at = $6
-             where id = $1 and tenant_id = $2 and version = $3 and deleted_at is null returning *",
-        )
-        .bind(id)
-        .bind(tenant_id)
-        .bind(int(expected))
-        .bind(&definition.name)
-        .bind(json(definition)?)
-        .bind(now)
-        .fetch_optional(&mut *tx)
-        .await?;
-        let Some(row) = row else { return Ok(None) };
-        insert_version(&mut tx, id, row.try_get("version")?, definition, now).await?;
-        tx.commit().await?;
-        agent(&row).map(Some)
+        self.within(async {
+            let mut tx = self.pool().begin().await?;
+            let row = sqlx::query(
+                "update agents set name = $4, version = version + 1, definition = $5::text::json, updated_at = $6
+                 where id = $1 and tenant_id = $2 and version = $3 and deleted_at is null returning *",
+            )
+            .bind(id)
+            .bind(tenant_id)
+            .bind(int(expected))
+            .bind(&definition.name)
+            .bind(json(definition)?)
+            .bind(now)
+            .fetch_optional(&mut *tx)
+            .await?;
+            let Some(row) = row else { return Ok(None) };
+            insert_version(&mut tx, id, row.try_get("version")?, definition, now).await?;
+            tx.commit().await?;
+            agent(&row).map(Some)
+        })
+        .await
     }
 
     /// Deletes an agent for those who look for it; its versions and jobs stay. Answers whether there was one.

@@ -10,10 +10,11 @@ use common::ids::JobId;
 use common::job::group::{GroupInput, GroupJob, Member, Next, OnFailure, next};
 use common::job::wait::{Until, Wait};
 use common::job::{Failure, FailureCode, Links, NewJob, StateName, Woken};
+use common::store;
 use common::store::list::Filter;
 use serde::Serialize;
 
-use super::{Context, Ended};
+use super::{Context, Ended, unread};
 
 /// Bytes of its jobs' results that a group's own result repeats.
 const RESULTS_MAX: u64 = 4 << 20;
@@ -27,7 +28,7 @@ struct GroupResult {
     jobs: Vec<Member>,
 }
 
-/// Runs one attempt of a group: the first submits, the others look.
+/// Runs one attempt of a group: the first submits, the others look. One that cannot look is given back, and looks again.
 pub(super) async fn run(context: Context) -> Ended {
     let input: GroupInput = match serde_json::from_slice(&context.input) {
         Ok(input) => input,
@@ -38,13 +39,7 @@ pub(super) async fn run(context: Context) -> Ended {
     }
     match look(&context, input.on_failure).await {
         Ok(ended) => ended,
-        Err(error) => {
-            tracing::warn!(job_id = %context.job.id, %error, "a group cannot see its jobs");
-            Ended::failed(Failure::new(
-                FailureCode::Internal,
-                "the group's jobs could not be read",
-            ))
-        }
+        Err(error) => unread(&error, &context, "the group's jobs could not be read"),
     }
 }
 
@@ -83,7 +78,7 @@ fn child(context: &Context, job: GroupJob) -> NewJob {
     }
 }
 
-async fn look(context: &Context, on_failure: OnFailure) -> anyhow::Result<Ended> {
+async fn look(context: &Context, on_failure: OnFailure) -> Result<Ended, store::Error> {
     let job = &context.job;
     let members = context
         .machine
@@ -100,7 +95,7 @@ async fn look(context: &Context, on_failure: OnFailure) -> anyhow::Result<Ended>
             cancel_rest(context).await?;
             Ok(Ended::waits(Wait::children(Until::AllEnded), Vec::new()))
         }
-        Next::End(failure) => end(members, failure),
+        Next::End(failure) => Ok(end(members, failure)),
     }
 }
 
@@ -123,7 +118,7 @@ fn is_late(context: &Context, members: &[Member]) -> bool {
     context.job.woken_by == Some(Woken::Deadline) || context.clock.now() >= deadline(context, members)
 }
 
-async fn cancel_rest(context: &Context) -> Result<(), common::store::Error> {
+async fn cancel_rest(context: &Context) -> Result<(), store::Error> {
     let filter = Filter {
         parent_id: Some(context.job.id),
         ..Filter::default()
@@ -134,7 +129,7 @@ async fn cancel_rest(context: &Context) -> Result<(), common::store::Error> {
     Ok(())
 }
 
-fn end(jobs: Vec<Member>, failure: Option<Failure>) -> anyhow::Result<Ended> {
+fn end(jobs: Vec<Member>, failure: Option<Failure>) -> Ended {
     let count = |wanted: StateName| jobs.iter().filter(|member| member.state == wanted).count();
     let result = GroupResult {
         succeeded: count(StateName::Succeeded),
@@ -146,8 +141,8 @@ fn end(jobs: Vec<Member>, failure: Option<Failure>) -> anyhow::Result<Ended> {
         None => Ended::succeeded(Vec::new()),
         Some(failure) => Ended::failed(failure),
     };
-    Ok(Ended {
-        result: Some(serde_json::to_vec(&result)?),
+    Ended {
+        result: Some(serde_json::to_vec(&result).expect("a result has only string keys")),
         ..ended
-    })
+    }
 }

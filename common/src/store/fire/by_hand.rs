@@ -46,26 +46,29 @@ impl Store {
     /// # Errors
     /// When Postgres is away.
     pub async fn fire_now(&self, tenant_id: TenantId, id: ScheduleId) -> Result<Manual, Error> {
-        let mut tx = self.pool().begin().await?;
-        let Some((found, now)) = self.locked(&mut tx, tenant_id, id).await? else {
-            return Ok(Manual::NotFound);
-        };
-        let read = Read::of(&mut tx, found.clone()).await?;
-        let job = match new_job(&found, &read.means(&found), now, found.last_fire_at, now) {
-            Ok(job) => job,
-            Err(reason) => return Ok(Manual::Refused(reason)),
-        };
-        let (jobs, decided) = commit(&mut tx, now, Decision::manual(&found, job, now)).await?;
-        if !decided.rejected.is_empty() {
-            // Not committed: somebody waits for this answer.
-            let reason = "as many jobs of its concurrency key are open as its limit allows";
-            return Ok(Manual::Refused(reason.to_owned()));
-        }
-        tx.commit().await?;
-        Ok(jobs.into_iter().next().map_or_else(
-            || Manual::Refused("it was fired at the same moment".to_owned()),
-            |job| Manual::Fired(Box::new(job), decided.superseded),
-        ))
+        self.within(async {
+            let mut tx = self.pool().begin().await?;
+            let Some((found, now)) = self.locked(&mut tx, tenant_id, id).await? else {
+                return Ok(Manual::NotFound);
+            };
+            let read = Read::of(&mut tx, found.clone()).await?;
+            let job = match new_job(&found, &read.means(&found), now, found.last_fire_at, now) {
+                Ok(job) => job,
+                Err(reason) => return Ok(Manual::Refused(reason)),
+            };
+            let (jobs, decided) = commit(&mut tx, now, Decision::manual(&found, job, now)).await?;
+            if !decided.rejected.is_empty() {
+                // Not committed: somebody waits for this answer.
+                let reason = "as many jobs of its concurrency key are open as its limit allows";
+                return Ok(Manual::Refused(reason.to_owned()));
+            }
+            tx.commit().await?;
+            Ok(jobs.into_iter().next().map_or_else(
+                || Manual::Refused("it was fired at the same moment".to_owned()),
+                |job| Manual::Fired(Box::new(job), decided.superseded),
+            ))
+        })
+        .await
     }
 
     /// Makes jobs for due times of the past, oldest first, except for those that have one: what was skipped or missed is
@@ -80,24 +83,27 @@ impl Store {
         times: &[DateTime<Utc>],
         overlap: Overlap,
     ) -> Result<Backfilled, Error> {
-        let mut tx = self.pool().begin().await?;
-        let Some((mut found, now)) = self.locked(&mut tx, tenant_id, id).await? else {
-            return Ok(Backfilled::NotFound);
-        };
-        found.overlap = overlap;
-        let read = Read::of(&mut tx, found.clone()).await?;
-        let means = read.means(&found);
-        let (mut fires, mut before) = (Vec::with_capacity(times.len()), None);
-        for fire_at in times {
-            match new_job(&found, &means, *fire_at, before, now) {
-                Ok(job) => fires.push((*fire_at, job)),
-                Err(reason) => return Ok(Backfilled::Refused(reason)),
+        self.within(async {
+            let mut tx = self.pool().begin().await?;
+            let Some((mut found, now)) = self.locked(&mut tx, tenant_id, id).await? else {
+                return Ok(Backfilled::NotFound);
+            };
+            found.overlap = overlap;
+            let read = Read::of(&mut tx, found.clone()).await?;
+            let means = read.means(&found);
+            let (mut fires, mut before) = (Vec::with_capacity(times.len()), None);
+            for fire_at in times {
+                match new_job(&found, &means, *fire_at, before, now) {
+                    Ok(job) => fires.push((*fire_at, job)),
+                    Err(reason) => return Ok(Backfilled::Refused(reason)),
+                }
+                before = Some(*fire_at);
             }
-            before = Some(*fire_at);
-        }
-        let (jobs, decided) = commit(&mut tx, now, Decision::backfill(&found, fires)).await?;
-        tx.commit().await?;
-        Ok(Backfilled::Fired(jobs, decided.superseded))
+            let (jobs, decided) = commit(&mut tx, now, Decision::backfill(&found, fires)).await?;
+            tx.commit().await?;
+            Ok(Backfilled::Fired(jobs, decided.superseded))
+        })
+        .await
     }
 
     /// Locks a tenant's schedule and tells the time.
