@@ -261,11 +261,16 @@ impl JobFields {
 impl ConcurrencyFields {
     fn faults(&self) -> Vec<FieldError> {
         let mut errors = Vec::new();
-        if self.key.as_deref().is_some_and(|key| !is_short_text(key)) {
-            errors.push(FieldError::body(
+        let is_unused = self.limit.is_none_or(|limit| limit == 1)
+            && self.strategy.is_none_or(|strategy| strategy == Strategy::default());
+        match self.key.as_deref() {
+            Some(key) if !is_short_text(key) => errors.push(FieldError::body(
                 "/concurrency/key",
                 "is 1 to 200 characters without NUL",
-            ));
+            )),
+            // Who sets a limit would be served without one.
+            None if !is_unused => errors.push(FieldError::body("/concurrency/key", "is missing")),
+            _ => {}
         }
         if self.limit.is_some_and(|limit| !(1..=CONCURRENCY_MAX).contains(&limit)) {
             errors.push(FieldError::body(
@@ -284,7 +289,11 @@ impl ConcurrencyFields {
 
 impl RateFields {
     fn checked(&self) -> Result<Option<Rate>, Vec<FieldError>> {
-        let Some(key) = &self.key else { return Ok(None) };
+        let Some(key) = &self.key else {
+            let is_unused = self.limit.is_none() && self.window.is_none();
+            let missing = || vec![FieldError::body("/rate/key", "is missing")];
+            return if is_unused { Ok(None) } else { Err(missing()) };
+        };
         if !is_short_text(key) {
             return Err(vec![FieldError::body(
                 "/rate/key",

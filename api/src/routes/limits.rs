@@ -34,7 +34,7 @@ const STARTS_MAX: u32 = 10_000;
 
 pub(super) fn routes() -> Resource {
     Resource::new()
-        .routes(routes!(set_agent_limits))
+        .routes(routes!(agent_limits, set_agent_limits))
         .routes(routes!(paused_keys, pause_key, resume_key))
 }
 
@@ -177,6 +177,24 @@ pub(super) struct AgentLimits {
     max_running: Option<u32>,
 }
 
+/// Get the limits of an agent.
+#[utoipa::path(get, path = "/agents/{id}/limits", tag = "agents",
+    params(("id" = String, Path, description = "The agent")),
+    responses(
+        (status = 200, body = AgentLimits),
+        (status = 404, body = Document, content_type = "application/problem+json")))]
+async fn agent_limits(
+    State(app): State<App>,
+    caller: Caller,
+    PathId(id): PathId<AgentId>,
+    params: Params,
+) -> Result<Response, Problem> {
+    params.finish()?;
+    let found = app.store().agent_max_running(caller.tenant_id(), id).await?;
+    let max_running = found.ok_or_else(|| Problem::not_found("agent"))?;
+    Ok(Json(AgentLimits { max_running }).into_response())
+}
+
 /// Set the limits of an agent. They are no part of its definition and make no version.
 #[utoipa::path(put, path = "/agents/{id}/limits", tag = "agents", request_body = AgentLimits,
     params(("id" = String, Path, description = "The agent")),
@@ -311,11 +329,14 @@ async fn pause_key(
 
 /// Resume a key that is paused.
 #[utoipa::path(delete, path = "/paused-keys", tag = "operating", params(("key" = String, Query, description = "The key")),
-    responses((status = 204), (status = 404, body = Document, content_type = "application/problem+json")))]
+    responses(
+        (status = 204),
+        (status = 404, body = Document, content_type = "application/problem+json"),
+        (status = 422, body = Document, content_type = "application/problem+json")))]
 async fn resume_key(State(app): State<App>, caller: Caller, mut params: Params) -> Result<Response, Problem> {
     let key = params.text("key");
     params.finish()?;
-    let key = key.ok_or_else(|| Problem::not_found("key"))?;
+    let key = key.ok_or_else(|| Problem::invalid(vec![FieldError::query("key", "is missing")]))?;
     let was_paused = app.store().resume_key(caller.tenant_id(), &key).await?;
     tell(&app, &Subject::Key(caller.tenant_id(), key), &Limit::default()).await;
     if was_paused {

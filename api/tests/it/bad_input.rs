@@ -81,6 +81,9 @@ async fn a_wrong_field_is_a_422_that_names_it(pool: PgPool) {
         (with("queue", json!("a\u{0}")), "/queue"),
         (with("user_id", json!("\u{0}")), "/user_id"),
         (with("concurrency", json!({"key": "", "limit": 1})), "/concurrency/key"),
+        (with("concurrency", json!({"limit": 2})), "/concurrency/key"),
+        (with("concurrency", json!({"strategy": "reject"})), "/concurrency/key"),
+        (with("rate", json!({"limit": 5, "window": "1s"})), "/rate/key"),
         (
             with("concurrency", json!({"key": "k", "limit": 0})),
             "/concurrency/limit",

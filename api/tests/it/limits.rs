@@ -231,17 +231,22 @@ async fn a_tenant_and_an_agent_are_limited_at_once(pool: PgPool) {
     )
     .await
     .is_problem(422, "invalid_request");
-    api.put(
-        "/agents/0197b2f4-0000-7000-8000-000000000000/limits",
-        json!({"max_running": 1}),
-    )
-    .await
-    .is_problem(404, "not_found");
+    let nobody = "/agents/0197b2f4-0000-7000-8000-000000000000/limits";
+    let one = json!({"max_running": 1});
+    api.put(nobody, one.clone()).await.is_problem(404, "not_found");
+    api.get(nobody).await.is_problem(404, "not_found");
+    let agent = json!({"name": "a", "models": ["scripted/echo"], "instructions": "i"});
+    let agent = api.post("/agents", agent).await.expect(201);
+    let limits = format!("/agents/{}/limits", agent["id"].as_str().unwrap());
+    assert_eq!(api.get(&limits).await.expect(200), json!({"max_running": null}));
+    api.put(&limits, one.clone()).await.expect(200);
+    assert_eq!(api.get(&limits).await.expect(200), one);
 }
 
 #[sqlx::test(migrator = "common::store::MIGRATOR")]
 async fn keys_are_paused_and_resumed(pool: PgPool) {
     let api = Api::start(pool).await;
+    api.delete("/paused-keys").await.is_problem(422, "invalid_request");
     let paused = api
         .post(
             "/paused-keys",

@@ -102,6 +102,8 @@ async fn workers_are_shown_while_they_live_and_can_be_drained(pool: PgPool) {
         .await
         .expect(202);
     assert!(api.get("/workers").await.expect(200)["data"][0]["draining_at"].is_string());
+    let reason = api.get(&format!("/jobs/{job}")).await.expect(200)["waiting_for"].clone();
+    assert_eq!(reason, "every worker is draining: none takes a job any more");
     assert!(
         api.env
             .store

@@ -177,6 +177,22 @@ impl Store {
         Ok(deleted.rows_affected())
     }
 
+    /// How many jobs of a tenant's agent may run at once: the outer `None` when there is no such agent, the inner one when
+    /// there is no limit.
+    ///
+    /// # Errors
+    /// When Postgres is away.
+    pub async fn agent_max_running(&self, tenant_id: TenantId, id: AgentId) -> Result<Option<Option<u32>>, Error> {
+        let found: Option<Option<i32>> = sqlx::query_scalar(
+            "select max_running from agents where tenant_id = $1 and id = $2 and deleted_at is null",
+        )
+        .bind(tenant_id)
+        .bind(id)
+        .fetch_optional(self.pool())
+        .await?;
+        Ok(found.map(|max_running| max_running.and_then(|max_running| max_running.try_into().ok())))
+    }
+
     /// Sets how many jobs of a tenant's agent may run at once; answers false when there is no such agent.
     ///
     /// # Errors

@@ -117,8 +117,10 @@ fn unserved(job: &Job, workers: &[WorkerStatus]) -> Option<String> {
     };
     let of_queue = |worker: &&Worker| worker.queues.is_empty() || worker.queues.contains(&job.queue);
     let of_slot = |worker: &&Worker| worker.slots.get(slot).is_some_and(|slots| *slots > 0);
-    if live().next().is_none() {
+    if workers.is_empty() {
         Some("no worker is running".to_owned())
+    } else if live().next().is_none() {
+        Some("every worker is draining: none takes a job any more".to_owned())
     } else if !live().any(|worker| of_queue(&worker)) {
         Some(format!("no worker serves queue {}", job.queue))
     } else if !live().filter(of_queue).any(|worker| of_slot(&worker)) {
