@@ -12,7 +12,7 @@ use super::{agents, logs};
 use crate::client::{Client, Event, Job};
 use crate::globals::Globals;
 use crate::interrupt::Interrupts;
-use crate::watch::{End, OnInterrupt, Watch};
+use crate::watch::{End, OnInterrupt, Seen, Watch};
 use crate::{exit, output};
 
 /// Options of `hothouse chat`.
@@ -86,11 +86,12 @@ pub(super) async fn watch(client: &Client, job: &Value, is_json: bool) -> anyhow
     };
     let mut show = Show::default();
     let mut interrupts = Interrupts::new()?;
-    let show = |event: &Event| {
-        if is_json {
-            output::json(&event.to_json())
-        } else {
-            show.event(event)
+    let show = |seen: Seen<'_>| match seen {
+        Seen::Event(event) if is_json => output::json(&event.to_json()),
+        Seen::Event(event) => show.event(event),
+        Seen::WaitsFor(reason) => {
+            output::note(format_args!("waiting: {reason}"));
+            Ok(())
         }
     };
     if watch.run(&mut interrupts, show).await? == End::Left {

@@ -10,7 +10,7 @@ use crate::client::{Client, Event, LogPages};
 use crate::globals::Globals;
 use crate::interrupt::Interrupts;
 use crate::output;
-use crate::watch::{OnInterrupt, Watch};
+use crate::watch::{OnInterrupt, Seen, Watch};
 
 /// Options of `hothouse logs`.
 #[derive(Debug, clap::Args)]
@@ -44,6 +44,13 @@ pub(crate) async fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCod
         job_id: args.id,
         after: args.after,
         on_interrupt: OnInterrupt::Leave,
+    };
+    let show = |seen: Seen<'_>| match seen {
+        Seen::Event(event) => show(event),
+        Seen::WaitsFor(reason) => {
+            output::note(format_args!("waiting: {reason}"));
+            Ok(())
+        }
     };
     watch.run(&mut Interrupts::new()?, show).await?;
     Ok(ExitCode::SUCCESS)

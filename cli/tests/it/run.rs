@@ -143,6 +143,26 @@ async fn ctrl_c_cancels_the_job_and_waits_for_its_end() {
 }
 
 #[tokio::test]
+async fn a_job_that_waits_says_what_for() {
+    let server = Server::start(Play {
+        events: vec![("queued", json!({}))],
+        last: json!({"state": "queued", "waiting_for": "queue q is\u{1b} paused"}),
+        runs_on: true,
+        ..five_lines(succeeded())
+    })
+    .await;
+    for (words, code) in [(&["logs", "-f", JOB] as &[_], 0), (&["run", "-c", "1"], 130)] {
+        let mut child = command(&server, words).spawn().unwrap();
+        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        let said = lines.next_line().await.unwrap().unwrap();
+        assert_eq!(said, "hothouse: waiting: queue q is\u{fffd} paused");
+        let pid = Pid::from_raw(i32::try_from(child.id().unwrap()).unwrap());
+        kill(pid, Signal::SIGINT).unwrap();
+        assert_eq!(child.wait().await.unwrap().code(), Some(code));
+    }
+}
+
+#[tokio::test]
 async fn a_reader_that_goes_away_ends_the_job() {
     let server = Server::start(Play {
         runs_on: true,

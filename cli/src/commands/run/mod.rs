@@ -41,7 +41,7 @@ pub(crate) async fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCod
         on_interrupt: OnInterrupt::Cancel,
     };
     let mut show = show::Show::new(globals.json);
-    let end = watch.run(&mut interrupts, |event| show.event(event)).await;
+    let end = watch.run(&mut interrupts, |seen| show.seen(seen)).await;
     show.finish();
     if end? == End::Left {
         output::note(format_args!("left job {id}; see it with `hothouse jobs show {id}`"));

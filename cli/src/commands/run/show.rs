@@ -6,6 +6,7 @@ use indicatif::ProgressBar;
 
 use crate::client::Event;
 use crate::output;
+use crate::watch::Seen;
 
 /// Shows events until the program ends.
 #[derive(Debug)]
@@ -33,11 +34,24 @@ impl Show {
         }
     }
 
-    /// Shows one event.
-    pub(super) fn event(&mut self, event: &Event) -> io::Result<()> {
-        if self.is_silent {
-            return Ok(());
+    /// Shows one event, or what the job waits for.
+    pub(super) fn seen(&mut self, seen: Seen<'_>) -> io::Result<()> {
+        match seen {
+            _ if self.is_silent => Ok(()),
+            Seen::Event(event) => self.event(event),
+            Seen::WaitsFor(reason) => {
+                let remark = format!("waiting: {reason}");
+                if self.spinner.is_hidden() {
+                    output::note(remark);
+                } else {
+                    self.spinner.set_message(remark);
+                }
+                Ok(())
+            }
         }
+    }
+
+    fn event(&mut self, event: &Event) -> io::Result<()> {
         match event.kind.as_str() {
             "stdout" => {
                 self.begin_output();
