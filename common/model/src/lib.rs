@@ -165,9 +165,12 @@ impl Model for Protocol {
     type Action = Action;
 
     fn init_states(&self) -> Vec<State> {
-        let state = |drift| State {
+        let state = |(drift, has_place)| State {
             postgres: Postgres::default(),
-            redis: Redis::default(),
+            redis: Redis {
+                has_place,
+                ..Redis::default()
+            },
             workers: [Worker::default(); WORKERS],
             rebuild: Rebuild::default(),
             reclaim: Reclaim::default(),
@@ -176,7 +179,8 @@ impl Model for Protocol {
             stale_commit: false,
             stale_start: false,
         };
-        self.drifts.iter().copied().map(state).collect()
+        let both = self.drifts.iter().flat_map(|drift| [(*drift, false), (*drift, true)]);
+        both.map(state).collect()
     }
 
     fn actions(&self, state: &State, actions: &mut Vec<Action>) {

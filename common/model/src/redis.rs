@@ -70,6 +70,8 @@ pub(crate) struct Redis {
     pub(crate) wipes: u8,
     /// Whether nobody is answered.
     pub(crate) is_away: bool,
+    /// Whether the job keeps a place of its key between attempts: only then is it remembered meanwhile.
+    pub(crate) has_place: bool,
 }
 
 impl Default for Redis {
@@ -80,6 +82,7 @@ impl Default for Redis {
             is_open: true,
             wipes: 0,
             is_away: false,
+            has_place: false,
         }
     }
 }
@@ -101,7 +104,7 @@ impl Redis {
             begun: None,
             is_open: false,
             wipes: self.wipes + 1,
-            is_away: self.is_away,
+            ..*self
         };
     }
 
@@ -153,7 +156,7 @@ impl Redis {
             .entry
             .is_some_and(|known| known.holder().is_some() && known.attempt() == attempt)
         {
-            self.entry = goes_on.then_some(Entry::Deferred(attempt));
+            self.entry = (goes_on && self.has_place).then_some(Entry::Deferred(attempt));
         }
     }
 

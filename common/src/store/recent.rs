@@ -16,7 +16,8 @@ use crate::job::spec::LEVEL_HEAD_START;
 pub struct Recent {
     /// The first rows between two ids.
     pub rows: Rows,
-    /// Jobs that were queued again, by a retry, a wait that ended, a drained or a lost worker: their ids tell nothing of it.
+    /// Jobs that were queued again, by a retry, a wait that ended, a drained or a lost worker: their ids tell nothing of it. Not
+    /// those that are left in Postgres.
     pub again: Vec<Queued>,
     /// Open jobs that somebody asked to stop.
     pub cancelling: Vec<(TenantId, JobId)>,
@@ -74,12 +75,12 @@ const NOT_LEFT: &str = "not exists (
 /// SQL: the rows between $7 and $8 that come first, $9 of them; the last one where there are as many, as kind 0; and those that
 /// are queued and not left, as kind 1. So many rows are read in the order of their ids, whatever they are: with the condition
 /// inside, the list of what is left is hashed, all rows of a flood are read and sorted for each page, and that for minutes.
-fn page(more: &str) -> String {
+fn page(besides: &str, more: &str) -> String {
     format!(
         "with page as materialized (
             select id, tenant_id, queue, class, priority, losses, state, created_at, queued_at from jobs
             where id > $7 and id < $8 order by id limit $9
-         )
+         ) {besides}
          (select 0 as kind, id, tenant_id, queued_at as at from page offset $9 - 1)
          union all
          select 1, id, tenant_id, queued_at from page as jobs where state = 'queued' and {NOT_LEFT} {more}"
@@ -101,12 +102,17 @@ impl Store {
         (left, limit): (&[Left], u32),
     ) -> Result<Recent, Error> {
         let sql = page(
-            "union all
-             (select 2, id, tenant_id, queued_at from jobs
-              where queued_at <> created_at and queued_at > $10 and state = 'queued' order by queued_at limit $9)
-             union all
-             (select 3, id, tenant_id, stopping_since from jobs
-              where stopping_since < $11 order by stopping_since limit $9)",
+            ", again as materialized (
+                select id, tenant_id, queue, class, priority, losses, created_at, queued_at from jobs
+                where queued_at <> created_at and queued_at > $10 and state = 'queued' order by queued_at limit $9
+             )",
+            &format!(
+                "union all
+                 select 2, id, tenant_id, queued_at from again as jobs where {NOT_LEFT}
+                 union all
+                 (select 3, id, tenant_id, stopping_since from jobs
+                  where stopping_since < $11 order by stopping_since limit $9)"
+            ),
         );
         let lanes = Lanes::new(left);
         let query = asked(sql, &lanes, between, limit)
@@ -123,7 +129,7 @@ impl Store {
     /// When Postgres is away.
     pub async fn rows_between(&self, between: (JobId, JobId), (left, limit): (&[Left], u32)) -> Result<Rows, Error> {
         let lanes = Lanes::new(left);
-        let query = asked(page(""), &lanes, between, limit);
+        let query = asked(page("", ""), &lanes, between, limit);
         let rows = self.on(self.looking(), async |connection| query.fetch_all(connection).await);
         Ok(read(&rows.await?)?.rows)
     }

@@ -1,16 +1,18 @@
 //! Full backlogs: Redis stays bounded, the rest comes in from Postgres.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use chrono::{SubsecRound, TimeDelta};
 use common::config::Leases;
 use common::ids::JobId;
 use common::job::NewJob;
+use common::job::decision::Decision;
 use common::job::spec::LEVEL_HEAD_START;
 use common::queue::{Dispatch, Dispatched, Spilled};
 use common::store::backlog::Place;
 use common::store::recent::{Left, Rows};
-use common::testing::{TestEnv, ids, leases};
+use common::testing::{TestEnv, failure, ids, leases};
 use sqlx::PgPool;
 
 use crate::crowd::{analyze, crowd, rows_read, rows_read_since};
@@ -86,6 +88,58 @@ async fn a_backlog_larger_than_redis_may_hold_is_worked_off_in_order(pool: PgPoo
         page_in(&env).await;
     }
     assert_eq!(done, jobs.iter().map(|job| job.id).collect::<Vec<_>>());
+    page_in(&env).await;
+    assert_eq!(env.leftovers().await, Vec::<String>::new());
+}
+
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn jobs_that_are_tried_again_leave_redis_until_there_is_room(pool: PgPool) {
+    let env = small(pool).await;
+    let (worker, due) = (env.worker(), env.clock.now() + TimeDelta::seconds(10));
+    let (mut jobs, keyed) = (BTreeSet::new(), env.keyed("k", 1));
+    for _ in 0..3 {
+        for _ in 0..10 {
+            let job = env.noop();
+            env.enqueue(&job).await;
+            jobs.insert(job.id);
+        }
+        for claimed in worker.claim(10).await {
+            assert!(worker.settle(&claimed, Decision::RetryAt(due, failure())).await);
+        }
+    }
+    env.enqueue(&keyed).await;
+    assert!(
+        worker
+            .settle(&worker.one().await, Decision::RetryAt(due, failure()))
+            .await
+    );
+    jobs.insert(keyed.id);
+    let known = async || -> Vec<String> {
+        let contents = env.contents().await.into_iter();
+        let index = contents.filter(|(key, _)| key.ends_with("}:idx"));
+        index.flat_map(|(_, jobs)| jobs.into_keys()).collect()
+    };
+    assert_eq!(known().await, [keyed.id.to_string()], "it keeps the place of its key");
+
+    env.advance(Duration::from_secs(10));
+    assert_eq!(env.promote().await.len(), 31);
+    assert_eq!(known().await.len(), 10, "a full backlog");
+    let mut done = BTreeSet::new();
+    while done.len() < jobs.len() {
+        for claimed in worker.claim(3).await {
+            assert_eq!(claimed.job.attempt, 2);
+            assert!(worker.succeed(&claimed).await);
+            done.insert(claimed.job.id);
+        }
+        let is_stuck = page_in(&env).await == 0 && known().await.is_empty();
+        assert!(
+            !is_stuck || done.len() == jobs.len(),
+            "{} of {} done",
+            done.len(),
+            jobs.len()
+        );
+    }
+    assert_eq!(done, jobs);
     page_in(&env).await;
     assert_eq!(env.leftovers().await, Vec::<String>::new());
 }

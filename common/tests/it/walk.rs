@@ -2,9 +2,10 @@
 
 use assert_matches::assert_matches;
 use common::job::JobState;
+use common::job::decision::Decision;
 use common::job::event::EventBody;
 use common::queue::{Beat, Dispatch, Dispatched, Generation};
-use common::testing::{TestEnv, ids};
+use common::testing::{TestEnv, failure, ids};
 use sqlx::PgPool;
 
 #[sqlx::test(migrator = "common::store::MIGRATOR")]
@@ -41,38 +42,31 @@ async fn a_job_goes_through_everything_and_leaves_no_key(pool: PgPool) {
 #[sqlx::test(migrator = "common::store::MIGRATOR")]
 async fn dispatching_again_changes_nothing_in_any_state(pool: PgPool) {
     let env = TestEnv::new(pool).await;
-    let (job, worker) = (env.noop(), env.worker());
-    env.enqueue(&job).await;
-    let first = Dispatch::from_new(&job);
-    assert_eq!(
-        env.queue.dispatch(&[first.clone(), first.clone()]).await.unwrap(),
-        [Dispatched::Known; 2]
-    );
-    let claimed = worker.one().await;
-    assert_eq!(
-        env.queue.dispatch(std::slice::from_ref(&first)).await.unwrap(),
-        [Dispatched::Known]
-    );
-    assert_eq!(worker.beat(&claimed).await, Beat::Ok);
-    let due = env.clock.now();
-    assert!(
-        worker
-            .settle(
-                &claimed,
-                common::job::decision::Decision::RetryAt(due, common::testing::failure())
-            )
-            .await
-    );
-    // A dispatch that was under way since before the claim must not bring the old attempt back.
-    assert_eq!(
-        env.queue.dispatch(std::slice::from_ref(&first)).await.unwrap(),
-        [Dispatched::Known]
-    );
-    assert_eq!(ids(&worker.claim(1).await), []);
-    assert_eq!(env.promote().await, [job.id]);
-    let claimed = worker.one().await;
-    assert_eq!(claimed.job.attempt, 2);
-    assert!(worker.succeed(&claimed).await);
+    let worker = env.worker();
+    // What keeps a place is remembered while it waits to be tried again; what does not may be brought in, and is refused.
+    for (job, late) in [(env.keyed("k", 1), Dispatched::Known), (env.noop(), Dispatched::Added)] {
+        env.enqueue(&job).await;
+        let first = Dispatch::from_new(&job);
+        assert_eq!(
+            env.queue.dispatch(&[first.clone(), first.clone()]).await.unwrap(),
+            [Dispatched::Known; 2]
+        );
+        let claimed = worker.one().await;
+        assert_eq!(
+            env.queue.dispatch(std::slice::from_ref(&first)).await.unwrap(),
+            [Dispatched::Known]
+        );
+        assert_eq!(worker.beat(&claimed).await, Beat::Ok);
+        let due = env.clock.now();
+        assert!(worker.settle(&claimed, Decision::RetryAt(due, failure())).await);
+        // A dispatch that was under way since before the claim must not bring the old attempt back.
+        assert_eq!(env.queue.dispatch(std::slice::from_ref(&first)).await.unwrap(), [late]);
+        assert_eq!(ids(&worker.claim(1).await), []);
+        assert_eq!(env.promote().await, [job.id]);
+        let claimed = worker.one().await;
+        assert_eq!(claimed.job.attempt, 2);
+        assert!(worker.succeed(&claimed).await);
+    }
     assert_eq!(env.leftovers().await, Vec::<String>::new());
 }
 

@@ -3,7 +3,8 @@
 -- tried again and keeps the places of its keys, 2: it waits and keeps its conversation's alone; 0: it has ended. One
 -- whose worker was told to stop it keeps none: then Postgres has cancelled it).
 -- Returns how many leases it ended.
--- Invariant: an attempt that is not the known one changes nothing.
+-- Invariants: an attempt that is not the known one changes nothing. What goes on is remembered for the places that it keeps;
+-- without any it is Postgres's alone until it is queued again, or so many could wait to be tried again that they fill Redis.
 local KEPT = { ['1'] = KEYS_ONLY, ['2'] = CONVERSATION_ONLY }
 local ended, hints, over, told = 0, {}, {}, {}
 
@@ -12,6 +13,13 @@ local function was_told(worker, job)
   local cancels = R .. 'cancel:' .. worker
   if told[worker] == nil then told[worker] = redis.call('EXISTS', cancels) == 1 end
   return told[worker] and redis.call('SREM', cancels, job) == 1
+end
+
+local function keeps_place(r, kept)
+  for _, gate in ipairs(r.holds == '' and {} or gates_of(r)) do
+    if gate.max > 0 and string.find(gate.name, kept) then return true end
+  end
+  return false
 end
 
 local jobs, logs = {}, {}
@@ -24,7 +32,7 @@ for at, job in ipairs(jobs) do
   local i, r = at * 4 - 2, read(texts[at])
   local kept = KEPT[ARGV[i + 3]]
   if r and leased(r) and r.attempt == tonumber(ARGV[i + 1]) then
-    local is_over = was_told(r.extra, job) or not kept
+    local is_over = was_told(r.extra, job) or not kept or not keeps_place(r, kept)
     if not is_over then
       redis.call('ZREM', LEASES, job)
       give_back(job, r, kept)
