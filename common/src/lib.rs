@@ -14,6 +14,7 @@ pub mod egress;
 pub mod health;
 pub mod ids;
 pub mod job;
+pub mod json;
 pub mod lifecycle;
 pub mod log;
 pub mod message;

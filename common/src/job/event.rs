@@ -27,6 +27,30 @@ pub struct Event {
     pub body: EventBody,
 }
 
+/// What is read of an event that cannot be read.
+#[derive(Deserialize)]
+struct Head {
+    seq: u64,
+    at: DateTime<Utc>,
+    attempt: u32,
+}
+
+impl Event {
+    /// Reads an event as it was written. One that this program cannot read, be it of a newer one or of one that wrote
+    /// deeper JSON than can be read, is a status that says so: no event makes a log unreadable.
+    ///
+    /// # Errors
+    /// When not even its number can be read.
+    pub fn read(json: &[u8]) -> serde_json::Result<Self> {
+        serde_json::from_slice(json).or_else(|error| {
+            let Head { seq, at, attempt } = serde_json::from_slice(json)?;
+            let (phase, detail) = ("unreadable".to_owned(), Some(error.to_string()));
+            let body = EventBody::Status { phase, detail };
+            Ok(Self { seq, at, attempt, body })
+        })
+    }
+}
+
 /// What happened. The names and fields are the wire contract.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type")]
@@ -218,6 +242,25 @@ mod tests {
         };
         let json = serde_json::to_string(&cancelled).unwrap();
         assert_eq!(serde_json::from_str::<Event>(&json).unwrap(), cancelled);
+    }
+
+    #[test]
+    fn what_cannot_be_read_keeps_its_number() {
+        let deep = format!("{}{}", "[".repeat(500), "]".repeat(500));
+        for (fields, why) in [
+            (format!(r#""type": "usage", "usage": {deep}"#), "recursion limit"),
+            (r#""type": "newer", "what": 1"#.to_owned(), "unknown variant"),
+        ] {
+            let json = format!(r#"{{"seq": 7, "at": "2027-01-15T08:00:00Z", "attempt": 2, {fields}}}"#);
+            let event = Event::read(json.as_bytes()).unwrap();
+            assert_eq!((event.seq, event.attempt), (7, 2));
+            let EventBody::Status { phase, detail } = event.body else {
+                unreachable!("{why}")
+            };
+            assert_eq!(phase, "unreadable");
+            assert!(detail.as_deref().unwrap().contains(why), "{detail:?}");
+        }
+        assert!(Event::read(b"{}").is_err());
     }
 
     #[test]

@@ -108,7 +108,7 @@ impl Queue {
         entries
             .iter()
             .filter_map(|(_, fields)| fields.get(1))
-            .map(|json| serde_json::from_str(json).map_err(|error| Error::Reply(format!("event: {error}"))))
+            .map(|json| Event::read(json.as_bytes()).map_err(|error| Error::Reply(format!("event: {error}"))))
             .collect()
     }
 

@@ -1,5 +1,6 @@
 //! Putting the events of one answer together to the parts of a message.
 
+use common::json::{DEPTH_MAX, is_deep};
 use common::message::{Part, Usage};
 use serde_json::{Value, json};
 
@@ -218,6 +219,7 @@ fn parse_input(json: &str) -> Result<Value, String> {
         return Ok(json!({}));
     }
     match serde_json::from_str(json) {
+        Ok(input) if is_deep(&input) => Err(format!("the input has more than {DEPTH_MAX} levels")),
         Ok(input @ Value::Object(_)) => Ok(input),
         Ok(_) => Err("the input is not a JSON object".to_owned()),
         Err(error) => Err(format!("the input is not valid JSON: {error}")),
@@ -294,7 +296,12 @@ mod tests {
 
     #[test]
     fn input_that_is_no_object_is_kept_and_named() {
-        for (wrong, what) in [("{\"command\": ", "not valid JSON"), ("[1]", "not a JSON object")] {
+        let deep = format!("{{\"a\": {}{}}}", "[".repeat(100), "]".repeat(100));
+        for (wrong, what) in [
+            ("{\"command\": ", "not valid JSON"),
+            ("[1]", "not a JSON object"),
+            (&deep, "more than 64 levels"),
+        ] {
             let mut events = call(0, wrong);
             events.extend([ModelEvent::ToolCallEnd { index: 0 }, end(StopReason::ToolUse)]);
             let finished = answer(events);

@@ -4,6 +4,7 @@
 //! is text, whatever it looks like. So no program's answer is ever taken for events by accident.
 
 use common::job::event::EventBody;
+use common::json::is_deep;
 use common::message::Usage;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -55,6 +56,15 @@ enum Line {
     },
     /// Why the program fails; it is added to what its exit code says.
     Error { message: String },
+}
+
+impl Line {
+    /// `None` when it is no event, or one that nobody could read back.
+    fn read(line: &[u8]) -> Option<Self> {
+        let line = serde_json::from_slice(line).ok()?;
+        let is_readable = !matches!(&line, Self::ToolCall { input, .. } if is_deep(input));
+        is_readable.then_some(line)
+    }
 }
 
 /// A program's standard output as it comes.
@@ -163,7 +173,7 @@ fn follow(line: &[u8], complaint: &mut Option<String>, transcript: &mut Transcri
     if line.is_empty() {
         return;
     }
-    let Ok(line) = serde_json::from_slice(line) else {
+    let Some(line) = Line::read(line) else {
         // Libraries print to standard output, too: it belongs to the log and not to the answer.
         let text = String::from_utf8_lossy(line).into_owned() + "\n";
         return events.say(EventBody::Stdout { text });
@@ -242,5 +252,10 @@ mod tests {
             }
         );
         assert!(serde_json::from_str::<Line>(r#"{"type":"other"}"#).is_err());
+        let call = |levels: usize| {
+            let input = "[".repeat(levels) + &"]".repeat(levels);
+            Line::read(format!(r#"{{"type":"tool_call","id":"a","name":"x","input":{input}}}"#).as_bytes())
+        };
+        assert!(call(60).is_some() && call(100).is_none(), "nobody could read it back");
     }
 }
