@@ -272,8 +272,9 @@ async fn execute(context: Context) -> Ended {
 }
 
 /// What is left of an end of which Postgres refuses something: the job must end, or it would run for ever, and so must its turn,
-/// or its conversation would take no other.
+/// or its conversation would take no other. Its log stays; where it tells of a change that is not to be, the end comes after it.
 fn bare(settlement: Settlement) -> Settlement {
+    let after_log = settlement.chunk.as_ref().map_or(0, |chunk| chunk.last_seq() + 1);
     let failure = Failure::new(FailureCode::Internal, "the result could not be stored");
     let turn = settlement.turn.map(|turn| TurnEnd {
         messages: Vec::new(),
@@ -282,7 +283,7 @@ fn bare(settlement: Settlement) -> Settlement {
     Settlement {
         decision: Decision::Fail(failure),
         result: None,
-        chunk: None,
+        seq: settlement.seq.max(after_log),
         turn,
         children: Vec::new(),
         approvals: Vec::new(),
@@ -406,6 +407,21 @@ mod tests {
             children: Vec::new(),
             approvals: Vec::new(),
         };
+        let said = |seq| Event {
+            seq,
+            at: now,
+            attempt: 1,
+            body: EventBody::Cancelled {},
+        };
+        let logged = |seq| Chunk::pack(refused.job_id, &[said(seq)]);
+        for (last, end) in [(6, 7), (7, 8)] {
+            let chunk = logged(last);
+            let left = bare(Settlement {
+                chunk,
+                ..refused.clone()
+            });
+            assert_eq!((left.chunk.unwrap().last_seq(), left.seq), (last, end));
+        }
         let left = bare(refused);
         let turn = left.turn.unwrap();
         assert_eq!((turn.conversation_id, turn.messages.len()), (conversation_id, 0));

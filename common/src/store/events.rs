@@ -31,6 +31,11 @@ impl Chunk {
         self.job_id
     }
 
+    /// Number of the last of its events.
+    pub fn last_seq(&self) -> u64 {
+        self.last_seq
+    }
+
     /// Bytes that it takes in Postgres.
     pub fn bytes(&self) -> usize {
         self.data.len()
@@ -71,8 +76,11 @@ fn unpack(data: &[u8]) -> Result<(Vec<Event>, usize), Error> {
     } else {
         data
     };
-    let events = serde_json::Deserializer::from_slice(lines).into_iter::<Event>();
-    let events: Result<Vec<Event>, Error> = events.map(|event| event.map_err(|error| corrupt(&error))).collect();
+    // A text of JSON has no line break of its own.
+    let events = lines.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+    let events: Result<Vec<Event>, Error> = events
+        .map(|line| Event::read(line).map_err(|error| corrupt(&error)))
+        .collect();
     Ok((events?, lines.len()))
 }
 
@@ -119,8 +127,8 @@ impl Store {
     }
 
     /// Writes chunks of attempts, each of another job, as far as they are still the caller's; answers the jobs of those.
-    /// Repeating it, even with more events after the same first one, leaves one chunk: a commit whose answer was lost is
-    /// tried again.
+    /// Repeating it, even with more events after the same first one, leaves one chunk, the longest: a commit whose answer was
+    /// lost is tried again, and may come to be after that.
     ///
     /// # Errors
     /// When Postgres is away: then none is written.
@@ -140,6 +148,7 @@ impl Store {
                  from unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::bytea[]) as c (job_id, first_seq, last_seq, data)
                  join held on held.id = c.job_id
                  on conflict (job_id, first_seq) do update set last_seq = excluded.last_seq, data = excluded.data
+                    where excluded.last_seq >= job_events.last_seq
                  returning job_id",
             )
             .bind(
@@ -174,7 +183,8 @@ pub(super) async fn insert_chunks(connection: &mut PgConnection, chunks: &[&Chun
     sqlx::query(
         "insert into job_events (job_id, first_seq, last_seq, data)
          select * from unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::bytea[])
-         on conflict (job_id, first_seq) do update set last_seq = excluded.last_seq, data = excluded.data",
+         on conflict (job_id, first_seq) do update set last_seq = excluded.last_seq, data = excluded.data
+            where excluded.last_seq >= job_events.last_seq",
     )
     .bind(chunks.iter().map(|chunk| chunk.job_id.uuid()).collect::<Vec<Uuid>>())
     .bind(chunks.iter().map(|chunk| bigint(chunk.first_seq)).collect::<Vec<_>>())

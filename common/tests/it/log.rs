@@ -57,6 +57,39 @@ async fn read_in_every_way(env: &TestEnv, job_id: JobId) -> Vec<Event> {
 }
 
 #[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn a_chunk_that_comes_late_takes_nothing_from_a_longer_one(pool: PgPool) {
+    let env = TestEnv::new(pool).await;
+    let (worker, claimed) = running(&env).await;
+    let said = worker.said(&claimed, 5);
+    write(&env, &worker, &claimed, &said[..2]).await;
+    write(&env, &worker, &claimed, &said).await;
+    write(&env, &worker, &claimed, &said).await;
+    let late = Chunk::pack(claimed.job.id, &said[..2]).unwrap();
+    drop(env.store.append_chunk(&late, 1, worker.id).await);
+    let read = env.store.events(claimed.job.id, 0, 100).await.unwrap().0;
+    assert_eq!(read, said);
+}
+
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn an_event_that_cannot_be_read_holds_up_nobody(pool: PgPool) {
+    let env = TestEnv::new(pool).await;
+    let (worker, claimed) = running(&env).await;
+    let mut said = worker.said(&claimed, 3);
+    said[1].body = EventBody::Usage {
+        usage: (0..200).fold(serde_json::Value::Null, |inner, _| vec![inner].into()),
+    };
+    assert_eq!(worker.append(&claimed, 1, &said).await, Appended::Ok);
+    let live = env.queue.tail(env.tenant_id, claimed.job.id, 0).await.unwrap();
+    write(&env, &worker, &claimed, &said).await;
+    for read in [live, env.store.events(claimed.job.id, 0, 100).await.unwrap().0] {
+        assert_eq!(read.iter().map(|event| event.seq).collect::<Vec<_>>(), [2, 3, 4, 5]);
+        assert!(matches!(&read[1].body, EventBody::Status { phase, .. } if phase == "unreadable"));
+    }
+    env.advance(env.queue.lease_ttl());
+    assert_eq!(env.reclaim().await.len(), 1);
+}
+
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
 async fn the_tail_joins_the_written_part_before_during_and_after_trimming(pool: PgPool) {
     let env = TestEnv::new(pool).await;
     let (worker, claimed) = running(&env).await;

@@ -13,8 +13,8 @@ use tokio::sync::Notify;
 /// faster than memory is read, and then it is told what was left out.
 const PENDING_MAX: usize = 8 << 20;
 
-/// Most events that wait: half of what may be numbered without being written.
-const PENDING_EVENTS_MAX: usize = 5_000;
+/// Most events that wait: half of what may be numbered without being written, and one less, for what is said of the rest.
+const PENDING_EVENTS_MAX: usize = 4_999;
 
 /// Most bytes that one event's text is joined to.
 const JOIN_MAX: usize = 16 << 10;

@@ -23,6 +23,9 @@ const CHUNK_FROM: usize = 256 << 10;
 /// Longest that an event is in Redis alone.
 const CHUNK_AFTER: Duration = Duration::from_secs(5);
 
+/// Pause before a chunk that Postgres did not take is tried again.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+
 /// Longest pause of a log that waits for Postgres.
 const FULL_PAUSE: Duration = Duration::from_millis(250);
 
@@ -65,6 +68,8 @@ pub(super) struct Writer {
     bytes: usize,
     bytes_total: usize,
     since: Instant,
+    /// When a chunk that Postgres did not take may be tried again.
+    retry_at: Instant,
     flushed: Instant,
     last: u64,
     written: u64,
@@ -86,6 +91,7 @@ impl Writer {
             bytes: 0,
             bytes_total: 0,
             since: Instant::now(),
+            retry_at: Instant::now(),
             flushed: Instant::now().checked_sub(FLUSH_AFTER).unwrap_or_else(Instant::now),
             spoke: false,
             lost: false,
@@ -218,8 +224,10 @@ impl Writer {
     }
 
     fn is_chunk_due(&self) -> bool {
-        let many = self.is_full();
-        !self.unwritten.is_empty() && (many || self.bytes >= CHUNK_FROM || self.since.elapsed() >= CHUNK_AFTER)
+        let (many, may_try) = (self.is_full(), Instant::now() >= self.retry_at);
+        may_try
+            && !self.unwritten.is_empty()
+            && (many || self.bytes >= CHUNK_FROM || self.since.elapsed() >= CHUNK_AFTER)
     }
 
     async fn write(&mut self) {
@@ -234,11 +242,16 @@ impl Writer {
                 self.bytes = 0;
                 target.outlets.trim(target.tenant_id, target.job_id, self.written).await;
             }
-            Written::Lost => self.lost = true,
+            // It is nobody's log any more.
+            Written::Lost => {
+                self.lost = true;
+                self.unwritten.clear();
+                self.bytes = 0;
+            }
             // Not at every flush: Postgres is away, and what waits is bounded by the log's cap.
             Written::NotYet => {
                 tracing::warn!(job_id = %target.job_id, "events wait for Postgres");
-                self.since = Instant::now();
+                (self.since, self.retry_at) = (Instant::now(), Instant::now() + RETRY_AFTER);
             }
         }
     }
