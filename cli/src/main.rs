@@ -55,16 +55,19 @@ enum Command {
     /// List, save, fire and carry schedules
     #[command(alias = "schedule")]
     Schedules(commands::schedules::Args),
-    /// List, pause and resume queues
+    /// List, limit, pause and resume queues
     #[command(alias = "queue")]
     Queues(commands::queues::Args),
+    /// List, pause and resume keys of concurrency or rate
+    #[command(alias = "paused-key")]
+    PausedKeys(commands::paused_keys::Args),
     /// List and build environments: what sandboxes hold
     #[command(alias = "environments")]
     Env(commands::env::Args),
     /// List and drain workers (admin keys only)
     #[command(alias = "worker")]
     Workers(commands::workers::Args),
-    /// List and make tenants (admin keys only)
+    /// List, make, limit, pause and resume tenants (admin keys only)
     #[command(alias = "tenant")]
     Tenants(commands::tenants::Args),
     /// List, make and end API keys (admin keys only)
@@ -130,6 +133,7 @@ async fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Approvals(args) => commands::approvals::run(args, globals).await,
         Command::Budgets(args) => commands::budgets::run(args, globals).await,
         Command::Queues(args) => commands::queues::run(args, globals).await,
+        Command::PausedKeys(args) => commands::paused_keys::run(args, globals).await,
         Command::Env(args) => commands::env::run(args, globals).await,
         Command::Workers(args) => commands::workers::run(args, globals).await,
         Command::Tenants(args) => commands::tenants::run(args, globals).await,

@@ -7,10 +7,13 @@ use std::fmt::Display;
 use std::io::{self, IsTerminal as _, Write as _};
 use std::time::Duration;
 
-use comfy_table::{ColumnConstraint, ContentArrangement, Table, presets};
+use comfy_table::{ColumnConstraint, ContentArrangement, Table, Width, presets};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use serde_json::Value;
+
+/// Columns of the terminal that the last column of a table has at least.
+const LAST_COLUMN_MIN: u16 = 24;
 
 /// Prints one line.
 pub(crate) fn line(text: impl Display) -> io::Result<()> {
@@ -52,6 +55,11 @@ pub(crate) fn table<const N: usize>(header: [&str; N], rows: Vec<[String; N]>) -
         }
         return Ok(());
     }
+    let longest = rows
+        .iter()
+        .filter_map(|row| row.last())
+        .map(|field| field.chars().count());
+    let longest = u16::try_from(longest.max().unwrap_or(0)).unwrap_or(u16::MAX);
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
     table.set_content_arrangement(ContentArrangement::Dynamic);
@@ -62,6 +70,12 @@ pub(crate) fn table<const N: usize>(header: [&str; N], rows: Vec<[String; N]>) -
     // Only the last column may be broken: the others are ids and words that people copy.
     for column in table.column_iter_mut().take(N.saturating_sub(1)) {
         column.set_constraint(ColumnConstraint::ContentWidth);
+    }
+    // Nor into single letters, where the terminal is too narrow for the rest: then its lines are.
+    if let Some(last) = table.column_iter_mut().last() {
+        last.set_constraint(ColumnConstraint::LowerBoundary(Width::Fixed(
+            longest.min(LAST_COLUMN_MIN),
+        )));
     }
     line(table)
 }

@@ -127,10 +127,7 @@ impl Client {
 
     /// Reads a resource under the base path.
     pub(crate) async fn get<T: DeserializeOwned>(&self, path: &[&str], query: &[(&str, String)]) -> Result<T, Error> {
-        let mut url = self.api_url(path);
-        if !query.is_empty() {
-            url.query_pairs_mut().extend_pairs(query);
-        }
+        let url = self.api_query(path, query);
         self.answer(self.http.get(url).timeout(Self::CALL_LIMIT), Repeat::Safe)
             .await
     }
@@ -210,7 +207,13 @@ impl Client {
 
     /// Removes a resource.
     pub(crate) async fn delete(&self, path: &[&str]) -> Result<(), Error> {
-        let request = self.http.delete(self.api_url(path)).timeout(Self::CALL_LIMIT);
+        self.delete_matching(path, &[]).await
+    }
+
+    /// Removes what a query names.
+    pub(crate) async fn delete_matching(&self, path: &[&str], query: &[(&str, String)]) -> Result<(), Error> {
+        let url = self.api_query(path, query);
+        let request = self.http.delete(url).timeout(Self::CALL_LIMIT);
         self.send_removal(request).await
     }
 
@@ -249,6 +252,14 @@ impl Client {
         let mut url = self.server.clone();
         if let Ok(mut segments) = url.path_segments_mut() {
             segments.pop_if_empty().extend(["api", "v1"]).extend(path);
+        }
+        url
+    }
+
+    fn api_query(&self, path: &[&str], query: &[(&str, String)]) -> Url {
+        let mut url = self.api_url(path);
+        if !query.is_empty() {
+            url.query_pairs_mut().extend_pairs(query);
         }
         url
     }

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::chat;
-use crate::args::JobOptions;
+use crate::args::{JobOptions, OrNone};
 use crate::client::Client;
 use crate::globals::Globals;
 use crate::output;
@@ -64,6 +64,13 @@ enum Action {
         #[arg(value_name = "VERSION")]
         version: u32,
     },
+    /// Limit how many runs and turns of an agent run at once
+    Limit {
+        #[arg(value_name = "AGENT")]
+        agent: String,
+        #[arg(value_name = "N|none")]
+        max_running: OrNone<u32>,
+    },
     /// Save a conversation as an agent
     FromConversation {
         #[arg(value_name = "CONVERSATION")]
@@ -96,11 +103,9 @@ pub(crate) async fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCod
             )?;
         }
         Some(Action::Show { agent }) => {
-            let id = find(&client, &agent).await?;
-            output::record(
-                globals.json,
-                &client.get::<Value>(&["agents", &id.to_string()], &[]).await?,
-            )?;
+            let id = find(&client, &agent).await?.to_string();
+            let agent: Value = client.get(&["agents", &id], &[]).await?;
+            output::record(globals.json, &agent)?;
         }
         Some(Action::Create { file }) => {
             let agent: Value = client.post_once(&["agents"], &read_json(&file)?).await?;
@@ -133,6 +138,12 @@ pub(crate) async fn run(args: Args, globals: &Globals) -> anyhow::Result<ExitCod
             let body = json!({ "version": version });
             let agent: Value = client.post_once(&["agents", &id, "rollback"], &body).await?;
             output::record(globals.json, &agent)?;
+        }
+        Some(Action::Limit { agent, max_running }) => {
+            let id = find(&client, &agent).await?.to_string();
+            let limits = json!({"max_running": Value::from(max_running)});
+            let limits = client.put::<Value>(&["agents", &id, "limits"], &limits).await?;
+            output::record(globals.json, &limits)?;
         }
         Some(Action::FromConversation { conversation, name }) => {
             let path = ["conversations", &conversation.to_string(), "agent"];

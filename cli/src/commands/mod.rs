@@ -14,6 +14,7 @@ pub(crate) mod jobs;
 pub(crate) mod keys;
 pub(crate) mod logs;
 pub(crate) mod many;
+pub(crate) mod paused_keys;
 pub(crate) mod queues;
 pub(crate) mod run;
 pub(crate) mod schedules;

@@ -215,3 +215,57 @@ async fn a_terminated_worker_costs_a_groups_job_nothing() {
         "{child:#}"
     );
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_operator_sets_limits_by_command() {
+    let cluster = Cluster::start(Setup {
+        workers: 1,
+        ..Setup::default()
+    })
+    .await;
+    let said = |words: &[&str]| -> Value {
+        let text = said(&cluster, &[words, &["--json"]].concat());
+        serde_json::from_str(&text).unwrap_or(Value::Null)
+    };
+    let limits = ["--weight", "3", "--max-running", "2", "--rate", "10/1m"];
+    let queue = said(&[&["queues", "set", "default"][..], &limits].concat());
+    let rate = json!({"limit": 10, "window": "1m"});
+    assert_eq!(
+        (&queue["weight"], &queue["max_running"], &queue["rate"]),
+        (&json!(3), &json!(2), &rate)
+    );
+    let queue = said(&["queues", "set", "default", "--max-running", "none", "--rate", "none"]);
+    assert_eq!(
+        (&queue["weight"], &queue["max_running"], &queue["rate"]),
+        (&json!(3), &Value::Null, &Value::Null)
+    );
+    assert!(
+        !hothouse(&cluster, &["queues", "set", "default"]).status.success(),
+        "what?"
+    );
+
+    let tenant = said(&["tenants", "list"])["id"].as_str().unwrap().to_owned();
+    let set = ["tenants", "set", &tenant, "--run-rate", "10/1m", "--max-running", "7"];
+    let shown = said(&set);
+    assert_eq!((&shown["run_rate"], &shown["max_running"]), (&rate, &json!(7)));
+    assert!(said(&["tenants", "pause", &tenant])["paused_at"].is_string());
+    assert_eq!(said(&["tenants", "resume", &tenant])["paused_at"], Value::Null);
+
+    let keyed = [
+        "run",
+        "-c",
+        "print(1)",
+        "--detach",
+        "--concurrency",
+        "a b",
+        "--concurrency-limit",
+        "2",
+    ];
+    let job = said(&[&keyed[..], &["--strategy", "reject", "--rate", "a b=5/1s"]].concat());
+    let key = json!({"key": "a b", "limit": 2, "strategy": "reject"});
+    assert_eq!((&job["concurrency"], &job["rate"]["limit"]), (&key, &json!(5)));
+    let paused = said(&["paused-keys", "pause", "a b", "--for", "1h", "--reason", "enough"]);
+    assert_eq!(said(&["paused-keys", "list"]), paused);
+    said(&["paused-keys", "resume", "a b"]);
+    assert_eq!(said(&["paused-keys"]), Value::Null);
+}
