@@ -133,6 +133,18 @@ impl Attempts {
         self.begin(claimed, holding, room);
     }
 
+    /// Gives back an attempt of which nothing has begun.
+    pub fn give_back_unheard(&self, job: Job) {
+        let inner = Arc::clone(&self.inner);
+        self.inner.tracker.spawn(async move {
+            let unwritten = Unwritten {
+                last_seq: job.seq,
+                ..Unwritten::default()
+            };
+            inner.settle(&job, Ended::given_back(), unwritten).await;
+        });
+    }
+
     fn begin(&self, claimed: Claimed, holding: Holding, (slot, result): Room) {
         let inner = Arc::clone(&self.inner);
         self.inner.tracker.spawn(async move {

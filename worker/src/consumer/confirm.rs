@@ -9,6 +9,7 @@ use std::iter;
 use std::time::Instant;
 
 use common::ids::JobId;
+use common::job::{Job, JobState};
 use common::queue::{Beat, Shard};
 use common::store::claim::{Claim, Claimed};
 use common::turn;
@@ -29,10 +30,11 @@ impl Consumer {
         if asked.elapsed() >= self.queue.lease_ttl() {
             anyhow::bail!("the claims were answered when their leases had passed");
         }
-        // After an error the rows may be taken or not, so the leases are not dropped: they pass, and reclaim reads the rows.
+        // After an error the rows may be taken or not, so the leases are not dropped: what was taken is given back when Postgres
+        // answers again, and of the rest they pass.
         let now = self.attempts.clock().now();
         let claimed = self.store.claim(self.worker_id, &claims, now).await;
-        let claimed = claimed.inspect_err(|_away| self.doubt.begin())?;
+        let claimed = claimed.inspect_err(|_away| self.doubt.begin(&claims))?;
         metrics::counter!("hothouse_claims_total").increment(claimed.len() as u64);
         let taken: HashSet<JobId> = claimed.iter().map(|claimed| claimed.job.id).collect();
         self.begin(shard, claimed, asked, room).await;
@@ -44,6 +46,33 @@ impl Consumer {
         let turns: Vec<JobId> = turns.map(|claim| claim.job_id).collect();
         turn::dispatch_next(&self.store, &self.queue, &turns).await;
         Ok(())
+    }
+
+    /// Gives back what Postgres confirmed without this worker's hearing of it: nothing of it has begun, and it should not cost
+    /// its job a loss. What it comes to confirm after this is found by reclaim.
+    pub(super) async fn give_back_unheard(&self) {
+        let claims = self.doubt.take();
+        if claims.is_empty() {
+            return;
+        }
+        let ids: Vec<JobId> = claims.iter().map(|claim| claim.job_id).collect();
+        let jobs = match self.store.jobs(&ids).await {
+            Ok(jobs) => jobs,
+            Err(error) => {
+                tracing::debug!(%error, "claims stay in doubt");
+                return self.doubt.begin(&claims);
+            }
+        };
+        let is_unheard = |job: &Job| {
+            matches!(job.state, JobState::Running { worker_id, .. } if worker_id == self.worker_id)
+                && claims
+                    .iter()
+                    .any(|claim| (claim.job_id, claim.attempt) == (job.id, job.attempt))
+        };
+        for job in jobs.into_iter().filter(is_unheard) {
+            tracing::warn!(job_id = %job.id, "Postgres took it for this worker, which did not hear of it: giving it back");
+            self.attempts.give_back_unheard(job);
+        }
     }
 
     /// Starts what Postgres confirmed, or gives it back.

@@ -1,34 +1,51 @@
 //! Doubt: nothing is claimed while it is in question whether Postgres answers. A claim that it does not confirm runs nothing,
 //! and all the same uses up the starts of its jobs' limits and keeps their places until its leases pass.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use common::store::Store;
+use common::store::claim::Claim;
 use tokio::time::sleep;
 
 use super::PAUSE;
 
 /// Shared by all claim loops of a worker. Cheap to clone.
 #[derive(Clone, Debug, Default)]
-pub struct Doubt(Arc<AtomicBool>);
+pub struct Doubt(Arc<Mutex<State>>);
+
+#[derive(Debug, Default)]
+struct State {
+    is_on: bool,
+    claims: Vec<Claim>,
+}
 
 impl Doubt {
-    /// Says that Postgres did not confirm a claim.
-    pub fn begin(&self) {
-        self.0.store(true, Ordering::Relaxed);
+    /// Says that Postgres did not answer to these claims. It may have confirmed them, which nobody has heard.
+    pub fn begin(&self, claims: &[Claim]) {
+        let mut state = self.lock();
+        state.is_on = true;
+        state.claims.extend_from_slice(claims);
     }
 
     /// Waits until Postgres answers, if it did not the last time.
     pub async fn over(&self, store: &Store) {
-        while self.0.load(Ordering::Relaxed) {
+        while self.lock().is_on {
             match store.ping().await {
-                Ok(()) => self.0.store(false, Ordering::Relaxed),
+                Ok(()) => self.lock().is_on = false,
                 Err(error) => {
                     tracing::debug!(%error, "nothing is claimed until Postgres answers");
                     sleep(PAUSE).await;
                 }
             }
         }
+    }
+
+    /// Takes the claims of which nobody knows what became.
+    pub fn take(&self) -> Vec<Claim> {
+        std::mem::take(&mut self.lock().claims)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

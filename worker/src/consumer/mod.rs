@@ -215,6 +215,7 @@ impl Consumer {
         };
         pulse.owe();
         self.doubt.over(&self.store).await;
+        self.give_back_unheard().await;
         let mut room = vec![(slot, result)];
         while let Ok(slot) = Arc::clone(&self.slots).try_acquire_owned() {
             let Ok(result) = Arc::clone(&self.results).try_acquire_owned() else {

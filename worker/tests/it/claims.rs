@@ -148,6 +148,7 @@ struct Away {
     is_back: Arc<AtomicBool>,
     is_deaf: Arc<watch::Sender<bool>>,
     is_mute: Arc<watch::Sender<bool>>,
+    cuts: Arc<watch::Sender<u32>>,
     calls: Arc<AtomicUsize>,
 }
 
@@ -174,8 +175,8 @@ impl Away {
                 if this.is_back.load(Ordering::SeqCst) {
                     let server = TcpStream::connect((real.0.as_str(), real.1)).await.unwrap();
                     let ((asked, answer), (answered, heard)) = (client.into_split(), server.into_split());
-                    connections.spawn(carry(asked, heard, this.is_deaf.subscribe()));
-                    connections.spawn(carry(answered, answer, this.is_mute.subscribe()));
+                    connections.spawn(carry(asked, heard, this.is_deaf.subscribe(), this.cuts.subscribe()));
+                    connections.spawn(carry(answered, answer, this.is_mute.subscribe(), this.cuts.subscribe()));
                 }
             }
         });
@@ -183,15 +184,37 @@ impl Away {
     }
 }
 
-/// Carries bytes while nobody keeps them; who hears the end of them is told of it.
-async fn carry(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut is_kept: watch::Receiver<bool>) {
-    let mut piece = vec![0; 8 << 10];
-    while let Ok(length @ 1..) = from.read(&mut piece).await {
-        drop(is_kept.wait_for(|is_kept| !is_kept).await);
-        if to.write_all(&piece[..length]).await.is_err() {
-            return;
+/// Carries bytes while nobody keeps them, until somebody cuts it off; who hears the end of them is told of it.
+async fn carry(
+    mut from: OwnedReadHalf,
+    mut to: OwnedWriteHalf,
+    mut is_kept: watch::Receiver<bool>,
+    mut cuts: watch::Receiver<u32>,
+) {
+    let carrying = async {
+        let mut piece = vec![0; 8 << 10];
+        while let Ok(length @ 1..) = from.read(&mut piece).await {
+            drop(is_kept.wait_for(|is_kept| !is_kept).await);
+            if to.write_all(&piece[..length]).await.is_err() {
+                return;
+            }
         }
+    };
+    tokio::select! {
+        () = carrying => {}
+        _ = cuts.changed() => {}
     }
+}
+
+/// Waits until Postgres has the claim, which somebody else's lock keeps from its row.
+async fn the_claim_is_heard(pool: &PgPool) {
+    eventually(SOON, "Postgres has heard the claim", || async {
+        let waiting =
+            "select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'";
+        let waiting: i64 = sqlx::query_scalar(waiting).fetch_one(pool).await.unwrap();
+        (waiting == 1).then_some(())
+    })
+    .await;
 }
 
 async fn leases_of(env: &TestEnv) -> usize {
@@ -330,13 +353,7 @@ async fn a_claim_whose_job_has_ended_meanwhile_does_not_begin(pool: PgPool) {
         .await
         .unwrap();
     let rig = Rig::over(&env, &store, &leases);
-    eventually(SOON, "Postgres has heard the claim", || async {
-        let waiting =
-            "select count(*) from pg_stat_activity where datname = current_database() and wait_event_type = 'Lock'";
-        let waiting: i64 = sqlx::query_scalar(waiting).fetch_one(&pool).await.unwrap();
-        (waiting == 1).then_some(())
-    })
-    .await;
+    the_claim_is_heard(&pool).await;
     away.is_mute.send_replace(true);
     lock.rollback().await.unwrap();
     a_lease_has_passed(&env).await;
@@ -351,6 +368,41 @@ async fn a_claim_whose_job_has_ended_meanwhile_does_not_begin(pool: PgPool) {
     rig.end().await;
     listening.abort();
     assert_eq!(env.row(long.id).await.attempt, 2);
+    assert_eq!(env.leftovers().await, Vec::<String>::new());
+}
+
+/// Postgres took it for a worker that never hears of it.
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn a_claim_whose_answer_is_lost_costs_its_job_nothing(pool: PgPool) {
+    let (env, leases, away) = deaf(&pool, Duration::from_secs(1)).await;
+    away.is_deaf.send_replace(false);
+    let job = env.noop();
+    env.enqueue(&job).await;
+    let (store, listening) = away.store(&pool).await;
+    let mut lock = pool.begin().await.unwrap();
+    sqlx::query("select from jobs for update")
+        .execute(&mut *lock)
+        .await
+        .unwrap();
+    let rig = Rig::over(&env, &store, &leases);
+    the_claim_is_heard(&pool).await;
+    away.is_mute.send_replace(true);
+    lock.rollback().await.unwrap();
+    eventually(SOON, "it is taken", || async {
+        (env.row(job.id).await.attempt == 1).then_some(())
+    })
+    .await;
+    away.cuts.send_modify(|cuts| *cuts += 1);
+    away.is_mute.send_replace(false);
+    // No reclaim comes by: it is its worker that gives it back.
+    eventually(SOON, "it has run", || async {
+        matches!(env.state(job.id).await, JobState::Succeeded { .. }).then_some(())
+    })
+    .await;
+    let row = env.row(job.id).await;
+    assert_eq!((row.attempt, row.failures, row.losses), (2, 0, 0));
+    rig.end().await;
+    listening.abort();
     assert_eq!(env.leftovers().await, Vec::<String>::new());
 }
 
