@@ -1,5 +1,6 @@
 //! Cancelling many jobs: batch after batch in Postgres, each made known in Redis before the next.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
@@ -135,21 +136,29 @@ impl Canceller {
     /// Stops jobs that give way to others of their concurrency key. That they must is committed: what fails here is done by
     /// the redispatch duty.
     pub async fn make_way(&self, superseded: &[(TenantId, JobId)], now: DateTime<Utc>) {
-        for (tenant_id, id) in superseded {
-            let stopped = match self.store.cancel(*tenant_id, *id, now).await {
-                Ok(Some(job)) => {
-                    let ended = job.state.is_terminal();
-                    self.queue.cancel(*tenant_id, *id, job.seq, ended).await.is_ok()
-                }
-                Ok(None) => true,
-                Err(_away) => false,
-            };
-            if !stopped {
-                tracing::debug!(%id, "a job that gives way is not stopped yet");
+        if let Err(error) = self.all(superseded, now).await {
+            tracing::debug!(%error, jobs = superseded.len(), "jobs that give way are not all stopped yet");
+        }
+    }
+
+    /// Stops these jobs, batch after batch; those that run are told again. Answers how many had not ended.
+    ///
+    /// # Errors
+    /// As [`Self::matching`].
+    pub async fn all(&self, jobs: &[(TenantId, JobId)], now: DateTime<Utc>) -> Result<u64, store::Error> {
+        let mut of_tenants: BTreeMap<TenantId, Vec<JobId>> = BTreeMap::new();
+        for (tenant_id, id) in jobs {
+            of_tenants.entry(*tenant_id).or_default().push(*id);
+        }
+        let mut stopped = 0;
+        for (tenant_id, ids) in of_tenants {
+            for ids in ids.chunks(BATCH as usize) {
+                let batch = self.store.cancel_all(tenant_id, ids, now).await?;
+                stopped += u64::try_from(batch.stopped.len()).unwrap_or(0);
+                self.tell(tenant_id, batch).await;
             }
         }
-        let ids: Vec<JobId> = superseded.iter().map(|(_, id)| *id).collect();
-        turn::dispatch_next(&self.store, &self.queue, &ids).await;
+        Ok(stopped)
     }
 
     async fn tell(&self, tenant_id: TenantId, batch: StoppedBatch) {

@@ -42,16 +42,17 @@ pub(super) fn has_strategies(jobs: &[&NewJob]) -> bool {
 
 /// Locks the keys of these jobs that need it until the transaction ends, and answers which jobs are refused.
 pub(super) async fn refuse(tx: &mut PgConnection, jobs: &[&NewJob]) -> Result<Vec<JobId>, Error> {
-    let mut keys: Vec<Key<'_>> = jobs
-        .iter()
-        .filter_map(|job| Some((job, decides(job)?)))
-        .filter(|(_, concurrency)| concurrency.strategy != Strategy::Queue)
-        .map(|(job, concurrency)| (job.tenant_id, concurrency.key.as_str()))
-        .collect();
-    keys.sort_unstable();
-    keys.dedup();
+    // More than the largest limit of those that may be refused need not be counted.
+    let mut most: BTreeMap<Key<'_>, u32> = BTreeMap::new();
+    for (job, concurrency) in jobs.iter().filter_map(|job| Some((job, decides(job)?))) {
+        if concurrency.strategy != Strategy::Queue {
+            let most = most.entry((job.tenant_id, &concurrency.key)).or_default();
+            *most = (*most).max(concurrency.limit);
+        }
+    }
+    let keys: Vec<Key<'_>> = most.keys().copied().collect();
     lock(tx, &keys).await?;
-    let mut open = count(tx, &keys).await?;
+    let mut open = count(tx, &most).await?;
     let mut rejected = Vec::new();
     for job in jobs {
         let Some(concurrency) = decides(job) else { continue };
@@ -190,13 +191,14 @@ impl Newcomer {
             return Ok(());
         }
         let open: i64 = sqlx::query_scalar(
-            "select count(*) from jobs where tenant_id = $1 and open_key = $2
-                and state <> 'scheduled' and id <> $3 and id <> all($4)",
+            "select count(*) from (select from jobs where tenant_id = $1 and open_key = $2
+                and state <> 'scheduled' and id <> $3 and id <> all($4) limit $5) as open",
         )
         .bind(self.tenant_id)
         .bind(&self.concurrency.key)
         .bind(self.id)
         .bind(others)
+        .bind(i64::from(limit))
         .fetch_one(&mut *tx)
         .await?;
         if open < i64::from(limit) {
@@ -244,17 +246,27 @@ async fn lock(tx: &mut PgConnection, keys: &[Key<'_>]) -> Result<(), Error> {
     Ok(())
 }
 
-async fn count(tx: &mut PgConnection, keys: &[Key<'_>]) -> Result<HashMap<(TenantId, String), i64>, Error> {
-    let tenants: Vec<Uuid> = keys.iter().map(|(tenant_id, _)| tenant_id.uuid()).collect();
-    let names: Vec<&str> = keys.iter().map(|(_, key)| *key).collect();
+/// How many jobs of each key are open, up to so many.
+async fn count(
+    tx: &mut PgConnection,
+    keys: &BTreeMap<Key<'_>, u32>,
+) -> Result<HashMap<(TenantId, String), i64>, Error> {
+    let tenants: Vec<Uuid> = keys.keys().map(|(tenant_id, _)| tenant_id.uuid()).collect();
+    let names: Vec<&str> = keys.keys().map(|(_, key)| *key).collect();
+    let most: Vec<i64> = keys.values().copied().map(i64::from).collect();
     let rows: Vec<(TenantId, String, i64)> = sqlx::query_as(
-        "select k.tenant_id, k.key, count(*) from unnest($1::uuid[], $2::text[]) as k(tenant_id, key)
-         join jobs on jobs.tenant_id = k.tenant_id and jobs.open_key = k.key
-            and jobs.state <> 'scheduled'
-         group by 1, 2",
+        "select k.tenant_id, k.key, open.jobs
+         from unnest($1::uuid[], $2::text[], $3::bigint[]) as k(tenant_id, key, most)
+         cross join lateral (
+            select count(*) as jobs from (
+                select from jobs where jobs.tenant_id = k.tenant_id and jobs.open_key = k.key and jobs.state <> 'scheduled'
+                limit k.most
+            ) as counted
+         ) as open",
     )
     .bind(&tenants)
     .bind(&names)
+    .bind(&most)
     .fetch_all(tx)
     .await?;
     Ok(rows

@@ -89,28 +89,9 @@ impl Store {
             query.push(" select id, seq, state, parent_id, conversation_id from changed");
             let mut tx = self.pool().begin().await?;
             let rows: Vec<Changed> = query.build_query_as().fetch_all(&mut *tx).await?;
-            let ended = |state: &str| state == StateName::Cancelled.as_str();
-            let gone = || rows.iter().filter(|(_, _, state, ..)| ended(state));
-            let mut parents: Vec<JobId> = gone().filter_map(|(_, _, _, parent_id, _)| *parent_id).collect();
-            let turns: Vec<_> = gone()
-                .filter_map(|(id, .., conversation_id)| Some((*id, (*conversation_id)?)))
-                .collect();
-            let ended_turns = turns.iter().map(|(id, _)| *id).collect();
-            leave_turns(&mut tx, turns, now).await?;
-            parents.sort_unstable();
-            parents.dedup();
-            let woken = wait::wake(&mut tx, &parents, now).await?;
+            let batch = stopped(&mut tx, rows, now).await?;
             tx.commit().await?;
-            let stopped = rows.into_iter().map(|(job_id, seq, state, ..)| Stopped {
-                job_id,
-                seq: u64::try_from(seq).unwrap_or(0),
-                ended: ended(&state),
-            });
-            Ok(StoppedBatch {
-                stopped: stopped.collect(),
-                woken,
-                turns: ended_turns,
-            })
+            Ok(batch)
         })
         .await
     }
@@ -239,7 +220,37 @@ impl Store {
 }
 
 /// A row that a batch changed: its id, the number of the change, its state, its parent and its conversation.
-type Changed = (JobId, i64, String, Option<JobId>, Option<ConversationId>);
+pub(super) type Changed = (JobId, i64, String, Option<JobId>, Option<ConversationId>);
+
+/// What follows from jobs that a batch cancelled or asked to stop: what was said to their turns stays, and who waits for them
+/// goes on.
+pub(super) async fn stopped(
+    tx: &mut PgConnection,
+    rows: Vec<Changed>,
+    now: DateTime<Utc>,
+) -> Result<StoppedBatch, Error> {
+    let ended = |state: &str| state == StateName::Cancelled.as_str();
+    let gone = || rows.iter().filter(|(_, _, state, ..)| ended(state));
+    let mut parents: Vec<JobId> = gone().filter_map(|(_, _, _, parent_id, _)| *parent_id).collect();
+    let turns: Vec<_> = gone()
+        .filter_map(|(id, .., conversation_id)| Some((*id, (*conversation_id)?)))
+        .collect();
+    let ended_turns = turns.iter().map(|(id, _)| *id).collect();
+    leave_turns(tx, turns, now).await?;
+    parents.sort_unstable();
+    parents.dedup();
+    let woken = wait::wake(tx, &parents, now).await?;
+    let stopped = rows.into_iter().map(|(job_id, seq, state, ..)| Stopped {
+        job_id,
+        seq: u64::try_from(seq).unwrap_or(0),
+        ended: ended(&state),
+    });
+    Ok(StoppedBatch {
+        stopped: stopped.collect(),
+        woken,
+        turns: ended_turns,
+    })
+}
 
 /// Adds to their conversations what was said to turns that have ended. Few batches have any.
 async fn leave_turns(

@@ -3,11 +3,21 @@
 use chrono::{DateTime, Utc};
 use sqlx::AssertSqlSafe;
 
+use super::bulk::{Changed, StoppedBatch, stopped};
 use super::row::{self, qualified};
 use super::steering::leave_turn;
 use super::{Error, Store, index, wait};
 use crate::ids::{JobId, TenantId};
 use crate::job::Job;
+
+/// SQL: what is set of a job that is asked to stop at $3: one that nobody holds is cancelled by it.
+const CANCELLED: &str = "cancel_requested_at = coalesce(cancel_requested_at, $3),
+    seq = case when state = 'running' then seq else seq + 1 end,
+    finished_at = case when state = 'running' then null else $3 end,
+    due_at = null,
+    error_code = case when state = 'running' then error_code end,
+    error_message = case when state = 'running' then error_message end,
+    state = case when state = 'running' then state else 'cancelled' end";
 
 impl Store {
     /// Commits the request. A job that nobody holds is cancelled by it; one that runs is cancelled when its worker
@@ -19,14 +29,7 @@ impl Store {
         self.within(async {
             let mut tx = self.pool().begin().await?;
             let sql = format!(
-                "with changed as (update jobs set
-                    cancel_requested_at = coalesce(cancel_requested_at, $3),
-                    seq = case when state = 'running' then seq else seq + 1 end,
-                    finished_at = case when state = 'running' then null else $3 end,
-                    due_at = null,
-                    error_code = case when state = 'running' then error_code end,
-                    error_message = case when state = 'running' then error_message end,
-                    state = case when state = 'running' then state else 'cancelled' end
+                "with changed as (update jobs set {CANCELLED}
                  where id = $1 and tenant_id = $2 and state in ('scheduled', 'queued', 'running', 'waiting', 'retrying')
                  returning {}), left_queue as ({}) select * from changed",
                 qualified(),
@@ -56,6 +59,46 @@ impl Store {
             }
             tx.commit().await?;
             Ok(Some(job))
+        })
+        .await
+    }
+
+    /// Cancels these jobs of a tenant, as [`Self::cancel`] does one, whether or not they were asked to stop before. Those
+    /// that have ended are not named in the answer.
+    ///
+    /// # Errors
+    /// When Postgres is away.
+    pub async fn cancel_all(
+        &self,
+        tenant_id: TenantId,
+        ids: &[JobId],
+        now: DateTime<Utc>,
+    ) -> Result<StoppedBatch, Error> {
+        self.within(async {
+            let sql = format!(
+                "with found as materialized (
+                    select id from jobs where id = any($1) and tenant_id = $2 and finished_at is null order by id for update
+                 ), changed as (
+                    update jobs set {CANCELLED} from found where jobs.id = found.id and jobs.id = any($1)
+                    returning jobs.id, jobs.seq, jobs.state, jobs.parent_id, jobs.conversation_id, jobs.tenant_id, jobs.queue,
+                        jobs.class, jobs.priority
+                 ), freed as (
+                    update conversations c set active_job_id = null from changed
+                    where c.id = changed.conversation_id and c.active_job_id = changed.id and changed.state = 'cancelled'
+                 ), left_queue as ({leave})
+                 select id, seq, state, parent_id, conversation_id from changed",
+                leave = index::leave("changed"),
+            );
+            let mut tx = self.pool().begin().await?;
+            let rows: Vec<Changed> = sqlx::query_as(AssertSqlSafe(sql))
+                .bind(ids)
+                .bind(tenant_id)
+                .bind(now)
+                .fetch_all(&mut *tx)
+                .await?;
+            let batch = stopped(&mut tx, rows, now).await?;
+            tx.commit().await?;
+            Ok(batch)
         })
         .await
     }

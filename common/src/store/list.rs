@@ -83,9 +83,11 @@ impl Filter {
     ///
     /// What is queued or runs is looked up by its key, one row after the other, which the limit of one forces: what the
     /// planner knows of today's rows and of the backlog is old whenever there are suddenly many, and where it believes that
-    /// there are hardly any it reads all of them for each. The children of a job have an index of their own.
+    /// there are hardly any it reads all of them for each. The children of a job and the turns of a conversation have an index of
+    /// their own, and are few.
     pub(super) fn push_from(&self, query: &mut QueryBuilder<Postgres>, tenant_id: TenantId, pick: &Pick<'_>) {
-        let keys = match self.state.filter(|_| self.parent_id.is_none()) {
+        let has_index = self.parent_id.is_some() || self.conversation_id.is_some();
+        let keys = match self.state.filter(|_| !has_index) {
             Some(StateName::Queued) => " from (select id from queued_jobs where tenant_id = ",
             Some(StateName::Running) => {
                 " from (select id from (select distinct unnest(job_ids) as id from handouts) as held where true"

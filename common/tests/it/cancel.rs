@@ -1,6 +1,7 @@
 //! Cancelling in every state: the first committed end wins.
 
 use assert_matches::assert_matches;
+use common::cancel::Canceller;
 use common::ids::TenantId;
 use common::job::decision::Decision;
 use common::job::{JobState, NewJob, Wait};
@@ -50,6 +51,56 @@ async fn what_nobody_holds_ends_at_once(pool: PgPool) {
     assert_eq!(env.promote().await, []);
     assert_eq!(ids(&worker.claim(5).await), []);
     assert_eq!(env.leftovers().await, Vec::<String>::new());
+}
+
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn many_are_stopped_as_one_is(pool: PgPool) {
+    let env = TestEnv::new(pool).await;
+    let (worker, later) = (env.worker(), env.clock.now() + chrono::TimeDelta::seconds(60));
+    let mut jobs = Vec::new();
+    for decision in [
+        Some(Decision::RetryAt(later, failure())),
+        Some(Decision::Wait(Wait::answer())),
+        Some(Decision::Succeed),
+        None,
+    ] {
+        let job = env.noop();
+        env.enqueue(&job).await;
+        let claimed = worker.one().await;
+        if let Some(decision) = decision {
+            assert!(worker.settle(&claimed, decision).await);
+        }
+        jobs.push(job);
+    }
+    let mut scheduled = env.noop();
+    scheduled.spec.run_at = Some(later);
+    env.insert(&scheduled).await;
+    jobs.push(scheduled);
+    for _ in 0..3 {
+        let queued = env.noop();
+        env.enqueue(&queued).await;
+        jobs.push(queued);
+    }
+    let ids: Vec<_> = jobs.iter().map(|job| (job.tenant_id, job.id)).collect();
+    let canceller = Canceller::new(env.store.clone(), env.queue.clone());
+    assert_eq!(canceller.all(&ids, env.clock.now()).await.unwrap(), 7, "one had ended");
+    assert_eq!(canceller.all(&ids, env.clock.now()).await.unwrap(), 1, "one runs");
+    for (index, job) in jobs.iter().enumerate() {
+        let state = env.state(job.id).await;
+        match index {
+            2 => assert_matches!(state, JobState::Succeeded { .. }),
+            3 => assert_matches!(state, JobState::Running { .. }),
+            _ => {
+                assert_matches!(state, JobState::Cancelled { .. });
+                let events = env.events(env.tenant_id, job.id, 100).await;
+                assert_eq!(events.last().unwrap().body.name(), "cancelled");
+            }
+        }
+    }
+    let shard = env.queue.shard_of(env.tenant_id);
+    assert_eq!(env.queue.take_cancels(shard, worker.id).await.unwrap(), [jobs[3].id]);
+    let foreign = [(TenantId::new(), jobs[3].id)];
+    assert_eq!(canceller.all(&foreign, env.clock.now()).await.unwrap(), 0);
 }
 
 #[sqlx::test(migrator = "common::store::MIGRATOR")]

@@ -16,6 +16,8 @@ use common::store::settle::Settlement;
 use common::testing::{TestEnv, failure};
 use sqlx::PgPool;
 
+use crate::crowd::{analyze, rows_read, rows_read_since};
+
 fn keyed(env: &TestEnv, strategy: Strategy, limit: u32) -> NewJob {
     let mut job = env.noop();
     job.spec.concurrency = Some(Concurrency {
@@ -86,6 +88,21 @@ async fn of_many_that_submit_at_once_exactly_the_limit_comes_in(pool: PgPool) {
     });
     let rejected: usize = futures_util::future::join_all(submissions).await.into_iter().sum();
     assert_eq!(rejected, 21);
+}
+
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn a_long_line_of_a_key_is_not_counted_for_each_newcomer(pool: PgPool) {
+    let env = TestEnv::new(pool.clone()).await;
+    let line: Vec<NewJob> = (0..1_000).map(|_| keyed(&env, Strategy::Queue, 1)).collect();
+    submit(&env, &line, None).await;
+    analyze(&pool).await;
+    let before = rows_read(&pool).await;
+    for _ in 0..20 {
+        let late = keyed(&env, Strategy::Reject, 1);
+        assert_eq!(decided(submit(&env, &[late], None).await).rejected.len(), 1);
+    }
+    let read = rows_read_since(&pool, before, 20).await;
+    assert!(read < 1_000, "{read} rows");
 }
 
 #[sqlx::test(migrator = "common::store::MIGRATOR")]

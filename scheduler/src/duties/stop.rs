@@ -1,9 +1,10 @@
 //! Stopping jobs: in Postgres first, then their workers, or Redis, hear of it.
 
 use chrono::{DateTime, Utc};
+use common::cancel::Canceller;
 use common::ids::{JobId, TenantId};
 use common::queue::Queue;
-use common::store::Store;
+use common::store::{Class, Store};
 use common::turn;
 
 use super::apart::apart;
@@ -15,6 +16,13 @@ pub(super) async fn stop(
     jobs: &[(TenantId, JobId)],
     now: DateTime<Utc>,
 ) -> anyhow::Result<u64> {
+    let canceller = Canceller::new(store.clone(), queue.clone());
+    match canceller.all(jobs, now).await {
+        Ok(stopped) => return Ok(stopped),
+        Err(error) if error.class() == Class::Transient => return Err(error.into()),
+        // One of them is at fault: which?
+        Err(_) => {}
+    }
     let mut stopped = 0;
     for (tenant_id, id) in jobs {
         let one = stop_one((store, queue), (*tenant_id, *id), now).await;

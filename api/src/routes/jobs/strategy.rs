@@ -28,10 +28,12 @@ pub(super) async fn admitted(app: &App, outcome: Result<Accepted, Problem>) -> R
 
 /// Stops the jobs that give way. That they must is committed: what fails here is done by the redispatch duty.
 pub(crate) async fn make_way(app: &App, superseded: &[(TenantId, JobId)]) {
-    for (tenant_id, id) in superseded {
-        // Boxed: a submission would otherwise carry all of a cancel from its beginning, and hardly any needs one.
-        if let Err(problem) = Box::pin(super::cancel::cancel_of(app, *tenant_id, *id)).await {
-            tracing::debug!(%id, code = ?problem.code(), "a job that gives way is not stopped yet");
-        }
+    if superseded.is_empty() {
+        return;
+    }
+    // Boxed: a submission would otherwise carry all of a cancel from its beginning, and hardly any needs one.
+    Box::pin(app.canceller().make_way(superseded, app.clock().now())).await;
+    for (_, id) in superseded {
+        app.hub().changed(*id);
     }
 }
