@@ -46,9 +46,15 @@ impl Store {
     ) -> Result<Vec<Claimed>, Error> {
         self.within(async {
             let table = &self.days().table(self, claims.iter().map(|claim| claim.job_id)).await?;
-            let mut lent = self.moving(table).lend().await?;
-            let claimed = take(&mut lent.connection, table, worker_id, claims, now).await;
-            lent.done(claimed)
+            let once = async || {
+                let mut lent = self.moving(table).lend().await?;
+                let claimed = take(&mut lent.connection, table, worker_id, claims, now).await;
+                lent.done(claimed)
+            };
+            match once().await {
+                Err(error) if error.is_deadlock() => once().await,
+                claimed => claimed,
+            }
         })
         .await
     }
@@ -122,12 +128,13 @@ async fn take(
         .bind(&turns)
         .fetch_all(connection)
         .await?;
-    rows.iter()
-        .map(|row| {
-            Ok(Claimed {
-                job: row::job(row)?,
-                input: row.try_get("input")?,
-            })
+    // They are taken: what this version cannot read must not cost the others an attempt.
+    let claimed = |row| {
+        let job = row::job(row).inspect_err(|error| tracing::error!(%error, "a claimed job is unread"));
+        Some(Claimed {
+            job: job.ok()?,
+            input: row.try_get("input").ok()?,
         })
-        .collect()
+    };
+    Ok(rows.iter().filter_map(claimed).collect())
 }

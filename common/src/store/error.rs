@@ -51,6 +51,14 @@ impl Error {
         }
     }
 
+    /// Whether it was ended because it and others waited for each other: nothing was done, and it may be tried again at once.
+    pub fn is_deadlock(&self) -> bool {
+        let Self::Unavailable(sqlx::Error::Database(error)) = self else {
+            return false;
+        };
+        error.code().as_deref() == Some("40P01")
+    }
+
     /// Whether a unique constraint was broken.
     pub fn is_conflict(&self, name: &str) -> bool {
         matches!(self, Self::Data { constraint: Some(constraint), .. } if constraint == name)

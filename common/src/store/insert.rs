@@ -49,7 +49,11 @@ impl Store {
             if from == to {
                 continue;
             }
-            match self.insert_together(&submissions[from..to]).await {
+            let mut outcome = self.insert_together(&submissions[from..to]).await;
+            if outcome.as_ref().is_err_and(Error::is_deadlock) {
+                outcome = self.insert_together(&submissions[from..to]).await;
+            }
+            match outcome {
                 Ok(accepted) => {
                     for (slot, outcome) in results[from..to].iter_mut().zip(accepted) {
                         *slot = Some(Ok(outcome));

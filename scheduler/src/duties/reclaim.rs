@@ -14,7 +14,7 @@ use common::ids::JobId;
 use common::job::{Job, JobState};
 use common::queue::{Acked, Begun, Dispatch, Expired, Generation, Keeps, Queue, Shard};
 use common::service::{Duty, Report};
-use common::store::Store;
+use common::store::{Class, Store};
 use common::turn;
 use uuid::Uuid;
 
@@ -105,18 +105,34 @@ impl Reclaim {
         now: DateTime<Utc>,
     ) -> anyhow::Result<u32> {
         let ids: Vec<JobId> = expired.iter().map(|lease| lease.job_id).collect();
-        let jobs = if ids.is_empty() {
-            Vec::new()
-        } else {
-            self.store.jobs(&ids).await?
+        let jobs = match self.store.jobs(&ids).await {
+            Err(error) if error.class() == Class::Transient => return Err(error.into()),
+            jobs => jobs.ok(),
         };
         let mut changed = 0;
         for lease in expired {
-            let job = jobs.iter().find(|job| job.id == lease.job_id);
-            let resolved = self.resolve(shard, lease, job, begun, now).await;
+            let resolved = match &jobs {
+                Some(jobs) => {
+                    let job = jobs.iter().find(|job| job.id == lease.job_id);
+                    self.resolve(shard, lease, job, begun, now).await
+                }
+                None => self.resolve_alone(shard, lease, begun, now).await,
+            };
             changed += u32::from(apart(self.name(), lease.job_id, resolved)? == Some(true));
         }
         Ok(changed)
+    }
+
+    /// The same for one of several of which this version cannot read all.
+    async fn resolve_alone(
+        &self,
+        shard: Shard,
+        lease: Expired,
+        begun: Begun,
+        now: DateTime<Utc>,
+    ) -> anyhow::Result<bool> {
+        let jobs = self.store.jobs(&[lease.job_id]).await?;
+        self.resolve(shard, lease, jobs.first(), begun, now).await
     }
 
     /// Makes Redis agree with the row of a lease that has passed in this generation. Answers whether anything changed.
