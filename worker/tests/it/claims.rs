@@ -200,9 +200,11 @@ async fn carry(
             }
         }
     };
+    // What was kept until then is not carried any more.
     tokio::select! {
-        () = carrying => {}
+        biased;
         _ = cuts.changed() => {}
+        () = carrying => {}
     }
 }
 
