@@ -15,6 +15,7 @@ use common::store::claim::{Claim, Claimed};
 use common::turn;
 
 use super::Consumer;
+use super::doubt::Unheard;
 use super::held::HeldAttempt;
 use crate::attempt::Room;
 
@@ -34,7 +35,10 @@ impl Consumer {
         // answers again, and of the rest they pass.
         let now = self.attempts.clock().now();
         let claimed = self.store.claim(self.worker_id, &claims, now).await;
-        let claimed = claimed.inspect_err(|_away| self.doubt.begin(&claims))?;
+        let claimed = claimed.inspect_err(|_away| {
+            let unheard = claims.iter().map(|claim| Unheard { claim: *claim, at: now });
+            self.doubt.begin(unheard);
+        })?;
         metrics::counter!("hothouse_claims_total").increment(claimed.len() as u64);
         let taken: HashSet<JobId> = claimed.iter().map(|claimed| claimed.job.id).collect();
         self.begin(shard, claimed, asked, room).await;
@@ -55,19 +59,17 @@ impl Consumer {
         if claims.is_empty() {
             return;
         }
-        let ids: Vec<JobId> = claims.iter().map(|claim| claim.job_id).collect();
+        let ids: Vec<JobId> = claims.iter().map(|one| one.claim.job_id).collect();
         let jobs = match self.store.jobs(&ids).await {
             Ok(jobs) => jobs,
             Err(error) => {
                 tracing::debug!(%error, "claims stay in doubt");
-                return self.doubt.begin(&claims);
+                return self.doubt.begin(claims);
             }
         };
         let is_unheard = |job: &Job| {
             matches!(job.state, JobState::Running { worker_id, .. } if worker_id == self.worker_id)
-                && claims
-                    .iter()
-                    .any(|claim| (claim.job_id, claim.attempt) == (job.id, job.attempt))
+                && claims.iter().any(|one| is_by(one, job))
         };
         for job in jobs.into_iter().filter(is_unheard) {
             tracing::warn!(job_id = %job.id, "Postgres took it for this worker, which did not hear of it: giving it back");
@@ -165,4 +167,10 @@ impl Consumer {
             }
         }
     }
+}
+
+/// Whether it is this claim by which the job runs. Postgres keeps microseconds.
+fn is_by(Unheard { claim, at }: &Unheard, job: &Job) -> bool {
+    let started_at = job.started_at.map(|at| at.timestamp_micros());
+    (claim.job_id, claim.attempt) == (job.id, job.attempt) && started_at == Some(at.timestamp_micros())
 }

@@ -3,6 +3,7 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use chrono::{DateTime, Utc};
 use common::store::Store;
 use common::store::claim::Claim;
 use tokio::time::sleep;
@@ -13,18 +14,27 @@ use super::PAUSE;
 #[derive(Clone, Debug, Default)]
 pub struct Doubt(Arc<Mutex<State>>);
 
+/// A claim of which nobody knows whether Postgres confirmed it.
+#[derive(Clone, Copy, Debug)]
+pub struct Unheard {
+    /// The claim.
+    pub claim: Claim,
+    /// The time that it gives its row. The same attempt may have been claimed once more since, and run: that has another.
+    pub at: DateTime<Utc>,
+}
+
 #[derive(Debug, Default)]
 struct State {
     is_on: bool,
-    claims: Vec<Claim>,
+    claims: Vec<Unheard>,
 }
 
 impl Doubt {
     /// Says that Postgres did not answer to these claims. It may have confirmed them, which nobody has heard.
-    pub fn begin(&self, claims: &[Claim]) {
+    pub fn begin(&self, claims: impl IntoIterator<Item = Unheard>) {
         let mut state = self.lock();
         state.is_on = true;
-        state.claims.extend_from_slice(claims);
+        state.claims.extend(claims);
     }
 
     /// Waits until Postgres answers, if it did not the last time.
@@ -41,7 +51,7 @@ impl Doubt {
     }
 
     /// Takes the claims of which nobody knows what became.
-    pub fn take(&self) -> Vec<Claim> {
+    pub fn take(&self) -> Vec<Unheard> {
         std::mem::take(&mut self.lock().claims)
     }
 

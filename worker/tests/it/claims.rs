@@ -15,6 +15,7 @@ use common::job::spec::SlotClass;
 use common::job::{JobState, NewJob};
 use common::objects::{self, Objects};
 use common::store::Store;
+use common::store::claim::Claim;
 use common::testing::{TestEnv, eventually};
 use common::workspace::Workspaces;
 use sqlx::{ConnectOptions as _, PgPool};
@@ -26,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use worker::attempt::{Attempts, Parts};
 use worker::consumer::Consumer;
-use worker::consumer::doubt::Doubt;
+use worker::consumer::doubt::{Doubt, Unheard};
 use worker::consumer::heartbeat::Heartbeat;
 use worker::consumer::held::{Held, Stop};
 use worker::consumer::solitude::Solitude;
@@ -39,6 +40,7 @@ const SOON: Duration = Duration::from_secs(20);
 /// A worker with light slots.
 struct Rig {
     held: Held,
+    doubt: Doubt,
     slots: Arc<Semaphore>,
     tracker: TaskTracker,
     stop: CancellationToken,
@@ -53,7 +55,7 @@ impl Rig {
     }
 
     fn with_slots(env: &TestEnv, store: &Store, leases: &Leases, slots: usize) -> Self {
-        let slots = Arc::new(Semaphore::new(slots));
+        let (slots, doubt) = (Arc::new(Semaphore::new(slots)), Doubt::default());
         let folder = tempfile::tempdir().unwrap();
         let (worker_id, held, tracker) = (WorkerId::new(), Held::default(), TaskTracker::new());
         let (stop, health, queue) = (CancellationToken::new(), Health::new(SOON), env.queue.clone());
@@ -88,7 +90,7 @@ impl Rig {
             attempts,
             pool: None,
             solitude: Solitude::default(),
-            doubt: Doubt::default(),
+            doubt: doubt.clone(),
         };
         let heartbeat = Heartbeat {
             worker_id,
@@ -104,6 +106,7 @@ impl Rig {
         let running = consumer.run(shard, health.pulse("claim", Duration::ZERO), stop.clone());
         Self {
             held,
+            doubt,
             slots,
             tracker,
             stop,
@@ -406,6 +409,37 @@ async fn a_claim_whose_answer_is_lost_costs_its_job_nothing(pool: PgPool) {
     rig.end().await;
     listening.abort();
     assert_eq!(env.leftovers().await, Vec::<String>::new());
+}
+
+/// The same attempt was claimed twice: of the first claim nobody heard, and by the second it runs.
+#[sqlx::test(migrator = "common::store::MIGRATOR")]
+async fn what_runs_by_another_claim_is_not_given_back(pool: PgPool) {
+    let env = TestEnv::new(pool).await;
+    let mut long = env.noop();
+    long.input = br#"{"duration":"1h"}"#.to_vec();
+    env.enqueue(&long).await;
+    let rig = Rig::with_slots(&env, &env.store, &common::testing::leases(), 2);
+    eventually(SOON, "it runs", || async { (rig.held.len() == 1).then_some(()) }).await;
+    let claim = Claim {
+        job_id: long.id,
+        attempt: 1,
+        is_turn: false,
+    };
+    let at = env.clock.now() - chrono::TimeDelta::seconds(60);
+    rig.doubt.begin([Unheard { claim, at }]);
+    // Two that run after it: the loop looks at what is in doubt before it claims anything else.
+    for _ in 0..2 {
+        let other = env.noop();
+        env.enqueue(&other).await;
+        eventually(SOON, "another has run", || async {
+            matches!(env.state(other.id).await, JobState::Succeeded { .. }).then_some(())
+        })
+        .await;
+    }
+    assert!(matches!(env.state(long.id).await, JobState::Running { attempt: 1, .. }));
+    rig.stop.cancel();
+    rig.held.stop(long.id, Stop::Drain);
+    rig.end().await;
 }
 
 /// Somebody asked to cancel it, which nobody told its worker.
